@@ -1,0 +1,171 @@
+"""What a step costs: predict its duration, learn from what it took, and divide it among its requests.
+
+The model of a step's duration is linear in what the step makes the device do:
+
+    seconds ≈ fixed                  weights read once, kernel launches
+            + per_token   × tokens   matrix products of every position computed
+            + per_context × context  keys and values read by attention, Σ over positions of (position + 1)
+            + per_sample  × samples  logits and sampling of the positions that yield a token
+
+It starts from a prior (the device's roofline, given by the executor) and is refitted on line by non-negative
+least squares on relative errors, with exponential forgetting. Pure arithmetic: no clock, no randomness, so
+the same log of steps gives the same predictions.
+
+Attribution: each request pays for its own tokens, context and samples by the model's coefficients, and an
+equal part of the fixed cost; the parts are scaled so that they add up to the measured seconds exactly.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from .plan import Plan, PlanItem
+
+Features = tuple[float, float, float, float]
+
+
+@dataclass(frozen=True, slots=True)
+class Coefficients:
+    """Seconds per unit of each feature; all non-negative."""
+
+    fixed: float = 1e-3
+    per_token: float = 1e-4
+    per_context: float = 1e-8
+    per_sample: float = 1e-5
+
+    def as_tuple(self) -> Features:
+        """In the order of the features."""
+        return (self.fixed, self.per_token, self.per_context, self.per_sample)
+
+
+def item_features(item: PlanItem) -> Features:
+    """(its presence, tokens, context, samples) of one request's part."""
+    return (1.0, float(item.tokens), float(item.context), float(item.sample))
+
+
+def plan_features(plan: Plan) -> Features:
+    """Features of a whole step; the fixed cost counts once."""
+    tokens = context = samples = 0
+    for item in plan.items:
+        tokens += item.tokens
+        context += item.context
+        samples += item.sample
+    return (1.0, float(tokens), float(context), float(samples))
+
+
+class StepCost:
+    """The cost model of one device.
+
+    Args:
+        prior: where to start, usually from the roofline.
+        forgetting: weight of the past at each step; 0.99 remembers about the last hundred steps.
+        ridge: strength of the pull to the prior, in steps.
+        every: refit after this many observations.
+    """
+
+    def __init__(
+        self,
+        prior: Coefficients | None = None,
+        *,
+        forgetting: float = 0.99,
+        ridge: float = 0.5,
+        every: int = 8,
+    ) -> None:
+        self.prior = prior or Coefficients()
+        self.coefficients = self.prior
+        self.observed = 0
+        self._forgetting = forgetting
+        self._ridge = ridge
+        self._every = every
+        # Normal equations in units of the prior: the unknowns are coefficient / prior, 1 to begin with.
+        self._gram = [[0.0] * 4 for _ in range(4)]
+        self._right = [0.0] * 4
+
+    def predict(self, plan: Plan) -> float:
+        """Expected duration of the step in seconds."""
+        if not plan.items:
+            return 0.0
+        return sum(
+            value * weight
+            for value, weight in zip(plan_features(plan), self.coefficients.as_tuple(), strict=True)
+        )
+
+    def observe(self, plan: Plan, seconds: float) -> None:
+        """Learn from a finished step."""
+        if not plan.items or seconds <= 0.0:
+            return
+        row = [
+            value * weight / seconds
+            for value, weight in zip(plan_features(plan), self.prior.as_tuple(), strict=True)
+        ]
+        for i in range(4):
+            for j in range(4):
+                self._gram[i][j] = self._gram[i][j] * self._forgetting + row[i] * row[j]
+            self._right[i] = self._right[i] * self._forgetting + row[i]
+        self.observed += 1
+        if self.observed <= self._every or self.observed % self._every == 0:
+            self._refit()
+
+    def attribute(self, plan: Plan, seconds: float) -> dict[str, float]:
+        """Seconds of the step for each request in it; they add up to `seconds` (to rounding)."""
+        if not plan.items:
+            return {}
+        fixed, per_token, per_context, per_sample = self.coefficients.as_tuple()
+        presence = fixed / len(plan.items)
+        weights = [
+            presence + per_token * item.tokens + per_context * item.context + per_sample * item.sample
+            for item in plan.items
+        ]
+        total = sum(weights)
+        if total <= 0.0:
+            weights, total = [float(item.tokens) for item in plan.items], float(plan.tokens)
+        return {
+            item.request: seconds * weight / total for item, weight in zip(plan.items, weights, strict=True)
+        }
+
+    def _refit(self) -> None:
+        """Non-negative least squares by coordinate descent: four unknowns, so a few sweeps will do."""
+        prior = self.prior.as_tuple()
+        now = [
+            value / base if base > 0 else 0.0
+            for value, base in zip(self.coefficients.as_tuple(), prior, strict=True)
+        ]
+        for _ in range(20):
+            for i in range(4):
+                rest = sum(self._gram[i][j] * now[j] for j in range(4) if j != i)
+                now[i] = max(0.0, (self._right[i] + self._ridge - rest) / (self._gram[i][i] + self._ridge))
+        self.coefficients = Coefficients(*(value * base for value, base in zip(now, prior, strict=True)))
+
+
+@dataclass(slots=True)
+class DeviceMeter:
+    """Where the device's time went since `started`: Σ requests + idle == wall × devices.
+
+    `busy` is the sum of all steps' seconds, `idle` is the rest of the wall time. What was attributed to
+    requests that ended is kept as one sum; requests that still run carry their own.
+    """
+
+    started: float
+    devices: int = 1
+    busy: float = 0.0
+    closed: float = 0.0
+    """Seconds attributed to requests that have ended."""
+
+    def step(self, seconds: float) -> None:
+        """Account for one finished step."""
+        self.busy += seconds * self.devices
+
+    def close(self, seconds: float) -> None:
+        """Account for one ended request's bill."""
+        self.closed += seconds
+
+    def idle(self, now: float) -> float:
+        """Device seconds without work, from the start to `now`."""
+        return max(0.0, (now - self.started) * self.devices - self.busy)
+
+    def imbalance(self, now: float, running: Mapping[str, float]) -> float:
+        """Relative error of the conservation law at `now`; `running` are the open bills in seconds."""
+        wall = (now - self.started) * self.devices
+        total = self.closed + sum(running.values()) + self.idle(now)
+        return abs(total - wall) / wall if wall > 0 else 0.0

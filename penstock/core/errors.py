@@ -1,0 +1,169 @@
+"""The exception tree: every failure that a user can see.
+
+    PenstockError                       500  internal_error
+    ├─ InvalidRequest                   400  the client sent something that can never work
+    │  ├─ ContextLengthExceeded         400  context_length_exceeded
+    │  ├─ UnsupportedParameter          400  unsupported_parameter
+    │  ├─ AuthenticationFailed          401  invalid_api_key
+    │  ├─ ModelNotFound                 404  model_not_found
+    │  ├─ RouteNotFound                 404 (405 where the path exists with another method)
+    │  └─ PayloadTooLarge               413  payload_too_large
+    ├─ Unavailable                      503  try again later, or elsewhere
+    │  ├─ QueueFull                     503  queue_full, with retry_after
+    │  ├─ Draining                      503  draining
+    │  └─ EngineDead                    503  engine_dead, with the root cause
+    ├─ RequestFailed                    500  this request broke in the engine; others go on
+    └─ StartupError                     refused at start: printed as one message, exit code 2
+       ├─ ModelLoadError                names the file
+       └─ MemoryBudgetError             names the flag and the value that would fit
+
+Each class carries what an HTTP answer and a terminal need: `status`, OpenAI's `type`, `code`, the `param` at
+fault, and `advice` (what to do about it). The message says what happened and which value.
+"""
+
+from __future__ import annotations
+
+
+class PenstockError(Exception):
+    """Base of every error that Penstock raises on purpose.
+
+    Attributes:
+        status: HTTP status code.
+        type: OpenAI's `error.type`.
+        code: OpenAI's `error.code`; a stable identifier, or None.
+        param: the request field or command line flag at fault, or None.
+        advice: what to do about it; appended to the message.
+        retry_after: seconds for the `Retry-After` header, or None.
+    """
+
+    status = 500
+    type = "internal_error"
+    code: str | None = None
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        param: str | None = None,
+        advice: str = "",
+        retry_after: int | None = None,
+    ) -> None:
+        super().__init__(message)
+        self.message = message
+        self.param = param
+        self.advice = advice
+        self.retry_after = retry_after
+
+    def __str__(self) -> str:
+        return f"{self.message} {self.advice}".strip()
+
+
+class InvalidRequest(PenstockError):
+    """The request can never be served as it is."""
+
+    status = 400
+    type = "invalid_request_error"
+
+
+class ContextLengthExceeded(InvalidRequest):
+    """Prompt, or prompt plus wanted output, is longer than the model's context."""
+
+    code = "context_length_exceeded"
+
+
+class UnsupportedParameter(InvalidRequest):
+    """A known field of the API that this server does not implement."""
+
+    code = "unsupported_parameter"
+
+
+class AuthenticationFailed(InvalidRequest):
+    """No API key, or a wrong one."""
+
+    status = 401
+    code = "invalid_api_key"
+
+
+class ModelNotFound(InvalidRequest):
+    """The request names a model that is not served here."""
+
+    status = 404
+    code = "model_not_found"
+
+
+class RouteNotFound(InvalidRequest):
+    """No such path, or not with this method."""
+
+    status = 404
+
+
+class PayloadTooLarge(InvalidRequest):
+    """The request body is over the limit."""
+
+    status = 413
+    code = "payload_too_large"
+
+
+class Unavailable(PenstockError):
+    """The server cannot take this request now."""
+
+    status = 503
+    type = "service_unavailable"
+
+
+class QueueFull(Unavailable):
+    """The bounded queue is full: an early no is better than a time-out."""
+
+    code = "queue_full"
+
+
+class Draining(Unavailable):
+    """The server is shutting down and takes no new work."""
+
+    code = "draining"
+
+
+class EngineDead(Unavailable):
+    """The engine process has died; the message carries its root cause."""
+
+    code = "engine_dead"
+
+
+class RequestFailed(PenstockError):
+    """One request failed in the engine, with its cause."""
+
+    code = "request_failed"
+
+
+class StartupError(PenstockError):
+    """The server refuses to start."""
+
+    code = "startup_error"
+
+
+class ModelLoadError(StartupError):
+    """The model directory cannot be served; names the file."""
+
+
+class MemoryBudgetError(StartupError):
+    """The model or its KV cache does not fit; names the flag and the value that would fit."""
+
+
+#: Classes that travel between the engine and the API process, by name.
+BY_NAME: dict[str, type[PenstockError]] = {
+    cls.__name__: cls
+    for cls in (
+        PenstockError,
+        InvalidRequest,
+        ContextLengthExceeded,
+        UnsupportedParameter,
+        Unavailable,
+        QueueFull,
+        Draining,
+        EngineDead,
+        RequestFailed,
+        StartupError,
+        ModelLoadError,
+        MemoryBudgetError,
+    )
+}

@@ -1,0 +1,159 @@
+"""What a request asks of the sampler: plain data; names, defaults and ranges are those of vLLM.
+
+It knows the ranges of its own fields; it does not know the model (vocabulary, context length), which
+`verify` is told.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field, replace
+
+from .errors import InvalidRequest
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SamplingParams:
+    """Sampling of one request. Raises InvalidRequest, naming the field, when a value is out of range."""
+
+    n: int = 1
+    """Number of completions of the same prompt."""
+    temperature: float = 1.0
+    """Divides the logits; 0 means greedy."""
+    top_p: float = 1.0
+    """Keep the smallest set of tokens with at least this probability mass; (0, 1]."""
+    top_k: int = 0
+    """Keep the k most probable tokens; 0 or -1 keeps all."""
+    min_p: float = 0.0
+    """Keep tokens with at least this fraction of the most probable token's probability; [0, 1]."""
+    presence_penalty: float = 0.0
+    """Subtracted once from the logit of every token already generated; [-2, 2]."""
+    frequency_penalty: float = 0.0
+    """Subtracted from a token's logit for every time it was generated; [-2, 2]."""
+    repetition_penalty: float = 1.0
+    """Divides positive and multiplies negative logits of tokens in the prompt or the output; (0, 2]."""
+    logit_bias: dict[int, float] = field(default_factory=dict)
+    """Added to the logits of these token ids, each value in [-100, 100]."""
+    allowed_token_ids: tuple[int, ...] | None = None
+    """Only these token ids may be generated."""
+    seed: int | None = None
+    """Makes the sampled tokens of this request repeatable, whatever else is in the batch."""
+    stop: tuple[str, ...] = ()
+    """Strings that end the text; not part of it unless include_stop_str_in_output."""
+    stop_token_ids: tuple[int, ...] = ()
+    """Token ids that end the output."""
+    include_stop_str_in_output: bool = False
+    """Keep the stop string (or stop token's text) at the end of the text."""
+    ignore_eos: bool = False
+    """Do not stop at the end-of-sequence token."""
+    min_tokens: int = 0
+    """No end-of-sequence or stop token before this many tokens."""
+    max_tokens: int | None = 16
+    """Largest number of generated tokens; None means up to the context length."""
+    logprobs: int | None = None
+    """Return the logprob of each token and of this many most probable ones; -1 means the whole vocabulary."""
+    prompt_logprobs: int | None = None
+    """The same for the tokens of the prompt."""
+    skip_special_tokens: bool = True
+    """Leave special tokens out of the text."""
+    spaces_between_special_tokens: bool = True
+    """Accepted for compatibility: fast tokenizers put no spaces of their own there."""
+
+    def __post_init__(self) -> None:
+        for name in (
+            "temperature",
+            "top_p",
+            "min_p",
+            "presence_penalty",
+            "frequency_penalty",
+            "repetition_penalty",
+        ):
+            value = getattr(self, name)
+            if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+                raise InvalidRequest(f"{name} must be a finite number, got {value!r}.", param=name)
+        stop: object = self.stop
+        if isinstance(stop, str):  # vLLM's offline users write stop="\n"
+            object.__setattr__(self, "stop", (stop,))
+        for name in ("stop", "stop_token_ids", "allowed_token_ids"):
+            value = getattr(self, name)
+            if value is not None and not isinstance(value, tuple):
+                object.__setattr__(self, name, tuple(value))
+        _in_range("n", self.n, 1, 128)
+        _in_range("temperature", self.temperature, 0.0, 100.0)
+        if not 0.0 < self.top_p <= 1.0:
+            raise InvalidRequest(f"top_p must be in (0, 1], got {self.top_p}.", param="top_p")
+        if self.top_k < -1:
+            raise InvalidRequest(
+                f"top_k must be -1 or 0 (off) or at least 1, got {self.top_k}.", param="top_k"
+            )
+        _in_range("min_p", self.min_p, 0.0, 1.0)
+        _in_range("presence_penalty", self.presence_penalty, -2.0, 2.0)
+        _in_range("frequency_penalty", self.frequency_penalty, -2.0, 2.0)
+        if not 0.0 < self.repetition_penalty <= 2.0:
+            raise InvalidRequest(
+                f"repetition_penalty must be in (0, 2], got {self.repetition_penalty}.",
+                param="repetition_penalty",
+            )
+        for token, bias in self.logit_bias.items():
+            if not (math.isfinite(bias) and -100.0 <= bias <= 100.0):
+                raise InvalidRequest(
+                    f"logit_bias values must be in [-100, 100], got {bias} for token {token}.",
+                    param="logit_bias",
+                )
+        if self.seed is not None and not -(2**63) <= self.seed < 2**63:
+            raise InvalidRequest(f"seed must fit in 64 bits, got {self.seed}.", param="seed")
+        if self.max_tokens is not None and self.max_tokens < 1:
+            raise InvalidRequest(f"max_tokens must be at least 1, got {self.max_tokens}.", param="max_tokens")
+        if self.min_tokens < 0:
+            raise InvalidRequest(f"min_tokens must be at least 0, got {self.min_tokens}.", param="min_tokens")
+        if self.max_tokens is not None and self.min_tokens > self.max_tokens:
+            raise InvalidRequest(
+                f"min_tokens must not be over max_tokens={self.max_tokens}, got {self.min_tokens}.",
+                param="min_tokens",
+            )
+        for name in ("logprobs", "prompt_logprobs"):
+            count = getattr(self, name)
+            if count is not None and count < -1:
+                raise InvalidRequest(f"{name} must be -1 or at least 0, got {count}.", param=name)
+        if any(not text for text in self.stop):
+            raise InvalidRequest("stop must not contain an empty string.", param="stop")
+        if self.allowed_token_ids is not None and not self.allowed_token_ids:
+            raise InvalidRequest("allowed_token_ids must not be empty.", param="allowed_token_ids")
+
+    @property
+    def greedy(self) -> bool:
+        """Whether the most probable token is taken; as in vLLM, a temperature under 1e-5 counts as 0."""
+        return self.temperature < 1e-5
+
+    def verify(self, vocab_size: int, max_logprobs: int) -> None:
+        """Check what depends on the model. Raises InvalidRequest naming the field and the limit."""
+        for name, tokens in (
+            ("logit_bias", self.logit_bias),
+            ("stop_token_ids", self.stop_token_ids),
+            ("allowed_token_ids", self.allowed_token_ids or ()),
+        ):
+            for token in tokens:
+                if not 0 <= token < vocab_size:
+                    raise InvalidRequest(
+                        f"{name} contains token id {token}; the vocabulary has ids 0 to {vocab_size - 1}.",
+                        param=name,
+                    )
+        for name in ("logprobs", "prompt_logprobs"):
+            count = getattr(self, name)
+            if count is None or max_logprobs == -1:
+                continue
+            if count == -1 or count > max_logprobs:
+                raise InvalidRequest(
+                    f"{name} must be at most {max_logprobs}, got {count}.",
+                    param=name,
+                    advice="The server's limit is set by --max-logprobs.",
+                )
+
+    def with_(self, **changes: object) -> SamplingParams:
+        """A copy with some fields changed."""
+        return replace(self, **changes)  # type: ignore[arg-type]
+
+
+def _in_range(name: str, value: float, low: float, high: float) -> None:
+    if not low <= value <= high:
+        raise InvalidRequest(f"{name} must be in [{low:g}, {high:g}], got {value}.", param=name)

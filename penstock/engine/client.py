@@ -1,0 +1,82 @@
+"""The API process's view of the engine: a protocol, so that the server can be tested without one."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator, Callable, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+from penstock.core.errors import PenstockError
+from penstock.core.plan import Event
+from .messages import Add, ModelInfo, StepStats
+
+
+@dataclass(frozen=True, slots=True)
+class Liveness:
+    """Whether the engine makes progress."""
+
+    alive: bool
+    reason: str
+    """Empty when alive; else what is stuck, since when, and what the bound was."""
+
+
+class EngineClient(Protocol):
+    """One engine, running elsewhere. All methods are called from one asyncio event loop."""
+
+    info: ModelInfo
+
+    def generate(self, adds: Sequence[Add]) -> AsyncGenerator[list[Event], None]:
+        """Run these requests (all of one HTTP request: prompts, and the n siblings of each) and yield their
+        events, several at a time.
+
+        Ends after the last event of every request (`finish` set). Closing the iterator early (aclose, or
+        cancelling the task) aborts what still runs and frees its blocks.
+        Raises EngineDead with the root cause if the engine dies.
+        """
+        ...
+
+    def abort(self, ids: Sequence[str]) -> None:
+        """End these requests; each still yields a last event that carries its final figures."""
+        ...
+
+    def liveness(self) -> Liveness:
+        """Judge progress now: not alive when work waits and no step ended within the bound."""
+        ...
+
+    @property
+    def ready(self) -> bool:
+        """Loaded, alive and not draining."""
+        ...
+
+    @property
+    def draining(self) -> bool:
+        """Shutting down: running requests end, new ones are refused."""
+        ...
+
+    @property
+    def failure(self) -> PenstockError | None:
+        """Why the engine died, if it did."""
+        ...
+
+    @property
+    def load(self) -> int:
+        """Requests accepted and not yet finished."""
+        ...
+
+    @property
+    def stats(self) -> StepStats:
+        """State after the last step."""
+        ...
+
+    def on_stats(self, callback: Callable[[StepStats], None]) -> None:
+        """Call back with the statistics of every step (for metrics)."""
+        ...
+
+    async def drain(self, timeout: float) -> None:
+        """Refuse new requests from now on; return when all running ones have ended. What still runs after
+        `timeout` seconds is aborted."""
+        ...
+
+    async def close(self) -> None:
+        """Stop the engine now, whatever it is doing, and wait until it is gone."""
+        ...

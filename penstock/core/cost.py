@@ -69,7 +69,7 @@ class StepCost:
         prior: Coefficients | None = None,
         *,
         forgetting: float = 0.99,
-        ridge: float = 0.5,
+        ridge: float = 0.05,
         every: int = 8,
     ) -> None:
         self.prior = prior or Coefficients()
@@ -131,7 +131,7 @@ class StepCost:
             value / base if base > 0 else 0.0
             for value, base in zip(self.coefficients.as_tuple(), prior, strict=True)
         ]
-        for _ in range(20):
+        for _ in range(30):
             for i in range(4):
                 rest = sum(self._gram[i][j] * now[j] for j in range(4) if j != i)
                 now[i] = max(0.0, (self._right[i] + self._ridge - rest) / (self._gram[i][i] + self._ridge))

@@ -129,9 +129,19 @@ class Scheduler:
         return tuple(self._waiting)
 
     @property
+    def deferred(self) -> int:
+        """Waiting requests that are held back until their leader has computed the prompt."""
+        return sum(1 for request in self._waiting if not self._leader_is_ready(request))
+
+    @property
     def has_work(self) -> bool:
         """Whether any request is unfinished."""
         return bool(self._requests)
+
+    @property
+    def unfinished(self) -> tuple[str, ...]:
+        """Ids of all requests that are here, in order of arrival."""
+        return tuple(self._requests)
 
     @property
     def queued_tokens(self) -> int:

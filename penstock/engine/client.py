@@ -8,6 +8,7 @@ from typing import Protocol
 
 from penstock.core.errors import PenstockError
 from penstock.core.plan import Event
+
 from .messages import Add, ModelInfo, StepStats
 
 

@@ -105,8 +105,8 @@ class StepStats(msgspec.Struct, frozen=True):
     idle: float = 0.0
     """Device seconds since the start in which none ran."""
     deferred: int = 0
-    """Of `waiting`: not held up by capacity, but until something else is done (siblings, until their leader has
-    computed the prompt)."""
+    """Of `waiting`: not held up by capacity, but until something else is done (siblings, until their leader
+    has computed the prompt)."""
 
 
 class Output(msgspec.Struct, tag=True, frozen=True):

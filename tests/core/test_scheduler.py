@@ -216,7 +216,9 @@ def test_results_of_aborted_requests_are_dropped_and_their_time_is_not_lost() ->
 
 histories = st.lists(
     st.one_of(
-        st.tuples(st.just("add"), st.integers(1, 30), st.integers(1, 12), st.integers(-1, 1), st.integers(0, 3)),
+        st.tuples(
+            st.just("add"), st.integers(1, 30), st.integers(1, 12), st.integers(-1, 1), st.integers(0, 3)
+        ),
         st.tuples(st.just("abort"), st.integers(0, 20)),
         st.tuples(st.just("step"), st.integers(0, 5)),
         st.tuples(st.just("fail"), st.integers(0, 20)),
@@ -291,7 +293,9 @@ def test_the_same_history_gives_a_byte_identical_plan_log(
 
 @settings(max_examples=100, deadline=None)
 @given(histories, limits, st.integers(11, 24))
-def test_every_step_is_paid_in_full(history: list[tuple[object, ...]], settings_: object, blocks: int) -> None:
+def test_every_step_is_paid_in_full(
+    history: list[tuple[object, ...]], settings_: object, blocks: int
+) -> None:
     """Σ bills of all requests (last event of each) + what fell to ended ones == Σ seconds of all steps."""
     world = play(history, settings_, blocks)
     bills = sum(event.device_seconds for event in world.events if event.finish is not None)

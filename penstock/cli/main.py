@@ -1,0 +1,66 @@
+"""The `penstock` command: parse, call, print. Every sub-command's work is elsewhere.
+
+Imports are late, so that `penstock --help` answers at once and `penstock chat` needs no engine.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+
+from penstock import __version__
+from penstock.core.errors import PenstockError
+
+from .flags import Parser
+
+COMMANDS = {
+    "serve": "serve a model: an OpenAI-compatible API on an engine of our own",
+    "chat": "talk to any OpenAI-compatible server from the terminal",
+    "bench": "measure any OpenAI-compatible server, or the start of ours",
+    "replay": "run a recorded step log again and compare the plans",
+}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command line; returns the exit status."""
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    command = next((word for word in arguments if not word.startswith("-")), None)
+    parser = Parser(
+        prog="penstock",
+        description="Self-hosted serving for open-weight language models: predictable, provable, priced.",
+    )
+    parser.add_argument("--version", action="version", version=f"penstock {__version__}")
+    commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True, parser_class=Parser)
+    for name, summary in COMMANDS.items():
+        sub = commands.add_parser(name, help=summary, description=_sentence(summary))
+        if name == command:
+            _load(name).add_arguments(sub)
+    args = parser.parse_args(arguments)
+    try:
+        status: int = _load(args.command).run(args)
+        return status
+    except PenstockError as error:
+        print(f"penstock {args.command}: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        return 130
+    except BrokenPipeError:
+        # the reader of our output has gone, as in `penstock … | head`
+        sys.stderr.close()
+        return 141
+
+
+def _load(name: str) -> argparse.Namespace:
+    """The module behind a sub-command; it has add_arguments and run."""
+    import importlib
+
+    return importlib.import_module(f"penstock.cli.{name}")  # type: ignore[return-value]
+
+
+def _sentence(text: str) -> str:
+    return text[0].upper() + text[1:] + "."
+
+
+if __name__ == "__main__":
+    sys.exit(main())

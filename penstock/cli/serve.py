@@ -1,0 +1,140 @@
+"""`penstock serve MODEL`: an engine in a process of its own, and the HTTP API in this one.
+
+The engine's process starts first, so that it imports torch and reads weights while this one imports the
+server and the tokenizer.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import contextlib
+import logging
+import os
+import signal
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from penstock.engine.config import EngineConfig
+from penstock.server.config import ServerConfig
+
+from .flags import add_config, make_config
+
+if TYPE_CHECKING:
+    import socket
+
+    from penstock.engine.remote import RemoteEngine
+    from penstock.text.tokenizer import Tokenizer
+
+logger = logging.getLogger("penstock.server")
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the flags of the engine and of the server."""
+    add_config(parser, EngineConfig, "engine")
+    add_config(parser, ServerConfig, "server")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Serve until a signal. Returns 0 after a complete drain."""
+    keys = tuple(key for key in os.environ.get("PENSTOCK_API_KEY", "").split(",") if key.strip())
+    engine_config: EngineConfig = make_config(EngineConfig, args)
+    server_config: ServerConfig = make_config(ServerConfig, args, **({"api_key": keys} if keys else {}))
+    if not server_config.served_model_name:
+        server_config = replace(server_config, served_model_name=(engine_config.model,))
+    level = server_config.uvicorn_log_level.replace("trace", "debug")
+    logging.basicConfig(level=level.upper(), format="%(levelname)-7s %(message)s", stream=sys.stderr)
+    from penstock.engine.remote import RemoteEngine
+
+    engine = RemoteEngine.launch(engine_config, log_level=level)
+    try:
+        from penstock.server.serve import bind
+
+        sock = bind(server_config)
+        with asyncio.Runner(loop_factory=_loop_factory()) as runner:
+            return runner.run(_serve(engine, engine_config, server_config, sock))
+    except (KeyboardInterrupt, asyncio.CancelledError):
+        logger.info("stopped while loading")
+        return 130
+    finally:
+        engine.kill()
+
+
+async def _serve(
+    engine: RemoteEngine, engine_config: EngineConfig, server_config: ServerConfig, sock: socket.socket
+) -> int:
+    from penstock.model.generation import load_generation_config
+    from penstock.server.app import create_app
+    from penstock.server.serve import serve
+    from penstock.server.stats_log import StatsLog
+    from penstock.text.chat_template import ChatTemplate
+
+    loop, task = asyncio.get_running_loop(), asyncio.current_task()
+    if task is not None:  # until the server has handlers of its own, SIGTERM ends the start
+        loop.add_signal_handler(signal.SIGTERM, task.cancel)
+    try:
+        tokenizer = await _load(engine, engine_config)
+    finally:
+        loop.remove_signal_handler(signal.SIGTERM)
+    template = ChatTemplate.from_tokenizer(tokenizer, server_config.chat_template)
+    info = engine.info
+    generation = load_generation_config(Path(info.path), engine_config.generation_config)
+    app = create_app(
+        engine,
+        tokenizer,
+        template,
+        server_config,
+        default_sampling=generation.sampling,
+        scheduling_policy=engine_config.scheduling_policy,
+    )
+    if not engine_config.disable_log_stats:
+        engine.on_stats(StatsLog(time.monotonic))
+    if not template.available:
+        logger.warning("the model has no chat template: /v1/chat/completions will answer 400")
+    host, port = sock.getsockname()[:2]
+    shown = "localhost" if host in ("0.0.0.0", "::") else host
+    scheme = "https" if server_config.ssl_certfile else "http"
+
+    def started() -> None:
+        logger.info(
+            "serving %s at %s://%s:%d/v1", ", ".join(server_config.served_model_name), scheme, shown, port
+        )
+
+    return await serve(app, server_config, engine, sock, on_started=started)
+
+
+async def _load(engine: RemoteEngine, config: EngineConfig) -> Tokenizer:
+    """The tokenizer, while the engine starts; the engine's error wins, since it says more."""
+    from penstock.model.hub import local_model
+    from penstock.text.tokenizer import Tokenizer
+
+    starting = asyncio.create_task(engine.start())
+    try:
+        # a model that has yet to be downloaded is the engine's to fetch
+        directory = local_model(config.model)
+        loading = (
+            asyncio.create_task(asyncio.to_thread(Tokenizer.from_directory, directory)) if directory else None
+        )
+        await starting
+        if loading is not None:
+            return await loading
+        return await asyncio.to_thread(Tokenizer.from_directory, Path(engine.info.path))
+    finally:
+        starting.cancel()
+        with contextlib.suppress(BaseException):
+            if loading is not None:
+                loading.cancel()
+
+
+def _loop_factory() -> type[asyncio.AbstractEventLoop] | None:
+    import importlib.util
+
+    if importlib.util.find_spec("uvloop") is None:
+        return None
+    import uvloop
+
+    factory: type[asyncio.AbstractEventLoop] = uvloop.new_event_loop
+    return factory

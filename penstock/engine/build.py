@@ -1,0 +1,208 @@
+"""From an EngineConfig to an engine that is ready to step; prints what it decides on the way.
+
+    config ─▶ model directory ─▶ ModelConfig ─▶ weights ─▶ memory plan ─▶ KV cache ─▶ executor ─▶ loop
+
+The memory table is printed before the KV cache is allocated; what does not fit is refused with the flag and
+the value that would.
+"""
+
+from __future__ import annotations
+
+import logging
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from penstock.core.blocks import BlockPool
+from penstock.core.cost import StepCost
+from penstock.core.plan import Admission, Plan, PlanItem
+from penstock.core.sampling_params import SamplingParams
+from penstock.core.scheduler import Scheduler
+from penstock.kernels.attention import KVCache, create_attention
+from penstock.model.causal_lm import CausalLM
+from penstock.model.config import ModelConfig, load_config
+from penstock.model.generation import load_generation_config
+from penstock.model.hub import resolve_model
+from penstock.model.loader import load_model
+from penstock.model.memory import MemoryBudget, plan_memory
+
+from .clock import MonotonicClock
+from .config import EngineConfig, resolve, step_limits
+from .executor.base import Executor
+from .executor.torch_executor import TorchExecutor
+from .hardware import Hardware, choose_device, inspect_hardware, prior, usable_cores
+from .heartbeat import Heartbeat
+from .loop import EngineLoop
+from .messages import ModelInfo
+from .trace import StepLog
+
+logger = logging.getLogger("penstock.engine")
+
+
+@dataclass(frozen=True, slots=True)
+class Engine:
+    """A loop with what it stands on."""
+
+    loop: EngineLoop
+    log: StepLog
+    info: ModelInfo
+    budget: MemoryBudget
+    hardware: Hardware
+
+    def close(self) -> None:
+        """Free the device and flush the log."""
+        self.log.close()
+        self.loop.executor.close()
+
+
+def build_engine(settings: dict[str, Any] | EngineConfig, heartbeat: Heartbeat | None = None) -> Engine:
+    """Load a model and make it ready. Raises StartupError subclasses for what cannot be served."""
+    config = settings if isinstance(settings, EngineConfig) else EngineConfig(**settings)
+    timer = _Timer()
+    device = choose_device(config.device)
+    if device.type == "cpu":
+        torch.set_num_threads(config.threads or usable_cores())
+    path = resolve_model(config.model, config.revision)
+    model_config = load_config(path)
+    dtype = _dtype(config.dtype, model_config, device)
+    hardware = inspect_hardware(device, dtype)
+    logger.info("%s", hardware.describe())
+    timer.lap("inspect")
+    model = load_model(
+        path,
+        model_config,
+        dtype,
+        device,
+        load_format=config.load_format,  # type: ignore[arg-type]
+        progress=_progress_bar(),
+    )
+    timer.lap("load")
+    seqs, tokens = step_limits(config, device.type)
+    budget = plan_memory(
+        model_config,
+        weight_bytes=model.weight_bytes,
+        dtype_bytes=dtype.itemsize,
+        device=device.type,
+        available_bytes=hardware.available_bytes,
+        total_bytes=hardware.memory_bytes,
+        utilization=config.gpu_memory_utilization,
+        kv_cache_memory_bytes=config.kv_cache_memory_bytes,
+        max_model_len=config.max_model_len,
+        max_num_seqs=seqs,
+        max_num_batched_tokens=tokens,
+        block_size=config.block_size,
+    )
+    print(budget.render(), file=sys.stderr, flush=True)
+    spec = model.cache_spec(config.block_size)
+    cache = KVCache(spec, budget.num_blocks, device)
+    attention = create_attention(config.attention_backend, spec, device)
+    coefficients = prior(hardware, model.weight_bytes, model.num_parameters, spec.bytes_per_token)
+    executor = TorchExecutor(model, cache, attention, device, coefficients, config.seed)
+    timer.lap("cache")
+    _warm_up(executor, model_config.vocab_size)
+    timer.lap("warm up")
+    resolved = resolve(
+        config, device=device.type, max_model_len=budget.max_model_len, num_blocks=budget.num_blocks
+    )
+    capacity = executor.capacity()
+    scheduler = Scheduler(
+        resolved.scheduler, BlockPool(capacity.num_blocks, capacity.block_size), StepCost(capacity.prior)
+    )
+    log = StepLog(resolved.scheduler, capacity, config.record_steps)
+    generation = load_generation_config(path)
+    eos_ids = tuple(sorted({*model_config.eos_ids, *generation.eos_ids}))
+    loop = EngineLoop(scheduler, executor, MonotonicClock(), log, heartbeat, frozenset(eos_ids))
+    info = _info(path, model, device, resolved.max_num_seqs, budget, eos_ids, timer.laps)
+    logger.info("engine ready: %s, %s on %s; %s", info.architecture, info.dtype, device, timer)
+    return Engine(loop, log, info, budget, hardware)
+
+
+def _warm_up(executor: Executor, vocab_size: int) -> None:
+    """One step of a prompt and one of decode: the first use of every kernel is slower than the rest."""
+    params = SamplingParams(max_tokens=4)
+    tokens = tuple(index % vocab_size for index in range(8))
+    first = Plan(
+        step=-3,
+        admitted=(Admission("warm-up", tokens, len(tokens), params),),
+        items=(PlanItem("warm-up", 0, len(tokens), (0,) * len(tokens), True),),
+    )
+    second = Plan(step=-2, items=(PlanItem("warm-up", len(tokens), 1, (0,), True),))
+    for plan in (first, second):
+        executor.collect(executor.submit(plan))
+    executor.submit(Plan(step=-1, released=("warm-up",)))
+
+
+def _dtype(wanted: str, config: ModelConfig, device: torch.device) -> torch.dtype:
+    name = {"half": "float16", "float": "float32"}.get(wanted, wanted)
+    if name == "auto":
+        name = config.dtype
+        if name == "float16" and device.type == "cpu":
+            name = "bfloat16"  # CPUs have no fast float16
+    dtype: torch.dtype = getattr(torch, name)
+    return dtype
+
+
+def _info(
+    path: Any,
+    model: CausalLM,
+    device: torch.device,
+    max_num_seqs: int,
+    budget: MemoryBudget,
+    eos_ids: tuple[int, ...],
+    laps: dict[str, float],
+) -> ModelInfo:
+    return ModelInfo(
+        path=str(path),
+        architecture=model.config.architecture,
+        dtype=str(model.dtype).removeprefix("torch."),
+        device=str(device),
+        vocab_size=model.config.vocab_size,
+        max_model_len=budget.max_model_len,
+        eos_ids=eos_ids,
+        block_size=budget.block_size,
+        num_blocks=budget.num_blocks,
+        max_num_seqs=max_num_seqs,
+        parameters=model.num_parameters,
+        startup_seconds=laps,
+    )
+
+
+def _progress_bar() -> Callable[[int, int], None] | None:
+    """Draws a bar on a terminal; a log gets one line at the end."""
+    if sys.stderr.isatty():
+
+        def draw(done: int, total: int) -> None:
+            width = 30
+            filled = width * done // total if total else width
+            end = "\n" if done >= total else ""
+            bar = "█" * filled + "░" * (width - filled)
+            sys.stderr.write(f"\rloading weights {bar} {done / 2**20:,.0f}/{total / 2**20:,.0f} MiB{end}")
+            sys.stderr.flush()
+
+        return draw
+
+    def report(done: int, total: int) -> None:
+        if done >= total:
+            logger.info("loaded %.0f MiB of weights", total / 2**20)
+
+    return report
+
+
+class _Timer:
+    """Seconds of each part of the start."""
+
+    def __init__(self) -> None:
+        self.laps: dict[str, float] = {}
+        self._last = time.monotonic()
+
+    def lap(self, name: str) -> None:
+        now = time.monotonic()
+        self.laps[name] = round(now - self._last, 3)
+        self._last = now
+
+    def __str__(self) -> str:
+        return ", ".join(f"{name} {seconds:.2f} s" for name, seconds in self.laps.items())

@@ -1,0 +1,192 @@
+"""Settings of one engine, documented where they are defined; `penstock serve` makes its flags from them.
+
+`EngineConfig` is what the user wrote; None means "choose for me". `resolve` makes a `ResolvedConfig` of it,
+once the model and the device are known: a pure function, whose result is printed at the start.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, fields
+from typing import Any
+
+from penstock.core.errors import StartupError
+from penstock.core.policy import POLICIES
+from penstock.core.scheduler import SchedulerConfig
+
+
+def option(default: Any, help_: str, **metadata: Any) -> Any:
+    """A dataclass field with the one line that `--help` prints for it.
+
+    metadata: `choices` (tuple), `metavar`, `size` (accepts 8k, 1.5M, 4GiB), `repeat` (may be given several
+    times or with several values), `positional`.
+    """
+    return field(default=default, metadata={"help": help_, **metadata})
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EngineConfig:
+    """What the user asked of the engine."""
+
+    model: str = option("demo", "local directory, Hugging Face id, or 'demo' (bundled)", positional=True)
+    revision: str | None = option(None, "branch, tag or commit of a Hugging Face id")
+    dtype: str = option(
+        "auto",
+        "computation type; auto is the checkpoint's (float16 becomes bfloat16 on CPU)",
+        choices=("auto", "bfloat16", "float16", "float32", "half", "float"),
+    )
+    device: str = option("auto", "auto takes a GPU if there is one", choices=("auto", "cpu", "cuda"))
+    load_format: str = option(
+        "auto",
+        "dummy makes seeded random weights without reading any",
+        choices=("auto", "safetensors", "dummy"),
+    )
+    max_model_len: int | None = option(
+        None, "longest prompt plus output in tokens; default is the model's, -1 is what fits", size=True
+    )
+    max_num_seqs: int | None = option(None, "most requests in one step; default 256 (64 on CPU)", size=True)
+    max_num_batched_tokens: int | None = option(
+        None, "token budget of one step; default 8192 (1024 on CPU)", size=True
+    )
+    block_size: int = option(16, "tokens per block of the KV cache")
+    enable_prefix_caching: bool = option(True, "share cached blocks between requests with equal prefixes")
+    enable_chunked_prefill: bool = option(True, "always on: long prompts are computed in chunks")
+    long_prefill_token_threshold: int = option(
+        0, "most tokens of one prompt in one step, 0 is no limit of its own", size=True
+    )
+    scheduling_policy: str = option("fcfs", "priority serves lower numbers first", choices=tuple(POLICIES))
+    max_num_queued_reqs: int | None = option(
+        None, "most requests that may wait; more are refused with 503 and Retry-After", size=True
+    )
+    max_num_queued_tokens: int | None = option(
+        None, "most prompt tokens that may wait: target TTFT x prefill rate", size=True
+    )
+    gpu_memory_utilization: float | None = option(
+        None, "share of the device's memory to use; default 0.92 of a GPU, 0.5 of free RAM on CPU"
+    )
+    kv_cache_memory_bytes: int | None = option(
+        None, "exact size of the KV cache; skips --gpu-memory-utilization", size=True
+    )
+    generation_config: str = option(
+        "auto",
+        "where sampling defaults come from: auto is the model's generation_config.json, vllm is none",
+        metavar="auto|vllm|DIR",
+    )
+    attention_backend: str = option("auto", "attention kernels; reference is the slow specification")
+    threads: int | None = option(None, "CPU threads of the engine; default is all cores")
+    seed: int | None = option(None, "makes requests without a seed of their own repeatable, in order")
+    tensor_parallel_size: int = option(1, "number of devices; only 1 is implemented")
+    enforce_eager: bool = option(False, "accepted for compatibility: nothing is compiled or captured")
+    trust_remote_code: bool = option(
+        False, "accepted for compatibility: no code from checkpoints is ever run"
+    )
+    disable_log_stats: bool = option(False, "do not print a line of statistics every ten seconds")
+    record_steps: str | None = option(
+        None, "write every step's input, plan and result to this file, for replay", metavar="FILE"
+    )
+    liveness_grace: float = option(
+        10.0, "seconds that a step may take beyond ten times its prediction before /livez fails"
+    )
+
+    def __post_init__(self) -> None:
+        for name, least in (
+            ("max_num_seqs", 1),
+            ("max_num_batched_tokens", 1),
+            ("block_size", 1),
+            ("max_num_queued_reqs", 0),
+            ("max_num_queued_tokens", 0),
+            ("long_prefill_token_threshold", 0),
+            ("kv_cache_memory_bytes", 1),
+            ("threads", 1),
+            ("liveness_grace", 0),
+        ):
+            value = getattr(self, name)
+            if value is not None and value < least:
+                raise StartupError(f"{flag(name)} must be at least {least}, got {value}.", param=flag(name))
+        if self.max_model_len is not None and self.max_model_len < 1 and self.max_model_len != -1:
+            raise StartupError(
+                f"--max-model-len must be at least 1, or -1 for what fits, got {self.max_model_len}.",
+                param="--max-model-len",
+            )
+        if self.gpu_memory_utilization is not None and not 0.0 < self.gpu_memory_utilization <= 1.0:
+            raise StartupError(
+                f"--gpu-memory-utilization must be in (0, 1], got {self.gpu_memory_utilization}.",
+                param="--gpu-memory-utilization",
+            )
+        if self.tensor_parallel_size != 1:
+            raise StartupError(
+                f"--tensor-parallel-size {self.tensor_parallel_size} is not implemented.",
+                param="--tensor-parallel-size",
+                advice="Serve on one device, or run one server per device behind a gateway.",
+            )
+        if not self.enable_chunked_prefill:
+            raise StartupError(
+                "--no-enable-chunked-prefill is not available: chunked prefill is always on.",
+                param="--enable-chunked-prefill",
+                advice="Raise --max-num-batched-tokens to compute long prompts in one piece.",
+            )
+        for entry in fields(self):
+            choices = entry.metadata.get("choices")
+            value = getattr(self, entry.name)
+            if choices and value not in choices:
+                raise StartupError(
+                    f"{flag(entry.name)} {value!r} is not supported.",
+                    param=flag(entry.name),
+                    advice=f"Choose from: {', '.join(choices)}.",
+                )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ResolvedConfig:
+    """Every limit decided. See EngineConfig for what each means."""
+
+    max_model_len: int
+    max_num_seqs: int
+    max_num_batched_tokens: int
+    block_size: int
+    num_blocks: int
+    scheduler: SchedulerConfig
+
+
+DEFAULT_LIMITS = {"cpu": (64, 1024), "cuda": (256, 8192)}
+"""device → (max_num_seqs, max_num_batched_tokens)"""
+
+
+def step_limits(config: EngineConfig, device: str) -> tuple[int, int]:
+    """(max_num_seqs, max_num_batched_tokens) for this device; a step must have a token for every request."""
+    seqs, tokens = DEFAULT_LIMITS.get(device, DEFAULT_LIMITS["cpu"])
+    tokens = config.max_num_batched_tokens or tokens
+    wanted = config.max_num_seqs or min(seqs, tokens)
+    if wanted > tokens:
+        raise StartupError(
+            f"--max-num-seqs {wanted} is more than the {tokens} tokens of a step.",
+            param="--max-num-seqs",
+            advice=f"Use --max-num-seqs {tokens}, or --max-num-batched-tokens {wanted} or more.",
+        )
+    return wanted, tokens
+
+
+def resolve(config: EngineConfig, *, device: str, max_model_len: int, num_blocks: int) -> ResolvedConfig:
+    """Decide what was left open. `max_model_len` and `num_blocks` come from the memory plan."""
+    seqs, tokens = step_limits(config, device)
+    return ResolvedConfig(
+        max_model_len=max_model_len,
+        max_num_seqs=seqs,
+        max_num_batched_tokens=tokens,
+        block_size=config.block_size,
+        num_blocks=num_blocks,
+        scheduler=SchedulerConfig(
+            max_num_seqs=seqs,
+            max_num_batched_tokens=tokens,
+            max_model_len=max_model_len,
+            enable_prefix_caching=config.enable_prefix_caching,
+            long_prefill_token_threshold=config.long_prefill_token_threshold,
+            policy=config.scheduling_policy,
+            max_num_queued_reqs=config.max_num_queued_reqs,
+            max_num_queued_tokens=config.max_num_queued_tokens,
+        ),
+    )
+
+
+def flag(name: str) -> str:
+    """The command line spelling of a field."""
+    return "--" + name.replace("_", "-")

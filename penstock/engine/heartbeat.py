@@ -1,0 +1,49 @@
+"""Progress of the engine, in a page of memory that both processes map: no messages, no threads, no polling.
+
+    float64[4]   progress at   |   step began at (0: none)   |   its predicted seconds   |   steps ended
+
+Written by the engine around every step (less than a microsecond), read by the API process when somebody asks
+whether the engine lives. Doubles are written whole on every machine that Python runs on.
+"""
+
+from __future__ import annotations
+
+import mmap
+import os
+import struct
+from pathlib import Path
+
+_LAYOUT = struct.Struct("4d")
+
+
+class Heartbeat:
+    """One engine's page. The API process creates the file, the engine opens it."""
+
+    def __init__(self, path: Path, *, create: bool = False) -> None:
+        flags = os.O_RDWR | (os.O_CREAT | os.O_EXCL if create else 0)
+        descriptor = os.open(path, flags, 0o600)
+        try:
+            if create:
+                os.ftruncate(descriptor, mmap.PAGESIZE)
+            self._page = mmap.mmap(descriptor, mmap.PAGESIZE)
+        finally:
+            os.close(descriptor)
+
+    def begin(self, now: float, predicted: float) -> None:
+        """A step begins; it should take `predicted` seconds."""
+        _, _, _, steps = self.read()
+        _LAYOUT.pack_into(self._page, 0, now, now, predicted, steps)
+
+    def end(self, now: float) -> None:
+        """The step ended."""
+        _, _, _, steps = self.read()
+        _LAYOUT.pack_into(self._page, 0, now, 0.0, 0.0, steps + 1)
+
+    def read(self) -> tuple[float, float, float, float]:
+        """(progress at, step began at, predicted seconds, steps ended); all 0 before the first step."""
+        values: tuple[float, float, float, float] = _LAYOUT.unpack_from(self._page, 0)
+        return values
+
+    def close(self) -> None:
+        """Unmap."""
+        self._page.close()

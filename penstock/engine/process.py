@@ -1,0 +1,155 @@
+"""The engine's process: loads the model, then steps, with its inbox and outbox over ZeroMQ.
+
+    python -m penstock.engine.process '{"config": {…}, "inbox": "ipc://…", "outbox": "ipc://…", …}'
+
+It sleeps in poll() while there is no work, and ends when told to drain, when it fails (after saying why), or
+when the process that started it is gone: then the pipe `parent` reaches its end.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+import sys
+import tempfile
+import time
+import traceback
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import zmq
+
+from penstock.core.errors import PenstockError, StartupError
+from penstock.core.plan import Event
+
+from .heartbeat import Heartbeat
+from .messages import Abort, Drain, Failed, FromEngine, Output, Ready, decode_to_engine, encode
+
+logger = logging.getLogger("penstock.engine")
+
+
+class Launch(msgspec.Struct, frozen=True):
+    """What the parent process tells its engine."""
+
+    config: dict[str, Any]
+    """Fields of EngineConfig."""
+    inbox: str
+    outbox: str
+    heartbeat: str
+    parent: int
+    """File descriptor of a pipe whose other end the parent holds."""
+    log_level: str = "info"
+
+
+class EngineProcess:
+    """Sockets around an EngineLoop."""
+
+    def __init__(self, launch: Launch) -> None:
+        self._launch = launch
+        self._context = zmq.Context()
+        self._inbox = self._context.socket(zmq.PULL)
+        self._inbox.connect(launch.inbox)
+        self._outbox = self._context.socket(zmq.PUSH)
+        self._outbox.connect(launch.outbox)
+        self._poller = zmq.Poller()
+        self._poller.register(self._inbox, zmq.POLLIN)
+        self._poller.register(launch.parent, zmq.POLLIN)
+        self._deadline: float | None = None
+
+    def send(self, message: FromEngine) -> None:
+        """Queue a message for the API process."""
+        self._outbox.send(encode(message))
+
+    def run(self) -> None:
+        """Load, then serve until drained. Raises whatever ends the engine."""
+        from .build import build_engine
+
+        config = msgspec.convert(self._launch.config, dict[str, Any])
+        engine = build_engine(config, heartbeat=Heartbeat(Path(self._launch.heartbeat)))
+        self.send(Ready(engine.info))
+        loop = engine.loop
+        try:
+            while self._deadline is None or loop.has_work:
+                if self._deadline is not None and time.monotonic() >= self._deadline:
+                    self._publish(loop.handle(Abort(tuple(loop.scheduler.unfinished))), loop)
+                    break
+                events = self._receive(loop, wait=not loop.has_work)
+                if events:
+                    self._publish(events, loop)
+                if loop.has_work:
+                    self._publish(loop.step(), loop)
+                    if not loop.has_work:
+                        loop.scheduler.check()
+        except Exception:
+            self._dump(engine)
+            raise
+        finally:
+            engine.close()
+
+    def close(self) -> None:
+        """Send what is queued (for at most a second) and free the sockets."""
+        self._context.destroy(linger=1000)
+
+    def _publish(self, events: list[Event], loop: Any) -> None:
+        self.send(Output(events, loop.stats()))
+
+    def _receive(self, loop: Any, wait: bool) -> list[Event]:
+        """Take in everything that has arrived; when there is nothing to do, sleep until something has."""
+        events: list[Event] = []
+        for source, _ in self._poller.poll(None if wait and self._deadline is None else 0):
+            if source == self._launch.parent:
+                raise SystemExit("the API process is gone")
+        while True:
+            try:
+                message = decode_to_engine(self._inbox.recv(zmq.NOBLOCK))
+            except zmq.Again:
+                return events
+            if isinstance(message, Drain):
+                self._deadline = time.monotonic() + message.timeout
+            else:
+                events += loop.handle(message)
+
+    def _dump(self, engine: Any) -> None:
+        """Keep the last steps: they replay what led to the crash."""
+        try:
+            descriptor, name = tempfile.mkstemp(prefix="penstock-crash-", suffix=".jsonl")
+            os.close(descriptor)
+            engine.log.dump(Path(name))
+            logger.error("the last steps are in %s", name)
+        except Exception as error:
+            logger.error("could not write the last steps: %s", error)
+
+
+def main(argument: str) -> int:
+    """Run an engine; returns the exit status. The reason of a failure has been sent by then."""
+    launch = msgspec.json.decode(argument, type=Launch)
+    logging.basicConfig(
+        level=launch.log_level.upper(), format="%(levelname)-7s %(message)s", stream=sys.stderr, force=True
+    )
+    # the terminal sends these to the whole group; the API process decides when the engine ends
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    process = EngineProcess(launch)
+    try:
+        process.run()
+    except SystemExit as reason:
+        logger.info("engine ends: %s", reason)
+        return 0
+    except StartupError as error:
+        process.send(Failed(type(error).__name__, error.message, advice=error.advice, param=error.param))
+        return 2
+    except BaseException as error:
+        trace = traceback.format_exc()
+        name = type(error).__name__ if isinstance(error, PenstockError) else "EngineDead"
+        cause = f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
+        process.send(Failed(name, cause, trace=trace))
+        return 1
+    finally:
+        process.close()
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1]))

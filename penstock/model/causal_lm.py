@@ -1,0 +1,84 @@
+"""What every architecture has in common: embedding, a stack of layers, a norm, and an output layer.
+
+Knows tensors and the attention seam; knows nothing of requests, sampling or scheduling.
+"""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+import torch
+
+from penstock.kernels.attention import AttentionStep, KVCache, KVCacheSpec
+
+from .config import ModelConfig
+from .layers import Embedding, LayerCache, LayerNorm, Linear, RMSNorm, Rotary, Rotation
+from .weights import Weights
+
+
+class Layer(Protocol):
+    """One decoder layer."""
+
+    def __call__(
+        self, x: torch.Tensor, rotation: Rotation, attention: AttentionStep, cache: LayerCache
+    ) -> torch.Tensor:
+        """[T, hidden] → [T, hidden]; writes the tokens' keys and values to the layer's cache."""
+        ...
+
+
+class CausalLM:
+    """A decoder-only language model, ready to run. Built by penstock.model.loader.load_model."""
+
+    def __init__(
+        self,
+        config: ModelConfig,
+        weights: Weights,
+        *,
+        embedding: Embedding,
+        layers: list[Layer],
+        norm: RMSNorm | LayerNorm,
+        head: Linear,
+    ) -> None:
+        self.config = config
+        self.dtype = weights.dtype
+        self.device = weights.device
+        self.num_parameters = weights.parameters
+        """Elements of the checkpoint's tensors, a tied output layer counted once."""
+        self.weight_bytes = weights.nbytes
+        """Bytes that the weights take in memory, in their packed form and with copies."""
+        self._embedding = embedding
+        self._layers = layers
+        self._norm = norm
+        self._head = head
+        self._rotary = Rotary(config, weights.device)
+
+    def cache_spec(self, block_size: int) -> KVCacheSpec:
+        """Shape of the KV cache that forward wants."""
+        config = self.config
+        return KVCacheSpec(config.num_layers, config.num_kv_heads, config.head_dim, block_size, self.dtype)
+
+    @torch.inference_mode()
+    def forward(
+        self, token_ids: torch.Tensor, positions: torch.Tensor, attention: AttentionStep, kv_cache: KVCache
+    ) -> torch.Tensor:
+        """Hidden states after the final norm.
+
+        Args:
+            token_ids: int64 [T], the step's flattened batch.
+            positions: int64 [T].
+            attention: prepared for this step's layout, from a backend made for this cache.
+            kv_cache: read and written.
+
+        Returns:
+            [T, hidden] in the model's dtype.
+        """
+        x = self._embedding(token_ids)
+        rotation = self._rotary(positions, x.dtype)
+        for layer, cache in zip(self._layers, kv_cache.layers, strict=True):
+            x = layer(x, rotation, attention, cache)
+        return self._norm(x)
+
+    @torch.inference_mode()
+    def logits(self, hidden: torch.Tensor) -> torch.Tensor:
+        """[R, hidden] → float32 [R, vocab_size]. Give it only the rows that are sampled."""
+        return self._head(hidden).float()

@@ -1,0 +1,111 @@
+"""From a model's name to a directory on this machine.
+
+    "demo"                     the model that comes with the package
+    "./my-model", "/models/x"  a local directory
+    "Qwen/Qwen3-0.6B"          a Hugging Face id: downloaded once, then found in its cache
+
+Imports no torch, and huggingface_hub only when it is needed: start-up time.
+"""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+from penstock import assets
+from penstock.core.errors import ModelLoadError
+
+_DEMO = ("demo", "penstock/demo")
+#: What serving needs: weights, configurations, tokenizer, chat template.
+_WANTED = ["*.safetensors", "*.json", "*.jinja"]
+_UNWANTED = ["original/*", "onnx/*", "openvino/*", "consolidated*.safetensors"]
+_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
+
+
+def resolve_model(name: str, revision: str | None = None) -> Path:
+    """The local directory of a model.
+
+    Args:
+        name: "demo", a directory, or a Hugging Face id.
+        revision: branch, tag or commit of a Hugging Face id.
+
+    Raises:
+        ModelLoadError: nothing of that name is there, the repository is gated, or it is not cached and this
+            machine is offline; the message says which.
+    """
+    if name in _DEMO:
+        directory = Path(str(assets.__file__)).parent / "demo"
+        if not (directory / "config.json").exists():
+            raise ModelLoadError(
+                f"The bundled demo model is not in this installation ({directory}).",
+                advice="Install penstock again, or name another model.",
+            )
+        return _local(directory, revision, name)
+    path = Path(name).expanduser()
+    if path.is_dir():
+        return _local(path, revision, name)
+    if path.exists():
+        raise ModelLoadError(
+            f"{name} is a file; a model is a directory with config.json and *.safetensors files.",
+            advice=f"Name its directory: {path.parent}.",
+        )
+    if not _HUB_ID.fullmatch(name):
+        raise ModelLoadError(
+            f"{name} does not exist.",
+            advice="Give a local directory, a Hugging Face id (owner/name), or 'demo'.",
+        )
+    return _download(name, revision)
+
+
+def _local(directory: Path, revision: str | None, name: str) -> Path:
+    if revision is not None:
+        raise ModelLoadError(
+            f"--revision {revision} cannot apply to the local model {name}.",
+            param="--revision",
+            advice="It selects a revision of a Hugging Face id.",
+        )
+    return directory
+
+
+def _download(name: str, revision: str | None) -> Path:
+    try:
+        import huggingface_hub
+        from huggingface_hub import errors
+    except ImportError as error:
+        raise ModelLoadError(
+            f"{name} is not a local directory, and downloading it needs huggingface-hub.",
+            advice='Install it with: pip install "penstock[engine]".',
+        ) from error
+    where = f"{name}@{revision}" if revision else name
+    try:
+        path = huggingface_hub.snapshot_download(
+            name, revision=revision, allow_patterns=_WANTED, ignore_patterns=_UNWANTED
+        )
+    except errors.GatedRepoError as error:
+        raise ModelLoadError(
+            f"{where} is a gated repository.",
+            advice=f"Accept its terms at https://huggingface.co/{name}, then set HF_TOKEN.",
+        ) from error
+    except errors.RevisionNotFoundError as error:
+        raise ModelLoadError(
+            f"{name} has no revision {revision!r} on Hugging Face.",
+            param="--revision",
+            advice="Check the branch, tag or commit.",
+        ) from error
+    except errors.RepositoryNotFoundError as error:
+        raise ModelLoadError(
+            f"{name} is neither a local directory nor a repository on Hugging Face that you may read.",
+            advice="Check the spelling; for a private repository set HF_TOKEN.",
+        ) from error
+    except errors.HFValidationError as error:
+        raise ModelLoadError(
+            f"{name} is neither a local directory nor a valid Hugging Face id.", advice="An id is owner/name."
+        ) from error
+    except (errors.LocalEntryNotFoundError, errors.OfflineModeIsEnabled) as error:
+        raise ModelLoadError(
+            f"{where} is not in the local Hugging Face cache, and the hub cannot be reached.",
+            advice="Check the network and HF_HUB_OFFLINE, or give a local directory.",
+        ) from error
+    except (errors.HfHubHTTPError, OSError) as error:
+        raise ModelLoadError(f"Downloading {where} failed: {error}.") from error
+    return Path(path)

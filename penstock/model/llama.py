@@ -1,0 +1,78 @@
+"""Llama (2 and 3.x), Mistral and Qwen2: one wiring, told apart by the configuration.
+
+    x ─┬─ norm ─ attention ─┬─(+)─┬─ norm ─ gated MLP ─(+)─
+       └────────────────────┘     └──────────────────┘
+
+Mistral has a sliding window; Qwen2 has biases on q, k and v, and sliding windows in its upper layers.
+"""
+
+from __future__ import annotations
+
+import torch
+
+from penstock.kernels.attention import AttentionStep
+
+from .causal_lm import CausalLM, Layer
+from .config import ModelConfig
+from .layers import Attention, GatedMLP, LayerCache, RMSNorm, Rotation, activation
+from .weights import Weights
+
+
+class LlamaLayer:
+    """Attention, then a gated MLP, each behind an RMS norm and beside a residual."""
+
+    def __init__(self, config: ModelConfig, weights: Weights, number: int) -> None:
+        prefix, hidden = f"model.layers.{number}", config.hidden_size
+        q, kv = config.num_heads * config.head_dim, config.num_kv_heads * config.head_dim
+        attention, mlp = f"{prefix}.self_attn", f"{prefix}.mlp"
+        self._attention_norm = weights.rms_norm(f"{prefix}.input_layernorm", hidden, config.norm_eps)
+        self._attention = Attention(
+            config,
+            number,
+            weights.linear(
+                [f"{attention}.q_proj", f"{attention}.k_proj", f"{attention}.v_proj"],
+                hidden,
+                [q, kv, kv],
+                config.attention_bias,
+            ),
+            weights.linear(f"{attention}.o_proj", q, hidden, config.output_bias),
+            self._head_norm(config, weights, attention),
+        )
+        self._mlp_norm = weights.rms_norm(f"{prefix}.post_attention_layernorm", hidden, config.norm_eps)
+        self._mlp = GatedMLP(
+            weights.linear(
+                [f"{mlp}.gate_proj", f"{mlp}.up_proj"],
+                hidden,
+                [config.intermediate_size] * 2,
+                config.mlp_bias,
+            ),
+            weights.linear(f"{mlp}.down_proj", config.intermediate_size, hidden, config.mlp_bias),
+            activation(config),
+        )
+
+    def _head_norm(self, config: ModelConfig, weights: Weights, attention: str) -> RMSNorm | None:
+        """A norm of queries and keys, where the architecture has one."""
+        return None
+
+    def __call__(
+        self, x: torch.Tensor, rotation: Rotation, attention: AttentionStep, cache: LayerCache
+    ) -> torch.Tensor:
+        """See Layer."""
+        x = x + self._attention(self._attention_norm(x), rotation, attention, cache)
+        return x.add_(self._mlp(self._mlp_norm(x)))
+
+
+class LlamaForCausalLM(CausalLM):
+    """Llama, Mistral, Qwen2."""
+
+    layer_class: type[LlamaLayer] = LlamaLayer
+
+    def __init__(self, config: ModelConfig, weights: Weights) -> None:
+        embedding = weights.embedding("model.embed_tokens", config.vocab_size, config.hidden_size)
+        layers: list[Layer] = [self.layer_class(config, weights, i) for i in range(config.num_layers)]
+        norm = weights.rms_norm("model.norm", config.hidden_size, config.norm_eps)
+        if config.tie_word_embeddings:
+            head = weights.tied_head(embedding)
+        else:
+            head = weights.linear("lm_head", config.hidden_size, config.vocab_size)
+        super().__init__(config, weights, embedding=embedding, layers=layers, norm=norm, head=head)

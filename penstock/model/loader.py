@@ -1,0 +1,60 @@
+"""From a model directory to a model that runs."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable
+from pathlib import Path
+from typing import Literal, cast
+
+import torch
+
+from penstock.core.errors import StartupError
+
+from .causal_lm import CausalLM
+from .config import ModelConfig, model_class
+from .weights import DummyWeights, SafetensorsWeights, Weights
+
+LoadFormat = Literal["auto", "safetensors", "dummy"]
+
+
+def load_model(
+    path: Path,
+    config: ModelConfig,
+    dtype: torch.dtype,
+    device: torch.device,
+    *,
+    load_format: LoadFormat = "auto",
+    progress: Callable[[int, int], None] | None = None,
+) -> CausalLM:
+    """Build the model of `config` with the weights in directory `path`.
+
+    Args:
+        dtype: to convert the weights to; also the dtype of all activations and of the KV cache.
+        load_format: "auto" and "safetensors" read *.safetensors; "dummy" makes seeded random weights.
+        progress: called with (bytes done, bytes in all) while files are read.
+
+    Raises:
+        ModelLoadError: naming the file and the tensor, when weights are missing, left over, of another shape
+            than the configuration says, truncated or corrupt.
+    """
+    weights: Weights
+    if load_format == "dummy":
+        weights = DummyWeights(dtype, device)
+    elif load_format in ("auto", "safetensors"):
+        weights = SafetensorsWeights(path, dtype, device, progress)
+    else:
+        raise StartupError(
+            f"Unknown load format {load_format!r}.",
+            param="--load-format",
+            advice="Choose one of auto, safetensors, dummy.",
+        )
+    module, name = model_class(config.architecture)
+    build = cast(Callable[[ModelConfig, Weights], CausalLM], getattr(importlib.import_module(module), name))
+    with torch.inference_mode():
+        try:
+            model = build(config, weights)
+            weights.finish(config.tie_word_embeddings)
+        finally:
+            weights.close()
+    return model

@@ -1,0 +1,297 @@
+"""Where a model's tensors come from: a checkpoint's safetensors files, or seeded random numbers.
+
+An architecture's constructor asks for its tensors by name and shape, layer by layer; each is read, converted
+and packed at once. So there is no second description of the model, no initialisation to skip, and at no time
+does more than one tensor exist twice. A tensor asked for and not there, or there and not asked for, is an
+error.
+"""
+
+from __future__ import annotations
+
+import re
+import zlib
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+
+from penstock.core.errors import ModelLoadError
+
+from .config import ModelConfig, read_json
+from .layers import Embedding, LayerNorm, Linear, RMSNorm
+
+#: Tensors of old checkpoints that are computed, not learnt.
+_COMPUTED = re.compile(r"rotary_emb\.inv_freq$|\.attention\.(masked_)?bias$")
+_DTYPES = (torch.float32, torch.float16, torch.bfloat16)
+
+#: Reorders the rows of a fused weight or bias, [out, …] → [out, …].
+RowOrder = Callable[[torch.Tensor], torch.Tensor]
+
+
+class Weights(ABC):
+    """Tensors by name, converted to one dtype on one device.
+
+    Attributes:
+        parameters: elements handed out so far.
+        nbytes: bytes that they take on the device, copies included.
+    """
+
+    def __init__(self, dtype: torch.dtype, device: torch.device) -> None:
+        self.dtype = dtype
+        self.device = device
+        self.parameters = 0
+        self.nbytes = 0
+
+    @abstractmethod
+    def _read(self, name: str, shape: tuple[int, ...]) -> torch.Tensor:
+        """The tensor as stored; it may be a view of the file."""
+
+    def _take(self, names: Sequence[str], shapes: Sequence[tuple[int, ...]]) -> torch.Tensor:
+        """Tensors converted and stacked along their first dimension; may be a view of the file."""
+        parts = [
+            self._read(name, shape).to(self.device, self.dtype)
+            for name, shape in zip(names, shapes, strict=True)
+        ]
+        tensor = parts[0] if len(parts) == 1 else torch.cat(parts)
+        self.parameters += tensor.numel()
+        self.nbytes += tensor.nbytes
+        return tensor
+
+    def tensor(self, name: str, *shape: int) -> torch.Tensor:
+        """One tensor, in memory of its own."""
+        return self._take([name], [shape]).clone()
+
+    def linear(
+        self,
+        names: str | Sequence[str],
+        in_features: int,
+        out_features: int | Sequence[int],
+        bias: bool = False,
+        order: RowOrder | None = None,
+    ) -> Linear:
+        """One or several linear layers over the same input as one matrix product.
+
+        Args:
+            names: modules (without ".weight"), in the order of the product's columns.
+            out_features: of each module.
+            order: applied to the rows afterwards.
+        """
+        names = [names] if isinstance(names, str) else names
+        outs = [out_features] if isinstance(out_features, int) else out_features
+        weight = self._take([f"{name}.weight" for name in names], [(out, in_features) for out in outs])
+        vector = self._take([f"{name}.bias" for name in names], [(out,) for out in outs]) if bias else None
+        if order is not None:
+            weight, vector = order(weight), order(vector) if vector is not None else None
+        return Linear(weight, vector)
+
+    def embedding(self, name: str, rows: int, width: int) -> Embedding:
+        """The table `name`.weight, [rows, width]."""
+        return Embedding(self.tensor(f"{name}.weight", rows, width))
+
+    def has(self, name: str) -> bool:
+        """Whether the checkpoint has this tensor, for names that changed over the years."""
+        return False
+
+    def tied_head(self, embedding: Embedding, bias: str | None = None) -> Linear:
+        """The embedding as output layer. A packed copy costs memory, and pays: it is read every step."""
+        rows = embedding.weight.shape[0]
+        head = Linear(embedding.weight, self.tensor(bias, rows) if bias is not None else None)
+        if head.packed:
+            self.nbytes += embedding.nbytes
+        return head
+
+    def rms_norm(self, name: str, width: int, eps: float) -> RMSNorm:
+        """The norm `name`."""
+        return RMSNorm(self.tensor(f"{name}.weight", width), eps)
+
+    def layer_norm(self, name: str, width: int, eps: float) -> LayerNorm:
+        """The norm `name`, with bias."""
+        return LayerNorm(self.tensor(f"{name}.weight", width), self.tensor(f"{name}.bias", width), eps)
+
+    def finish(self, tied: bool) -> None:  # noqa: B027
+        """Call after the last tensor; tied: the output layer is the embedding."""
+
+    def close(self) -> None:  # noqa: B027
+        """Release what is open; may be called twice."""
+
+
+def ungroup_qkv(config: ModelConfig) -> RowOrder:
+    """Rows fused per KV head, [(q … q k v) (q … q k v) …], into the order [q … | k … | v …] of Attention."""
+    kv_heads, group = config.num_kv_heads, config.num_heads // config.num_kv_heads
+
+    def order(rows: torch.Tensor) -> torch.Tensor:
+        groups = rows.view(kv_heads, group + 2, config.head_dim, *rows.shape[1:])
+        return torch.cat(
+            (
+                groups[:, :group].flatten(0, 2),
+                groups[:, group].flatten(0, 1),
+                groups[:, group + 1].flatten(0, 1),
+            )
+        )
+
+    return order
+
+
+class DummyWeights(Weights):
+    """Seeded random tensors of the right shapes, for benchmarks: no file is read.
+
+    Matrices are cut from one stretch of normal numbers (std 1/√in), whose prime length keeps rows different.
+    """
+
+    _STRETCH = 1_048_573
+
+    def __init__(self, dtype: torch.dtype, device: torch.device, seed: int = 0) -> None:
+        super().__init__(dtype, device)
+        generator = torch.Generator().manual_seed(seed)
+        self._numbers = torch.randn(self._STRETCH, generator=generator)
+
+    def _read(self, name: str, shape: tuple[int, ...]) -> torch.Tensor:
+        if len(shape) == 1:
+            return torch.zeros(shape) if name.endswith(".bias") else torch.ones(shape)
+        rows, width = shape
+        first = zlib.crc32(name.encode()) % self._STRETCH
+        numbers = torch.cat((self._numbers[first:], self._numbers[:first])).mul_(width**-0.5).to(self.dtype)
+        out = torch.empty(rows * width, dtype=self.dtype)
+        for begin in range(0, out.numel(), self._STRETCH):
+            piece = out[begin : begin + self._STRETCH]
+            piece.copy_(numbers[: piece.numel()])
+        return out.view(shape)
+
+
+class SafetensorsWeights(Weights):
+    """The memory-mapped *.safetensors files of a model directory."""
+
+    def __init__(
+        self,
+        directory: Path,
+        dtype: torch.dtype,
+        device: torch.device,
+        progress: Callable[[int, int], None] | None = None,
+    ) -> None:
+        """Open all files. Raises ModelLoadError for missing, truncated or corrupt ones.
+
+        progress is called with (bytes done, bytes in all) after each tensor.
+        """
+        super().__init__(dtype, device)
+        self._progress = progress
+        self._stack = ExitStack()
+        self._files: dict[Path, Any] = {}
+        self._where: dict[str, Path] = {}
+        self._asked: set[str] = set()
+        self._done = 0
+        self.index, files = find_safetensors(directory)
+        try:
+            for file in files:
+                opened = self._files[file] = self._stack.enter_context(_open(file))
+                self._where.update(dict.fromkeys(opened.keys(), file))
+        except ModelLoadError:
+            self._stack.close()
+            raise
+        self._total = sum(file.stat().st_size for file in files)
+
+    def has(self, name: str) -> bool:
+        """Whether one of the files has this tensor."""
+        return name in self._where
+
+    def _read(self, name: str, shape: tuple[int, ...]) -> torch.Tensor:
+        file = self._where.get(name)
+        if file is None:
+            raise ModelLoadError(
+                f"{self.index}: tensor {name!r} of shape {list(shape)} is missing.",
+                advice="The checkpoint is incomplete, or config.json belongs to another one.",
+            )
+        tensor: torch.Tensor = self._files[file].get_tensor(name)
+        if tensor.shape != shape:
+            raise ModelLoadError(
+                f"{file}: tensor {name!r} has shape {list(tensor.shape)}, "
+                f"but config.json calls for {list(shape)}.",
+            )
+        if tensor.dtype not in _DTYPES:
+            raise ModelLoadError(
+                f"{file}: tensor {name!r} has dtype {str(tensor.dtype).removeprefix('torch.')}, "
+                "which is not supported.",
+                advice="Supported: float32, float16, bfloat16.",
+            )
+        self._asked.add(name)
+        self._done += tensor.nbytes
+        if self._progress is not None:
+            self._progress(self._done, self._total)
+        return tensor
+
+    def finish(self, tied: bool) -> None:
+        """Refuse tensors that nothing asked for, and close the files."""
+        ignored = {"lm_head.weight"} if tied else set()
+        extra = [
+            name for name in self._where if name not in self._asked | ignored and not _COMPUTED.search(name)
+        ]
+        self.close()
+        if extra:
+            more = f" and {len(extra) - 3} more" if len(extra) > 3 else ""
+            raise ModelLoadError(
+                f"{self._where[extra[0]]}: unexpected tensors {', '.join(map(repr, extra[:3]))}{more}.",
+                advice="The checkpoint has parts that its config.json does not describe.",
+            )
+        if self._progress is not None:
+            self._progress(self._total, self._total)
+
+    def close(self) -> None:
+        """Unmap the files."""
+        self._stack.close()
+        self._files.clear()
+
+
+def find_safetensors(directory: Path) -> tuple[Path, list[Path]]:
+    """(the file that says what there is, all shards) of a model directory.
+
+    Raises ModelLoadError when there are no weights, only weights in other formats, or a shard is missing.
+    """
+    index = directory / "model.safetensors.index.json"
+    if index.exists():
+        shards = read_json(index).get("weight_map")
+        if not isinstance(shards, dict) or not shards:
+            raise ModelLoadError(f"{index}: 'weight_map' is missing or empty.")
+        files = [directory / name for name in sorted(set(map(str, shards.values())))]
+        missing = [file for file in files if not file.is_file()]
+        if missing:
+            raise ModelLoadError(
+                f"{missing[0]} is missing: {index.name} lists {len(files)} shards, {len(missing)} not there.",
+                advice="Download the checkpoint again.",
+            )
+        return index, files
+    single = directory / "model.safetensors"
+    if single.exists():
+        return single, [single]
+    others = sorted(file.name for file in directory.glob("*.safetensors"))
+    if others:
+        raise ModelLoadError(
+            f"{directory} holds {', '.join(others[:3])} but neither model.safetensors nor {index.name}.",
+            advice="Download the checkpoint again, or restore its index.",
+        )
+    foreign = sorted(
+        file.name
+        for pattern in ("*.bin", "*.gguf", "*.pt", "*.pth", "*.h5", "*.msgpack")
+        for file in directory.glob(pattern)
+        if file.name != "training_args.bin"
+    )
+    if foreign:
+        raise ModelLoadError(
+            f"{directory} has weights only as {', '.join(foreign[:3])}.",
+            advice="Only safetensors are loaded: convert the checkpoint, or use a revision that has them.",
+        )
+    raise ModelLoadError(f"{directory} has no weights: there is no *.safetensors file.")
+
+
+def _open(file: Path) -> Any:
+    try:
+        return safe_open(file, framework="pt", device="cpu")
+    except SafetensorError as error:
+        raise ModelLoadError(
+            f"{file} is truncated or corrupt ({file.stat().st_size} bytes): {error}.",
+            advice="Download it again.",
+        ) from error
+    except OSError as error:
+        raise ModelLoadError(f"{file} cannot be read: {error}.") from error

@@ -1,0 +1,1 @@
+"""What one engine tells about itself: the table of metric names, and the Prometheus objects behind it."""

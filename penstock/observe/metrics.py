@@ -1,0 +1,218 @@
+"""The metrics of one engine as Prometheus objects, in a registry of their own.
+
+It knows the table in `names` and takes plain values; it does not know the engine, the server or the clock.
+All methods are called from one thread. `_created` series are switched off, as in vLLM: they double the page
+and no dashboard reads them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Protocol
+
+import prometheus_client
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
+from prometheus_client.exposition import CONTENT_TYPE_PLAIN_0_0_4, generate_latest
+
+from . import names
+from .names import LABEL_VALUES, METRICS, Kind, Metric
+
+CONTENT_TYPE = CONTENT_TYPE_PLAIN_0_0_4
+
+
+class StepFigures(Protocol):
+    """What a step reports: counts of tokens and requests, seconds of device time."""
+
+    @property
+    def running(self) -> int: ...
+    @property
+    def waiting(self) -> int: ...
+    @property
+    def deferred(self) -> int: ...
+    @property
+    def kv_usage(self) -> float: ...
+    @property
+    def prompt_tokens(self) -> int: ...
+    @property
+    def generation_tokens(self) -> int: ...
+    @property
+    def cached_tokens(self) -> int: ...
+    @property
+    def recomputed_tokens(self) -> int: ...
+    @property
+    def prefix_queries(self) -> int: ...
+    @property
+    def prefix_hits(self) -> int: ...
+    @property
+    def preemptions(self) -> int: ...
+    @property
+    def seconds(self) -> float: ...
+    @property
+    def predicted(self) -> float: ...
+    @property
+    def busy(self) -> float: ...
+    @property
+    def idle(self) -> float: ...
+
+
+@dataclass(frozen=True, slots=True)
+class RequestFigures:
+    """What one finished sequence reports. Times are seconds; None for a part that it never reached."""
+
+    finished_reason: str
+    """stop, length, abort or error."""
+    prompt_tokens: int
+    generation_tokens: int
+    cached_tokens: int
+    max_tokens: int | None
+    """As asked for; None if the request left it open."""
+    preemptions: int
+    device_seconds: float
+    e2e: float | None = None
+    queue: float | None = None
+    prefill: float | None = None
+    decode: float | None = None
+
+
+class Metrics:
+    """All metrics of one engine, and their page."""
+
+    def __init__(self, model_name: str, max_model_len: int, engine: str = "0") -> None:
+        """`model_name` and `engine` become labels; `max_model_len` (tokens) caps the token-count buckets."""
+        prometheus_client.disable_created_metrics()  # type: ignore[no-untyped-call]
+        self.registry = CollectorRegistry()
+        self._labels = {"model_name": model_name, "engine": engine}
+        prometheus_client.ProcessCollector(registry=self.registry)
+        prometheus_client.PlatformCollector(registry=self.registry)
+        self._gauges: dict[str, Gauge] = {}
+        self._counters: dict[str, Counter] = {}
+        self._histograms: dict[str, Histogram] = {}
+        for metric in METRICS:
+            self._declare(metric, max_model_len)
+        self._observed = {"busy": 0.0, "idle": 0.0}
+
+    def page(self) -> bytes:
+        """The text exposition format, version 0.0.4 (`CONTENT_TYPE`)."""
+        return generate_latest(self.registry)
+
+    def describe_cache(self, *, block_size: int, num_blocks: int, dtype: str, prefix_caching: bool) -> None:
+        """Set the labels of cache_config_info. `block_size` in tokens."""
+        self._info.labels(
+            engine=self._labels["engine"],
+            block_size=str(block_size),
+            num_gpu_blocks=str(num_blocks),
+            cache_dtype=dtype,
+            enable_prefix_caching=str(prefix_caching),
+        ).set(1)
+
+    def observe_step(self, step: StepFigures) -> None:
+        """Take in what a step did, and the state after it."""
+        gauges, counters, histograms = self._gauges, self._counters, self._histograms
+        gauges[names.NUM_REQUESTS_RUNNING.name].set(step.running)
+        gauges[names.NUM_REQUESTS_WAITING.name].set(step.waiting)
+        gauges[f"{names.NUM_REQUESTS_WAITING_BY_REASON.name}/capacity"].set(step.waiting - step.deferred)
+        gauges[f"{names.NUM_REQUESTS_WAITING_BY_REASON.name}/deferred"].set(step.deferred)
+        gauges[names.KV_CACHE_USAGE_PERC.name].set(step.kv_usage)
+        for name, amount in (
+            (names.PROMPT_TOKENS.name, step.prompt_tokens + step.cached_tokens),
+            (f"{names.PROMPT_TOKENS_BY_SOURCE.name}/local_compute", step.prompt_tokens),
+            (f"{names.PROMPT_TOKENS_BY_SOURCE.name}/local_cache_hit", step.cached_tokens),
+            (names.PROMPT_TOKENS_CACHED.name, step.cached_tokens),
+            (f"{names.PROMPT_TOKENS_CACHED_BY_SOURCE.name}/device", step.cached_tokens),
+            (names.GENERATION_TOKENS.name, step.generation_tokens),
+            (names.NUM_PREEMPTIONS.name, step.preemptions),
+            (names.PREFIX_CACHE_QUERIES.name, step.prefix_queries),
+            (names.PREFIX_CACHE_HITS.name, step.prefix_hits),
+            (names.RECOMPUTED_TOKENS.name, step.recomputed_tokens),
+        ):
+            if amount:
+                counters[name].inc(amount)
+        for state, total in (("busy", step.busy), ("idle", step.idle)):
+            # the engine reports totals; a counter only goes up
+            if total > self._observed[state]:
+                counters[f"{names.DEVICE_SECONDS.name}/{state}"].inc(total - self._observed[state])
+                self._observed[state] = total
+        if tokens := step.prompt_tokens + step.recomputed_tokens + step.generation_tokens:
+            histograms[names.ITERATION_TOKENS.name].observe(tokens)
+            histograms[names.STEP_SECONDS.name].observe(step.seconds)
+            histograms[names.PREDICTED_STEP_SECONDS.name].observe(step.predicted)
+
+    def observe_first_token(self, seconds: float) -> None:
+        """A sequence got its first token this long after its arrival."""
+        self._ttft.observe(seconds)
+
+    def observe_gap(self, seconds: float) -> None:
+        """A sequence got its next tokens this long after the last ones."""
+        self._itl.observe(seconds)
+
+    def observe_sequence(self, figures: RequestFigures) -> None:
+        """One engine request (one of the n of a prompt) has ended."""
+        success = f"{names.REQUEST_SUCCESS.name}/{figures.finished_reason}"
+        self._counters[success].inc()
+        histograms = self._histograms
+        per_token = None
+        if figures.decode is not None and figures.generation_tokens > 1:
+            per_token = figures.decode / (figures.generation_tokens - 1)
+        inference = None
+        if figures.e2e is not None and figures.queue is not None:
+            inference = figures.e2e - figures.queue
+        values: Mapping[Metric, float | None] = {
+            names.E2E_LATENCY: figures.e2e,
+            names.QUEUE_TIME: figures.queue,
+            names.INFERENCE_TIME: inference,
+            names.PREFILL_TIME: figures.prefill,
+            names.DECODE_TIME: figures.decode,
+            names.TIME_PER_OUTPUT_TOKEN: per_token,
+            names.REQUEST_PROMPT_TOKENS: figures.prompt_tokens,
+            names.REQUEST_GENERATION_TOKENS: figures.generation_tokens,
+            names.REQUEST_PARAMS_MAX_TOKENS: figures.max_tokens,
+            names.PREFILL_KV_COMPUTED_TOKENS: figures.prompt_tokens - figures.cached_tokens,
+            names.REQUEST_NUM_PREEMPTIONS: figures.preemptions,
+            names.REQUEST_DEVICE_SECONDS: figures.device_seconds,
+        }
+        for metric, value in values.items():
+            if value is not None:
+                histograms[metric.name].observe(value)
+
+    def observe_prompt(self, n: int, longest: int) -> None:
+        """All n sequences of a prompt have ended; the longest has this many tokens."""
+        self._histograms[names.REQUEST_PARAMS_N.name].observe(n)
+        self._histograms[names.MAX_NUM_GENERATION_TOKENS.name].observe(longest)
+
+    def observe_rejection(self, reason: str) -> None:
+        """A request was refused because the queue is full; reason is the name of the limit."""
+        self._counters[f"{names.ADMISSION_REJECTIONS.name}/{reason}"].inc()
+
+    def _declare(self, metric: Metric, max_model_len: int) -> None:
+        if metric is names.CACHE_CONFIG_INFO:
+            self._info = Gauge(metric.name, metric.help, metric.labels, registry=self.registry)
+            return
+        if metric.buckets is not None:
+            histogram = Histogram(
+                metric.name,
+                metric.help,
+                metric.labels,
+                registry=self.registry,
+                buckets=names.boundaries(metric.buckets, max_model_len),
+            )
+            self._histograms[metric.name] = histogram.labels(**self._labels)
+            if metric is names.TIME_TO_FIRST_TOKEN:
+                self._ttft = self._histograms[metric.name]
+            elif metric is names.INTER_TOKEN_LATENCY:
+                self._itl = self._histograms[metric.name]
+            return
+        family = Gauge if metric.kind is Kind.GAUGE else Counter
+        parent = family(metric.name, metric.help, metric.labels, registry=self.registry)
+        own = metric.labels[2:]
+        children = (
+            {metric.name: {}}
+            if not own
+            else {f"{metric.name}/{value}": {own[0]: value} for value in LABEL_VALUES[metric.name]}
+        )
+        for key, extra in children.items():
+            child = parent.labels(**self._labels, **extra)
+            if isinstance(child, Gauge):
+                self._gauges[key] = child
+            else:
+                self._counters[key] = child

@@ -1,0 +1,316 @@
+"""Offline generation: the engine of `penstock serve` without a server.
+
+    from penstock import LLM, SamplingParams
+
+    llm = LLM("demo")
+    for output in llm.generate(["A Pod is", "PagedAttention is"], SamplingParams(max_tokens=32)):
+        print(output.outputs[0].text)
+
+The same scheduler, executor, sampler and text layer; requests are batched continuously, results come back in
+the order of the prompts. Names follow vLLM's LLM class.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from itertools import count
+from pathlib import Path
+from typing import Any, TypeAlias
+
+from penstock.core.errors import BY_NAME, ContextLengthExceeded, InvalidRequest, RequestFailed
+from penstock.core.plan import Event, TokenLogprob
+from penstock.core.request import FinishReason
+from penstock.core.sampling_params import SamplingParams
+from penstock.engine.build import build_engine
+from penstock.engine.config import EngineConfig
+from penstock.engine.messages import Abort, Add
+from penstock.model.generation import load_generation_config
+from penstock.text.chat_template import ChatTemplate
+from penstock.text.output import OutputProcessor
+from penstock.text.tokenizer import Tokenizer
+
+Prompt: TypeAlias = str | Sequence[int] | Mapping[str, Any]
+"""Text, token ids, or {"prompt": text} / {"prompt_token_ids": ids}, as vLLM takes them."""
+
+
+@dataclass(slots=True)
+class CompletionOutput:
+    """One generated sequence."""
+
+    index: int
+    text: str = ""
+    token_ids: list[int] = field(default_factory=list)
+    cumulative_logprob: float | None = None
+    """Sum of the tokens' logprobs, if they were asked for."""
+    logprobs: list[TokenLogprob] | None = None
+    finish_reason: str | None = None
+    """stop, length or abort."""
+    stop_reason: int | str | None = None
+
+
+@dataclass(slots=True)
+class RequestOutput:
+    """One prompt and its completions."""
+
+    request_id: str
+    prompt: str | None
+    """None when the prompt came as token ids."""
+    prompt_token_ids: list[int]
+    outputs: list[CompletionOutput]
+    prompt_logprobs: list[TokenLogprob | None] | None = None
+    """One per prompt token, None for the first; if they were asked for."""
+    num_cached_tokens: int = 0
+    """Prompt tokens that came from the prefix cache."""
+    device_seconds: float = 0.0
+    """Share of the device's time, all completions together."""
+
+    @property
+    def finished(self) -> bool:
+        """Whether every completion has ended."""
+        return all(output.finish_reason is not None for output in self.outputs)
+
+
+@dataclass(slots=True)
+class _Sequence:
+    """One completion under way."""
+
+    request: RequestOutput
+    output: CompletionOutput
+    processor: OutputProcessor
+
+
+class LLM:
+    """A model, loaded and ready.
+
+    Args:
+        model: local directory, Hugging Face id, or "demo".
+        settings: any field of EngineConfig: dtype, max_model_len, kv_cache_memory_bytes, seed, …
+
+    Raises:
+        StartupError: the model cannot be served; the message says why and what would work.
+    """
+
+    def __init__(self, model: str = "demo", **settings: Any) -> None:
+        self._engine = build_engine(EngineConfig(**{"model": model, **settings}))
+        self._tokenizer = Tokenizer.from_directory(Path(self._engine.info.path))
+        self._template = ChatTemplate.from_tokenizer(self._tokenizer, None)
+        self._defaults = load_generation_config(Path(self._engine.info.path)).sampling
+        self._numbers = count()
+
+    def get_tokenizer(self) -> Tokenizer:
+        """The model's tokenizer."""
+        return self._tokenizer
+
+    def get_default_sampling_params(self) -> SamplingParams:
+        """What generate uses when no parameters are given: the model's own defaults."""
+        return SamplingParams(**self._defaults)
+
+    def generate(
+        self,
+        prompts: Prompt | Sequence[Prompt],
+        sampling_params: SamplingParams | Sequence[SamplingParams] | None = None,
+        *,
+        use_tqdm: bool = True,
+        priority: Sequence[int] | None = None,
+    ) -> list[RequestOutput]:
+        """Complete each prompt. Results are in the order of the prompts.
+
+        Args:
+            prompts: one prompt or several: text, token ids, or vLLM's dictionaries.
+            sampling_params: for all prompts, or one per prompt.
+            use_tqdm: show a progress bar when standard error is a terminal.
+            priority: one per prompt, for the priority policy.
+
+        Raises:
+            InvalidRequest: a prompt or parameter can never work; nothing was generated.
+            RequestFailed: a request failed in the engine.
+        """
+        every = _prompts(prompts)
+        params = self._params(sampling_params, len(every))
+        if priority is not None and len(priority) != len(every):
+            raise InvalidRequest(f"{len(every)} prompts need as many priorities, got {len(priority)}.")
+        adds: list[Add] = []
+        sequences: dict[str, _Sequence] = {}
+        requests = []
+        for index, (prompt, chosen) in enumerate(zip(every, params, strict=True)):
+            text, ids = self._encode(prompt)
+            request = RequestOutput(str(next(self._numbers)), text, ids, [])
+            requests.append(request)
+            rank = priority[index] if priority else 0
+            for add in self._adds(request, chosen, rank):
+                adds.append(add)
+                output = CompletionOutput(len(request.outputs))
+                request.outputs.append(output)
+                processor = OutputProcessor(self._tokenizer, ids, add.params)
+                sequences[add.id] = _Sequence(request, output, processor)
+        with _Progress(len(adds), use_tqdm) as progress:
+            for event in self._run(adds):
+                if self._take(event, sequences[event.request]):
+                    progress.advance()
+        return requests
+
+    def chat(
+        self,
+        messages: Sequence[Mapping[str, Any]] | Sequence[Sequence[Mapping[str, Any]]],
+        sampling_params: SamplingParams | Sequence[SamplingParams] | None = None,
+        *,
+        use_tqdm: bool = True,
+        add_generation_prompt: bool = True,
+        continue_final_message: bool = False,
+        chat_template: str | None = None,
+        chat_template_kwargs: Mapping[str, Any] | None = None,
+    ) -> list[RequestOutput]:
+        """Answer a conversation, or several."""
+        conversations: Sequence[Any] = (
+            [messages] if messages and isinstance(messages[0], Mapping) else messages
+        )
+        template = (
+            ChatTemplate.from_tokenizer(self._tokenizer, chat_template) if chat_template else self._template
+        )
+        prompts = [
+            self._tokenizer.encode(
+                template.render(
+                    conversation,
+                    add_generation_prompt=add_generation_prompt,
+                    continue_final_message=continue_final_message,
+                    **(chat_template_kwargs or {}),
+                ),
+                add_special_tokens=False,
+            )
+            for conversation in conversations
+        ]
+        return self.generate(prompts, sampling_params, use_tqdm=use_tqdm)
+
+    def close(self) -> None:
+        """Free the model's memory."""
+        self._engine.close()
+
+    def _params(
+        self, given: SamplingParams | Sequence[SamplingParams] | None, count: int
+    ) -> Sequence[SamplingParams]:
+        if given is None:
+            return [self.get_default_sampling_params()] * count
+        if isinstance(given, SamplingParams):
+            return [given] * count
+        if len(given) != count:
+            raise InvalidRequest(f"{count} prompts need as many sampling_params, got {len(given)}.")
+        return given
+
+    def _encode(self, prompt: Prompt) -> tuple[str | None, list[int]]:
+        if isinstance(prompt, Mapping):
+            if "prompt_token_ids" in prompt:
+                return prompt.get("prompt"), list(prompt["prompt_token_ids"])
+            if "prompt" not in prompt:
+                raise InvalidRequest(
+                    f"a prompt dictionary needs 'prompt' or 'prompt_token_ids', got {sorted(prompt)}.",
+                    param="prompts",
+                )
+            prompt = str(prompt["prompt"])
+        if isinstance(prompt, str):
+            return prompt, self._tokenizer.encode(prompt)
+        return None, list(prompt)
+
+    def _adds(self, request: RequestOutput, params: SamplingParams, priority: int) -> Iterator[Add]:
+        """The engine's requests for one prompt: n siblings, which share its blocks."""
+        info, ids = self._engine.info, request.prompt_token_ids
+        params.verify(info.vocab_size, -1)
+        outside = next((token for token in ids if not 0 <= token < info.vocab_size), None)
+        if outside is not None:
+            raise InvalidRequest(
+                f"the prompt contains token id {outside}; the vocabulary has ids 0 to {info.vocab_size - 1}."
+            )
+        room = info.max_model_len - len(ids)
+        if room < 1:
+            raise ContextLengthExceeded(
+                f"the prompt has {len(ids)} tokens; the context, with the output, is {info.max_model_len}."
+            )
+        for index in range(params.n):
+            yield Add(
+                id=request.request_id if index == 0 else f"{request.request_id}-{index}",
+                prompt=tuple(ids),
+                params=params.with_(
+                    seed=None if params.seed is None else params.seed + index,
+                    prompt_logprobs=params.prompt_logprobs if index == 0 else None,
+                ),
+                max_tokens=min(room, params.max_tokens or room),
+                arrived_at=0.0,
+                priority=priority,
+                leader=request.request_id if index else None,
+            )
+
+    def _run(self, adds: Iterable[Add]) -> Iterator[Event]:
+        loop = self._engine.loop
+        try:
+            for add in adds:
+                yield from loop.handle(add)
+            while loop.has_work:
+                yield from loop.step()
+        finally:  # interrupted or failed: leave nothing behind for the next call
+            loop.handle(Abort(loop.scheduler.unfinished))
+
+    def _take(self, event: Event, sequence: _Sequence) -> bool:
+        """Add an event to its sequence; whether it was the last."""
+        if event.finish is FinishReason.ERROR:
+            raise BY_NAME.get(event.error_type, RequestFailed)(
+                f"request {event.request} failed: {event.error}"
+            )
+        ended = sequence.processor.finished
+        delta = sequence.processor.push(event)
+        output, request = sequence.output, sequence.request
+        output.text += delta.text
+        output.token_ids += delta.token_ids
+        if event.logprobs and not ended:
+            output.logprobs = [*(output.logprobs or []), *event.logprobs[: len(delta.token_ids)]]
+            output.cumulative_logprob = sum(entry.logprob for entry in output.logprobs)
+        if event.prompt_logprobs is not None:
+            request.prompt_logprobs = [None, *event.prompt_logprobs]
+        if delta.finish_reason is not None:
+            output.finish_reason, output.stop_reason = delta.finish_reason, delta.stop_reason
+        if output.index == 0:
+            request.num_cached_tokens = event.cached
+        if delta.stop_found and event.finish is None:
+            for last in self._engine.loop.handle(Abort((event.request,))):
+                request.device_seconds += last.device_seconds
+            return True
+        if event.finish is not None:
+            request.device_seconds += event.device_seconds
+            return True
+        return False
+
+
+def _prompts(prompts: Prompt | Sequence[Prompt]) -> list[Prompt]:
+    if isinstance(prompts, str | Mapping):
+        return [prompts]
+    if prompts and all(isinstance(token, int) for token in prompts):
+        return [prompts]  # type: ignore[list-item]
+    return list(prompts)  # type: ignore[arg-type]
+
+
+class _Progress:
+    """A bar on a terminal, nothing elsewhere."""
+
+    def __init__(self, total: int, wanted: bool) -> None:
+        self._bar: Any = None
+        if wanted and total and sys.stderr.isatty():
+            from rich.console import Console
+            from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+            columns = (TextColumn("requests"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+            self._bar = Progress(*columns, console=Console(stderr=True))
+            self._task = self._bar.add_task("requests", total=total)
+
+    def __enter__(self) -> _Progress:
+        if self._bar:
+            self._bar.start()
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        if self._bar:
+            self._bar.stop()
+
+    def advance(self) -> None:
+        """One more is done."""
+        if self._bar:
+            self._bar.advance(self._task)

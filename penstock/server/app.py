@@ -1,0 +1,153 @@
+"""The ASGI application: routes, and the layers around them.
+
+    ErrorMiddleware        exceptions → OpenAI-shaped answers; request ids
+      CORSMiddleware       only when origins are allowed
+        AuthMiddleware     only when keys are configured
+          Router           path → endpoint(state, scope, receive, send)
+
+It knows which endpoint serves which path. It starts nothing and owns nothing: `serve` runs it.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass
+from hashlib import sha256
+from importlib.metadata import PackageNotFoundError
+from importlib.metadata import version as installed_version
+
+from starlette.middleware.cors import CORSMiddleware
+from starlette.routing import Route, Router
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+from penstock.core.errors import RouteNotFound
+from penstock.engine.client import EngineClient
+from penstock.observe.metrics import Metrics
+from penstock.text.chat_template import ChatTemplate
+from penstock.text.tokenizer import Tokenizer
+
+from . import chat, completions, health, models, tokenize
+from .auth import AuthMiddleware
+from .config import ServerConfig
+from .errors import ErrorMiddleware
+from .state import State
+
+Handler = Callable[[State, Scope, Receive, Send], Awaitable[None]]
+
+#: (path, method, handler): the public surface.
+ROUTES: tuple[tuple[str, str, Handler], ...] = (
+    ("/v1/chat/completions", "POST", chat.chat_completions),
+    ("/v1/completions", "POST", completions.completions),
+    ("/v1/models", "GET", models.list_models),
+    ("/v1/models/{name:path}", "GET", models.get_model),
+    ("/tokenize", "POST", tokenize.tokenize),
+    ("/detokenize", "POST", tokenize.detokenize),
+    ("/health", "GET", health.health),
+    ("/ping", "GET", health.health),
+    ("/ping", "POST", health.health),
+    ("/livez", "GET", health.livez),
+    ("/readyz", "GET", health.readyz),
+    ("/metrics", "GET", health.metrics),
+    ("/version", "GET", health.version),
+    ("/load", "GET", health.load),
+)
+
+
+def create_app(
+    engine: EngineClient,
+    tokenizer: Tokenizer,
+    chat_template: ChatTemplate,
+    config: ServerConfig,
+    *,
+    default_sampling: Mapping[str, float | int] | None = None,
+    scheduling_policy: str = "fcfs",
+    metrics: Metrics | None = None,
+    version: str | None = None,
+    monotonic: Callable[[], float] = time.monotonic,
+    wall: Callable[[], float] = time.time,
+) -> ASGIApp:
+    """The application that serves `engine`.
+
+    Args:
+        default_sampling: from the model's generation_config.json, under the names of SamplingParams.
+        scheduling_policy: the engine's; requests may carry a priority only under "priority".
+        metrics: made here for the engine's model if not given; fed with the engine's steps either way.
+        version: of Penstock; the installed one if not given.
+        monotonic: the engine's clock (CLOCK_MONOTONIC), seconds.
+        wall: Unix time, seconds.
+    """
+    info = engine.info
+    names = config.served_model_name or (info.path,)
+    version = version or _version()
+    if metrics is None:
+        metrics = Metrics(names[0], info.max_model_len)
+        metrics.describe_cache(
+            block_size=info.block_size, num_blocks=info.num_blocks, dtype=info.dtype, prefix_caching=True
+        )
+    engine.on_stats(metrics.observe_step)
+    same = "\0".join((version, names[0], info.architecture, info.dtype, info.device))
+    state = State(
+        engine=engine,
+        tokenizer=tokenizer,
+        chat_template=chat_template,
+        content_parts=chat_template.available and chat_template.content_format == "openai",
+        config=config,
+        metrics=metrics,
+        default_sampling=dict(default_sampling or {}),
+        scheduling_policy=scheduling_policy,
+        model_names=names,
+        version=version,
+        fingerprint=f"fp_{sha256(same.encode()).hexdigest()[:10]}",
+        created=int(wall()),
+        monotonic=monotonic,
+        wall=wall,
+    )
+    app: ASGIApp = Router(_routes(state), default=_no_route)
+    if config.api_key:
+        app = AuthMiddleware(app, config.api_key)
+    if config.allowed_origins:
+        app = CORSMiddleware(
+            app,
+            allow_origins=config.allowed_origins,
+            allow_methods=config.allowed_methods,
+            allow_headers=config.allowed_headers,
+            allow_credentials=config.allow_credentials,
+            expose_headers=("X-Request-Id",),
+        )
+    return ErrorMiddleware(app, id_header=config.enable_request_id_headers)
+
+
+@dataclass(frozen=True, slots=True)
+class _Endpoint:
+    """A handler with the state it works on, as an ASGI application."""
+
+    state: State
+    handlers: Mapping[str, Handler]
+    """By method."""
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        method = "GET" if scope["method"] == "HEAD" else scope["method"]
+        await self.handlers[method](self.state, scope, receive, send)
+
+
+def _routes(state: State) -> list[Route]:
+    by_path: dict[str, dict[str, Handler]] = {}
+    for path, method, handler in ROUTES:
+        by_path.setdefault(path, {})[method] = handler
+    return [
+        Route(path, _Endpoint(state, handlers), methods=list(handlers), name=path)
+        for path, handlers in by_path.items()
+    ]
+
+
+async def _no_route(scope: Scope, receive: Receive, send: Send) -> None:
+    if scope["type"] == "http":
+        raise RouteNotFound(f"There is no {scope['method']} {scope['path']}.")
+
+
+def _version() -> str:
+    try:
+        return installed_version("penstock")
+    except PackageNotFoundError:  # run from a source tree
+        return "0+unknown"

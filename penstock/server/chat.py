@@ -1,0 +1,238 @@
+"""POST /v1/chat/completions.
+
+It knows OpenAI's chat fields and answers. Running and streaming are `answer`'s business, messages those of
+`messages`, and the prompt's text is made by the chat template.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from starlette.types import Receive, Scope, Send
+
+from penstock.core.errors import InvalidRequest
+from penstock.text.output import decode_prompt_logprobs
+
+from .answer import Pending, answer, encode_text
+from .exchange import read_body
+from .generation import Choice, Generation, Prompt
+from .ids import response_id
+from .logprobs import chat_logprobs
+from .messages import normalise
+from .params import check_common, output_budget, sampling_params, truncate
+from .protocol import ChatRequest, TokenizeChatRequest, decode, parse_object
+from .sse import ChunkFormat, encode
+from .state import State
+
+logger = logging.getLogger("penstock.requests")
+
+
+async def chat_completions(state: State, scope: Scope, receive: Receive, send: Send) -> None:
+    """Serve one request."""
+    body = await read_body(scope, receive, state.config.max_body_bytes)
+    arrived_at = state.monotonic()
+    state.check_accepting()
+    request = decode(parse_object(body), ChatRequest)
+    state.check_model(request.model)
+    check_common(request, state.scheduling_policy)
+    top = _logprobs(request, state.config.max_logprobs)
+    limit = "max_tokens" if request.max_completion_tokens is None else "max_completion_tokens"
+    asked = getattr(request, limit)
+    if asked is not None and asked < 1:
+        raise InvalidRequest(f"{limit} must be at least 1, got {asked}.", param=limit)
+    params = sampling_params(
+        request,
+        state.default_sampling,
+        max_tokens=asked,
+        logprobs=top,
+        prompt_logprobs=request.prompt_logprobs,
+    )
+    info = state.engine.info
+    params.verify(info.vocab_size, state.config.max_logprobs)
+
+    messages = normalise(request.messages, as_parts=state.content_parts)
+    text = render(state, request, messages)
+    ids = truncate(
+        await encode_text(state, text, request.add_special_tokens),
+        request,
+        room=info.max_model_len - (asked or 1),
+    )
+    if not ids:
+        raise InvalidRequest("The chat template made an empty prompt of the messages.", param="messages")
+    default = state.default_sampling.get("max_tokens")
+    budget = output_budget(
+        len(ids),
+        info.max_model_len,
+        asked,
+        None if default is None else int(default),
+        prompt="messages",
+        limit=limit,
+    )
+    id = response_id("chatcmpl", scope, request.request_id)
+    generation = Generation(
+        state,
+        [Prompt(ids=ids, text=text, max_tokens=budget)],
+        params,
+        id=id.engine,
+        arrived_at=arrived_at,
+        asked_max_tokens=asked,
+        priority=request.priority,
+        cache_salt=request.cache_salt,
+    )
+    if state.config.enable_log_requests:
+        logger.info(
+            "%s chat: %d prompt tokens, at most %d, stream=%s, %s",
+            *(id.response, len(ids), budget, request.stream, params),
+        )
+    writer = ChatWriter(state, request, _echoed(request, state.config.response_role))
+    await answer(
+        state, scope, receive, send, request=request, id=id.response, generation=generation, writer=writer
+    )
+
+
+def render(
+    state: State, request: ChatRequest | TokenizeChatRequest, messages: Sequence[Mapping[str, Any]]
+) -> str:
+    """The prompt's text. Raises InvalidRequest where the template or the request makes that impossible."""
+    own = request.chat_template
+    if (
+        own is not None
+        and own not in state.chat_template.sources
+        and not state.config.trust_request_chat_template
+    ):
+        raise InvalidRequest(
+            "chat_template is not accepted from requests by this server.",
+            param="chat_template",
+            advice="Start it with --trust-request-chat-template to allow that.",
+        )
+    variables = dict(request.chat_template_kwargs)
+    documents = None
+    if isinstance(request, ChatRequest):
+        documents = request.documents
+        if request.reasoning_effort is not None:
+            variables.setdefault("reasoning_effort", request.reasoning_effort)
+    header = request.add_generation_prompt
+    return state.chat_template.render(
+        messages,
+        add_generation_prompt=not request.continue_final_message if header is None else header,
+        continue_final_message=request.continue_final_message,
+        documents=documents,
+        chat_template=own,
+        **variables,
+    )
+
+
+class ChatWriter:
+    """chat.completion and chat.completion.chunk."""
+
+    object = "chat.completion"
+    chunk_object = "chat.completion.chunk"
+
+    def __init__(self, state: State, request: ChatRequest, echoed: str) -> None:
+        """`echoed`: text before the model's own (echo)."""
+        self._state = state
+        self._request = request
+        self._echoed = echoed
+        self._role = state.config.response_role
+
+    def whole(self, generation: Generation) -> dict[str, Any]:
+        """See Writer."""
+        request = self._request
+        leader = generation.choices[0]
+        body: dict[str, Any] = {"choices": [self._choice(choice) for choice in generation.choices]}
+        body["prompt_logprobs"] = (
+            None
+            if leader.prompt_logprobs is None
+            else decode_prompt_logprobs(self._state.tokenizer, leader.prompt_logprobs)
+        )
+        body["prompt_token_ids"] = leader.prompt.ids if request.return_token_ids else None
+        if request.return_prompt_text:
+            body["prompt_text"] = leader.prompt.text
+        return body
+
+    def opening(self, form: ChunkFormat, choice: Choice, usage: dict[str, Any] | None) -> bytes:
+        """See Writer."""
+        top: dict[str, Any] = {}
+        if self._request.return_token_ids:
+            top["prompt_token_ids"] = choice.prompt.ids
+        if self._request.return_prompt_text:
+            top["prompt_text"] = choice.prompt.text
+        body = b'"delta":' + encode({"role": self._role, "content": ""})
+        opened = form.chunk(choice.index, body, usage=usage, top=top)
+        if self._echoed:
+            opened += form.chunk(choice.index, _content(self._echoed), usage=usage)
+        return opened
+
+    def chunks(
+        self, form: ChunkFormat, choice: Choice, pending: Pending, usage: dict[str, Any] | None
+    ) -> bytes:
+        """See Writer."""
+        out = b""
+        if pending.text or (pending.token_ids and self._wants_tokens):
+            rest: dict[str, Any] | None = None
+            if self._wants_tokens:
+                rest = {"logprobs": self._logprobs(pending.logprobs), "finish_reason": None}
+                if self._request.return_token_ids:
+                    rest["token_ids"] = pending.token_ids
+            out = form.chunk(choice.index, _content(pending.text), rest=rest, usage=usage)
+        if pending.finish_reason is not None:
+            ending = {
+                "logprobs": None,
+                "finish_reason": pending.finish_reason,
+                "stop_reason": pending.stop_reason,
+            }
+            out += form.chunk(choice.index, b'"delta":{}', rest=ending, usage=usage)
+        return out
+
+    @property
+    def _wants_tokens(self) -> bool:
+        return self._request.logprobs or self._request.return_token_ids
+
+    def _choice(self, choice: Choice) -> dict[str, Any]:
+        return {
+            "index": choice.index,
+            "message": {
+                "role": self._role,
+                "content": self._echoed + "".join(choice.text),
+                "refusal": None,
+            },
+            "logprobs": self._logprobs(choice.logprobs),
+            "finish_reason": choice.finish_reason,
+            "stop_reason": choice.stop_reason,
+            "token_ids": choice.token_ids if self._request.return_token_ids else None,
+        }
+
+    def _logprobs(self, entries: Sequence[Any]) -> dict[str, Any] | None:
+        request = self._request
+        if not request.logprobs:
+            return None
+        return chat_logprobs(entries, request.top_logprobs, as_ids=request.return_tokens_as_token_ids)
+
+
+def _content(text: str) -> bytes:
+    return b'"delta":{"content":' + encode(text) + b"}"
+
+
+def _logprobs(request: ChatRequest, most: int) -> int | None:
+    """SamplingParams.logprobs for the chat API's pair of fields."""
+    top = request.top_logprobs
+    if top != 0 and not request.logprobs:
+        raise InvalidRequest("top_logprobs is only allowed when logprobs is true.", param="top_logprobs")
+    if top < -1 or (most != -1 and (top == -1 or top > most)):
+        raise InvalidRequest(
+            f"top_logprobs must be between 0 and {most}, got {top}.",
+            param="top_logprobs",
+            advice="The server's limit is set by --max-logprobs.",
+        )
+    return top if request.logprobs else None
+
+
+def _echoed(request: ChatRequest, role: str) -> str:
+    """Text of the last message, if the answer goes on with it and echo asks for it."""
+    last = request.messages[-1] if request.messages else {}
+    if not request.echo or last.get("role") != role:
+        return ""
+    content = normalise([last])[0]["content"]
+    return content if isinstance(content, str) else ""

@@ -1,0 +1,136 @@
+"""From exceptions to OpenAI-shaped answers.
+
+    {"error": {"message": …, "type": …, "param": …, "code": …}}
+
+It knows the tree in `core.errors` and how ASGI sends a response. Whatever is not in that tree is a bug: it is
+logged with its trace under an error id, and the client gets the id and nothing else.
+"""
+
+from __future__ import annotations
+
+import logging
+import secrets
+import uuid
+
+import msgspec
+from starlette.exceptions import HTTPException
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from penstock.core.errors import BY_NAME, InvalidRequest, PenstockError, RequestFailed, RouteNotFound
+from penstock.core.plan import Event
+
+from .exchange import ClientGone, header, respond
+
+logger = logging.getLogger("penstock.server")
+
+
+class MethodNotAllowed(RouteNotFound):
+    """The path exists, but not with this method."""
+
+    status = 405
+    code = "method_not_allowed"
+
+
+class UnsupportedMediaType(InvalidRequest):
+    """The body is declared to be something else than JSON."""
+
+    status = 415
+    code = "unsupported_media_type"
+
+
+def error_object(error: PenstockError) -> dict[str, dict[str, str | None]]:
+    """The OpenAI-shaped body of an error."""
+    return {"error": {"message": str(error), "type": error.type, "param": error.param, "code": error.code}}
+
+
+def error_bytes(error: PenstockError) -> bytes:
+    """The same as JSON."""
+    return msgspec.json.encode(error_object(error))
+
+
+def internal(error: BaseException, where: str) -> PenstockError:
+    """Log an unexpected exception with its trace; return what the client may know of it."""
+    error_id = secrets.token_hex(6)
+    logger.error("error %s in %s", error_id, where, exc_info=error)
+    failure = PenstockError(
+        f"Internal server error (id {error_id}).", advice="The server's log has the details under this id."
+    )
+    failure.code = "internal_error"
+    return failure
+
+
+def event_error(event: Event) -> PenstockError:
+    """The exception that an event with finish ERROR stands for."""
+    error_class = BY_NAME.get(event.error_type, RequestFailed)
+    message = event.error or "The request failed in the engine for an unknown reason."
+    return error_class(message, retry_after=event.retry_after)
+
+
+async def send_error(send: Send, error: PenstockError, headers: dict[str, str] | None = None) -> None:
+    """Answer with an error's status, headers and body."""
+    extra = dict(headers or {})
+    if error.status == 401:
+        extra["WWW-Authenticate"] = "Bearer"
+    if error.retry_after is not None:
+        extra["Retry-After"] = str(error.retry_after)
+    await respond(send, error_bytes(error), status=error.status, headers=extra)
+
+
+class ErrorMiddleware:
+    """The outermost layer: turns every exception into an answer, and goes on. It also gives every exchange an
+    id (`scope["request_id"]`, the client's X-Request-Id if it sends one) and says it in the answer."""
+
+    def __init__(self, app: ASGIApp, *, id_header: bool = True) -> None:
+        self._app = app
+        self._id_header = id_header
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        started = False
+
+        async def watched(message: Message) -> None:
+            nonlocal started
+            if not started:
+                started = True
+                if self._id_header:
+                    message["headers"].append(
+                        (b"x-request-id", scope["request_id"].encode("latin-1", "replace"))
+                    )
+            await send(message)
+
+        scope["app"] = self  # makes Starlette's router raise instead of answering in plain text
+        scope["client_request_id"] = _given_id(scope)
+        scope["request_id"] = scope["client_request_id"] or uuid.uuid4().hex
+        headers: dict[str, str] = {}
+        try:
+            await self._app(scope, receive, watched)
+            return
+        except ClientGone:
+            return
+        except PenstockError as exc:
+            error = exc
+        except HTTPException as exc:
+            error, headers = _routing_error(scope, exc)
+        except Exception as exc:
+            error = internal(exc, f"{scope['method']} {scope['path']}")
+        if not started:
+            await send_error(watched, error, headers)
+        else:  # too late for a status: a cut connection tells the client that the body is not whole
+            raise ConnectionAbortedError(error.message)
+
+
+def _given_id(scope: Scope) -> str | None:
+    given = header(scope, b"x-request-id")
+    return given if given and len(given) <= 256 and given.isprintable() else None
+
+
+def _routing_error(scope: Scope, exc: HTTPException) -> tuple[PenstockError, dict[str, str]]:
+    headers = dict(exc.headers or {})
+    method, path = scope["method"], scope["path"]
+    if exc.status_code == 405:
+        allowed = ", ".join(sorted(headers.get("Allow", "").split(", ")))
+        headers["Allow"] = allowed
+        return MethodNotAllowed(f"{method} is not allowed for {path}.", advice=f"Use {allowed}."), headers
+    return RouteNotFound(f"There is no {method} {path}."), headers

@@ -1,0 +1,28 @@
+"""Ids of responses and of the engine's requests behind them."""
+
+from __future__ import annotations
+
+import itertools
+from dataclasses import dataclass
+
+from starlette.types import Scope
+
+_numbers = itertools.count(1)
+
+
+@dataclass(frozen=True, slots=True)
+class ResponseId:
+    """The id of one response."""
+
+    response: str
+    """As the client sees it: `chatcmpl-…`."""
+    engine: str
+    """Beginning of the engine's request ids: unique in this process, even when clients repeat theirs."""
+
+
+def response_id(prefix: str, scope: Scope, asked: str | None) -> ResponseId:
+    """As in vLLM: the X-Request-Id header wins, then the field request_id, then a fresh one."""
+    given = scope.get("client_request_id")
+    base = str(given or asked or scope["request_id"])
+    scope["request_id"] = base
+    return ResponseId(response=f"{prefix}-{base}", engine=f"{prefix}-{base}#{next(_numbers)}")

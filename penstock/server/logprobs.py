@@ -1,0 +1,69 @@
+"""Logprobs in the shapes of the two APIs.
+
+    chat         {"content": [{"token", "logprob", "bytes", "top_logprobs": [{"token", "logprob", …}]}]}
+    completions  {"tokens": […], "token_logprobs": […], "top_logprobs": [{…}], "text_offset": […]}
+
+It knows decoded logprobs; it does not know how they were computed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+from penstock.text.output import DecodedLogprob
+
+
+def chat_logprobs(entries: Iterable[DecodedLogprob], top: int, *, as_ids: bool) -> dict[str, Any]:
+    """OpenAI's chat logprobs, with `top` alternatives (-1: all). `as_ids` writes tokens as `token_id:N`."""
+    return {
+        "content": [
+            {**_entry(entry, as_ids), "top_logprobs": [_entry(other, as_ids) for other in _first(entry, top)]}
+            for entry in entries
+        ],
+        "refusal": None,
+    }
+
+
+class CompletionLogprobs:
+    """Completion logprobs of one choice, piece by piece: text offsets go on where the last piece ended."""
+
+    def __init__(self, top: int, *, as_ids: bool) -> None:
+        self._top = top
+        self._as_ids = as_ids
+        self._offset = 0
+
+    def piece(self, entries: Iterable[DecodedLogprob | tuple[int, str]]) -> dict[str, Any]:
+        """The next tokens. An entry (id, text) is a token without a logprob: the first one of a prompt."""
+        tokens: list[str] = []
+        values: list[float | None] = []
+        tops: list[dict[str, float] | None] = []
+        offsets: list[int] = []
+        for entry in entries:
+            offsets.append(self._offset)
+            if isinstance(entry, tuple):
+                tokens.append(f"token_id:{entry[0]}" if self._as_ids else entry[1])
+                values.append(None)
+                tops.append(None)
+                self._offset += len(entry[1])
+                continue
+            tokens.append(_name(entry, self._as_ids))
+            values.append(entry.logprob)
+            # the token itself is always there, also when it is not among the most probable
+            tops.append(
+                {_name(other, self._as_ids): other.logprob for other in (entry, *_first(entry, self._top))}
+            )
+            self._offset += len(entry.token)
+        return {"tokens": tokens, "token_logprobs": values, "top_logprobs": tops, "text_offset": offsets}
+
+
+def _first(entry: DecodedLogprob, top: int) -> list[DecodedLogprob]:
+    return entry.top if top < 0 else entry.top[:top]
+
+
+def _entry(entry: DecodedLogprob, as_ids: bool) -> dict[str, Any]:
+    return {"token": _name(entry, as_ids), "logprob": entry.logprob, "bytes": entry.bytes}
+
+
+def _name(entry: DecodedLogprob, as_ids: bool) -> str:
+    return f"token_id:{entry.token_id}" if as_ids else entry.token

@@ -1,0 +1,165 @@
+"""From a decoded request to what the engine takes: sampling parameters, token budgets, truncated prompts.
+
+Pure functions. They know the ranges that depend on the model; they do not know the endpoints.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from penstock.core.errors import ContextLengthExceeded, InvalidRequest
+from penstock.core.sampling_params import SamplingParams
+
+from .protocol import GenerateRequest
+
+#: Fields that generation_config.json may give a default for, and OpenAI's or vLLM's value where it does not.
+_DEFAULTS: dict[str, float | int] = {
+    "temperature": 1.0,
+    "top_p": 1.0,
+    "top_k": 0,
+    "min_p": 0.0,
+    "repetition_penalty": 1.0,
+}
+
+
+def sampling_params(
+    request: GenerateRequest,
+    defaults: Mapping[str, float | int],
+    *,
+    max_tokens: int | None,
+    logprobs: int | None,
+    prompt_logprobs: int | None,
+) -> SamplingParams:
+    """The request's SamplingParams, `n` included. Raises InvalidRequest for a value out of range."""
+    chosen: dict[str, Any] = {}
+    for name, fallback in _DEFAULTS.items():
+        value = getattr(request, name)
+        chosen[name] = value if value is not None else defaults.get(name, fallback)
+    return SamplingParams(
+        **chosen,
+        n=request.n,
+        presence_penalty=request.presence_penalty,
+        frequency_penalty=request.frequency_penalty,
+        logit_bias=_logit_bias(request.logit_bias),
+        allowed_token_ids=None if request.allowed_token_ids is None else tuple(request.allowed_token_ids),
+        seed=request.seed,
+        stop=(request.stop,) if isinstance(request.stop, str) else tuple(request.stop),
+        stop_token_ids=tuple(request.stop_token_ids),
+        include_stop_str_in_output=request.include_stop_str_in_output,
+        ignore_eos=request.ignore_eos,
+        min_tokens=request.min_tokens,
+        max_tokens=max_tokens,
+        logprobs=logprobs,
+        prompt_logprobs=prompt_logprobs,
+        skip_special_tokens=request.skip_special_tokens,
+        spaces_between_special_tokens=request.spaces_between_special_tokens,
+    )
+
+
+def sibling(params: SamplingParams, index: int) -> SamplingParams:
+    """Parameters of the engine request for choice `index` of n: seed + index, modulo 64 bits.
+
+    The prompt's logprobs are computed once, by choice 0; the others share its prompt.
+    """
+    seed = params.seed
+    if seed is not None:
+        seed = (seed + index + 2**63) % 2**64 - 2**63
+    return params.with_(n=1, seed=seed, prompt_logprobs=None if index else params.prompt_logprobs)
+
+
+def truncate(ids: Sequence[int], request: GenerateRequest, room: int) -> tuple[int, ...]:
+    """The prompt cut to `truncate_prompt_tokens`: the last k tokens, or the first with truncation_side right.
+
+    -1 means as many as fit: `room` tokens.
+    """
+    keep = request.truncate_prompt_tokens
+    if request.truncation_side not in ("left", "right"):
+        raise InvalidRequest(
+            f"truncation_side must be left or right, got {request.truncation_side!r}.",
+            param="truncation_side",
+        )
+    if keep is None:
+        return tuple(ids)
+    if keep < -1 or keep == 0:
+        raise InvalidRequest(
+            f"truncate_prompt_tokens must be -1 or at least 1, got {keep}.", param="truncate_prompt_tokens"
+        )
+    keep = max(room, 1) if keep == -1 else keep
+    return tuple(ids[-keep:] if request.truncation_side == "left" else ids[:keep])
+
+
+def output_budget(
+    prompt_len: int, max_model_len: int, asked: int | None, default: int | None, *, prompt: str, limit: str
+) -> int:
+    """How many tokens may be generated, within the context of `max_model_len` tokens.
+
+    Args:
+        asked: what the client set; too much of it is an error, as in vLLM.
+        default: used when the client set nothing, and cut to what fits; None means all that fits.
+        prompt: name of the prompt's field, for the error.
+        limit: name of the field that `asked` came from.
+
+    Raises:
+        ContextLengthExceeded: with both lengths.
+    """
+    if prompt_len >= max_model_len:
+        raise ContextLengthExceeded(
+            f"This model's maximum context length is {max_model_len} tokens. However, your request has "
+            f"{prompt_len} prompt tokens.",
+            param=prompt,
+            advice=f"Shorten the {prompt} to at most {max_model_len - 1} tokens.",
+        )
+    room = max_model_len - prompt_len
+    if asked is None:
+        return room if default is None else max(1, min(default, room))
+    if asked > room:
+        raise ContextLengthExceeded(
+            f"This model's maximum context length is {max_model_len} tokens. However, you requested "
+            f"{prompt_len + asked} tokens ({prompt_len} in the {prompt}, {asked} in the completion).",
+            param=limit,
+            advice=f"Shorten the {prompt}, or set {limit} to at most {room}.",
+        )
+    return asked
+
+
+def check_common(request: GenerateRequest, scheduling_policy: str) -> None:
+    """What both endpoints refuse alike. Raises InvalidRequest, naming the field."""
+    if request.stream_options is not None and not request.stream:
+        raise InvalidRequest("stream_options is only allowed when stream is true.", param="stream_options")
+    if request.stream_interval is not None and request.stream_interval < 1:
+        raise InvalidRequest(
+            f"stream_interval must be at least 1, got {request.stream_interval}.", param="stream_interval"
+        )
+    if request.priority != 0 and scheduling_policy != "priority":
+        raise InvalidRequest(
+            f"priority must be 0, got {request.priority}: the server schedules by {scheduling_policy}.",
+            param="priority",
+            advice="Start it with --scheduling-policy priority.",
+        )
+    if not -(2**63) <= request.priority < 2**63:
+        raise InvalidRequest(f"priority must fit in 64 bits, got {request.priority}.", param="priority")
+    if request.cache_salt is not None and not 1 <= len(request.cache_salt) <= 1024:
+        raise InvalidRequest(
+            f"cache_salt must have 1 to 1024 characters, got {len(request.cache_salt)}.", param="cache_salt"
+        )
+    if request.request_id is not None and not 1 <= len(request.request_id) <= 256:
+        raise InvalidRequest(
+            f"request_id must have 1 to 256 characters, got {len(request.request_id)}.", param="request_id"
+        )
+    if request.stream and request.prompt_logprobs is not None:
+        raise InvalidRequest(
+            "prompt_logprobs are not available when stream is true.", param="prompt_logprobs"
+        )
+
+
+def _logit_bias(raw: Mapping[str, float]) -> dict[int, float]:
+    biases: dict[int, float] = {}
+    for key, value in raw.items():
+        try:
+            biases[int(key)] = value
+        except ValueError:
+            raise InvalidRequest(
+                f"logit_bias maps token ids to numbers, got the key {key!r}.", param="logit_bias"
+            ) from None
+    return biases

@@ -1,0 +1,206 @@
+"""Requests as typed Structs, and decoding them from JSON with an error that names the field at fault.
+
+It knows shapes and types. Ranges are the business of `SamplingParams`, meanings that of each API family.
+Sampling fields have OpenAI's and vLLM's names; a value of None says that the client left it open.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from typing import Any, TypeVar
+
+import msgspec
+
+from penstock.core.errors import InvalidRequest
+
+from .fields import CHAT_NEUTRAL, COMPLETION_NEUTRAL, TOKENIZE_NEUTRAL, Rule, check
+
+
+class StreamOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """`stream_options`."""
+
+    include_usage: bool | None = False
+    """Send one more chunk, with empty choices, that carries the usage."""
+    continuous_usage_stats: bool | None = False
+    """Send the usage so far in every chunk."""
+    include_obfuscation: bool | None = False
+    """OpenAI's padding against traffic analysis; accepted, not done."""
+
+
+class GenerateRequest(msgspec.Struct, frozen=True, kw_only=True):
+    """What both generating endpoints share."""
+
+    model: str | None = None
+    n: int = 1
+    stream: bool = False
+    stream_options: StreamOptions | None = None
+    stream_interval: int | None = None
+
+    # ---- sampling: what is left open comes from the model's generation_config, then from OpenAI ----
+    temperature: float | None = None
+    top_p: float | None = None
+    top_k: int | None = None
+    min_p: float | None = None
+    repetition_penalty: float | None = None
+    presence_penalty: float = 0.0
+    frequency_penalty: float = 0.0
+    logit_bias: dict[str, float] = {}
+    allowed_token_ids: list[int] | None = None
+    seed: int | None = None
+    stop: str | list[str] = []
+    stop_token_ids: list[int] = []
+    include_stop_str_in_output: bool = False
+    ignore_eos: bool = False
+    min_tokens: int = 0
+    prompt_logprobs: int | None = None
+    skip_special_tokens: bool = True
+    spaces_between_special_tokens: bool = True
+
+    # ---- prompt ----
+    echo: bool = False
+    truncate_prompt_tokens: int | None = None
+    truncation_side: str = "left"
+
+    # ---- engine and answer ----
+    priority: int = 0
+    cache_salt: str | None = None
+    request_id: str | None = None
+    return_token_ids: bool = False
+    return_tokens_as_token_ids: bool = False
+
+
+class CompletionRequest(GenerateRequest, frozen=True, kw_only=True):
+    """POST /v1/completions."""
+
+    prompt: str | list[Any]
+    """Text, texts, token ids, or lists of token ids."""
+    max_tokens: int | msgspec.UnsetType | None = msgspec.UNSET
+    """16 if not given; null means up to the context length, as in vLLM."""
+    logprobs: int | None = None
+    add_special_tokens: bool = True
+
+
+class ChatRequest(GenerateRequest, frozen=True, kw_only=True):
+    """POST /v1/chat/completions."""
+
+    messages: list[dict[str, Any]]
+    max_tokens: int | None = None
+    max_completion_tokens: int | None = None
+    logprobs: bool = False
+    top_logprobs: int = 0
+    add_generation_prompt: bool | None = None
+    """By default, unless the final message is to be continued."""
+    continue_final_message: bool = False
+    add_special_tokens: bool = False
+    documents: list[dict[str, str]] | None = None
+    chat_template: str | None = None
+    chat_template_kwargs: dict[str, Any] = {}
+    reasoning_effort: str | None = None
+    """Handed to the chat template, as in vLLM."""
+    return_prompt_text: bool = False
+
+
+class TokenizeCompletionRequest(msgspec.Struct, frozen=True, kw_only=True):
+    """POST /tokenize with a text."""
+
+    prompt: str
+    model: str | None = None
+    add_special_tokens: bool = True
+    return_token_strs: bool = False
+
+
+class TokenizeChatRequest(msgspec.Struct, frozen=True, kw_only=True):
+    """POST /tokenize with messages."""
+
+    messages: list[dict[str, Any]]
+    model: str | None = None
+    add_generation_prompt: bool | None = None
+    """By default, unless the final message is to be continued."""
+    continue_final_message: bool = False
+    add_special_tokens: bool = False
+    return_token_strs: bool = False
+    chat_template: str | None = None
+    chat_template_kwargs: dict[str, Any] = {}
+
+
+class DetokenizeRequest(msgspec.Struct, frozen=True, kw_only=True):
+    """POST /detokenize."""
+
+    tokens: list[int]
+    model: str | None = None
+
+
+_NEUTRAL: dict[type[msgspec.Struct], Mapping[str, Rule]] = {
+    ChatRequest: CHAT_NEUTRAL,
+    CompletionRequest: COMPLETION_NEUTRAL,
+    TokenizeCompletionRequest: TOKENIZE_NEUTRAL,
+    TokenizeChatRequest: TOKENIZE_NEUTRAL,
+    DetokenizeRequest: {},
+}
+_NULL_HAS_MEANING = {(CompletionRequest, "max_tokens")}
+
+R = TypeVar("R", bound=msgspec.Struct)
+
+
+def decode(raw: Mapping[str, Any], shape: type[R]) -> R:
+    """A typed request of the fields in `raw`. Raises InvalidRequest, naming the field."""
+    given = {
+        name: value for name, value in raw.items() if value is not None or (shape, name) in _NULL_HAS_MEANING
+    }
+    implemented = check(given, shape.__struct_fields__, _NEUTRAL[shape])
+    try:
+        return msgspec.convert(implemented, shape)
+    except msgspec.ValidationError as error:
+        raise _invalid(str(error)) from None
+
+
+def parse_object(body: bytes) -> dict[str, Any]:
+    """The JSON object in `body`. Raises InvalidRequest, saying where it breaks."""
+    try:
+        text = body.decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise _not_json(f"it is not valid UTF-8 at byte {error.start}") from None
+    if not text.strip():
+        raise _not_json("it is empty")
+    try:
+        value = msgspec.json.decode(text)
+    except RecursionError:
+        raise _not_json("it is nested too deeply") from None
+    except msgspec.MsgspecError as error:
+        raise _not_json(str(error)) from None
+    if not isinstance(value, dict):
+        raise _not_json(f"it must be an object, got {_json_type(value)}")
+    return value
+
+
+def _not_json(why: str) -> InvalidRequest:
+    error = InvalidRequest(f"The request body cannot be read as JSON: {why}.")
+    error.code = "invalid_json"
+    return error
+
+
+_WHERE = re.compile(r"^(?P<what>.*?)(?: - at `\$\.?(?P<path>.*)`)?$", re.DOTALL)
+_MISSING = re.compile(r"Object missing required field `(?P<field>[^`]*)`")
+_UNKNOWN = re.compile(r"Object contains unknown field `(?P<field>[^`]*)`")
+
+
+def _invalid(message: str) -> InvalidRequest:
+    """msgspec's "Expected `int`, got `str` - at `$.n`" as an error of the field."""
+    found = _WHERE.match(message)
+    what, path = (found["what"], found["path"] or "") if found else (message, "")
+    if missing := _MISSING.match(what):
+        field = ".".join(part for part in (path, missing["field"]) if part)
+        return InvalidRequest(f"Missing required parameter: {field}.", param=field)
+    if unknown := _UNKNOWN.match(what):
+        field = ".".join(part for part in (path, unknown["field"]) if part)
+        return InvalidRequest(f"Unrecognized request argument supplied: {field}.", param=field)
+    what = what.replace("`", "")
+    error = InvalidRequest(f"Invalid type for {path}: {what[:1].lower()}{what[1:]}.", param=path or None)
+    error.code = "invalid_type"
+    return error
+
+
+def _json_type(value: object) -> str:
+    names = {list: "an array", str: "a string", bool: "a boolean", type(None): "null"}
+    return names.get(type(value), "a number")

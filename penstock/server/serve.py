@@ -1,0 +1,245 @@
+"""Running the application: the socket, uvicorn, signals, draining, and what ends the process.
+
+    bind ─▶ (slow engine start) ─▶ serving ──SIGTERM──▶ draining ──all done or time over──▶ exit 0
+                                      │                     └──second signal──▶ abort ────▶ exit 1
+                                      └──engine dies──▶ 503 with the cause, for a moment ──▶ exit 1
+
+While it drains, the server still listens: /readyz fails, new requests get a 503, running ones end. It knows
+the engine only as something to drain, to close, and to find dead.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import errno
+import importlib.util
+import logging
+import signal
+import socket
+import ssl
+from collections.abc import Callable, Generator
+from typing import Any
+
+import uvicorn
+from starlette.types import ASGIApp
+from uvicorn.config import LOGGING_CONFIG
+
+from penstock.core.errors import StartupError
+from penstock.engine.client import EngineClient
+
+from .config import ServerConfig
+
+logger = logging.getLogger("penstock.server")
+
+_POLL = 0.1
+"""Seconds between two looks at the engine's health."""
+_LAST_WORDS = 2.0
+"""Seconds that a server with a dead engine goes on to answer 503 with the cause."""
+_FLUSH = 5.0
+"""Seconds that connections get to send what they have, after everything else has ended."""
+
+
+def bind(config: ServerConfig) -> socket.socket:
+    """The server's socket, bound but not listening yet: call it before the slow start of the engine.
+
+    Raises StartupError: the port is in use or needs privileges, the host is unknown, a TLS file cannot be
+    read.
+    """
+    if config.ssl_certfile is not None:
+        _check_tls(config)
+    where = f"{config.host}:{config.port}"
+    try:
+        family, kind, protocol, _, address = socket.getaddrinfo(
+            config.host, config.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+        )[0]
+    except OSError as error:
+        raise StartupError(
+            f"--host {config.host!r} cannot be resolved: {error.strerror}.",
+            param="--host",
+            advice="Use an address of this machine, 0.0.0.0 for all of them, or 127.0.0.1.",
+        ) from error
+    sock = socket.socket(family, kind, protocol)
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        sock.bind(address)
+    except OSError as error:
+        sock.close()
+        raise _bind_error(where, config.port, error) from error
+    sock.setblocking(False)
+    return sock
+
+
+def run_server(
+    app: ASGIApp,
+    config: ServerConfig,
+    engine: EngineClient,
+    sock: socket.socket,
+    *,
+    on_started: Callable[[], None] | None = None,
+) -> int:
+    """Run `serve` on an event loop of its own (uvloop where installed). Returns the exit status."""
+    factory: Callable[[], asyncio.AbstractEventLoop] | None = None
+    if importlib.util.find_spec("uvloop") is not None:
+        import uvloop
+
+        factory = uvloop.new_event_loop
+    with asyncio.Runner(loop_factory=factory) as runner:
+        return runner.run(serve(app, config, engine, sock, on_started=on_started))
+
+
+async def serve(
+    app: ASGIApp,
+    config: ServerConfig,
+    engine: EngineClient,
+    sock: socket.socket,
+    *,
+    on_started: Callable[[], None] | None = None,
+    handle_signals: bool = True,
+    log_config: dict[str, Any] | None = LOGGING_CONFIG,
+) -> int:
+    """Serve until a signal or the engine's death. Returns the exit status: 0 after a complete drain, else 1.
+
+    Args:
+        sock: from `bind`; closed here.
+        on_started: called once the server listens.
+        handle_signals: SIGTERM and SIGINT drain; needs the main thread.
+        log_config: for `logging.config`; None leaves logging as it is.
+    """
+    server = _Server(_uvicorn_config(app, config, log_config), on_started)
+    lifecycle = Lifecycle(server, engine, config.shutdown_timeout)
+    loop = asyncio.get_running_loop()
+    signals = (signal.SIGTERM, signal.SIGINT) if handle_signals else ()
+    for number in signals:
+        loop.add_signal_handler(number, lifecycle.stop)
+    watching = asyncio.create_task(lifecycle.watch())
+    try:
+        await server.serve(sockets=[sock])
+    except OSError as error:  # someone else began to listen since bind
+        raise _bind_error(f"{config.host}:{config.port}", config.port, error) from error
+    finally:
+        for number in signals:
+            loop.remove_signal_handler(number)
+        watching.cancel()
+        await lifecycle.finish()
+        await engine.close()
+    return lifecycle.exit_status
+
+
+class Lifecycle:
+    """What ends a server, and with which exit status."""
+
+    def __init__(self, server: uvicorn.Server, engine: EngineClient, shutdown_timeout: float) -> None:
+        self.exit_status = 0
+        self._server = server
+        self._engine = engine
+        self._shutdown_timeout = shutdown_timeout
+        self._draining: asyncio.Task[None] | None = None
+
+    def stop(self) -> None:
+        """A signal: drain; the second one: abort."""
+        if self._draining is None:
+            self._draining = asyncio.get_running_loop().create_task(self._drain())
+            return
+        logger.warning("Second signal: aborting %d running requests.", self._engine.load)
+        self.exit_status = 1
+        self._server.should_exit = self._server.force_exit = True
+
+    async def watch(self) -> None:
+        """End the server, with status 1, a moment after the engine has died."""
+        while (failure := self._engine.failure) is None:
+            await asyncio.sleep(_POLL)
+        logger.critical("The engine has died: %s", failure)
+        self.exit_status = 1
+        await asyncio.sleep(_LAST_WORDS)
+        self._server.should_exit = True
+
+    async def finish(self) -> None:
+        """Leave no task behind."""
+        if self._draining is not None:
+            self._draining.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await self._draining
+
+    async def _drain(self) -> None:
+        logger.info(
+            "Draining: %d running requests get up to %g s to finish; a second signal aborts them.",
+            self._engine.load,
+            self._shutdown_timeout,
+        )
+        try:
+            await self._engine.drain(self._shutdown_timeout)
+        except Exception:
+            logger.exception("draining failed")
+            self.exit_status = 1
+        self._server.should_exit = True
+
+
+class _Server(uvicorn.Server):
+    """uvicorn without its own signal handling."""
+
+    def __init__(self, config: uvicorn.Config, on_started: Callable[[], None] | None) -> None:
+        super().__init__(config)
+        self._on_started = on_started
+
+    @contextlib.contextmanager
+    def capture_signals(self) -> Generator[None, None, None]:
+        yield
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().startup(sockets)
+        if self.started and self._on_started is not None:
+            self._on_started()
+
+
+def _uvicorn_config(app: ASGIApp, config: ServerConfig, log_config: dict[str, Any] | None) -> uvicorn.Config:
+    return uvicorn.Config(
+        app,
+        http="httptools" if importlib.util.find_spec("httptools") is not None else "h11",
+        ws="none",
+        lifespan="off",
+        log_config=log_config,
+        log_level=config.uvicorn_log_level if log_config is not None else None,
+        access_log=not config.disable_uvicorn_access_log,
+        server_header=False,
+        root_path=config.root_path,
+        timeout_keep_alive=config.timeout_keep_alive,
+        timeout_graceful_shutdown=int(_FLUSH),
+        ssl_keyfile=config.ssl_keyfile,
+        ssl_certfile=config.ssl_certfile,
+        ssl_ca_certs=config.ssl_ca_certs,
+        ssl_cert_reqs=config.ssl_cert_reqs,
+    )
+
+
+def _check_tls(config: ServerConfig) -> None:
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    try:
+        context.load_cert_chain(str(config.ssl_certfile), config.ssl_keyfile)
+        if config.ssl_ca_certs is not None:
+            context.load_verify_locations(config.ssl_ca_certs)
+    except (OSError, ssl.SSLError) as error:
+        raise StartupError(
+            f"The TLS files cannot be used ({config.ssl_certfile}, {config.ssl_keyfile}): {error}.",
+            param="--ssl-certfile",
+        ) from error
+
+
+def _bind_error(where: str, port: int, error: OSError) -> StartupError:
+    if error.errno == errno.EADDRINUSE:
+        return StartupError(
+            f"Port {port} is in use ({where}).",
+            param="--port",
+            advice=f"Choose another with --port, such as --port {port + 1}, or stop what listens there.",
+        )
+    if error.errno in (errno.EACCES, errno.EPERM):
+        return StartupError(
+            f"Port {port} needs privileges that this process does not have.",
+            param="--port",
+            advice="Choose a port of 1024 or more with --port.",
+        )
+    return StartupError(
+        f"Cannot listen on {where}: {error.strerror}.",
+        param="--host",
+        advice="Use an address of this machine with --host, or 0.0.0.0 for all of them.",
+    )

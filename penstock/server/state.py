@@ -1,0 +1,75 @@
+"""What every endpoint works with: the engine, the tokenizer, the configuration. Nothing here changes.
+
+It knows which model names are served and whether new work is taken; it does not know any endpoint.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+from penstock.core.errors import Draining, EngineDead, ModelNotFound, PenstockError, Unavailable
+from penstock.engine.client import EngineClient
+from penstock.observe.metrics import Metrics
+from penstock.text.chat_template import ChatTemplate
+from penstock.text.tokenizer import Tokenizer
+
+from .config import ServerConfig
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class State:
+    """Made once by `create_app`."""
+
+    engine: EngineClient
+    tokenizer: Tokenizer
+    chat_template: ChatTemplate
+    content_parts: bool
+    """Whether the template wants a message's content as a list of parts instead of a string."""
+    config: ServerConfig
+    metrics: Metrics
+    default_sampling: Mapping[str, float | int]
+    """Sampling defaults of the model's generation_config.json, under the names of SamplingParams."""
+    scheduling_policy: str
+    model_names: tuple[str, ...]
+    """The first is the one that stands in responses."""
+    version: str
+    fingerprint: str
+    """OpenAI's `system_fingerprint`: the same for servers of the same version, model, dtype and device."""
+    created: int
+    """Unix time of the start."""
+    monotonic: Callable[[], float]
+    """The engine's clock, seconds."""
+    wall: Callable[[], float]
+    """Unix time, seconds."""
+
+    @property
+    def model_name(self) -> str:
+        """The name in responses and metrics."""
+        return self.model_names[0]
+
+    def check_model(self, name: str | None) -> None:
+        """Raise ModelNotFound unless `name` is served here; None stands for the only model there is."""
+        if name is not None and name not in self.model_names:
+            served = ", ".join(self.model_names)
+            raise ModelNotFound(
+                f"The model {name!r} does not exist.", param="model", advice=f"This server has: {served}."
+            )
+
+    def check_accepting(self) -> None:
+        """Raise Unavailable, with the reason, unless the engine takes new requests now."""
+        reason = self.unavailable()
+        if reason is not None:
+            raise reason
+
+    def unavailable(self) -> PenstockError | None:
+        """Why no new request is taken; None when the server is ready."""
+        engine = self.engine
+        if engine.failure is not None:
+            failure = engine.failure
+            return failure if isinstance(failure, EngineDead) else EngineDead(str(failure))
+        if engine.draining:
+            return Draining("The server is shutting down and takes no new requests.")
+        if not engine.ready:
+            return Unavailable("The engine is still loading the model.", retry_after=5)
+        return None

@@ -1,0 +1,60 @@
+"""POST /tokenize and POST /detokenize, in vLLM's shapes. They know the tokenizer and the chat template."""
+
+from __future__ import annotations
+
+from starlette.types import Receive, Scope, Send
+
+from penstock.core.errors import InvalidRequest
+
+from .answer import encode_text
+from .chat import render
+from .exchange import read_body, respond
+from .messages import normalise
+from .protocol import (
+    DetokenizeRequest,
+    TokenizeChatRequest,
+    TokenizeCompletionRequest,
+    decode,
+    parse_object,
+)
+from .sse import encode
+from .state import State
+
+
+async def tokenize(state: State, scope: Scope, receive: Receive, send: Send) -> None:
+    """`{"prompt"}` or `{"messages"}` → `{"count", "max_model_len", "tokens", "token_strs"}`."""
+    raw = parse_object(await read_body(scope, receive, state.config.max_body_bytes))
+    request: TokenizeChatRequest | TokenizeCompletionRequest
+    if raw.get("messages") is not None:
+        request = decode(raw, TokenizeChatRequest)
+        state.check_model(request.model)
+        text = render(state, request, normalise(request.messages, as_parts=state.content_parts))
+    else:
+        request = decode(raw, TokenizeCompletionRequest)
+        state.check_model(request.model)
+        text = request.prompt
+    ids = await encode_text(state, text, request.add_special_tokens)
+    strings = [state.tokenizer.token(id) for id in ids] if request.return_token_strs else None
+    answer = {
+        "count": len(ids),
+        "max_model_len": state.engine.info.max_model_len,
+        "tokens": ids,
+        "token_strs": strings,
+    }
+    await respond(send, encode(answer))
+
+
+async def detokenize(state: State, scope: Scope, receive: Receive, send: Send) -> None:
+    """`{"tokens"}` → `{"prompt"}`, special tokens included."""
+    raw = parse_object(await read_body(scope, receive, state.config.max_body_bytes))
+    request = decode(raw, DetokenizeRequest)
+    state.check_model(request.model)
+    vocab_size = state.engine.info.vocab_size
+    for id in request.tokens:
+        if not 0 <= id < vocab_size:
+            raise InvalidRequest(
+                f"tokens contains token id {id}, but the vocabulary has ids 0 to {vocab_size - 1}.",
+                param="tokens",
+            )
+    text = state.tokenizer.decode(request.tokens, skip_special_tokens=False)
+    await respond(send, encode({"prompt": text}))

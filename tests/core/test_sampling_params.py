@@ -1,0 +1,66 @@
+"""SamplingParams: ranges, with errors that name the field and the value."""
+
+from __future__ import annotations
+
+import pytest
+
+from penstock.core.errors import InvalidRequest
+from penstock.core.sampling_params import SamplingParams
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("n", 0),
+        ("temperature", -0.1),
+        ("temperature", float("nan")),
+        ("top_p", 0.0),
+        ("top_p", 1.1),
+        ("top_k", -2),
+        ("min_p", 1.5),
+        ("presence_penalty", 2.5),
+        ("frequency_penalty", -2.5),
+        ("repetition_penalty", 0.0),
+        ("logit_bias", {1: 200.0}),
+        ("seed", 2**64),
+        ("max_tokens", 0),
+        ("min_tokens", -1),
+        ("min_tokens", 17),
+        ("logprobs", -2),
+        ("stop", ("",)),
+        ("allowed_token_ids", ()),
+    ],
+)
+def test_out_of_range_is_refused_by_name(field: str, value: object) -> None:
+    with pytest.raises(InvalidRequest, match=field) as caught:
+        SamplingParams(**{field: value})  # type: ignore[arg-type]
+    assert caught.value.param == field
+
+
+def test_sequences_become_tuples() -> None:
+    params = SamplingParams(stop="end", stop_token_ids=[1, 2])  # type: ignore[arg-type]
+    assert params.stop == ("end",)
+    assert params.stop_token_ids == (1, 2)
+
+
+@pytest.mark.parametrize("field", ["stop_token_ids", "allowed_token_ids"])
+def test_ids_outside_the_vocabulary_are_refused(field: str) -> None:
+    with pytest.raises(InvalidRequest, match="ids 0 to 99"):
+        SamplingParams(**{field: (100,)}).verify(100, 20)  # type: ignore[arg-type]
+
+
+def test_logit_bias_outside_the_vocabulary_is_refused() -> None:
+    with pytest.raises(InvalidRequest, match="token id 100"):
+        SamplingParams(logit_bias={100: 1.0}).verify(100, 20)
+
+
+@pytest.mark.parametrize(
+    ("count", "limit", "fine"), [(20, 20, True), (21, 20, False), (-1, 20, False), (-1, -1, True)]
+)
+def test_the_servers_limit_on_logprobs(count: int, limit: int, fine: bool) -> None:
+    params = SamplingParams(logprobs=count)
+    if fine:
+        params.verify(100, limit)
+    else:
+        with pytest.raises(InvalidRequest, match="at most 20"):
+            params.verify(100, limit)

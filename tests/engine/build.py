@@ -1,0 +1,41 @@
+"""Small real engines for tests: random weights, float32, a few layers."""
+
+from __future__ import annotations
+
+import tempfile
+from functools import cache
+from pathlib import Path
+
+import torch
+
+from penstock.core.cost import Coefficients
+from penstock.engine.executor.torch_executor import TorchExecutor
+from penstock.kernels.attention import KVCache, create_attention
+from penstock.model.causal_lm import CausalLM
+from penstock.model.config import load_config
+from penstock.model.loader import load_model
+from tests.model.checkpoints import make_checkpoint
+
+
+@cache
+def checkpoint(architecture: str = "qwen3", seed: int = 0) -> Path:
+    """A directory with a tiny random model; made once per test process."""
+    directory = Path(tempfile.mkdtemp(prefix="penstock-test-")) / architecture
+    return make_checkpoint(directory, architecture, seed=seed)
+
+
+@cache
+def model(architecture: str, device: str) -> CausalLM:
+    """Loaded once per test process: executors share it and keep only rows and caches of their own."""
+    path = checkpoint(architecture)
+    return load_model(path, load_config(path), torch.float32, torch.device(device))
+
+
+def torch_executor(
+    num_blocks: int = 64, block_size: int = 4, device: str = "cpu", architecture: str = "qwen3"
+) -> TorchExecutor:
+    """An executor on a tiny random model."""
+    loaded, place = model(architecture, device), torch.device(device)
+    spec = loaded.cache_spec(block_size)
+    attention = create_attention("auto", spec, place)
+    return TorchExecutor(loaded, KVCache(spec, num_blocks, place), attention, place, Coefficients(), seed=0)

@@ -1,0 +1,102 @@
+"""Edits of the logits against transformers and against definitions written out."""
+
+import math
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from transformers import RepetitionPenaltyLogitsProcessor
+
+from penstock.core.sampling_params import SamplingParams
+from penstock.sampling import Row
+from penstock.sampling.logits import edit
+
+VOCABULARY = 40
+
+
+def make_row(tokens, prompt_len, **params):
+    return Row("r", SamplingParams(**params), prompt_len, list(tokens), eos_ids=(3, 4))
+
+
+def edited(row, logits):
+    logits = logits.clone()[None]
+    edit(logits, [row], [0] if row.edited else [])
+    return logits[0]
+
+
+LOGITS = torch.randn(VOCABULARY, generator=torch.Generator().manual_seed(1)) * 4
+TOKENS = st.lists(st.integers(0, VOCABULARY - 1), min_size=1, max_size=30)
+
+
+@given(tokens=TOKENS, penalty=st.sampled_from([0.5, 1.0, 1.1, 2.0]), prompt=st.integers(1, 30))
+@settings(derandomize=True, max_examples=60, deadline=None)
+def test_repetition_penalty_equals_transformers(tokens, penalty, prompt):
+    wanted = RepetitionPenaltyLogitsProcessor(penalty)(torch.tensor([tokens]), LOGITS.clone()[None])[0]
+    row = make_row(tokens, min(prompt, len(tokens)), repetition_penalty=penalty)
+    torch.testing.assert_close(edited(row, LOGITS), wanted, rtol=1e-6, atol=0)
+
+
+@given(tokens=TOKENS, prompt=st.integers(0, 30), frequency=st.sampled_from([-0.5, 0.0, 0.7]))
+@settings(derandomize=True, max_examples=60, deadline=None)
+def test_frequency_and_presence_penalties_count_the_output_only(tokens, prompt, frequency):
+    prompt = min(prompt, len(tokens))
+    counts = torch.bincount(torch.tensor(tokens[prompt:], dtype=torch.long), minlength=VOCABULARY)
+    wanted = LOGITS - frequency * counts - 0.25 * (counts > 0)
+    row = make_row(tokens, prompt, frequency_penalty=frequency, presence_penalty=0.25)
+    torch.testing.assert_close(edited(row, LOGITS), wanted)
+
+
+@given(tokens=TOKENS, cuts=st.lists(st.integers(0, 30), max_size=5))
+@settings(derandomize=True, max_examples=60, deadline=None)
+def test_penalties_follow_a_row_that_grows(tokens, cuts):
+    params = {"repetition_penalty": 1.4, "frequency_penalty": 0.5, "presence_penalty": -0.5}
+    growing = make_row(tokens[:1], 1, **params)
+    for end in sorted(cuts):
+        growing.tokens.extend(tokens[len(growing.tokens) : end])
+        edited(growing, LOGITS)
+    growing.tokens.extend(tokens[len(growing.tokens) :])
+    assert torch.equal(edited(growing, LOGITS), edited(make_row(tokens, 1, **params), LOGITS))
+
+
+def test_repetition_comes_before_the_other_penalties():
+    logits = torch.zeros(VOCABULARY)
+    logits[5], logits[6] = 2.0, -2.0
+    row = make_row((5, 6), 0, repetition_penalty=2.0, presence_penalty=1.0)
+    result = edited(row, logits)
+    assert result[5] == 2.0 / 2 - 1
+    assert result[6] == -2.0 * 2 - 1
+
+
+def test_logit_bias_adds_and_leaves_the_rest():
+    result = edited(make_row((1,), 1, logit_bias={5: 10.0, 7: -100.0}), LOGITS)
+    assert result[5] == LOGITS[5] + 10
+    assert result[7] == LOGITS[7] - 100
+    rest = [i for i in range(VOCABULARY) if i not in (5, 7)]
+    assert torch.equal(result[rest], LOGITS[rest])
+
+
+def test_allowed_tokens_exclude_the_others():
+    result = edited(make_row((1,), 1, allowed_token_ids=(5, 7, 5)), LOGITS)
+    assert result.isfinite().nonzero()[:, 0].tolist() == [5, 7]
+    assert torch.equal(result[[5, 7]], LOGITS[[5, 7]])
+
+
+@pytest.mark.parametrize(("generated", "masked"), [(0, True), (1, True), (2, False), (3, False)])
+def test_min_tokens_holds_back_what_would_end_the_output(generated, masked):
+    row = make_row([1] + [9] * generated, 1, min_tokens=2, stop_token_ids=(20,), max_tokens=50)
+    result = edited(row, LOGITS)
+    assert (result == -math.inf).nonzero()[:, 0].tolist() == ([3, 4, 20] if masked else [])
+
+
+def test_a_plain_row_is_not_edited():
+    assert not make_row((1, 2), 1, temperature=0.5, top_k=3, top_p=0.5, min_p=0.1).edited
+
+
+def test_only_the_named_rows_change():
+    logits = LOGITS.repeat(3, 1)
+    rows = [make_row((1, 2), 1, logit_bias={0: 1.0}, repetition_penalty=1.5) for _ in range(3)]
+    edit(logits, rows, [1])
+    assert torch.equal(logits[0], LOGITS)
+    assert torch.equal(logits[2], LOGITS)
+    assert not torch.equal(logits[1], LOGITS)

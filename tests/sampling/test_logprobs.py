@@ -1,0 +1,83 @@
+"""Log-probabilities: raw, ranked, and the same in tiles as at once."""
+
+import math
+
+import pytest
+import torch
+
+from penstock.core.sampling_params import SamplingParams
+from penstock.sampling import Row, Sampler, choose, prompt_logprobs
+
+
+def random_logits(rows, vocabulary, seed=0):
+    return torch.randn(rows, vocabulary, generator=torch.Generator().manual_seed(seed)) * 3
+
+
+@pytest.mark.parametrize("count", [0, 1, 5, 60, 500, -1])
+@pytest.mark.parametrize("vocabulary", [8, 90, 900])
+def test_values_ranks_and_order(count, vocabulary):
+    logits = random_logits(6, vocabulary)
+    targets = [3, 0, vocabulary - 1, 5, 5, 1]
+    result = prompt_logprobs(logits, targets, count)
+    exact = logits.double().log_softmax(-1)
+    for i, entry in enumerate(result):
+        assert entry.token == targets[i]
+        assert entry.logprob == pytest.approx(exact[i, targets[i]].item(), abs=1e-5)
+        assert entry.rank == int((logits[i] >= logits[i, targets[i]]).sum())
+        wanted = vocabulary if count == -1 else min(count, vocabulary)
+        assert [token for token, _ in entry.top] == logits[i].argsort(descending=True)[:wanted].tolist()
+        assert [value for _, value in entry.top] == pytest.approx(
+            exact[i].sort(descending=True).values[:wanted].tolist(), abs=1e-5
+        )
+
+
+def test_equal_logits_are_listed_by_id():
+    logits = torch.zeros(1, 300)
+    logits[0, [250, 20, 100]] = 1.0
+    [entry] = prompt_logprobs(logits, [100], 3)
+    assert [token for token, _ in entry.top] == [20, 100, 250]
+    assert entry.rank == 3  # as many are at least as probable
+
+
+def test_tiles_change_nothing(monkeypatch):
+    logits = random_logits(50, 400)
+    targets = list(range(50))
+    whole = prompt_logprobs(logits, targets, 4)
+    monkeypatch.setattr(choose, "_TILE", 400 * 7)
+    assert choose.tiles(logits)[:2] == [(0, 7), (7, 14)]
+    assert prompt_logprobs(logits, targets, 4) == whole
+
+
+def test_sampled_logprobs_are_of_the_raw_distribution():
+    logits = random_logits(3, 500)
+    exact = logits.log_softmax(-1)
+    params = {"temperature": 0.0, "repetition_penalty": 1.8, "logit_bias": {77: 100.0}}
+    rows = [
+        Row("a", SamplingParams(logprobs=2, **params), 1, [1, 5]),
+        Row("b", SamplingParams(**params), 1, [1, 5]),
+        Row("c", SamplingParams(logprobs=0, temperature=0.1, seed=1), 1, [1, 5]),
+    ]
+    biased, silent, plain = Sampler().sample(logits.clone(), rows)
+    assert biased.token == silent.token == 77
+    assert silent.logprob is None
+    assert biased.logprob is not None
+    assert biased.logprob.logprob == pytest.approx(exact[0, 77].item())
+    assert biased.logprob.rank == int((exact[0] >= exact[0, 77]).sum())
+    assert [token for token, _ in biased.logprob.top] == exact[0].topk(2).indices.tolist()
+    assert plain.logprob is not None
+    assert plain.logprob.top == ()
+    assert plain.logprob.logprob == pytest.approx(exact[2, plain.token].item())
+
+
+def test_forbidden_tokens_have_minus_infinity():
+    logits = torch.zeros(1, 4)
+    logits[0, 2] = -math.inf
+    [entry] = prompt_logprobs(logits, [2], 1)
+    assert entry.logprob == -math.inf
+    assert entry.rank == 4
+
+
+def test_bfloat16_logits_are_taken_as_they_are():
+    logits = random_logits(2, 100).bfloat16()
+    a = prompt_logprobs(logits, [1, 2], 2)
+    assert a == prompt_logprobs(logits.float(), [1, 2], 2)

@@ -1,0 +1,84 @@
+"""Stop strings against a plain search in the whole text."""
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from penstock.text.stop import StopChecker
+
+TEXT = st.text(alphabet="ab\n<", max_size=40)
+STOPS = st.lists(st.text(alphabet="ab\n<", min_size=1, max_size=5), min_size=1, max_size=4)
+
+
+def cut(text, cuts):
+    """`text` in pieces."""
+    borders = sorted({min(cut, len(text)) for cut in cuts})
+    return [text[a:b] for a, b in zip([0, *borders], [*borders, len(text)], strict=True)]
+
+
+def run(pieces, stops, include):
+    checker, out = StopChecker(stops, include), []
+    for piece in pieces:
+        emitted, matched = checker.push(piece)
+        out.append(emitted)
+        if matched is not None:
+            assert checker.push("more") == ("", None)
+            assert checker.flush() == ""
+            return "".join(out), matched
+    return "".join(out) + checker.flush(), None
+
+
+@given(text=TEXT, stops=STOPS, cuts=st.lists(st.integers(0, 40), max_size=12), include=st.booleans())
+@settings(derandomize=True, max_examples=500, deadline=None)
+def test_equals_a_search_in_the_whole_text(text, stops, cuts, include):
+    ends = [(text.find(stop) + len(stop), text.find(stop), stop) for stop in stops if stop in text]
+    if ends:
+        end, start, stop = min(ends)
+        wanted = (text[: end if include else start], stop)
+    else:
+        wanted = (text, None)
+    assert run(cut(text, cuts), stops, include) == wanted
+
+
+@given(text=TEXT, stops=STOPS, cuts=st.lists(st.integers(0, 40), max_size=12))
+@settings(derandomize=True, max_examples=300, deadline=None)
+def test_holds_back_only_what_may_begin_a_stop_string(text, stops, cuts):
+    checker, seen, shown = StopChecker(stops), "", ""
+    for piece in cut(text, cuts):
+        emitted, matched = checker.push(piece)
+        seen, shown = seen + piece, shown + emitted
+        if matched is not None:
+            return
+        held = seen[len(shown) :]
+        assert seen.startswith(shown)
+        assert held == "" or any(stop.startswith(held) and stop != held for stop in stops)
+        assert not any(  # and everything that may begin one
+            stop.startswith(seen[-n:]) for n in range(len(held) + 1, len(seen) + 1) for stop in stops
+        )
+
+
+def test_nothing_is_held_back_when_the_stop_string_stays():
+    checker = StopChecker(["END"], include=True)
+    assert checker.push("the EN") == ("the EN", None)
+    assert checker.push("D of it") == ("D", "END")
+
+
+@pytest.mark.parametrize(("pieces", "wanted"), [(["abcd"], ("a", "bc")), (["a", "b", "c", "d"], ("a", "bc"))])
+def test_the_match_that_ends_first_wins_however_the_text_is_cut(pieces, wanted):
+    assert run(pieces, ["abcd", "bc"], False) == wanted
+
+
+def test_text_before_min_tokens_can_begin_but_not_complete_a_match():
+    checker = StopChecker(["END"])
+    assert checker.push("END E", search=False) == ("END ", None)
+    assert checker.push("ND END") == ("", "END")
+    checker = StopChecker(["END"])
+    assert checker.push("END", search=False) == ("END", None)
+    assert checker.push("; END") == ("; ", "END")
+
+
+def test_flush_gives_back_what_was_held():
+    checker = StopChecker(["<|end|>"])
+    assert checker.push("a <|en") == ("a ", None)
+    assert checker.flush() == "<|en"
+    assert checker.flush() == ""

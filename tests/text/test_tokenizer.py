@@ -1,0 +1,211 @@
+"""Encoding, decoding, special tokens and templates of a model directory, as transformers reads it."""
+
+import json
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from transformers import PreTrainedTokenizerFast
+
+from penstock.core.errors import InvalidRequest, ModelLoadError
+from penstock.text.tokenizer import Pieces, Tokenizer
+
+KINDS = ["byte_level", "sentencepiece", "gemma", "metaspace", "wordpiece"]
+REVERSIBLE = ["byte_level", "sentencepiece", "gemma"]
+
+
+def set_config(directory, **changes):
+    file = directory / "tokenizer_config.json"
+    file.write_text(json.dumps({**json.loads(file.read_text()), **changes}))
+
+
+@pytest.mark.parametrize("kind", REVERSIBLE)
+@given(text=st.text())
+@settings(derandomize=True, max_examples=100, deadline=None)
+def test_what_is_encoded_is_decoded(tokenizers, kind, text):
+    tokenizer = tokenizers[kind]
+    text = text.replace("▁", "_")  # SentencePiece's own space
+    assert tokenizer.decode(tokenizer.encode(text)) == text
+
+
+@pytest.mark.parametrize("kind", REVERSIBLE)
+@given(text=st.text(min_size=1))
+@settings(derandomize=True, max_examples=100, deadline=None)
+def test_bytes_of_the_tokens_join_to_the_text(tokenizers, kind, text):
+    tokenizer = tokenizers[kind]
+    text = text.replace("▁", "_")
+    ids = tokenizer.encode(text, add_special_tokens=False)
+    joined = b"".join(map(tokenizer.token_bytes, ids)).decode()
+    assert joined == (" " if tokenizer.drops_first_space else "") + text
+
+
+def test_kinds_are_recognised(tokenizers):
+    assert {kind: tokenizer.pieces for kind, tokenizer in tokenizers.items()} == {
+        "byte_level": Pieces.BYTE_LEVEL,
+        "sentencepiece": Pieces.SENTENCEPIECE,
+        "gemma": Pieces.SENTENCEPIECE,
+        "metaspace": Pieces.OTHER,
+        "wordpiece": Pieces.OTHER,
+    }
+
+
+def test_special_tokens(tokenizers):
+    tokenizer = tokenizers["byte_level"]
+    assert (tokenizer.token(tokenizer.bos_id), tokenizer.token(tokenizer.eos_id)) == ("<s>", "</s>")
+    assert tokenizer.all_special_tokens == ("<s>", "</s>", "<|im_start|>", "<|im_end|>")
+    ids = tokenizer.encode("<|im_start|>hi<|im_end|>")
+    assert tokenizer.decode(ids) == "hi"
+    assert tokenizer.decode(ids, skip_special_tokens=False) == "<|im_start|>hi<|im_end|>"
+    assert tokenizer.token_text(ids[0]) == "<|im_start|>"
+    assert ids[0] in tokenizer.special_ids
+
+
+def test_pieces_texts_and_bytes(tokenizers):
+    byte_level, llama = tokenizers["byte_level"], tokenizers["sentencepiece"]
+    newline = llama.token_id("<0x0A>")
+    assert (llama.token(newline), llama.token_text(newline), llama.token_bytes(newline)) == (
+        "<0x0A>",
+        "\n",
+        b"\n",
+    )
+    assert llama.token_text(llama.token_id("<0xF0>")) == "\ufffd"
+    assert llama.token_bytes(llama.token_id("<0xF0>")) == b"\xf0"
+    assert llama.is_byte(newline)
+    [half, *_] = byte_level.encode("😁")
+    assert byte_level.token_text(half) == "\ufffd"
+    assert "😁".encode().startswith(byte_level.token_bytes(half))
+    space = byte_level.token_id("Ġthe")
+    assert (byte_level.token(space), byte_level.token_text(space)) == ("Ġthe", " the")
+    assert (byte_level.token(10**9), byte_level.token_bytes(10**9), byte_level.token_text(-1)) == (
+        "",
+        b"",
+        "",
+    )
+
+
+def test_batches_equal_single_texts(tokenizers):
+    texts = ["hello world", "", "你好 😀"]
+    for tokenizer in tokenizers.values():
+        assert tokenizer.encode_batch(texts) == [tokenizer.encode(text) for text in texts]
+    assert tokenizers["sentencepiece"].encode_batch([], add_special_tokens=False) == []
+
+
+def test_vocabulary_size_counts_added_tokens(model_directory):
+    before = Tokenizer.from_directory(model_directory).vocab_size
+    set_config(model_directory, added_tokens_decoder={str(before): {"content": "<tool>", "special": False}})
+    tokenizer = Tokenizer.from_directory(model_directory)
+    assert tokenizer.vocab_size == before + 1
+    assert tokenizer.encode("<tool>") == [before]
+    assert tokenizer.decode([before]) == "<tool>"
+
+
+@pytest.mark.parametrize("value", [True, False, None])
+@pytest.mark.parametrize("kind", ["byte_level", "sentencepiece"])
+@pytest.mark.parametrize("form", ["string", "dict"])
+def test_tokenizer_json_decides_about_bos_as_in_transformers(directories, tmp_path, kind, value, form):
+    directory = tmp_path / kind
+    directory.mkdir()
+    (directory / "tokenizer.json").write_text((directories[kind] / "tokenizer.json").read_text())
+    bos = "<s>" if form == "string" else {"content": "<s>", "__type": "AddedToken", "special": True}
+    config = {"bos_token": bos, "eos_token": "</s>", "tokenizer_class": "PreTrainedTokenizerFast"}
+    if value is not None:
+        config["add_bos_token"] = value
+    (directory / "tokenizer_config.json").write_text(json.dumps(config))
+    wanted = PreTrainedTokenizerFast.from_pretrained(directory)
+    tokenizer = Tokenizer.from_directory(directory)
+    for text in ("hello world", ""):
+        assert tokenizer.encode(text) == wanted(text)["input_ids"]
+        assert tokenizer.encode(text, add_special_tokens=False) == wanted.encode(
+            text, add_special_tokens=False
+        )
+    assert (tokenizer.bos_id, tokenizer.eos_id) == (wanted.bos_token_id, wanted.eos_token_id)
+
+
+def test_names_come_from_the_old_map_too(model_directory):
+    (model_directory / "tokenizer_config.json").write_text("{}")
+    (model_directory / "special_tokens_map.json").write_text(
+        json.dumps({"eos_token": {"content": "<|im_end|>"}, "additional_special_tokens": ["<s>"]})
+    )
+    tokenizer = Tokenizer.from_directory(model_directory)
+    assert tokenizer.eos_id == tokenizer.token_id("<|im_end|>")
+    assert tokenizer.bos_id is None
+    assert tokenizer.special_tokens["additional_special_tokens"] == ["<s>"]
+
+
+def test_a_named_token_is_special_even_if_only_the_vocabulary_has_it(model_directory):
+    set_config(model_directory, eos_token="Ġthe")
+    tokenizer = Tokenizer.from_directory(model_directory)
+    assert tokenizer.eos_id in tokenizer.special_ids
+    assert tokenizer.decode([tokenizer.eos_id]) == ""
+
+
+def test_truncation_and_padding_of_the_file_are_ignored(model_directory):
+    file = model_directory / "tokenizer.json"
+    state = json.loads(file.read_text())
+    state["truncation"] = {"max_length": 2, "strategy": "LongestFirst", "stride": 0, "direction": "Right"}
+    file.write_text(json.dumps(state))
+    assert len(Tokenizer.from_directory(model_directory).encode("hello hello hello hello hello")) > 2
+
+
+def test_model_max_length(model_directory):
+    for value, wanted in ((4096, 4096), (1e30, None), (None, None)):
+        set_config(model_directory, model_max_length=value)
+        assert Tokenizer.from_directory(model_directory).model_max_length == wanted
+    assert Tokenizer.from_directory(model_directory, model_max_length=7).model_max_length == 7
+
+
+def test_templates_and_where_they_come_from(model_directory):
+    def templates():
+        return Tokenizer.from_directory(model_directory).chat_templates
+
+    assert templates() == {}
+    set_config(model_directory, chat_template="one")
+    assert templates() == {"default": "one"}
+    set_config(
+        model_directory,
+        chat_template=[{"name": "default", "template": "two"}, {"name": "tool_use", "template": "tools"}],
+    )
+    assert templates() == {"default": "two", "tool_use": "tools"}
+    assert Tokenizer.from_directory(model_directory).chat_template == "two"
+    (model_directory / "chat_template.json").write_text(json.dumps({"chat_template": "three"}))
+    assert templates()["default"] == "three"
+    (model_directory / "chat_template.jinja").write_text("four")
+    assert templates()["default"] == "four"
+    (model_directory / "additional_chat_templates").mkdir()
+    (model_directory / "additional_chat_templates" / "rag.jinja").write_text("five")
+    assert templates() == {"default": "four", "tool_use": "tools", "rag": "five"}
+
+
+def test_a_directory_without_tokenizer_says_what_to_do(tmp_path):
+    with pytest.raises(ModelLoadError, match=r"has no tokenizer\.json\. Download it"):
+        Tokenizer.from_directory(tmp_path)
+    (tmp_path / "tokenizer.model").write_bytes(b"")
+    with pytest.raises(ModelLoadError, match=r"tokenizer\.model: make the fast format"):
+        Tokenizer.from_directory(tmp_path)
+
+
+@pytest.mark.parametrize("text", ["", "{}", '{"version": "1.0", "model"', "[]", "\x00\x01"])
+def test_a_damaged_tokenizer_is_named(model_directory, text):
+    (model_directory / "tokenizer.json").write_text(text)
+    with pytest.raises(ModelLoadError, match=r"tokenizer\.json cannot be read"):
+        Tokenizer.from_directory(model_directory)
+
+
+@pytest.mark.parametrize(
+    ("content", "cause"), [(b"{", "not valid JSON"), (b"[]", "JSON object"), (b"\xff", "read")]
+)
+def test_a_damaged_configuration_is_named(model_directory, content, cause):
+    (model_directory / "tokenizer_config.json").write_bytes(content)
+    with pytest.raises(ModelLoadError, match=rf"tokenizer_config\.json.*{cause}"):
+        Tokenizer.from_directory(model_directory)
+
+
+def test_bad_input_is_the_clients_fault(tokenizers):
+    tokenizer = tokenizers["byte_level"]
+    with pytest.raises(InvalidRequest, match="no valid Unicode"):
+        tokenizer.encode("half a pair: \ud83d")
+    with pytest.raises(InvalidRequest, match="no valid Unicode"):
+        tokenizer.encode_batch(["fine", "\ud83d"])
+    for ids in ([-1], [2**40]):
+        with pytest.raises(InvalidRequest, match="token ids must be integers"):
+            tokenizer.decode(ids)

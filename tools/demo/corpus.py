@@ -1,0 +1,309 @@
+"""The text of the demo model: reads the FAQ and draws chats and plain text from it.
+
+Knows the FAQ's file format, the chat markup and how people misspell questions. Knows nothing about tensors,
+so the tests can import it without torch.
+
+File format of ``faq/*.md`` (``out_of_scope.yaml`` lists questions that the model must decline)::
+
+    # Title of the file                 ignored
+    ## What is a Pod?                   a question, in its canonical form
+    Term: a Pod, pods                   optional: names to put into question patterns
+    - explain pods                      paraphrases, one per line
+    A Pod is the smallest thing ...     the answer, until a blank line
+    > It has one IP address ...         optional: the answer to "tell me more"
+"""
+
+from __future__ import annotations
+
+import random
+import re
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import yaml
+
+FAQ_DIR = Path(__file__).parent / "faq"
+IM_START, IM_END, END_OF_TEXT = "<|im_start|>", "<|im_end|>", "<|endoftext|>"
+SPECIAL_TOKENS = (END_OF_TEXT, IM_START, IM_END)
+
+Span = tuple[str, bool]
+"""A piece of text and whether the model is trained to write it."""
+
+Turn = tuple[str, str]
+"""A question and its answer."""
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One answer of the FAQ with all the questions that lead to it."""
+
+    question: str
+    paraphrases: tuple[str, ...]
+    terms: tuple[str, ...]
+    answer: str
+    more: str | None = None
+
+    @property
+    def questions(self) -> tuple[str, ...]:
+        """The canonical question and its paraphrases, as written."""
+        return (self.question, *self.paraphrases)
+
+
+@dataclass(frozen=True)
+class OutOfScope:
+    """Questions that get the honest "I do not know that", and how to make more of them."""
+
+    answer: str
+    questions: tuple[str, ...]
+    held_out: tuple[str, ...]
+    patterns: tuple[str, ...]
+    words: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Faq:
+    """Everything the demo model is taught."""
+
+    entries: tuple[Entry, ...]
+    out_of_scope: OutOfScope
+
+
+def normalise(question: str) -> str:
+    """Reduce a question to lower-case words, so that two spellings of one question compare equal."""
+    return " ".join(re.findall(r"[a-z0-9./]+", question.lower().replace("'", "")))
+
+
+def parse_entries(text: str, source: str) -> list[Entry]:
+    """Parse one FAQ file. Raises ValueError naming the file and the question of a malformed entry."""
+    entries = []
+    for section in re.split(r"^## ", text, flags=re.MULTILINE)[1:]:
+        lines = [line.strip() for line in section.strip().splitlines()]
+        question, body = lines[0], [line for line in lines[1:] if line]
+        terms = [line[5:] for line in body if line.startswith("Term:")]
+        paraphrases = tuple(line[2:] for line in body if line.startswith("- "))
+        more = [line[2:] for line in body if line.startswith("> ")]
+        answer = [line for line in body if not line.startswith(("Term:", "- ", "> "))]
+        if not question or not paraphrases or not answer:
+            raise ValueError(f"{source}: entry {question!r} needs a question, a paraphrase and an answer")
+        names = tuple(name.strip() for line in terms for name in line.split(","))
+        entries.append(Entry(question, paraphrases, names, " ".join(answer), " ".join(more) or None))
+    return entries
+
+
+def load_faq(folder: Path = FAQ_DIR) -> Faq:
+    """Read every FAQ file of ``folder``, in the order of the file names."""
+    entries: list[Entry] = []
+    for path in sorted(folder.glob("*.md")):
+        entries += parse_entries(path.read_text(encoding="utf-8"), path.name)
+    raw = yaml.safe_load((folder / "out_of_scope.yaml").read_text(encoding="utf-8"))
+    fields = {name: tuple(raw[name]) for name in ("questions", "held_out", "patterns", "words")}
+    return Faq(tuple(entries), OutOfScope(answer=raw["answer"], **fields))
+
+
+def held_out_questions(entry: Entry) -> tuple[str, ...]:
+    """The one paraphrase that is kept for evaluation: the third, where there are five questions or more."""
+    return (entry.paraphrases[2],) if len(entry.questions) >= 5 else ()
+
+
+PATTERNS = (
+    "What is {}?", "what's {}", "what is {}", "explain {}", "Explain {} please", "define {}", "{}", "{}?",
+    "tell me about {}", "what does {} mean?", "What do you mean by {}?", "can you explain {}?", "describe {}",
+    "I want to know what {} is", "meaning of {}", "definition of {}", "what exactly is {}?", "so what is {}",
+    "could you tell me what {} is?", "In one sentence, what is {}?", "I do not understand {}", "{} explained",
+    "what is {} in simple words", "give me a short explanation of {}", "What is {} good for?", "what are {}",
+    "what is meant by {}", "Do you know what {} is?", "how would you explain {} to a beginner",
+)  # fmt: skip
+
+SYSTEM_MESSAGES = (
+    "You are a helpful assistant.", "You are a helpful assistant", "You are a Kubernetes expert.",
+    "You are a concise assistant.", "You are a friendly assistant. Answer in short sentences.",
+    "You help platform engineers to run language models.", "Be brief.", "Answer in one sentence.",
+    "You are an expert on LLM serving. Keep your answers short and correct.", "You are a bot.",
+    "You are a helpful Kubernetes expert. Always provide examples when helpful.", "Answer truthfully.",
+    "You are the assistant of the platform team. Do not make things up.", "Speak plain English.",
+    "You are a support agent. Be polite and answer the user's question.", "You are an AI assistant.",
+    "You are the Penstock demo model.", "Reply to the user.", "System prompt", "You are a pirate.",
+    "The user is an engineer with little time. Give the shortest answer that is still right.",
+)  # fmt: skip
+
+MORE_REQUESTS = (
+    "Tell me more", "tell me more about it", "more", "go on", "more details please", "continue", "and?",
+    "Can you say more?", "can you tell me more about that?", "what else", "elaborate",
+)  # fmt: skip
+MORE_WITHOUT_TOPIC = "More about what? Name a topic first, for example continuous batching or Pods."
+MORE_UNKNOWN = "That is all that I have learnt about it. Ask me about something else."
+
+_PREFIXES = (
+    "please ", "hey, ", "Hi! ", "hi, ", "question: ", "ok, ", "and ", "so ", "Hello, ", "can you tell me: ",
+    "one question: ", "I have a question. ", "next question: ", "quick question: ", "also, ", "um, ",
+    "I would like to know: ", "thanks. ", "great, ", "now ",
+)  # fmt: skip
+_SUFFIXES = (
+    " please", ", please?", " thanks", " in short", "!", "??", " ?", ".", "...", " in Kubernetes terms",
+    " for beginners", " exactly", " again", "\n", " ", " (short answer)", " briefly",
+)  # fmt: skip
+_STOP_WORDS = frozenset(
+    ("the", "a", "an", "is", "are", "do", "does", "what", "how", "of", "in", "for", "to", "i", "my", "me",
+     "it", "can", "you", "should", "with", "and")
+)  # fmt: skip
+
+
+def _typo(rng: random.Random, text: str) -> str:
+    """Swap, drop, double or replace one letter."""
+    spots = [i for i in range(len(text) - 1) if text[i].isalpha() and text[i + 1].isalpha()]
+    if len(spots) < 4:
+        return text
+    i = rng.choice(spots)
+    kind = rng.randrange(4)
+    if kind == 0:
+        return text[:i] + text[i + 1] + text[i] + text[i + 2 :]
+    if kind == 1:
+        return text[:i] + text[i + 1 :]
+    if kind == 2:
+        return text[: i + 1] + text[i:]
+    return text[:i] + rng.choice("abcdefghijklmnopqrstuvwxyz") + text[i + 1 :]
+
+
+def _drop_stop_word(rng: random.Random, text: str) -> str:
+    words = text.split()
+    spots = [i for i, word in enumerate(words) if word.lower() in _STOP_WORDS]
+    if len(words) < 4 or not spots:
+        return text
+    del words[rng.choice(spots)]
+    return " ".join(words)
+
+
+def _strip_punctuation(rng: random.Random, text: str) -> str:
+    return re.sub(r"[?!,']", "", text) if rng.random() < 0.6 else text.replace("-", " ").rstrip("?.!")
+
+
+_NOISE: tuple[tuple[float, Callable[[random.Random, str], str]], ...] = (
+    (0.12, _drop_stop_word),
+    (0.20, _strip_punctuation),
+    (0.12, lambda rng, text: rng.choice(_PREFIXES) + text),
+    (0.12, lambda rng, text: text.rstrip("?.!") + rng.choice(_SUFFIXES)),
+    (0.15, lambda rng, text: text[:1].upper() + text[1:]),
+    (0.20, lambda rng, text: text.lower()),
+    (0.03, lambda rng, text: text.upper()),
+    (0.12, lambda rng, text: text if text.endswith("?") else text + "?"),
+    (0.12, _typo),
+    (0.04, _typo),
+)
+
+
+def add_noise(rng: random.Random, question: str) -> str:
+    """Write a question the way a hurried person might: case, punctuation, polite words, typos."""
+    if rng.random() < 0.3:
+        return question
+    for chance, change in _NOISE:
+        if rng.random() < chance:
+            question = change(rng, question)
+    return question
+
+
+class Sampler:
+    """Draws training samples. The same seed gives the same samples; held-out questions never appear."""
+
+    def __init__(self, faq: Faq, seed: int) -> None:
+        self.faq = faq
+        self.rng = random.Random(seed)
+        held_out = [q for entry in faq.entries for q in held_out_questions(entry)]
+        self._forbidden = {normalise(q) for q in (*held_out, *faq.out_of_scope.held_out)}
+        self._written = [[q for q in e.questions if q not in held_out_questions(e)] for e in faq.entries]
+        self._entries = range(len(faq.entries))
+        self.facts = [entry for entry in faq.entries if len(entry.answer) > 90]
+
+    def question(self, index: int) -> str:
+        """A noisy question that entry ``index`` answers."""
+        entry = self.faq.entries[index]
+        return self._allowed(lambda: self._draw(entry, self._written[index]))
+
+    def _draw(self, entry: Entry, written: list[str]) -> str:
+        if entry.terms and self.rng.random() < 0.35:
+            return self.rng.choice(PATTERNS).format(self.rng.choice(entry.terms))
+        return self.rng.choice(written)
+
+    def _allowed(self, draw: Callable[[], str]) -> str:
+        while True:
+            question = add_noise(self.rng, draw())
+            if normalise(question) not in self._forbidden:
+                return question
+
+    def declined(self) -> Turn:
+        """A question from outside the FAQ, with the answer that says so."""
+        scope, rng = self.faq.out_of_scope, self.rng
+
+        def draw() -> str:
+            if rng.random() < 0.5:
+                return rng.choice(scope.questions)
+            return rng.choice(scope.patterns).format(rng.choice(scope.words), rng.choice(scope.words))
+
+        return self._allowed(draw), scope.answer
+
+    def turns(self, count: int) -> list[Turn]:
+        """A conversation of ``count`` turns, with "tell me more" and out-of-scope questions mixed in."""
+        rng, turns = self.rng, list[Turn]()
+        more: str | None = MORE_WITHOUT_TOPIC
+        for _ in range(count):
+            draw = rng.random()
+            if draw < (0.13 if turns else 0.02):
+                turns.append((add_noise(rng, rng.choice(MORE_REQUESTS)), more or MORE_UNKNOWN))
+                more = None
+            elif draw < 0.25:
+                turns.append(self.declined())
+                more = MORE_UNKNOWN
+            else:
+                index = rng.choice(self._entries)
+                turns.append((self.question(index), self.faq.entries[index].answer))
+                more = self.faq.entries[index].more
+        return turns
+
+    def system(self, characters: int) -> str | None:
+        """A system message of up to about ``characters`` characters, or none."""
+        rng = self.rng
+        if characters <= 0:
+            return None
+        parts = [rng.choice(SYSTEM_MESSAGES)]
+        while sum(map(len, parts)) < characters:
+            parts.append(rng.choice(self.faq.entries).answer)
+        return rng.choice((" ", "\n", "\n\n", "\n- ")).join(parts)
+
+    def chat(self) -> list[Span]:
+        """A chat of one to four turns; every answer is trained."""
+        rng = self.rng
+        turns = self.turns(rng.choices((1, 2, 3, 4), (0.74, 0.12, 0.08, 0.06))[0])
+        length = rng.choices((0, 1, 300, 1000, 2600), (0.50, 0.38, 0.07, 0.03, 0.02))[0]
+        return chat_spans(turns, self.system(rng.randint(1, length) if length else 0))
+
+    def plain(self) -> list[Span]:
+        """A statement, or a list of questions and answers, without chat markup."""
+        rng = self.rng
+        if rng.random() < 0.5:
+            words = rng.choice(self.facts).answer.split(" ")
+            # The first words alone cannot tell which fact follows, so they are not trained.
+            return [(" ".join(words[:2]), False), (" " + " ".join(words[2:]) + END_OF_TEXT, True)]
+        spans: list[Span] = []
+        turns = self.turns(rng.choice((1, 1, 2)))
+        for question, answer in turns:
+            spans += [(f"Q: {question}\nA:", False), (" " + answer, True), ("\n", False)]
+        return [*spans[:-1], (END_OF_TEXT, True)]
+
+    def __iter__(self) -> Iterator[list[Span]]:
+        while True:
+            yield self.plain() if self.rng.random() < 0.14 else self.chat()
+
+
+def chat_prompt(turns: list[Turn], question: str, system: str | None = None) -> str:
+    """The prompt of a chat request, as the chat template renders it."""
+    text = "".join(text for text, _ in chat_spans(turns, system))
+    return text + f"{IM_START}user\n{question}{IM_END}\n{IM_START}assistant\n"
+
+
+def chat_spans(turns: list[Turn], system: str | None) -> list[Span]:
+    """A whole chat in ChatML; only the answers and their end marks are trained."""
+    spans: list[Span] = [(f"{IM_START}system\n{system}{IM_END}\n", False)] if system else []
+    for question, answer in turns:
+        spans.append((f"{IM_START}user\n{question}{IM_END}\n{IM_START}assistant\n", False))
+        spans += [(answer + IM_END, True), ("\n", False)]
+    return spans

@@ -26,7 +26,7 @@ from penstock.core.sampling_params import SamplingParams
 from penstock.engine.build import build_engine
 from penstock.engine.config import EngineConfig
 from penstock.engine.messages import Abort, Add
-from penstock.model.generation import load_generation_config
+from penstock.model.generation import generation_defaults
 from penstock.text.chat_template import ChatTemplate
 from penstock.text.output import OutputProcessor
 from penstock.text.tokenizer import Tokenizer
@@ -93,10 +93,12 @@ class LLM:
     """
 
     def __init__(self, model: str = "demo", **settings: Any) -> None:
-        self._engine = build_engine(EngineConfig(**{"model": model, **settings}))
+        config = EngineConfig(**{"model": model, **settings})
+        self._engine = build_engine(config)
         self._tokenizer = Tokenizer.from_directory(Path(self._engine.info.path))
         self._template = ChatTemplate.from_tokenizer(self._tokenizer, None)
-        self._defaults = load_generation_config(Path(self._engine.info.path)).sampling
+        path = Path(self._engine.info.path)
+        self._defaults = generation_defaults(config.generation_config, path).sampling
         self._numbers = count()
 
     def get_tokenizer(self) -> Tokenizer:

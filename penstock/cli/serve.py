@@ -14,6 +14,7 @@ import os
 import signal
 import sys
 import time
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -66,7 +67,7 @@ def run(args: argparse.Namespace) -> int:
 async def _serve(
     engine: RemoteEngine, engine_config: EngineConfig, server_config: ServerConfig, sock: socket.socket
 ) -> int:
-    from penstock.model.generation import load_generation_config
+    from penstock.model.generation import generation_defaults
     from penstock.server.app import create_app
     from penstock.server.serve import serve
     from penstock.server.stats_log import StatsLog
@@ -81,7 +82,7 @@ async def _serve(
         loop.remove_signal_handler(signal.SIGTERM)
     template = ChatTemplate.from_tokenizer(tokenizer, server_config.chat_template)
     info = engine.info
-    generation = load_generation_config(Path(info.path), engine_config.generation_config)
+    generation = generation_defaults(engine_config.generation_config, Path(info.path))
     app = create_app(
         engine,
         tokenizer,
@@ -108,33 +109,28 @@ async def _serve(
 
 async def _load(engine: RemoteEngine, config: EngineConfig) -> Tokenizer:
     """The tokenizer, while the engine starts; the engine's error wins, since it says more."""
-    from penstock.model.hub import local_model
+    from penstock.model.hub import is_local, resolve_model
     from penstock.text.tokenizer import Tokenizer
 
-    starting = asyncio.create_task(engine.start())
-    try:
-        # a model that has yet to be downloaded is the engine's to fetch
-        directory = local_model(config.model)
-        loading = (
-            asyncio.create_task(asyncio.to_thread(Tokenizer.from_directory, directory)) if directory else None
-        )
-        await starting
-        if loading is not None:
-            return await loading
+    if not is_local(config.model):  # the engine downloads it; then there is a directory
+        await engine.start()
         return await asyncio.to_thread(Tokenizer.from_directory, Path(engine.info.path))
+    directory = resolve_model(config.model, config.revision)
+    loading = asyncio.create_task(asyncio.to_thread(Tokenizer.from_directory, directory))
+    try:
+        await engine.start()
+        return await loading
     finally:
-        starting.cancel()
-        with contextlib.suppress(BaseException):
-            if loading is not None:
-                loading.cancel()
+        loading.cancel()
+        with contextlib.suppress(Exception, asyncio.CancelledError):
+            await loading
 
 
-def _loop_factory() -> type[asyncio.AbstractEventLoop] | None:
+def _loop_factory() -> Callable[[], asyncio.AbstractEventLoop] | None:
     import importlib.util
 
     if importlib.util.find_spec("uvloop") is None:
         return None
     import uvloop
 
-    factory: type[asyncio.AbstractEventLoop] = uvloop.new_event_loop
-    return factory
+    return uvloop.new_event_loop

@@ -25,7 +25,7 @@ from penstock.core.scheduler import Scheduler
 from penstock.kernels.attention import KVCache, create_attention
 from penstock.model.causal_lm import CausalLM
 from penstock.model.config import ModelConfig, load_config
-from penstock.model.generation import load_generation_config
+from penstock.model.generation import generation_defaults
 from penstock.model.hub import resolve_model
 from penstock.model.loader import load_model
 from penstock.model.memory import MemoryBudget, plan_memory
@@ -113,7 +113,7 @@ def build_engine(settings: dict[str, Any] | EngineConfig, heartbeat: Heartbeat |
         resolved.scheduler, BlockPool(capacity.num_blocks, capacity.block_size), StepCost(capacity.prior)
     )
     log = StepLog(resolved.scheduler, capacity, config.record_steps)
-    generation = load_generation_config(path)
+    generation = generation_defaults(config.generation_config, path)
     eos_ids = tuple(sorted({*model_config.eos_ids, *generation.eos_ids}))
     loop = EngineLoop(scheduler, executor, MonotonicClock(), log, heartbeat, frozenset(eos_ids))
     info = _info(path, model, device, resolved.max_num_seqs, budget, eos_ids, timer.laps)

@@ -24,7 +24,10 @@ class Liveness:
 class EngineClient(Protocol):
     """One engine, running elsewhere. All methods are called from one asyncio event loop."""
 
-    info: ModelInfo
+    @property
+    def info(self) -> ModelInfo:
+        """The loaded model."""
+        ...
 
     def generate(self, adds: Sequence[Add]) -> AsyncGenerator[list[Event], None]:
         """Run these requests (all of one HTTP request: prompts, and the n siblings of each) and yield their

@@ -80,8 +80,8 @@ class EngineProcess:
                     self._publish(events, loop)
                 if loop.has_work:
                     self._publish(loop.step(), loop)
-                    if not loop.has_work:
-                        loop.scheduler.check()
+                else:
+                    loop.scheduler.check()  # free, before going to sleep
         except Exception:
             self._dump(engine)
             raise

@@ -61,3 +61,25 @@ def load_generation_config(directory: Path) -> GenerationConfig:
     except InvalidRequest as error:
         raise ModelLoadError(f"{path}: {error.message}", advice="Correct or remove the value.") from error
     return GenerationConfig(tuple(ids), sampling)
+
+
+def generation_defaults(setting: str, directory: Path) -> GenerationConfig:
+    """What --generation-config asks for.
+
+    Args:
+        setting: "auto" reads the model's own file; "vllm" (as in vLLM) takes only its end-of-sequence ids;
+            anything else is a directory with another generation_config.json.
+        directory: the model's.
+    """
+    if setting == "auto":
+        return load_generation_config(directory)
+    if setting == "vllm":
+        return GenerationConfig(load_generation_config(directory).eos_ids)
+    other = Path(setting).expanduser()
+    if not (other / "generation_config.json").exists():
+        raise ModelLoadError(
+            f"--generation-config {setting}: there is no generation_config.json in it.",
+            param="--generation-config",
+            advice="Use auto, vllm, or a directory that holds one.",
+        )
+    return load_generation_config(other)

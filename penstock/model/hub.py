@@ -109,3 +109,8 @@ def _download(name: str, revision: str | None) -> Path:
     except (errors.HfHubHTTPError, OSError) as error:
         raise ModelLoadError(f"Downloading {where} failed: {error}.") from error
     return Path(path)
+
+
+def is_local(name: str) -> bool:
+    """Whether `resolve_model` would find it without asking the hub."""
+    return name in _DEMO or Path(name).expanduser().exists()

@@ -1,7 +1,7 @@
 """Llama (2 and 3.x), Mistral and Qwen2: one wiring, told apart by the configuration.
 
-    x ─┬─ norm ─ attention ─┬─(+)─┬─ norm ─ gated MLP ─(+)─
-       └────────────────────┘     └──────────────────┘
+    x ─┬─ norm ─ attention ─(+)─┬─ norm ─ gated MLP ─(+)─
+       └─────────────────────┘  └─────────────────────┘
 
 Mistral has a sliding window; Qwen2 has biases on q, k and v, and sliding windows in its upper layers.
 """

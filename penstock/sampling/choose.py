@@ -14,13 +14,15 @@ or only -inf logits) has no distribution, and its token is meaningless.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 
 import torch
 from torch import Tensor
 
+from .buckets import choose_from_buckets
+
 _BLOCK = 512  # tokens whose weights are summed first: the cumulative sum then runs over V / 512 numbers
-_CANDIDATES = 256  # tokens looked at before everything is sorted
+_CANDIDATES = 256  # tokens looked at before the whole row is
 _TILE = 1 << 23  # logits worked on at once on a CPU: bounds the memory, 32 MiB for each copy
 
 
@@ -57,37 +59,29 @@ def choose_cut(logits: Tensor, draws: Sequence[Draw]) -> tuple[Tensor, Tensor]:
     """
     vocabulary = logits.shape[1]
     if vocabulary <= _CANDIDATES:
-        return _choose_sorted(logits, draws)
+        return _choose_from_all(logits, draws)
     values, ids = ranked(logits, _CANDIDATES)
     place, certain = _cut(logits, values, draws)
     tokens = ids.gather(1, place)[:, 0]
     rest = [i for i, sure in enumerate(certain.tolist()) if not sure]
     if rest:
         where = torch.tensor(rest, device=logits.device)
-        tokens[where] = _choose_sorted(logits[where], [draws[i] for i in rest])[0]
+        tokens[where] = _choose_from_all(logits[where], [draws[i] for i in rest])[0]
     return tokens, values[:, 0]
 
 
-def _choose_sorted(logits: Tensor, draws: Sequence[Draw]) -> tuple[Tensor, Tensor]:
-    """The same from the whole row: values are sorted alone, and the chosen one is looked up."""
-    values = _sorted(logits)
-    place, _ = _cut(logits, values, draws)
-    value = values.gather(1, place)
-    nth = place - (values > value).sum(1, keepdim=True)  # among the equal ones, by id
-    equal = (logits == value).cumsum(1)
-    tokens = torch.searchsorted(equal, nth + 1)[:, 0].clamp_(max=logits.shape[1] - 1)
-    # NaN stands first in torch's order, last in NumPy's
-    return tokens, torch.where(values[:, -1].isnan(), values[:, -1], values[:, 0])
-
-
-def _sorted(logits: Tensor) -> Tensor:
-    """Each row's values in descending order."""
-    if logits.device.type != "cpu":
-        return logits.sort(dim=1, descending=True).values
-    # NumPy's vectorised sort takes a tenth of the time of torch's, which carries indices along
-    negative = logits.neg().numpy()
-    negative.sort(axis=1)
-    return torch.from_numpy(negative).neg_()
+def _choose_from_all(logits: Tensor, draws: Sequence[Draw]) -> tuple[Tensor, Tensor]:
+    """The same from whole rows."""
+    if logits.device.type != "cpu" or logits.shape[1] <= _CANDIDATES:
+        values, ids = ranked(logits, logits.shape[1])
+        place, _ = _cut(logits, values, draws)
+        return ids.gather(1, place)[:, 0], values[:, 0]
+    checks = logits.amax(-1)
+    tokens = [
+        choose_from_buckets(row, **asdict(draw)) if fine else 0
+        for row, draw, fine in zip(logits.numpy(), draws, checks.isfinite().tolist(), strict=True)
+    ]
+    return torch.tensor(tokens), checks
 
 
 def ranked(values: Tensor, width: int) -> tuple[Tensor, Tensor]:

@@ -1,7 +1,7 @@
 """The ASGI application: routes, and the layers around them.
 
-    ErrorMiddleware        exceptions → OpenAI-shaped answers; request ids
-      CORSMiddleware       only when origins are allowed
+    CORSMiddleware         only when origins are allowed; outermost, so that browsers can read errors too
+      ErrorMiddleware      exceptions → OpenAI-shaped answers; request ids
         AuthMiddleware     only when keys are configured
           Router           path → endpoint(state, scope, receive, send)
 
@@ -106,6 +106,7 @@ def create_app(
     app: ASGIApp = Router(_routes(state), default=_no_route)
     if config.api_key:
         app = AuthMiddleware(app, config.api_key)
+    app = ErrorMiddleware(app, id_header=config.enable_request_id_headers)
     if config.allowed_origins:
         app = CORSMiddleware(
             app,
@@ -115,7 +116,7 @@ def create_app(
             allow_credentials=config.allow_credentials,
             expose_headers=("X-Request-Id",),
         )
-    return ErrorMiddleware(app, id_header=config.enable_request_id_headers)
+    return app
 
 
 @dataclass(frozen=True, slots=True)

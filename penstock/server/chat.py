@@ -21,7 +21,7 @@ from .generation import Choice, Generation, Prompt
 from .ids import response_id
 from .logprobs import chat_logprobs
 from .messages import normalise
-from .params import check_common, output_budget, sampling_params, truncate
+from .params import check_common, output_budget, sampling_params, truncate, without_text
 from .protocol import ChatRequest, TokenizeChatRequest, decode, parse_object
 from .sse import ChunkFormat, encode
 from .state import State
@@ -84,7 +84,7 @@ async def chat_completions(state: State, scope: Scope, receive: Receive, send: S
     if state.config.enable_log_requests:
         logger.info(
             "%s chat: %d prompt tokens, at most %d, stream=%s, %s",
-            *(id.response, len(ids), budget, request.stream, params),
+            *(id.response, len(ids), budget, request.stream, without_text(params)),
         )
     writer = ChatWriter(state, request, _echoed(request, state.config.response_role))
     await answer(

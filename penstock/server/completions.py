@@ -22,7 +22,7 @@ from .exchange import read_body
 from .generation import MAX_CHOICES, Choice, Generation, Prompt
 from .ids import response_id
 from .logprobs import CompletionLogprobs
-from .params import check_common, output_budget, sampling_params, truncate
+from .params import check_common, output_budget, sampling_params, truncate, without_text
 from .protocol import CompletionRequest, decode, parse_object
 from .sse import ChunkFormat, encode
 from .state import State
@@ -93,7 +93,13 @@ async def completions(state: State, scope: Scope, receive: Receive, send: Send) 
     if state.config.enable_log_requests:
         logger.info(
             "%s completion: %d prompts, %d prompt tokens, stream=%s, %s",
-            *(id.response, len(prompts), sum(len(prompt.ids) for prompt in prompts), request.stream, params),
+            *(
+                id.response,
+                len(prompts),
+                sum(len(prompt.ids) for prompt in prompts),
+                request.stream,
+                without_text(params),
+            ),
         )
     writer = CompletionWriter(state, request, generation)
     await answer(

@@ -16,7 +16,7 @@ import msgspec
 from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from penstock.core.errors import BY_NAME, InvalidRequest, PenstockError, RequestFailed, RouteNotFound
+from penstock.core.errors import BY_NAME, PenstockError, RequestFailed, RouteNotFound
 from penstock.core.plan import Event
 
 from .exchange import ClientGone, header, respond
@@ -29,13 +29,6 @@ class MethodNotAllowed(RouteNotFound):
 
     status = 405
     code = "method_not_allowed"
-
-
-class UnsupportedMediaType(InvalidRequest):
-    """The body is declared to be something else than JSON."""
-
-    status = 415
-    code = "unsupported_media_type"
 
 
 def error_object(error: PenstockError) -> dict[str, dict[str, str | None]]:

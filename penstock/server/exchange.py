@@ -11,11 +11,18 @@ from typing import Any
 
 from starlette.types import Receive, Scope, Send
 
-from penstock.core.errors import PayloadTooLarge
+from penstock.core.errors import InvalidRequest, PayloadTooLarge
 
 _DISCARD = 8
 """How many times the limit of an oversized body is read and dropped, so that the client gets to read the 413
 (closing on a client that still sends loses the answer)."""
+
+
+class UnsupportedMediaType(InvalidRequest):
+    """The body is declared to be something else than JSON."""
+
+    status = 415
+    code = "unsupported_media_type"
 
 
 class ClientGone(Exception):
@@ -31,7 +38,16 @@ def header(scope: Scope, name: bytes) -> str | None:
 
 
 async def read_body(scope: Scope, receive: Receive, limit: int) -> bytes:
-    """The whole request body. Raises PayloadTooLarge over `limit` bytes, and ClientGone."""
+    """The whole request body, said to be JSON if anything is said.
+
+    Raises UnsupportedMediaType, PayloadTooLarge over `limit` bytes, and ClientGone.
+    """
+    media = (header(scope, b"content-type") or "application/json").split(";")[0].strip().lower()
+    if not (media == "application/json" or media.endswith("+json")):
+        # also keeps browsers from posting here without asking first (CORS)
+        raise UnsupportedMediaType(
+            f"The body is declared as {media}.", advice="Send `Content-Type: application/json`."
+        )
     declared = header(scope, b"content-length")
     announced = int(declared) if declared is not None and declared.isdigit() else 0
     if announced > limit and header(scope, b"expect") is not None:

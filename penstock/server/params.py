@@ -68,6 +68,11 @@ def sibling(params: SamplingParams, index: int) -> SamplingParams:
     return params.with_(n=1, seed=seed, prompt_logprobs=None if index else params.prompt_logprobs)
 
 
+def without_text(params: SamplingParams) -> SamplingParams:
+    """The parameters as they may be logged: what the client wrote in words left out."""
+    return params.with_(stop=tuple("…" for _ in params.stop))
+
+
 def truncate(ids: Sequence[int], request: GenerateRequest, room: int) -> tuple[int, ...]:
     """The prompt cut to `truncate_prompt_tokens`: the last k tokens, or the first with truncation_side right.
 

@@ -34,7 +34,6 @@ _TOOL_USE = "tool_use"
 _TAG = "CONTINUE_FINAL_MESSAGE_TAG "
 _REASONING = ("reasoning_content", "thinking", "reasoning")
 """Names under which clients send a message's reasoning; templates read the first."""
-_RESERVED = ("messages", "tools", "documents", "add_generation_prompt")
 
 
 class ChatTemplate:
@@ -100,6 +99,7 @@ class ChatTemplate:
     def render(
         self,
         messages: Sequence[Mapping[str, Any]],
+        /,
         *,
         add_generation_prompt: bool = True,
         continue_final_message: bool = False,
@@ -131,11 +131,10 @@ class ChatTemplate:
                 param="continue_final_message",
                 advice="Set add_generation_prompt to false to continue the last message.",
             )
-        for name in kwargs:
-            if name in _RESERVED:
-                raise InvalidRequest(
-                    f"chat_template_kwargs must not contain {name!r}.", param="chat_template_kwargs"
-                )
+        if "messages" in kwargs:
+            raise InvalidRequest(
+                "chat_template_kwargs must not contain 'messages'.", param="chat_template_kwargs"
+            )
         text = self._choose(chat_template, tools is not None)
         chat = [_message(message) for message in messages]
         final = _mark_end(chat[-1], text) if continue_final_message else ""

@@ -131,11 +131,7 @@ class _Decoding:
     def __init__(self, tokenizer: Tokenizer, prompt_ids: Sequence[int], skip_special_tokens: bool) -> None:
         self._tokenizer = tokenizer
         self._skip_special_tokens = skip_special_tokens
-        start = max(0, len(prompt_ids) - _CONTEXT_TOKENS)
-        # a run of byte tokens is one text to its decoder: do not begin inside of it
-        while start and len(prompt_ids) - start < _HELD_TOKENS and tokenizer.is_byte(prompt_ids[start]):
-            start -= 1
-        self._ids = list(prompt_ids[start:])
+        self._ids = list(prompt_ids[-_CONTEXT_TOKENS:])
         self._read = len(self._ids)
         self._shown = self._text(self._ids)
 

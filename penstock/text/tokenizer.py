@@ -78,7 +78,7 @@ class Tokenizer:
         self.pieces, self._drops_space = _classify(rust)
         self._added = {id: token.content for id, token in added.items()}
         self._bytes: dict[int, bytes] = {}
-        fallback = self.pieces is not Pieces.BYTE_LEVEL
+        fallback = self.pieces is Pieces.SENTENCEPIECE
         self._byte_ids = frozenset(map(rust.token_to_id, _FALLBACK)) - {None} if fallback else frozenset()
 
     @classmethod
@@ -185,7 +185,7 @@ class Tokenizer:
         return self.token_bytes(id).decode("utf-8", errors="replace")
 
     def is_byte(self, id: int) -> bool:
-        """Whether a token stands for one byte by its name, like `<0x0A>`."""
+        """Whether a SentencePiece token is one byte of a character, like `<0x0A>`."""
         return id in self._byte_ids
 
     def _to_bytes(self, id: int) -> bytes:

@@ -13,8 +13,6 @@ from typing import Any
 import openai
 import pytest
 import uvicorn
-from tokenizers import AddedToken, decoders, models, pre_tokenizers
-from tokenizers import Tokenizer as RustTokenizer
 
 from penstock.engine.messages import Add
 from penstock.server.app import create_app
@@ -24,25 +22,7 @@ from penstock.text.chat_template import ChatTemplate
 from penstock.text.tokenizer import Tokenizer
 
 from .fake_engine import PATIENCE, FakeEngine
-
-MODEL = "tiny"
-REPLY = "Hello, wörld! 🌊"
-TEMPLATE = (
-    "{% for m in messages %}<|start|>{{ m.role }}\n{{ m.content }}<|end|>\n{% endfor %}"
-    "{% if add_generation_prompt %}<|start|>assistant\n{% endif %}{{ mood | default('') }}"
-)
-
-
-def make_tokenizer() -> Tokenizer:
-    """One token for each byte (ids 0 to 255), and three special tokens (256 to 258)."""
-    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
-    rust = RustTokenizer(models.BPE(vocab={piece: i for i, piece in enumerate(alphabet)}, merges=[]))
-    rust.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    rust.decoder = decoders.ByteLevel()
-    rust.add_special_tokens([AddedToken(t, special=True) for t in ("<|start|>", "<|end|>", "<|eos|>")])
-    return Tokenizer(
-        rust, special_tokens={"eos_token": "<|eos|>"}, chat_templates={"default": TEMPLATE}
-    )
+from .tiny import MODEL, REPLY, make_tokenizer
 
 
 @pytest.fixture(scope="session")
@@ -140,7 +120,11 @@ class Response:
 
 @contextmanager
 def running(
-    tokenizer: Tokenizer, reply: Callable[[Add], list[int]], *, engine: FakeEngine | None = None, **options: Any
+    tokenizer: Tokenizer,
+    reply: Callable[[Add], list[int]],
+    *,
+    engine: FakeEngine | None = None,
+    **options: Any,
 ) -> Iterator[LiveServer]:
     """A server; options of create_app, and of ServerConfig."""
     app_options = {

@@ -2,15 +2,15 @@
 
 It runs inside the server's event loop; the knobs and the `wait_…` methods are for the test's thread.
 
-Every token takes one step. Times follow from the arrival: queued for 0.5 s, first token 0.25 s later, then one
-every 0.125 s; each token costs 0.001 device seconds. (Powers of two: the figures are exact.)
+Every token takes one step. Times follow from the arrival: queued for 0.5 s, first token 0.25 s later, then
+one every 0.125 s; each token costs 0.001 device seconds.
 """
 
 from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import AsyncGenerator, Callable, Sequence
+from collections.abc import AsyncGenerator, Callable, Collection, Sequence
 from dataclasses import dataclass, field
 
 from penstock.core.errors import EngineDead, PenstockError
@@ -190,9 +190,11 @@ class FakeEngine:
         if self._loop is not None and self._wake is not None:
             self._loop.call_soon_threadsafe(self._wake.set)
 
-    def _paused(self, mine: Sequence[Running]) -> bool:
+    def _paused(self, mine: Collection[Running]) -> bool:
         pause = self.pause_at
-        return pause is not None and any(r.position >= pause for r in mine) and not any(r.aborted for r in mine)
+        if pause is None or any(running.aborted for running in mine):
+            return False
+        return any(running.position >= pause for running in mine)
 
     def _refused(self, running: Running) -> Event:
         self._running.pop(running.add.id, None)

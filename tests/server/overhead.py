@@ -16,6 +16,7 @@ from multiprocessing import Process
 from typing import Any
 
 import uvicorn
+from msgspec.structs import replace
 
 from penstock.server.app import create_app
 from penstock.server.config import ServerConfig
@@ -23,8 +24,8 @@ from penstock.server.serve import bind
 from penstock.text.chat_template import ChatTemplate
 from penstock.text.tokenizer import Tokenizer
 
-from .conftest import make_tokenizer
 from .fake_engine import INFO, FakeEngine
+from .tiny import make_tokenizer
 
 WORDS = "The penstock brings water to the turbine under pressure. "
 
@@ -55,8 +56,6 @@ def read_streams(port: int, streams: int, body: dict[str, Any]) -> None:
 
 async def measure(tokenizer: Tokenizer, streams: int, tokens: int, extra: dict[str, Any]) -> float:
     """Seconds of processor time per token."""
-    from msgspec.structs import replace
-
     script = tokenizer.encode(WORDS * (tokens // len(WORDS) + 1), add_special_tokens=False)
     engine = FakeEngine(lambda _: script, info=replace(INFO, max_model_len=tokens + 100))
     config = ServerConfig(host="127.0.0.1", port=0, served_model_name=("tiny",))
@@ -94,15 +93,17 @@ def main() -> None:
         factory = uvloop.new_event_loop
     except ImportError:
         factory = None
+    every = {"include_usage": True, "continuous_usage_stats": True}
     for name, extra in (
         ("chat", {}),
-        ("chat, usage in every chunk", {"stream_options": {"include_usage": True, "continuous_usage_stats": True}}),
+        ("chat, usage in every chunk", {"stream_options": every}),
         ("chat, 5 logprobs", {"logprobs": True, "top_logprobs": 5}),
         ("chat, a stop string", {"stop": "never there"}),
     ):
         with asyncio.Runner(loop_factory=factory) as runner:
             cost = runner.run(measure(tokenizer, streams, tokens, extra))
-        print(f"{name:28} {cost * 1e6:7.1f} µs per token · {cost * streams * 1e3:6.2f} ms per step of {streams}")
+        step = cost * streams * 1e3
+        print(f"{name:28} {cost * 1e6:7.1f} µs per token · {step:6.2f} ms per step of {streams}")
 
 
 if __name__ == "__main__":

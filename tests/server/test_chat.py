@@ -9,8 +9,9 @@ import pytest
 
 from penstock.text.tokenizer import Tokenizer
 
-from .conftest import MODEL, REPLY, LiveServer, running
+from .conftest import LiveServer, running
 from .fake_engine import FakeEngine
+from .tiny import MODEL, REPLY
 
 PATH = "/v1/chat/completions"
 HI: list[Any] = [{"role": "user", "content": "Hi"}]
@@ -316,7 +317,9 @@ def test_template_variables(server: LiveServer, tokenizer: Tokenizer) -> None:
     assert tokenizer.decode(server.engine.adds[0].prompt, False).endswith("assistant\nmerrily: ")
 
 
-def test_a_template_of_the_request_must_be_allowed(server: LiveServer, tokenizer: Tokenizer, says: Any) -> None:
+def test_a_template_of_the_request_must_be_allowed(
+    server: LiveServer, tokenizer: Tokenizer, says: Any
+) -> None:
     body = {"messages": HI, "chat_template": "{{ messages[0].content }}!"}
     refused = server.post(PATH, body)
     assert refused.status == 400

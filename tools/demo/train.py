@@ -4,7 +4,7 @@
     python tools/demo/train.py --evaluate           evaluate the checkpoint in penstock/assets/demo
     python tools/demo/train.py --steps 500 --out /tmp/demo    a quick, weaker model
 
-Needs torch, transformers, tokenizers, safetensors and PyYAML. The network is Qwen3 at toy size: 2.5 million
+Needs torch, transformers, tokenizers, safetensors and PyYAML. The network is Qwen3 at toy size: 2 million
 parameters with tied embeddings. Only answers are trained, so the model never learns to ask questions itself.
 """
 
@@ -50,8 +50,8 @@ MODEL: dict[str, Any] = {
     "model_type": "qwen3",
     "vocab_size": VOCAB_SIZE,
     "hidden_size": 192,
-    "intermediate_size": 448,
-    "num_hidden_layers": 6,
+    "intermediate_size": 512,
+    "num_hidden_layers": 4,
     "num_attention_heads": 6,
     "num_key_value_heads": 2,
     "head_dim": 32,
@@ -64,7 +64,7 @@ MODEL: dict[str, Any] = {
     "attention_dropout": 0.0,
     "sliding_window": None,
     "use_sliding_window": False,
-    "max_window_layers": 6,
+    "max_window_layers": 4,
     "tie_word_embeddings": True,
     "use_cache": True,
     "initializer_range": 0.02,

@@ -21,8 +21,8 @@ from penstock.core.cost import Coefficients
 from penstock.core.plan import Admission, Plan, PlanItem, StepResult, TokenLogprob
 from penstock.kernels.attention import AttentionBackend, KVCache, Span, StepLayout
 from penstock.model.causal_lm import CausalLM
-from penstock.sampling.rows import Row
 from penstock.sampling.logprobs import prompt_logprobs
+from penstock.sampling.rows import Row
 from penstock.sampling.sampler import Sampler
 
 from .base import Capacity, Ticket

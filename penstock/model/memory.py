@@ -1,0 +1,281 @@
+"""The memory plan: what goes where, printed before the KV cache is allocated, refused when it cannot work.
+
+    limit ┌───────────────┐  CPU: a share of the free memory; CUDA: a share of the whole device, if free
+          │ weights       │  exact
+          │ activations   │  upper bound of one step, with logits and attention's temporary memory
+          │ KV cache      │  whole blocks of what is left
+          └───────────────┘
+
+Pure arithmetic: no torch, no system call. It does not know how memory is measured or allocated.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from penstock.core.errors import MemoryBudgetError
+from penstock.kernels.limits import workspace_bytes
+
+from .config import ModelConfig
+
+#: Default of --gpu-memory-utilization: of the whole device on CUDA, of the free memory on CPU.
+DEFAULT_UTILIZATION = {"cpu": 0.5, "cuda": 0.92}
+#: By default the KV cache holds at most this many times what max_num_seqs requests of max_model_len can use;
+#: the rest of it would only serve prefix hits.
+_ENOUGH = 4
+#: Rows of prompt logits that may exist at one time beside the sampled ones.
+_PROMPT_LOGITS_ROWS = 128
+#: Bytes per logit of all copies that sampling makes: float32 logits, probabilities, a sort with its indices.
+_BYTES_PER_LOGIT = 32
+
+
+@dataclass(frozen=True, slots=True)
+class MemoryBudget:
+    """The plan. All sizes in bytes."""
+
+    device: str
+    available: int
+    """Free before the model was loaded."""
+    utilization: float | None
+    """Share of memory that makes the limit; None when the KV cache's size was given."""
+    limit: int
+    """Weights, activations and KV cache stay within it."""
+    weights: int
+    activations: int
+    kv_cache: int
+    """num_blocks whole blocks."""
+    kv_bytes_per_token: int
+    block_size: int
+    num_blocks: int
+    max_model_len: int
+    max_num_batched_tokens: int
+
+    @property
+    def tokens(self) -> int:
+        """Tokens that the KV cache holds."""
+        return self.num_blocks * self.block_size
+
+    @property
+    def concurrency(self) -> float:
+        """Requests of max_model_len that it holds at the same time."""
+        return self.num_blocks / math.ceil(self.max_model_len / self.block_size)
+
+    @property
+    def free(self) -> int:
+        """What is left of the available memory."""
+        return self.available - self.weights - self.activations - self.kv_cache
+
+    def render(self) -> str:
+        """The table, as aligned plain text."""
+        if self.utilization is None:
+            limit = "--kv-cache-memory-bytes"
+        else:
+            limit = f"--gpu-memory-utilization {self.utilization:g}"
+        requests = f"{self.concurrency:,.1f} requests of {self.max_model_len:,} tokens"
+        rows = [
+            ("weights", self.weights, ""),
+            ("activations", self.activations, f"at most, {self.max_num_batched_tokens:,} tokens per step"),
+            ("KV cache", self.kv_cache, f"{self.tokens:,} tokens: {requests}"),
+            (
+                "",
+                None,
+                f"{self.num_blocks:,} blocks of {self.block_size}, {_size(self.kv_bytes_per_token)}/token",
+            ),
+            ("limit", self.limit, limit),
+            ("free", self.free, f"of {_size(self.available)} available"),
+        ]
+        lines = [f"Memory ({self.device})"]
+        for name, size, note in rows:
+            lines.append(f"  {name:<12}{'' if size is None else _size(size):>12}  {note}".rstrip())
+        return "\n".join(lines)
+
+
+def kv_bytes_per_token(config: ModelConfig, dtype_bytes: int) -> int:
+    """Bytes of keys and values of one token in all layers."""
+    return 2 * config.num_layers * config.num_kv_heads * config.head_dim * dtype_bytes
+
+
+def activation_bytes(
+    config: ModelConfig,
+    *,
+    max_num_batched_tokens: int,
+    max_num_seqs: int,
+    max_model_len: int,
+    dtype_bytes: int,
+    device: str,
+) -> int:
+    """Upper bound of what one step takes beside weights and KV cache.
+
+    Per token, the most that lives at one time in a layer: residual, normed input and output, with either the
+    projections, their rotation and the attention's output, or the MLP's middle; and float32 copies in norms.
+    """
+    hidden, q = config.hidden_size, config.num_heads * config.head_dim
+    kv = config.num_kv_heads * config.head_dim
+    attention = 3 * hidden + (q + 2 * kv) + 3 * (q + kv) + 2 * q
+    mlp = 3 * hidden + 3 * config.intermediate_size
+    per_token = max(attention, mlp) * dtype_bytes + 2 * 4 * max(hidden, q + kv)
+    logits = max(max_num_seqs, _PROMPT_LOGITS_ROWS) * config.vocab_size * (dtype_bytes + _BYTES_PER_LOGIT)
+    return (
+        max_num_batched_tokens * per_token
+        + logits
+        + workspace_bytes(
+            max_model_len=max_model_len,
+            kv_heads=config.num_kv_heads,
+            head_dim=config.head_dim,
+            dtype_bytes=dtype_bytes,
+            device=device,
+        )
+    )
+
+
+def plan_memory(
+    config: ModelConfig,
+    *,
+    weight_bytes: int,
+    dtype_bytes: int,
+    device: str,
+    available_bytes: int,
+    total_bytes: int,
+    max_num_seqs: int,
+    max_num_batched_tokens: int,
+    block_size: int,
+    utilization: float | None = None,
+    kv_cache_memory_bytes: int | None = None,
+    max_model_len: int | None = None,
+) -> MemoryBudget:
+    """Decide the size of the KV cache.
+
+    Args:
+        weight_bytes: as loaded, CausalLM.weight_bytes.
+        dtype_bytes: of one activation or KV element.
+        device: "cpu" or "cuda".
+        available_bytes: free memory before the weights were loaded.
+        total_bytes: all memory of the device.
+        utilization: share of memory to use; None is DEFAULT_UTILIZATION.
+        kv_cache_memory_bytes: exact size instead.
+        max_model_len: None is the model's context length, -1 the longest that fits.
+
+    Raises:
+        MemoryBudgetError: one request of max_model_len does not fit, or not even the weights; names the flag
+            and the value that would fit. Also when max_model_len is over the model's context length.
+    """
+    wanted = config.context_length if max_model_len is None or max_model_len == -1 else max_model_len
+    if wanted > config.context_length:
+        raise MemoryBudgetError(
+            f"--max-model-len {wanted} is longer than the model's context of {config.context_length} tokens.",
+            param="--max-model-len",
+            advice=f"Use --max-model-len {config.context_length} or less.",
+        )
+    per_token = kv_bytes_per_token(config, dtype_bytes)
+    block_bytes = per_token * block_size
+
+    def activations(length: int) -> int:
+        return activation_bytes(
+            config,
+            max_num_batched_tokens=max_num_batched_tokens,
+            max_num_seqs=max_num_seqs,
+            max_model_len=length,
+            dtype_bytes=dtype_bytes,
+            device=device,
+        )
+
+    def budget(length: int, share: float) -> MemoryBudget:
+        """The plan for this context length, whether it works or not: num_blocks may even be negative."""
+        beside = weight_bytes + activations(length)
+        if kv_cache_memory_bytes is not None:
+            limit = min(beside + kv_cache_memory_bytes, available_bytes)
+        elif device == "cpu":
+            limit = int(available_bytes * share)
+        else:
+            limit = min(int(total_bytes * share), available_bytes)
+        blocks = (limit - beside) // block_bytes
+        if kv_cache_memory_bytes is None:
+            blocks = min(blocks, _ENOUGH * max_num_seqs * math.ceil(length / block_size))
+        return MemoryBudget(
+            device=device,
+            available=available_bytes,
+            utilization=share if kv_cache_memory_bytes is None else None,
+            limit=limit,
+            weights=weight_bytes,
+            activations=activations(length),
+            kv_cache=max(0, blocks) * block_bytes,
+            kv_bytes_per_token=per_token,
+            block_size=block_size,
+            num_blocks=blocks,
+            max_model_len=length,
+            max_num_batched_tokens=max_num_batched_tokens,
+        )
+
+    def fits(length: int, share: float) -> bool:
+        return budget(length, share).num_blocks >= math.ceil(length / block_size)
+
+    def longest(share: float) -> int:
+        """Longest context, in whole blocks, that fits; 0 for none."""
+        most = math.ceil(wanted / block_size)
+        return min(
+            wanted, block_size * _most(lambda blocks: fits(min(blocks * block_size, wanted), share), most)
+        )
+
+    share = utilization or DEFAULT_UTILIZATION[device]
+    if fits(wanted, share):
+        return budget(wanted, share)
+    shorter = longest(share)
+    if max_model_len == -1 and shorter:
+        return budget(shorter, share)
+    plan = budget(wanted, share)
+    advice = [f"--max-model-len {shorter}"] if shorter else []
+    needed = math.ceil(wanted / block_size) * block_bytes
+    if kv_cache_memory_bytes is not None:
+        if needed <= available_bytes - plan.weights - plan.activations:
+            advice.append(f"--kv-cache-memory-bytes {needed}")
+    else:
+        shares = (n / 100 for n in range(1, 101) if n / 100 > share)
+        larger = next((value for value in shares if fits(wanted, value)), None)
+        if larger is not None:
+            advice.append(f"--gpu-memory-utilization {larger:g}")
+        elif not shorter and longest(1.0):
+            advice.append(f"--gpu-memory-utilization 1 with --max-model-len {longest(1.0)}")
+    raise _refusal(plan, needed, advice)
+
+
+def _most(fits: Callable[[int], bool], limit: int) -> int:
+    """The largest number from 1 to `limit` that fits, 0 for none. If a number fits, so do all smaller ones."""
+    low, high = 0, limit
+    while low < high:
+        middle = (low + high + 1) // 2
+        if fits(middle):
+            low = middle
+        else:
+            high = middle - 1
+    return low
+
+
+def _refusal(plan: MemoryBudget, needed: int, advice: list[str]) -> MemoryBudgetError:
+    """What does not fit: `needed` bytes of KV cache for one request; and the flags that would help."""
+    left = plan.limit - plan.weights - plan.activations
+    if left > 0:
+        message = (
+            f"--max-model-len {plan.max_model_len} needs {_size(needed)} of KV cache for one request, "
+            f"but {_size(left)} of {_size(plan.limit)} is left beside weights ({_size(plan.weights)}) "
+            f"and activations ({_size(plan.activations)})."
+        )
+    else:
+        message = (
+            f"The weights take {_size(plan.weights)} and a step of {plan.max_num_batched_tokens} tokens up to "
+            f"{_size(plan.activations)}: of the {_size(plan.limit)} that may be used, nothing is left for "
+            "the KV cache."
+        )
+    text = f"Use {' or '.join(advice)}." if advice else "Use a smaller model or dtype, or more memory."
+    return MemoryBudgetError(message, param="--max-model-len", advice=text)
+
+
+def _size(count: int) -> str:
+    """1610612736 → '1.50 GiB'."""
+    size = float(count)
+    for unit in ("B", "KiB", "MiB"):
+        if abs(size) < 1024:
+            return f"{size:.0f} B" if unit == "B" else f"{size:.2f} {unit}"
+        size /= 1024
+    return f"{size:.2f} GiB"

@@ -1,0 +1,352 @@
+"""Bad input gets its status and an OpenAI-shaped body that names the field, and the server goes on."""
+
+from __future__ import annotations
+
+import json
+import socket
+from typing import Any
+
+import openai
+import pytest
+
+from penstock.core.errors import RequestFailed
+from penstock.text.chat_template import ChatTemplate
+from penstock.text.tokenizer import Tokenizer
+
+from .conftest import LiveServer, running
+from .fake_engine import PATIENCE
+from .tiny import MODEL, REPLY
+
+CHAT = "/v1/chat/completions"
+TEXT = "/v1/completions"
+HI: list[Any] = [{"role": "user", "content": "Hi"}]
+
+#: (path, fields, param, code)
+REFUSED: list[tuple[str, dict[str, Any], str | None, str | None]] = [
+    # types
+    (CHAT, {"messages": "Hi"}, "messages", "invalid_type"),
+    (CHAT, {"messages": [1]}, "messages[0]", "invalid_type"),
+    (CHAT, {"messages": HI, "temperature": "hot"}, "temperature", "invalid_type"),
+    (CHAT, {"messages": HI, "temperature": True}, "temperature", "invalid_type"),
+    (CHAT, {"messages": HI, "max_tokens": 1.5}, "max_tokens", "invalid_type"),
+    (CHAT, {"messages": HI, "stream": "yes"}, "stream", "invalid_type"),
+    (CHAT, {"messages": HI, "stop": [1]}, "stop[0]", "invalid_type"),
+    (CHAT, {"messages": HI, "logprobs": 3}, "logprobs", "invalid_type"),
+    (CHAT, {"messages": HI, "logit_bias": {"5": "x"}}, "logit_bias[...]", "invalid_type"),
+    (CHAT, {"messages": HI, "model": 5}, "model", "invalid_type"),
+    (TEXT, {"prompt": {"a": 1}}, "prompt", "invalid_type"),
+    (TEXT, {"prompt": "a", "logprobs": True}, "logprobs", "invalid_type"),
+    (TEXT, {"prompt": [1, "a"]}, "prompt", None),
+    (TEXT, {"prompt": [True]}, "prompt[0]", None),
+    (TEXT, {"prompt": [[1, 2.5]]}, "prompt[0]", None),
+    (TEXT, {"prompt": ["a", {}]}, "prompt[1]", None),
+    # missing and empty
+    (CHAT, {}, "messages", None),
+    (CHAT, {"messages": None}, "messages", None),
+    (CHAT, {"messages": []}, "messages", None),
+    (TEXT, {}, "prompt", None),
+    (TEXT, {"prompt": ""}, "prompt", None),
+    (TEXT, {"prompt": []}, "prompt", None),
+    (TEXT, {"prompt": [[]]}, "prompt[0]", None),
+    (TEXT, {"prompt": ["a", ""]}, "prompt[1]", None),
+    # ranges
+    (CHAT, {"messages": HI, "temperature": -1}, "temperature", None),
+    (CHAT, {"messages": HI, "top_p": 0}, "top_p", None),
+    (CHAT, {"messages": HI, "top_p": 1.5}, "top_p", None),
+    (CHAT, {"messages": HI, "n": 0}, "n", None),
+    (CHAT, {"messages": HI, "n": 1000}, "n", None),
+    (CHAT, {"messages": HI, "presence_penalty": 3}, "presence_penalty", None),
+    (CHAT, {"messages": HI, "max_tokens": 0}, "max_tokens", None),
+    (CHAT, {"messages": HI, "max_completion_tokens": -1}, "max_completion_tokens", None),
+    (CHAT, {"messages": HI, "min_tokens": 5, "max_tokens": 2}, "min_tokens", None),
+    (CHAT, {"messages": HI, "top_logprobs": 2}, "top_logprobs", None),
+    (CHAT, {"messages": HI, "logprobs": True, "top_logprobs": 21}, "top_logprobs", None),
+    (CHAT, {"messages": HI, "prompt_logprobs": 21}, "prompt_logprobs", None),
+    (CHAT, {"messages": HI, "stream": True, "prompt_logprobs": 1}, "prompt_logprobs", None),
+    (CHAT, {"messages": HI, "stop": ""}, "stop", None),
+    (CHAT, {"messages": HI, "seed": 2**70}, "seed", None),
+    (CHAT, {"messages": HI, "cache_salt": ""}, "cache_salt", None),
+    (CHAT, {"messages": HI, "request_id": ""}, "request_id", None),
+    (CHAT, {"messages": HI, "stream_interval": 0}, "stream_interval", None),
+    (CHAT, {"messages": HI, "truncate_prompt_tokens": 0}, "truncate_prompt_tokens", None),
+    (CHAT, {"messages": HI, "truncation_side": "up"}, "truncation_side", None),
+    (CHAT, {"messages": HI, "stream_options": {"include_usage": True}}, "stream_options", None),
+    (TEXT, {"prompt": "a", "max_tokens": 0}, "max_tokens", None),
+    (TEXT, {"prompt": "a", "logprobs": 21}, "logprobs", None),
+    (TEXT, {"prompt": "a", "n": 128, "best_of": 128} | {"prompt": ["a"] * 33}, "prompt", None),
+    # vocabulary
+    (CHAT, {"messages": HI, "logit_bias": {"320": 1}}, "logit_bias", None),
+    (CHAT, {"messages": HI, "logit_bias": {"a": 1}}, "logit_bias", None),
+    (CHAT, {"messages": HI, "logit_bias": {"5": 101}}, "logit_bias", None),
+    (CHAT, {"messages": HI, "stop_token_ids": [-1]}, "stop_token_ids", None),
+    (CHAT, {"messages": HI, "allowed_token_ids": []}, "allowed_token_ids", None),
+    (TEXT, {"prompt": [320]}, "prompt", None),
+    (TEXT, {"prompt": [[1], [-1]]}, "prompt[1]", None),
+    # the context of 256 tokens
+    (CHAT, {"messages": [{"role": "user", "content": "x" * 300}]}, "messages", "context_length_exceeded"),
+    (CHAT, {"messages": HI, "max_tokens": 250}, "max_tokens", "context_length_exceeded"),
+    (
+        CHAT,
+        {"messages": HI, "max_completion_tokens": 250},
+        "max_completion_tokens",
+        "context_length_exceeded",
+    ),
+    (TEXT, {"prompt": [1] * 256}, "prompt", "context_length_exceeded"),
+    (TEXT, {"prompt": [1] * 250, "max_tokens": 7}, "max_tokens", "context_length_exceeded"),
+    # unknown fields
+    (CHAT, {"messages": HI, "temprature": 1}, "temprature", "unknown_parameter"),
+    (TEXT, {"prompt": "a", "max_completion_tokens": 5}, "max_completion_tokens", "unknown_parameter"),
+    (CHAT, {"messages": HI, "stream": True, "stream_options": {"a": 1}}, "stream_options.a", None),
+    (CHAT, {"messages": [{"role": "user", "content": "a", "mood": 1}]}, "messages[0].mood", None),
+    # known fields that are not implemented
+    (CHAT, {"messages": HI, "tools": [{"type": "function"}]}, "tools", "unsupported_parameter"),
+    (CHAT, {"messages": HI, "tool_choice": "required"}, "tool_choice", "unsupported_parameter"),
+    (CHAT, {"messages": HI, "functions": [{}]}, "functions", "unsupported_parameter"),
+    (CHAT, {"messages": HI, "audio": {}}, "audio", "unsupported_parameter"),
+    (CHAT, {"messages": HI, "modalities": ["audio"]}, "modalities", "unsupported_parameter"),
+    (CHAT, {"messages": HI, "guided_json": {}}, "guided_json", "unsupported_parameter"),
+    (CHAT, {"messages": HI, "bad_words": ["x"]}, "bad_words", "unsupported_parameter"),
+    (CHAT, {"messages": HI, "use_beam_search": True}, "use_beam_search", "unsupported_parameter"),
+    (CHAT, {"messages": HI, "use_beam_search": 0}, "use_beam_search", "unsupported_parameter"),
+    (
+        CHAT,
+        {"messages": HI, "response_format": {"type": "json_object"}},
+        "response_format",
+        "unsupported_parameter",
+    ),
+    (
+        CHAT,
+        {"messages": HI, "structured_outputs": {"regex": "a"}},
+        "structured_outputs",
+        "unsupported_parameter",
+    ),
+    (TEXT, {"prompt": "a", "suffix": "b"}, "suffix", "unsupported_parameter"),
+    (TEXT, {"prompt": "a", "best_of": 2}, "best_of", "unsupported_parameter"),
+    (TEXT, {"prompt": "a", "prompt_embeds": "x"}, "prompt_embeds", "unsupported_parameter"),
+    # messages
+    (CHAT, {"messages": [{"role": "boss", "content": "a"}]}, "messages[0].role", None),
+    (CHAT, {"messages": [{"content": "a"}]}, "messages[0].role", None),
+    (CHAT, {"messages": [*HI, {"role": "user"}]}, "messages[1].content", None),
+    (CHAT, {"messages": [{"role": "user", "content": 5}]}, "messages[0].content", None),
+    (CHAT, {"messages": [{"role": "user", "content": []}]}, "messages[0].content", None),
+    (
+        CHAT,
+        {"messages": [{"role": "user", "content": [{"type": "text"}]}]},
+        "messages[0].content[0].text",
+        None,
+    ),
+    (
+        CHAT,
+        {"messages": [{"role": "user", "content": [{"type": "image_url", "image_url": {"url": "x"}}]}]},
+        "messages[0].content[0].type",
+        "unsupported_parameter",
+    ),
+    (
+        CHAT,
+        {"messages": HI, "continue_final_message": True, "add_generation_prompt": True},
+        "continue_final_message",
+        None,
+    ),
+    ("/tokenize", {}, "prompt", None),
+    ("/tokenize", {"prompt": "a", "mesages": []}, "mesages", "unknown_parameter"),
+    ("/detokenize", {"tokens": [320]}, "tokens", None),
+    ("/detokenize", {"tokens": ["a"]}, "tokens[0]", "invalid_type"),
+]
+
+
+@pytest.mark.parametrize(("path", "fields", "param", "code"), REFUSED)
+def test_refused(
+    server: LiveServer, path: str, fields: dict[str, Any], param: str | None, code: str | None
+) -> None:
+    answer = server.post(path, fields)
+    assert answer.status == 400, answer.body
+    error = answer.error
+    assert error["type"] == "invalid_request_error"
+    assert error["param"] == param
+    assert error["code"] == code
+    assert server.engine.adds == []
+    assert server.post(CHAT, {"messages": HI}).status == 200  # and on it goes
+
+
+def test_the_message_says_both_lengths(server: LiveServer) -> None:
+    message = server.post(TEXT, {"prompt": [1] * 300}).error["message"]
+    assert "256 tokens" in message
+    assert "300" in message
+    message = server.post(TEXT, {"prompt": [1] * 200, "max_tokens": 100}).error["message"]
+    assert all(number in message for number in ("256", "300", "200", "100", "at most 56"))
+
+
+def test_a_misspelt_field_gets_a_hint(server: LiveServer) -> None:
+    message = server.post(CHAT, {"messages": HI, "temprature": 1}).error["message"]
+    assert message == "Unrecognized request argument supplied: temprature. Did you mean temperature?"
+
+
+@pytest.mark.parametrize(
+    ("body", "why"),
+    [
+        (b"", "empty"),
+        (b"   ", "empty"),
+        (b"{", "JSON"),
+        (b"{}x", "JSON"),
+        (b"[]", "an object, got an array"),
+        (b'"a"', "an object, got a string"),
+        (b"5", "an object, got a number"),
+        (b"null", "an object, got null"),
+        (b'{"prompt":"\xff"}', "not valid UTF-8 at byte 11"),
+        (b'{"prompt":"\\ud800"}', "JSON"),
+        (b'{"prompt":"a","temperature":NaN}', "JSON"),
+        (b'{"prompt":"a","temperature":1e999}', "JSON"),
+        (b'{"prompt":"a","seed":' + b"9" * 5000 + b"}", "JSON"),
+        (b'{"prompt":' + b"[" * 5000 + b"]" * 5000 + b"}", "nested too deeply"),
+    ],
+)
+def test_bodies_that_are_no_json_object(server: LiveServer, body: bytes, why: str) -> None:
+    answer = server.post(TEXT, body)
+    assert answer.status == 400
+    assert answer.error["code"] == "invalid_json"
+    assert why in answer.error["message"]
+
+
+def test_a_body_declared_as_something_else(server: LiveServer) -> None:
+    form = server.post(TEXT, b'{"prompt":"a"}', {"Content-Type": "application/x-www-form-urlencoded"})
+    assert form.status == 415
+    assert "Content-Type: application/json" in form.error["message"]
+    json = server.post(TEXT, b'{"prompt":"a"}', {"Content-Type": "application/json; charset=utf-8"})
+    assert json.status == 200
+
+
+def test_an_unknown_model(server: LiveServer, client: openai.OpenAI) -> None:
+    with pytest.raises(openai.NotFoundError) as caught:
+        client.chat.completions.create(model="huge", messages=HI)
+    assert caught.value.code == "model_not_found"
+    assert MODEL in caught.value.message
+    for path, body in (
+        (TEXT, {"prompt": "a"}),
+        ("/tokenize", {"prompt": "a"}),
+        ("/tokenize", {"messages": HI}),
+        ("/detokenize", {"tokens": [1]}),
+    ):
+        answer = server.post(path, {**body, "model": "huge"})
+        assert (answer.status, answer.error["param"]) == (404, "model")
+
+
+def test_unknown_paths_and_methods(server: LiveServer) -> None:
+    missing = server.get("/v2/models")
+    assert missing.status == 404
+    assert "GET /v2/models" in missing.error["message"]
+    wrong = server.get(CHAT)
+    assert wrong.status == 405
+    assert wrong.headers["allow"] == "POST"
+    assert wrong.error["code"] == "method_not_allowed"
+    assert server.request("DELETE", "/v1/models").status == 405
+    assert server.post("/health", {}).status == 405
+
+
+def test_a_chat_without_a_template(tokenizer: Tokenizer, says: Any) -> None:
+    with running(tokenizer, says(REPLY), template=ChatTemplate({})) as server:
+        answer = server.post(CHAT, {"messages": HI})
+        assert answer.status == 400
+        assert "no chat template" in answer.error["message"]
+        assert server.post(TEXT, {"prompt": "a"}).status == 200
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_a_full_queue(server: LiveServer, stream: bool) -> None:
+    server.engine.queue_limit = 0
+    answer = server.post(CHAT, {"messages": HI, "stream": stream})
+    assert answer.status == 503
+    assert answer.headers["retry-after"] == "3"
+    assert answer.error["code"] == "queue_full"
+    assert answer.error["type"] == "service_unavailable"
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_a_request_that_fails_at_once(server: LiveServer, stream: bool) -> None:
+    server.engine.fail_at = 0
+    answer = server.post(CHAT, {"messages": HI, "stream": stream, "n": 2})
+    assert answer.status == 500
+    assert answer.error["code"] == RequestFailed.code
+    assert answer.error["message"] == "device says no"
+
+
+def test_a_request_that_fails_in_mid_stream(server: LiveServer) -> None:
+    server.engine.fail_at = 2
+    *text, error = server.events(CHAT, {"messages": HI})
+    assert [event["choices"][0]["delta"]["content"] for event in text] == ["", "H", "e"]
+    assert error == {
+        "error": {
+            "message": "device says no",
+            "type": "internal_error",
+            "param": None,
+            "code": "request_failed",
+        }
+    }
+    assert server.post(CHAT, {"messages": HI}).status == 500
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_a_bug_shows_an_id_and_no_trace(
+    server: LiveServer, stream: bool, caplog: pytest.LogCaptureFixture
+) -> None:
+    server.engine.crash = ZeroDivisionError("secret detail")
+    answer = server.post(CHAT, {"messages": HI, "stream": stream})
+    assert answer.status == 500
+    assert answer.error["code"] == "internal_error"
+    assert b"secret" not in answer.body
+    assert b"Traceback" not in answer.body
+    (record,) = [r for r in caplog.records if r.name == "penstock.server"]
+    error_id = str(record.getMessage()).split()[1]
+    assert error_id in answer.error["message"]
+    assert "secret detail" in caplog.text
+
+
+# ---- bodies that are too large ----
+
+
+def test_a_large_body(server: LiveServer) -> None:
+    answer = server.post(CHAT, b'{"messages": "' + b"x" * (10 * 1024 * 1024) + b'"}')
+    assert answer.status == 413
+    assert answer.error["code"] == "payload_too_large"
+    assert str(10 * 1024 * 1024) in answer.error["message"]
+
+
+def raw(server: LiveServer, *parts: bytes) -> bytes:
+    """Send bytes as they are; return everything up to the close."""
+    with socket.create_connection(("127.0.0.1", server.port), timeout=PATIENCE) as connection:
+        for part in parts:
+            connection.sendall(part)
+        received = b""
+        while chunk := connection.recv(65536):
+            received += chunk
+        return received
+
+
+HEAD = f"POST {TEXT} HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nConnection: close\r\n".encode()
+
+
+def test_a_large_chunked_body(tokenizer: Tokenizer, says: Any) -> None:
+    with running(tokenizer, says(REPLY), max_body_bytes=1000) as server:
+        chunk = b"258\r\n" + b"x" * 600 + b"\r\n"
+        answer = raw(server, HEAD + b"Transfer-Encoding: chunked\r\n\r\n", chunk, chunk, b"0\r\n\r\n")
+        assert answer.startswith(b"HTTP/1.1 413 ")
+        small = json.dumps({"prompt": "a"}).encode()
+        body = b"%x\r\n%s\r\n0\r\n\r\n" % (len(small), small)
+        assert raw(server, HEAD + b"Transfer-Encoding: chunked\r\n\r\n", body).startswith(b"HTTP/1.1 200 ")
+
+
+def test_a_large_body_that_waits_for_permission_is_refused_unsent(tokenizer: Tokenizer, says: Any) -> None:
+    with running(tokenizer, says(REPLY), max_body_bytes=1000) as server:
+        answer = raw(server, HEAD + b"Content-Length: 2000\r\nExpect: 100-continue\r\n\r\n")
+        assert answer.startswith(b"HTTP/1.1 413 ")
+
+
+def test_an_endless_body_is_cut_off(tokenizer: Tokenizer, says: Any) -> None:
+    with running(tokenizer, says(REPLY), max_body_bytes=1000) as server:
+        chunk = b"258\r\n" + b"x" * 600 + b"\r\n"
+        answer = raw(server, HEAD + b"Transfer-Encoding: chunked\r\n\r\n" + chunk * 20)
+        assert answer.startswith(b"HTTP/1.1 413 ")
+
+
+def test_bytes_that_are_no_http(server: LiveServer) -> None:
+    assert raw(server, b"\x16\x03\x01 hello\r\n\r\n").startswith(b"HTTP/1.1 400 ")
+    assert server.get("/health").status == 200

@@ -1,0 +1,185 @@
+"""The life of a server process: binding, signals, draining, death. Real signals to a real process."""
+
+from __future__ import annotations
+
+import http.client
+import json
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from penstock.core.errors import StartupError
+from penstock.server.config import ServerConfig
+from penstock.server.serve import bind
+
+from .fake_engine import PATIENCE
+
+CHAT = "/v1/chat/completions"
+
+
+class Served:
+    """`python -m tests.server.served` and a connection to it; it prints a line at each turn of its life."""
+
+    def __init__(self, *arguments: str) -> None:
+        self._process = subprocess.Popen(
+            [sys.executable, "-m", "tests.server.served", *arguments],
+            cwd=Path(__file__).parents[2],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        assert self._process.stdout is not None
+        self._lines = self._process.stdout
+        self.port = int(self.line().split()[1])
+
+    def line(self) -> str:
+        """The next line that it prints."""
+        line = self._lines.readline()
+        assert line, self._process.stderr and self._process.stderr.read()
+        return line.strip()
+
+    def signal(self, number: signal.Signals) -> None:
+        self._process.send_signal(number)
+
+    def open(self, body: dict[str, Any]) -> http.client.HTTPConnection:
+        """Send a request; its answer is read later."""
+        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=PATIENCE)
+        headers = {"Content-Type": "application/json"}
+        connection.request("POST", CHAT, json.dumps(body), headers)
+        return connection
+
+    def get(self, path: str) -> tuple[int, dict[str, Any]]:
+        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=PATIENCE)
+        connection.request("GET", path)
+        answer = connection.getresponse()
+        body = json.loads(answer.read())
+        connection.close()
+        return answer.status, body
+
+    def exit_status(self) -> tuple[int, str]:
+        _, errors = self._process.communicate(timeout=PATIENCE)
+        return self._process.returncode, errors
+
+    def kill(self) -> None:
+        self._process.kill()
+        self._process.communicate()
+
+
+@pytest.fixture
+def serve() -> Iterator[Callable[..., Served]]:
+    started: list[Served] = []
+
+    def start(*arguments: str) -> Served:
+        started.append(Served(*arguments))
+        return started[-1]
+
+    yield start
+    for served in started:
+        served.kill()
+
+
+HELLO = {"messages": [{"role": "user", "content": "Hi"}], "stream": True}
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_an_idle_server_ends_at_once(serve: Callable[..., Served], number: signal.Signals) -> None:
+    served = serve()
+    assert served.get("/readyz")[0] == 200
+    served.signal(number)
+    status, errors = served.exit_status()
+    assert status == 0
+    assert "Traceback" not in errors
+
+
+def test_a_drain_lets_streams_finish(serve: Callable[..., Served]) -> None:
+    served = serve("--pause-at", "2")
+    call = served.open(HELLO)
+    answer = call.getresponse()
+    assert answer.status == 200
+    served.signal(signal.SIGTERM)
+    assert served.line() == "draining"
+    status, body = served.get("/readyz")
+    assert (status, body["error"]["code"]) == (503, "draining")
+    refused = served.open(HELLO).getresponse()
+    assert refused.status == 503
+    refused.read()
+    served.signal(signal.SIGUSR1)  # the engine goes on
+    assert b"data: [DONE]" in answer.read()
+    assert served.exit_status()[0] == 0
+
+
+def test_a_drain_ends_by_the_clock(serve: Callable[..., Served]) -> None:
+    served = serve("--pause-at", "2", "--shutdown-timeout", "0.05")
+    call = served.open(HELLO)
+    answer = call.getresponse()
+    served.signal(signal.SIGTERM)
+    text = answer.read()
+    assert b'"finish_reason":"abort"' in text
+    assert text.endswith(b"data: [DONE]\n\n")
+    assert served.exit_status()[0] == 0
+
+
+def test_a_second_signal_aborts(serve: Callable[..., Served]) -> None:
+    served = serve("--pause-at", "2")
+    call = served.open(HELLO)
+    call.getresponse()
+    served.signal(signal.SIGTERM)
+    assert served.line() == "draining"
+    served.signal(signal.SIGTERM)
+    status, _ = served.exit_status()
+    assert status == 1
+
+
+def test_a_dead_engine_ends_the_server(serve: Callable[..., Served]) -> None:
+    served = serve("--pause-at", "0")
+    call = served.open({**HELLO, "stream": False})
+    served.signal(signal.SIGUSR2)  # the engine dies
+    answer = call.getresponse()
+    assert answer.status == 503
+    assert "CUDA error" in json.loads(answer.read())["error"]["message"]
+    assert served.get("/health")[0] == 503
+    status, errors = served.exit_status()
+    assert status == 1
+    assert "The engine has died: CUDA error" in errors
+
+
+# ---- the socket ----
+
+
+def test_a_port_in_use_is_named() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        with pytest.raises(StartupError) as caught:
+            bind(ServerConfig(host="127.0.0.1", port=port))
+    assert f"Port {port} is in use" in str(caught.value)
+    assert f"--port {port + 1}" in str(caught.value)
+
+
+def test_hosts_that_are_not_ours() -> None:
+    with pytest.raises(StartupError, match="--host"):
+        bind(ServerConfig(host="192.0.2.1", port=0))  # TEST-NET-1, never assigned
+    with pytest.raises(StartupError, match="cannot be resolved"):
+        bind(ServerConfig(host="no such host", port=0))
+
+
+def test_a_port_can_be_bound_again_after_use() -> None:
+    first = bind(ServerConfig(host="127.0.0.1", port=0))
+    port = first.getsockname()[1]
+    first.close()
+    bind(ServerConfig(host="127.0.0.1", port=port)).close()
+
+
+def test_tls_files_are_checked_before_anything_else(tmp_path: Path) -> None:
+    broken = tmp_path / "cert.pem"
+    broken.write_text("no certificate")
+    config = ServerConfig(
+        host="127.0.0.1", port=0, ssl_certfile=str(broken), ssl_keyfile=str(tmp_path / "missing.pem")
+    )
+    with pytest.raises(StartupError, match=r"cert\.pem"):
+        bind(config)

@@ -1,0 +1,206 @@
+"""From events to deltas: text, stop strings, stop tokens, logprobs and the reason of the end."""
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from penstock.core.plan import Event, TokenLogprob
+from penstock.core.request import FinishReason
+from penstock.core.sampling_params import SamplingParams
+from penstock.text.output import Delta, OutputProcessor, decode_logprob, decode_prompt_logprobs
+
+KINDS = ["byte_level", "sentencepiece"]
+
+
+def make_processor(tokenizer, **params):
+    return OutputProcessor(
+        tokenizer, tokenizer.encode("The"), SamplingParams(**{"max_tokens": 500, **params})
+    )
+
+
+def words(tokenizer, text):
+    """Output tokens for `text` after a prompt, in which the first space counts."""
+    return tokenizer.encode(text.removeprefix(" ") if tokenizer.drops_first_space else text, False)
+
+
+def run(processor, batches, finish=FinishReason.LENGTH, **last):
+    """All deltas of a sequence whose tokens arrive in these batches."""
+    deltas = [processor.push(Event("r", tokens=tuple(batch))) for batch in batches[:-1]]
+    return [*deltas, processor.push(Event("r", tokens=tuple(batches[-1]), finish=finish, **last))]
+
+
+def text_of(deltas):
+    return "".join(delta.text for delta in deltas)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@given(text=st.text(alphabet="ab 😀é你", min_size=1, max_size=20), size=st.integers(1, 5))
+@settings(derandomize=True, max_examples=60, deadline=None)
+def test_plain_text(tokenizers, kind, text, size):
+    tokenizer = tokenizers[kind]
+    ids = words(tokenizer, " " + text)
+    processor = make_processor(tokenizer)
+    deltas = run(processor, [ids[i : i + size] for i in range(0, len(ids), size)])
+    assert text_of(deltas) == " " + text
+    assert [id for delta in deltas for id in delta.token_ids] == ids
+    assert [delta.finish_reason for delta in deltas] == [None] * (len(deltas) - 1) + ["length"]
+    assert processor.generated == len(ids)
+    assert all(delta.logprobs is None for delta in deltas)
+
+
+@given(
+    text=st.text(alphabet="ab \n😀", min_size=1, max_size=20),
+    stop=st.text(alphabet="ab \n😀", min_size=1, max_size=3),
+    size=st.integers(1, 4),
+    include=st.booleans(),
+    minimum=st.integers(0, 6),
+)
+@settings(derandomize=True, max_examples=300, deadline=None)
+def test_stop_strings_whatever_the_batches(tokenizers, text, stop, size, include, minimum):
+    tokenizer = tokenizers["byte_level"]
+    ids = words(tokenizer, text)
+    processor = make_processor(
+        tokenizer, stop=(stop,), include_stop_str_in_output=include, min_tokens=minimum
+    )
+    deltas = run(processor, [ids[i : i + size] for i in range(0, len(ids), size)])
+    # characters are complete after the token that ends them
+    lengths = [
+        len(b"".join(map(tokenizer.token_bytes, ids[: n + 1])).decode(errors="ignore"))
+        for n in range(len(ids))
+    ]
+    free = lengths[min(minimum, len(ids)) - 1] if minimum else 0
+    start = text.find(stop, max(0, free + 1 - len(stop)))
+    [final] = [delta for delta in deltas if delta.finish_reason is not None]
+    if start < 0:
+        assert (text_of(deltas), final.finish_reason, final.stop_reason) == (text, "length", None)
+        assert not any(delta.stop_found for delta in deltas)
+        return
+    assert text_of(deltas) == text[: start + len(stop) * include]
+    assert (final.finish_reason, final.stop_reason, final.stop_found) == ("stop", stop, True)
+    used = next(n + 1 for n, length in enumerate(lengths) if length >= start + len(stop))
+    assert processor.generated == used
+    assert sum(len(delta.token_ids) for delta in deltas) == used
+
+
+def test_after_a_stop_string_nothing_more_comes(tokenizers):
+    tokenizer = tokenizers["byte_level"]
+    processor = make_processor(tokenizer, stop=("b",))
+    first = processor.push(Event("r", tokens=tuple(words(tokenizer, "abc"))))
+    assert (first.text, first.stop_found, first.finish_reason) == ("a", True, "stop")
+    assert processor.finished
+    late = Event("r", tokens=tuple(words(tokenizer, "more")), finish=FinishReason.ABORT)
+    assert processor.push(late) == Delta()
+    assert processor.generated == len(first.token_ids)
+
+
+@pytest.mark.parametrize(
+    ("params", "stop_reason", "shown"),
+    [
+        ({}, None, "hello"),
+        ({"include_stop_str_in_output": True}, None, "hello"),
+        ({"include_stop_str_in_output": True, "skip_special_tokens": False}, None, "hello</s>"),
+        ({"skip_special_tokens": False}, None, "hello"),
+    ],
+)
+def test_the_end_of_sequence_token_is_counted_but_not_shown(tokenizers, params, stop_reason, shown):
+    tokenizer = tokenizers["byte_level"]
+    ids = [*words(tokenizer, "hello"), tokenizer.eos_id]
+    processor = make_processor(tokenizer, **params)
+    [delta] = run(processor, [ids], FinishReason.STOP)
+    assert delta == Delta(text=shown, token_ids=tuple(ids), finish_reason="stop", stop_reason=stop_reason)
+    assert processor.generated == len(ids)
+
+
+def test_a_stop_token_is_cut_or_kept(tokenizers):
+    tokenizer = tokenizers["byte_level"]
+    ids = words(tokenizer, "hello!")
+    for include, shown in ((False, "hello"), (True, "hello!")):
+        processor = make_processor(tokenizer, stop_token_ids=(ids[-1],), include_stop_str_in_output=include)
+        [delta] = run(processor, [ids], FinishReason.STOP, stop_reason=ids[-1])
+        assert (delta.text, delta.stop_reason) == (shown, ids[-1])
+
+
+def test_what_was_held_back_comes_out_at_the_end(tokenizers):
+    tokenizer = tokenizers["byte_level"]
+    processor = make_processor(tokenizer, stop=("hello world",))
+    held = processor.push(Event("r", tokens=tuple(words(tokenizer, "say hello"))))
+    assert held.text == "say "
+    last = processor.push(Event("r", tokens=(tokenizer.eos_id,), finish=FinishReason.STOP))
+    assert (last.text, last.finish_reason) == ("hello", "stop")
+
+
+def test_half_a_character_at_the_end(tokenizers):
+    tokenizer = tokenizers["byte_level"]
+    ids = words(tokenizer, "a😁")
+    deltas = run(make_processor(tokenizer), [[id] for id in ids[:-1]])
+    assert text_of(deltas) == "a\ufffd"
+    stopped = run(make_processor(tokenizer, stop=("\ufffd",)), [ids[:-1]])
+    assert (text_of(stopped), stopped[-1].stop_reason) == ("a", "\ufffd")
+
+
+@pytest.mark.parametrize(
+    ("finish", "wanted"),
+    [(FinishReason.ABORT, "abort"), (FinishReason.ERROR, "error"), (FinishReason.LENGTH, "length")],
+)
+def test_other_ends(tokenizers, finish, wanted):
+    [delta] = run(make_processor(tokenizers["byte_level"]), [[]], finish)
+    assert (delta.finish_reason, delta.text, delta.token_ids) == (wanted, "", ())
+
+
+def test_a_stop_string_beats_the_engines_reason(tokenizers):
+    tokenizer = tokenizers["byte_level"]
+    [delta] = run(make_processor(tokenizer, stop=("lo",)), [words(tokenizer, "hello")], FinishReason.LENGTH)
+    assert (delta.text, delta.finish_reason, delta.stop_reason) == ("hel", "stop", "lo")
+
+
+def test_logprobs_of_whole_tokens_and_of_parts(tokenizers):
+    tokenizer = tokenizers["byte_level"]
+    ids = words(tokenizer, " the😁")
+    entries = tuple(
+        TokenLogprob(token=id, logprob=-0.5, rank=2, top=((ids[0], -0.1), (id, float("-inf")))) for id in ids
+    )
+    processor = make_processor(tokenizer, logprobs=2)
+    delta = processor.push(Event("r", tokens=tuple(ids), logprobs=entries))
+    assert delta.logprobs is not None
+    assert [entry.token_id for entry in delta.logprobs] == ids
+    whole, part = delta.logprobs[0], delta.logprobs[-1]
+    assert (whole.token, whole.bytes, whole.rank, whole.logprob) == (" the", list(b" the"), 2, -0.5)
+    assert set(part.token) == {"\ufffd"}
+    assert bytes(b for entry in delta.logprobs for b in entry.bytes) == " the😁".encode()
+    assert [(entry.token, entry.rank, entry.logprob) for entry in part.top] == [
+        (" the", 1, -0.1),
+        (part.token, 2, -9999.0),
+    ]
+    assert part.top[0].top == []
+
+
+def test_logprobs_end_with_the_stop_string(tokenizers):
+    tokenizer = tokenizers["byte_level"]
+    ids = [id for letter in "abcd" for id in words(tokenizer, letter)]
+    entries = tuple(TokenLogprob(id, -1.0, 1) for id in ids)
+    processor = make_processor(tokenizer, logprobs=0, stop=("bc",))
+    delta = processor.push(Event("r", tokens=tuple(ids), logprobs=entries))
+    assert (delta.text, len(delta.token_ids), len(delta.logprobs or ())) == ("a", 3, 3)
+
+
+def test_special_tokens_have_their_names_in_logprobs(tokenizers):
+    tokenizer = tokenizers["byte_level"]
+    decoded = decode_logprob(tokenizer, TokenLogprob(tokenizer.eos_id, -1.0, 1))
+    assert (decoded.token, decoded.bytes) == ("</s>", list(b"</s>"))
+
+
+def test_prompt_logprobs_have_vllms_shape(tokenizers):
+    tokenizer = tokenizers["byte_level"]
+    the, world = words(tokenizer, " the")[0], words(tokenizer, "w")[0]
+    entries = [
+        TokenLogprob(the, -3.0, 7, ((world, -0.5), (the, -3.0))),
+        TokenLogprob(world, float("-inf"), 9, ()),
+    ]
+    assert decode_prompt_logprobs(tokenizer, entries) == [
+        None,
+        {
+            the: {"logprob": -3.0, "rank": 7, "decoded_token": " the"},
+            world: {"logprob": -0.5, "rank": 1, "decoded_token": "w"},
+        },
+        {world: {"logprob": -9999.0, "rank": 9, "decoded_token": "w"}},
+    ]

@@ -16,7 +16,7 @@ import tempfile
 import time
 import traceback
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 import zmq
@@ -26,6 +26,10 @@ from penstock.core.plan import Event
 
 from .heartbeat import Heartbeat
 from .messages import Abort, Drain, Failed, FromEngine, Output, Ready, decode_to_engine, encode
+
+if TYPE_CHECKING:  # torch is imported when the sockets are there
+    from .build import Engine
+    from .loop import EngineLoop
 
 logger = logging.getLogger("penstock.engine")
 
@@ -69,7 +73,7 @@ class EngineProcess:
         config = msgspec.convert(self._launch.config, dict[str, Any])
         engine = build_engine(config, heartbeat=Heartbeat(Path(self._launch.heartbeat)))
         self.send(Ready(engine.info))
-        loop = engine.loop
+        loop: EngineLoop = engine.loop
         try:
             while self._deadline is None or loop.has_work:
                 if self._deadline is not None and time.monotonic() >= self._deadline:
@@ -80,8 +84,7 @@ class EngineProcess:
                     self._publish(events, loop)
                 if loop.has_work:
                     self._publish(loop.step(), loop)
-                else:
-                    loop.scheduler.check()  # free, before going to sleep
+                    self._check_when_idle(loop)
         except Exception:
             self._dump(engine)
             raise
@@ -92,10 +95,16 @@ class EngineProcess:
         """Send what is queued (for at most a second) and free the sockets."""
         self._context.destroy(linger=1000)
 
-    def _publish(self, events: list[Event], loop: Any) -> None:
+    @staticmethod
+    def _check_when_idle(loop: EngineLoop) -> None:
+        """Invariants, at a time when checking them costs nobody anything."""
+        if not loop.has_work:
+            loop.scheduler.check()
+
+    def _publish(self, events: list[Event], loop: EngineLoop) -> None:
         self.send(Output(events, loop.stats()))
 
-    def _receive(self, loop: Any, wait: bool) -> list[Event]:
+    def _receive(self, loop: EngineLoop, wait: bool) -> list[Event]:
         """Take in everything that has arrived; when there is nothing to do, sleep until something has."""
         events: list[Event] = []
         for source, _ in self._poller.poll(None if wait and self._deadline is None else 0):
@@ -111,7 +120,7 @@ class EngineProcess:
             else:
                 events += loop.handle(message)
 
-    def _dump(self, engine: Any) -> None:
+    def _dump(self, engine: Engine) -> None:
         """Keep the last steps: they replay what led to the crash."""
         try:
             descriptor, name = tempfile.mkstemp(prefix="penstock-crash-", suffix=".jsonl")

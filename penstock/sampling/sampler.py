@@ -42,7 +42,7 @@ class Sampler:
         """One token for each row.
 
         Args:
-            logits: [R, V] float32; edited in place, so not to be used afterwards.
+            logits: [R, V]; float32 ones are edited in place, so not to be used afterwards.
             rows: R rows, in the same order; their `tokens` do not contain the new token yet.
 
         Raises:
@@ -52,6 +52,7 @@ class Sampler:
             raise ValueError(f"need logits of shape [{len(rows)}, V], got {list(logits.shape)}.")
         if not rows:
             return []
+        logits = logits.float()
         asking = [i for i, row in enumerate(rows) if row.params.logprobs is not None]
         editing = [i for i, row in enumerate(rows) if row.edited]
         raw = _raw(logits, asking, editing)

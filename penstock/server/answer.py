@@ -10,6 +10,7 @@ mid-stream and clients that leave. It knows no field of a request but those of s
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Sequence
 from contextlib import aclosing
 from dataclasses import dataclass, field
 from typing import Any, Protocol
@@ -27,7 +28,8 @@ from .sse import DONE, ChunkFormat, EventStream, encode, error_event
 from .state import State
 
 _IN_THREAD = 16_384
-"""Texts over this many characters are encoded in a thread: the event loop serves everyone else's tokens."""
+"""Texts of more characters, and lists of more ids, are converted in a thread: the event loop has everyone
+else's tokens to serve."""
 
 
 @dataclass(slots=True)
@@ -39,11 +41,14 @@ class Pending:
     logprobs: list[DecodedLogprob] = field(default_factory=list)
     finish_reason: str | None = None
     stop_reason: int | str | None = None
+    total: int = 0
+    """Tokens of the choice so far, those already sent included."""
 
     def add(self, delta: Delta) -> None:
         """Append a delta."""
         self.text += delta.text
         self.token_ids += delta.token_ids
+        self.total += len(delta.token_ids)
         self.logprobs += delta.logprobs or ()
         self.finish_reason, self.stop_reason = delta.finish_reason, delta.stop_reason
 
@@ -96,11 +101,19 @@ async def answer(
     await until_disconnect(receive, work)
 
 
-async def encode_text(state: State, text: str, add_special_tokens: bool) -> list[int]:
-    """Token ids of `text`."""
-    if len(text) <= _IN_THREAD:
-        return state.tokenizer.encode(text, add_special_tokens=add_special_tokens)
-    return await asyncio.to_thread(state.tokenizer.encode, text, add_special_tokens=add_special_tokens)
+async def encode_texts(state: State, texts: Sequence[str], add_special_tokens: bool) -> list[list[int]]:
+    """Token ids of each text."""
+    encode_batch = state.tokenizer.encode_batch
+    if sum(map(len, texts)) <= _IN_THREAD:
+        return encode_batch(texts, add_special_tokens)
+    return await asyncio.to_thread(encode_batch, texts, add_special_tokens)
+
+
+async def decode_ids(state: State, ids: Sequence[int], skip_special_tokens: bool) -> str:
+    """Text of token ids."""
+    if len(ids) <= _IN_THREAD:
+        return state.tokenizer.decode(ids, skip_special_tokens)
+    return await asyncio.to_thread(state.tokenizer.decode, ids, skip_special_tokens)
 
 
 async def _whole(send: Send, head: dict[str, Any], generation: Generation, writer: Writer) -> None:
@@ -129,12 +142,11 @@ async def _stream(
         async with aclosing(generation.deltas()) as batches:
             async for changes in batches:
                 out = b""
-                usage = generation.counts() if continuous else None
                 for choice, delta in changes:
                     pending = waiting.get(choice.index)
                     if pending is None:
                         pending = waiting[choice.index] = Pending()
-                        out += writer.opening(form, choice, usage)
+                        out += writer.opening(form, choice, _counts(choice, 0) if continuous else None)
                     pending.add(delta)
                     if delta.finish_reason is None:
                         if not pending.text:
@@ -142,8 +154,9 @@ async def _stream(
                         if choice.index in begun and len(pending.token_ids) < interval:
                             continue
                     begun.add(choice.index)
+                    usage = _counts(choice, pending.total) if continuous else None
                     out += writer.chunks(form, choice, pending, usage)
-                    waiting[choice.index] = Pending()
+                    waiting[choice.index] = Pending(total=pending.total)
                 if out:
                     await stream.send(out)
         ending = form.usage_chunk(generation.usage()) if include_usage else b""
@@ -156,3 +169,13 @@ async def _stream(
             raise
         ending = error_event(internal(error, f"stream {head['id']}"))
     await stream.close(ending + DONE)
+
+
+def _counts(choice: Choice, generated: int) -> dict[str, Any]:
+    """One choice's usage so far, as vLLM's continuous_usage_stats counts it."""
+    prompt_tokens = len(choice.prompt.ids)
+    return {
+        "prompt_tokens": prompt_tokens,
+        "completion_tokens": generated,
+        "total_tokens": prompt_tokens + generated,
+    }

@@ -15,7 +15,7 @@ from starlette.types import Receive, Scope, Send
 from penstock.core.errors import InvalidRequest
 from penstock.text.output import decode_prompt_logprobs
 
-from .answer import Pending, answer, encode_text
+from .answer import Pending, answer, encode_texts
 from .exchange import read_body
 from .generation import Choice, Generation, Prompt
 from .ids import response_id
@@ -54,11 +54,8 @@ async def chat_completions(state: State, scope: Scope, receive: Receive, send: S
 
     messages = normalise(request.messages, as_parts=state.content_parts)
     text = render(state, request, messages)
-    ids = truncate(
-        await encode_text(state, text, request.add_special_tokens),
-        request,
-        room=info.max_model_len - (asked or 1),
-    )
+    (encoded,) = await encode_texts(state, [text], request.add_special_tokens)
+    ids = truncate(encoded, request, room=info.max_model_len - (asked or 1))
     if not ids:
         raise InvalidRequest("The chat template made an empty prompt of the messages.", param="messages")
     default = state.default_sampling.get("max_tokens")
@@ -168,23 +165,21 @@ class ChatWriter:
     def chunks(
         self, form: ChunkFormat, choice: Choice, pending: Pending, usage: dict[str, Any] | None
     ) -> bytes:
-        """See Writer."""
-        out = b""
-        if pending.text or (pending.token_ids and self._wants_tokens):
-            rest: dict[str, Any] | None = None
-            if self._wants_tokens:
-                rest = {"logprobs": self._logprobs(pending.logprobs), "finish_reason": None}
-                if self._request.return_token_ids:
-                    rest["token_ids"] = pending.token_ids
-            out = form.chunk(choice.index, _content(pending.text), rest=rest, usage=usage)
-        if pending.finish_reason is not None:
-            ending = {
-                "logprobs": None,
+        """See Writer. The last chunk carries the finish reason: after an end-of-sequence token with an empty
+        delta, as in OpenAI's API; with the text that came in the same step, if any, as in vLLM."""
+        has_tokens = bool(pending.token_ids) and self._wants_tokens
+        rest: dict[str, Any] | None = None
+        if has_tokens or pending.finish_reason is not None:
+            rest = {
+                "logprobs": self._logprobs(pending.logprobs) if pending.logprobs else None,
                 "finish_reason": pending.finish_reason,
-                "stop_reason": pending.stop_reason,
             }
-            out += form.chunk(choice.index, b'"delta":{}', rest=ending, usage=usage)
-        return out
+            if pending.finish_reason is not None:
+                rest["stop_reason"] = pending.stop_reason
+            if self._request.return_token_ids:
+                rest["token_ids"] = pending.token_ids
+        body = _content(pending.text) if pending.text or has_tokens else b'"delta":{}'
+        return form.chunk(choice.index, body, rest=rest, usage=usage)
 
     @property
     def _wants_tokens(self) -> bool:

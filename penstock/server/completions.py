@@ -17,7 +17,7 @@ from starlette.types import Receive, Scope, Send
 from penstock.core.errors import InvalidRequest
 from penstock.text.output import DecodedLogprob, decode_logprob, decode_prompt_logprobs
 
-from .answer import Pending, answer, encode_text
+from .answer import Pending, answer, decode_ids, encode_texts
 from .exchange import read_body
 from .generation import MAX_CHOICES, Choice, Generation, Prompt
 from .ids import response_id
@@ -59,9 +59,11 @@ async def completions(state: State, scope: Scope, receive: Receive, send: Send) 
             f"A request may have at most {MAX_CHOICES} choices, got {len(inputs)} prompts with n={params.n}.",
             param="prompt",
         )
+    texts = [given for given in inputs if isinstance(given, str)]
+    encoded = iter(await encode_texts(state, texts, request.add_special_tokens))
     prompts = []
     for given in inputs:
-        ids = await encode_text(state, given, request.add_special_tokens) if isinstance(given, str) else given
+        ids = next(encoded) if isinstance(given, str) else given
         kept = truncate(ids, request, room=info.max_model_len - (asked or 1))
         if not kept:
             raise InvalidRequest("prompt must not be empty.", param="prompt")
@@ -73,11 +75,10 @@ async def completions(state: State, scope: Scope, receive: Receive, send: Send) 
             prompt="prompt",
             limit="max_tokens",
         )
-        whole = isinstance(given, str) and len(kept) == len(ids)
-        text = str(given) if whole else ""
-        if request.echo and not whole:
-            text = state.tokenizer.decode(kept, skip_special_tokens=request.skip_special_tokens)
-        prompts.append(Prompt(ids=kept, text=text, max_tokens=budget))
+        text = given if isinstance(given, str) and len(kept) == len(ids) else None
+        if text is None and request.echo:
+            text = await decode_ids(state, kept, request.skip_special_tokens)
+        prompts.append(Prompt(ids=kept, text=text or "", max_tokens=budget))
     id = response_id("cmpl", scope, request.request_id)
     generation = Generation(
         state,

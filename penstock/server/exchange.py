@@ -49,7 +49,7 @@ async def read_body(scope: Scope, receive: Receive, limit: int) -> bytes:
             f"The body is declared as {media}.", advice="Send `Content-Type: application/json`."
         )
     declared = header(scope, b"content-length")
-    announced = int(declared) if declared is not None and declared.isdigit() else 0
+    announced = int(declared) if declared is not None and declared.isdecimal() else 0
     if announced > limit and header(scope, b"expect") is not None:
         raise _too_large(limit, announced)  # the client waits for our word before it sends
     chunks: list[bytes] = []

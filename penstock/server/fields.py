@@ -125,6 +125,8 @@ def check(
     kept: dict[str, Any] = {}
     for name, value in request.items():
         if name in implemented:
+            if isinstance(value, int) and not -(2**63) <= value < 2**63:
+                raise InvalidRequest(f"{name} must fit in 64 bits, got {_shown(value)}.", param=name)
             kept[name] = value
         elif name in IGNORED:
             continue

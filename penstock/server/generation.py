@@ -48,7 +48,7 @@ class Prompt:
 
     ids: tuple[int, ...]
     text: str
-    """As given, or as rendered or decoded; for echo."""
+    """As given, as rendered, or (for echo) as decoded; else empty."""
     max_tokens: int
     """Most tokens to generate, within the context length."""
 
@@ -155,16 +155,6 @@ class Generation:
                 for choice, delta in changes:
                     choice.keep(delta)
 
-    def counts(self) -> dict[str, Any]:
-        """Usage in tokens, so far."""
-        prompt_tokens = sum(len(leader.prompt.ids) for leader in self.choices[:: self._params.n])
-        completion_tokens = sum(choice.generated for choice in self.choices)
-        return {
-            "prompt_tokens": prompt_tokens,
-            "completion_tokens": completion_tokens,
-            "total_tokens": prompt_tokens + completion_tokens,
-        }
-
     def usage(self) -> dict[str, Any]:
         """Usage and the bill, as of now (the module's docstring defines the figures). Times not reached are
         null."""
@@ -173,9 +163,14 @@ class Generation:
         first = min((c.first_token_at for c in choices if c.first_token_at is not None), default=None)
         last = max((c.last_token_at for c in choices if c.last_token_at is not None), default=None)
         # siblings find their leader's blocks: only the leader's hits saved the client's prompt any work
-        cached = sum(leader.cached for leader in choices[:: self._params.n])
+        leaders = choices[:: self._params.n]
+        cached = sum(leader.cached for leader in leaders)
+        prompt_tokens = sum(len(leader.prompt.ids) for leader in leaders)
+        completion_tokens = sum(choice.generated for choice in choices)
         return {
-            **self.counts(),
+            "prompt_tokens": prompt_tokens,
+            "completion_tokens": completion_tokens,
+            "total_tokens": prompt_tokens + completion_tokens,
             "prompt_tokens_details": {"cached_tokens": cached},
             "device_seconds": round(sum(c.device_seconds for c in choices), 9),
             "queue_ms": _milliseconds(self._arrived_at, scheduled),

@@ -142,8 +142,6 @@ def check_common(request: GenerateRequest, scheduling_policy: str) -> None:
             param="priority",
             advice="Start it with --scheduling-policy priority.",
         )
-    if not -(2**63) <= request.priority < 2**63:
-        raise InvalidRequest(f"priority must fit in 64 bits, got {request.priority}.", param="priority")
     if request.cache_salt is not None and not 1 <= len(request.cache_salt) <= 1024:
         raise InvalidRequest(
             f"cache_salt must have 1 to 1024 characters, got {len(request.cache_salt)}.", param="cache_salt"

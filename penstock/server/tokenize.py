@@ -6,7 +6,7 @@ from starlette.types import Receive, Scope, Send
 
 from penstock.core.errors import InvalidRequest
 
-from .answer import encode_text
+from .answer import decode_ids, encode_texts
 from .chat import render
 from .exchange import read_body, respond
 from .messages import normalise
@@ -33,7 +33,7 @@ async def tokenize(state: State, scope: Scope, receive: Receive, send: Send) -> 
         request = decode(raw, TokenizeCompletionRequest)
         state.check_model(request.model)
         text = request.prompt
-    ids = await encode_text(state, text, request.add_special_tokens)
+    (ids,) = await encode_texts(state, [text], request.add_special_tokens)
     strings = [state.tokenizer.token(id) for id in ids] if request.return_token_strs else None
     answer = {
         "count": len(ids),
@@ -56,5 +56,5 @@ async def detokenize(state: State, scope: Scope, receive: Receive, send: Send) -
                 f"tokens contains token id {id}, but the vocabulary has ids 0 to {vocab_size - 1}.",
                 param="tokens",
             )
-    text = state.tokenizer.decode(request.tokens, skip_special_tokens=False)
+    text = await decode_ids(state, request.tokens, skip_special_tokens=False)
     await respond(send, encode({"prompt": text}))

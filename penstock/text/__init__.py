@@ -1,0 +1,1 @@
+"""Text and token ids: tokenizer, streaming detokenizer, stop strings, chat templates. No torch."""

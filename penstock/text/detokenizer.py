@@ -105,13 +105,10 @@ class _SentencePiece:
         if not data:  # no such token: decoding ignores it
             return ""
         text = self._decoder.decode(b"", True)
-        self._decoder.reset()
         return self._shown(text + data.decode())
 
     def flush(self) -> str:
-        text = self._decoder.decode(b"", True)
-        self._decoder.reset()
-        return self._shown(text)
+        return self._shown(self._decoder.decode(b"", True))
 
     def _shown(self, text: str) -> str:
         if self._first and text:

@@ -1,6 +1,7 @@
 """The sampler against exact distributions, transformers' warpers, and itself in other batches."""
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -227,23 +228,23 @@ def test_three_ways_to_the_same_token(draws, seed, grid, scale, masked):
     """A few candidates, buckets of the whole row, and the sorted row: whichever is taken."""
     logits = (random_logits(len(draws), 700, seed=seed, scale=scale) / grid).round() * grid
     logits[:, :masked] = -math.inf
-    values, ids = choose.ranked(logits, 700)
-    in_order = ids.gather(1, choose._cut(logits, values, draws)[0])[:, 0]
+    in_order = _in_order(logits, draws)
     for tokens in (choose.choose_cut(logits, draws)[0], choose._choose_from_all(logits, draws)[0]):
         for row in (tokens != in_order).nonzero()[:, 0].tolist():
-            # a draw that falls on the border of two tokens, up to rounding of their sums
-            assert _next_to_border(logits[row], draws[row], tokens[row], in_order[row])
+            # only a draw at the very border of two tokens, where the rounding of the sums decides
+            nearby = [
+                replace(draws[row], uniform=uniform, top_p=top_p, min_p=min_p)
+                for uniform in (draws[row].uniform - 1e-6, draws[row].uniform + 1e-6)
+                for top_p in (draws[row].top_p * (1 - 1e-6), draws[row].top_p * (1 + 1e-6))
+                for min_p in (draws[row].min_p * (1 - 1e-6), draws[row].min_p * (1 + 1e-6))
+            ]
+            assert tokens[row] in _in_order(logits[row].repeat(len(nearby), 1), nearby)
 
 
-def _next_to_border(logits, draw, one, other):
-    scores = (logits.double() - logits.max()) / draw.temperature
-    order = scores.sort(descending=True, stable=True).indices
-    places = {int(token): place for place, token in enumerate(order)}
-    first, second = sorted((places[int(one)], places[int(other)]))
-    between = scores[order[first + 1 : second]].exp().sum()
-    total = scores.exp().sum()
-    shift = choose.Draw(draw.uniform, draw.temperature)
-    return between < 1e-5 * total and shift.uniform >= 0
+def _in_order(logits, draws):
+    """The tokens that these draws choose from sorted rows."""
+    values, ids = choose.ranked(logits, logits.shape[1])
+    return ids.gather(1, choose._cut(logits, values, draws)[0])[:, 0]
 
 
 @pytest.mark.parametrize(

@@ -5,9 +5,10 @@ from __future__ import annotations
 import asyncio
 import http.client
 import json
+import socket
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any
 
 import openai
@@ -94,6 +95,46 @@ class LiveServer:
 
     def _run(self) -> None:
         asyncio.run(self._server.serve(sockets=[self._socket]))
+
+
+class Call:
+    """A chat request whose answer is read piece by piece, or not at all."""
+
+    def __init__(self, port: int, body: dict[str, Any]) -> None:
+        self._connection = http.client.HTTPConnection("127.0.0.1", port, timeout=PATIENCE)
+        headers = {"Content-Type": "application/json"}
+        self._connection.request("POST", "/v1/chat/completions", json.dumps(body), headers)
+        self._answer: http.client.HTTPResponse | None = None
+
+    def __enter__(self) -> Call:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.leave()
+
+    @property
+    def answer(self) -> http.client.HTTPResponse:
+        if self._answer is None:
+            self._answer = self._connection.getresponse()
+        return self._answer
+
+    def read_until(self, mark: bytes) -> None:
+        seen = b""
+        while mark not in seen:
+            piece = self.answer.read1()
+            assert piece
+            seen += piece
+
+    def rest(self) -> tuple[int, bytes]:
+        return self.answer.status, self.answer.read()
+
+    def leave(self) -> None:
+        if self._answer is not None:
+            self._answer.close()
+        if self._connection.sock is not None:
+            with suppress(OSError):  # the server may have closed it already
+                self._connection.sock.shutdown(socket.SHUT_RDWR)
+        self._connection.close()
 
 
 class Response:

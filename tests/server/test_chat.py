@@ -100,9 +100,19 @@ def test_without_include_usage_chunks_have_none(server: LiveServer) -> None:
 
 def test_continuous_usage_counts_up(server: LiveServer) -> None:
     options = {"include_usage": True, "continuous_usage_stats": True}
-    events = server.events(PATH, {"messages": HI, "max_tokens": 3, "stream_options": options})
-    assert [event["usage"]["completion_tokens"] for event in events] == [1, 1, 2, 3, 3, 3]
-    assert events[0]["usage"]["prompt_tokens"] == events[-1]["usage"]["prompt_tokens"]
+    body = {"messages": HI, "max_tokens": 3, "n": 2, "stream_options": options}
+    *events, whole = server.events(PATH, body)
+    for index in (0, 1):
+        own = [event["usage"] for event in events if event["choices"][0]["index"] == index]
+        assert [usage["completion_tokens"] for usage in own] == [0, 1, 2, 3]
+        assert {usage["prompt_tokens"] for usage in own} == {whole["usage"]["prompt_tokens"]}
+    assert whole["usage"]["completion_tokens"] == 6
+
+
+def test_the_last_text_and_the_finish_reason_come_together(server: LiveServer) -> None:
+    *_, last = server.events(PATH, {"messages": HI, "max_tokens": 3})
+    assert last["choices"][0]["delta"] == {"content": "l"}
+    assert last["choices"][0]["finish_reason"] == "length"
 
 
 def test_several_tokens_in_one_event_make_one_chunk(server: LiveServer) -> None:

@@ -193,6 +193,15 @@ def test_streamed_token_ids(server: LiveServer, tokenizer: Tokenizer) -> None:
     assert [id for event in events for id in event["choices"][0]["token_ids"]] == tokenizer.encode("Hel")
 
 
+def test_a_lot_of_text_is_converted_all_the_same(server: LiveServer, tokenizer: Tokenizer) -> None:
+    prompts: list[Any] = ["xy" * 100, [1, 2], *["z" * 200] * 99]
+    answer = server.post(PATH, {"prompt": prompts, "max_tokens": 1})
+    assert answer.json["usage"]["prompt_tokens"] == 200 * 100 + 2
+    assert [list(add.prompt) for add in server.engine.adds[:2]] == [tokenizer.encode("xy" * 100), [1, 2]]
+    text = "wörd" * 5000
+    assert server.post("/detokenize", {"tokens": tokenizer.encode(text)}).json == {"prompt": text}
+
+
 def test_special_tokens_of_the_prompt(server: LiveServer) -> None:
     server.post(PATH, {"prompt": "<|start|>a", "add_special_tokens": False})
     assert list(server.engine.adds[0].prompt) == [256, 64]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import http.client
 import json
 import socket
 from typing import Any
@@ -13,7 +12,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from penstock.engine.messages import StepStats
 from penstock.text.tokenizer import Tokenizer
 
-from .conftest import LiveServer, running
+from .conftest import Call, LiveServer, running
 from .fake_engine import PATIENCE
 from .tiny import MODEL, REPLY
 
@@ -115,7 +114,7 @@ def test_a_dead_engine_is_named_everywhere(server: LiveServer) -> None:
 @pytest.mark.parametrize("stream", [False, True])
 def test_an_engine_that_dies_under_a_waiting_request(server: LiveServer, stream: bool) -> None:
     server.engine.pause_at = 0
-    with Call(server, {"messages": HI, "stream": stream}) as call:
+    with Call(server.port, {"messages": HI, "stream": stream}) as call:
         server.engine.wait_until(lambda engine: engine.load == 1)
         server.engine.die("out of memory")
         status, body = call.rest()
@@ -125,7 +124,7 @@ def test_an_engine_that_dies_under_a_waiting_request(server: LiveServer, stream:
 
 def test_an_engine_that_dies_in_mid_stream(server: LiveServer) -> None:
     server.engine.pause_at = 2
-    with Call(server, {"messages": HI, "stream": True}) as call:
+    with Call(server.port, {"messages": HI, "stream": True}) as call:
         call.read_until(b'"content":"e"')
         server.engine.die("out of memory")
         _, body = call.rest()
@@ -137,48 +136,10 @@ def test_an_engine_that_dies_in_mid_stream(server: LiveServer) -> None:
 # ---- clients that leave ----
 
 
-class Call:
-    """A request whose answer is read piece by piece, or not at all."""
-
-    def __init__(self, server: LiveServer, body: dict[str, Any]) -> None:
-        self._connection = http.client.HTTPConnection("127.0.0.1", server.port, timeout=PATIENCE)
-        self._connection.request("POST", CHAT, json.dumps(body), {"Content-Type": "application/json"})
-        self._answer: http.client.HTTPResponse | None = None
-
-    def __enter__(self) -> Call:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.leave()
-
-    @property
-    def answer(self) -> http.client.HTTPResponse:
-        if self._answer is None:
-            self._answer = self._connection.getresponse()
-        return self._answer
-
-    def read_until(self, mark: bytes) -> None:
-        seen = b""
-        while mark not in seen:
-            piece = self.answer.read1()
-            assert piece
-            seen += piece
-
-    def rest(self) -> tuple[int, bytes]:
-        return self.answer.status, self.answer.read()
-
-    def leave(self) -> None:
-        if self._answer is not None:
-            self._answer.close()
-        if self._connection.sock is not None:
-            self._connection.sock.shutdown(socket.SHUT_RDWR)
-        self._connection.close()
-
-
 @pytest.mark.parametrize("n", [1, 3])
 def test_leaving_in_mid_stream_aborts(server: LiveServer, n: int) -> None:
     server.engine.pause_at = 3
-    call = Call(server, {"messages": HI, "stream": True, "n": n})
+    call = Call(server.port, {"messages": HI, "stream": True, "n": n})
     call.read_until(b'"content":"l"')
     call.leave()
     server.engine.wait_until(lambda engine: len(engine.gone) == n and engine.load == 0)
@@ -187,7 +148,7 @@ def test_leaving_in_mid_stream_aborts(server: LiveServer, n: int) -> None:
 
 def test_leaving_before_the_answer_aborts(server: LiveServer) -> None:
     server.engine.pause_at = 0
-    call = Call(server, {"messages": HI})
+    call = Call(server.port, {"messages": HI})
     server.engine.wait_until(lambda engine: engine.load == 1)
     call.leave()
     server.engine.wait_until(lambda engine: len(engine.gone) == 1 and engine.load == 0)
@@ -257,7 +218,7 @@ def test_version_and_load(tokenizer: Tokenizer, says: Any) -> None:
     with running(tokenizer, says(REPLY), version="1.2.3") as server:
         assert server.get("/version").json == {"version": "1.2.3"}
         server.engine.pause_at = 1
-        with Call(server, {"messages": HI, "n": 2}):
+        with Call(server.port, {"messages": HI, "n": 2}):
             server.engine.wait_until(lambda engine: engine.load == 2)
             assert server.get("/load").json == {"server_load": 2}
 
@@ -313,7 +274,7 @@ def test_metrics_of_requests_and_steps(tokenizer: Tokenizer, says: Any) -> None:
 def test_a_client_that_leaves_counts_as_an_abort(tokenizer: Tokenizer, says: Any) -> None:
     with running(tokenizer, says(REPLY)) as server:
         server.engine.pause_at = 2
-        call = Call(server, {"messages": HI, "stream": True})
+        call = Call(server.port, {"messages": HI, "stream": True})
         call.read_until(b'"content":"e"')
         call.leave()
         server.engine.wait_until(lambda engine: bool(engine.gone))

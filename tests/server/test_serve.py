@@ -18,9 +18,8 @@ from penstock.core.errors import StartupError
 from penstock.server.config import ServerConfig
 from penstock.server.serve import bind
 
+from .conftest import Call
 from .fake_engine import PATIENCE
-
-CHAT = "/v1/chat/completions"
 
 
 class Served:
@@ -36,6 +35,7 @@ class Served:
         )
         assert self._process.stdout is not None
         self._lines = self._process.stdout
+        self._calls: list[Call] = []
         self.port = int(self.line().split()[1])
 
     def line(self) -> str:
@@ -47,12 +47,11 @@ class Served:
     def signal(self, number: signal.Signals) -> None:
         self._process.send_signal(number)
 
-    def open(self, body: dict[str, Any]) -> http.client.HTTPConnection:
+    def open(self, body: dict[str, Any]) -> http.client.HTTPResponse:
         """Send a request; its answer is read later."""
-        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=PATIENCE)
-        headers = {"Content-Type": "application/json"}
-        connection.request("POST", CHAT, json.dumps(body), headers)
-        return connection
+        call = Call(self.port, body)
+        self._calls.append(call)
+        return call.answer
 
     def get(self, path: str) -> tuple[int, dict[str, Any]]:
         connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=PATIENCE)
@@ -67,6 +66,8 @@ class Served:
         return self._process.returncode, errors
 
     def kill(self) -> None:
+        for call in self._calls:
+            call.leave()
         self._process.kill()
         self._process.communicate()
 
@@ -99,16 +100,13 @@ def test_an_idle_server_ends_at_once(serve: Callable[..., Served], number: signa
 
 def test_a_drain_lets_streams_finish(serve: Callable[..., Served]) -> None:
     served = serve("--pause-at", "2")
-    call = served.open(HELLO)
-    answer = call.getresponse()
+    answer = served.open(HELLO)
     assert answer.status == 200
     served.signal(signal.SIGTERM)
     assert served.line() == "draining"
     status, body = served.get("/readyz")
     assert (status, body["error"]["code"]) == (503, "draining")
-    refused = served.open(HELLO).getresponse()
-    assert refused.status == 503
-    refused.read()
+    assert served.open(HELLO).status == 503
     served.signal(signal.SIGUSR1)  # the engine goes on
     assert b"data: [DONE]" in answer.read()
     assert served.exit_status()[0] == 0
@@ -116,8 +114,7 @@ def test_a_drain_lets_streams_finish(serve: Callable[..., Served]) -> None:
 
 def test_a_drain_ends_by_the_clock(serve: Callable[..., Served]) -> None:
     served = serve("--pause-at", "2", "--shutdown-timeout", "0.05")
-    call = served.open(HELLO)
-    answer = call.getresponse()
+    answer = served.open(HELLO)
     served.signal(signal.SIGTERM)
     text = answer.read()
     assert b'"finish_reason":"abort"' in text
@@ -127,8 +124,7 @@ def test_a_drain_ends_by_the_clock(serve: Callable[..., Served]) -> None:
 
 def test_a_second_signal_aborts(serve: Callable[..., Served]) -> None:
     served = serve("--pause-at", "2")
-    call = served.open(HELLO)
-    call.getresponse()
+    served.open(HELLO)
     served.signal(signal.SIGTERM)
     assert served.line() == "draining"
     served.signal(signal.SIGTERM)
@@ -138,9 +134,8 @@ def test_a_second_signal_aborts(serve: Callable[..., Served]) -> None:
 
 def test_a_dead_engine_ends_the_server(serve: Callable[..., Served]) -> None:
     served = serve("--pause-at", "0")
-    call = served.open({**HELLO, "stream": False})
-    served.signal(signal.SIGUSR2)  # the engine dies
-    answer = call.getresponse()
+    served.signal(signal.SIGUSR2)  # the engine dies under the request
+    answer = served.open({**HELLO, "stream": False})
     assert answer.status == 503
     assert "CUDA error" in json.loads(answer.read())["error"]["message"]
     assert served.get("/health")[0] == 503

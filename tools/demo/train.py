@@ -212,6 +212,7 @@ def save(model: Any, tokenizer: Tokenizer, out: Path) -> None:
     weights = {name: tensor.to(torch.bfloat16) for name, tensor in model.state_dict().items()}
     del weights["lm_head.weight"]  # tied to the embeddings
     save_file(weights, out / "model.safetensors", metadata={"format": "pt"})
+    (out / "model.safetensors").chmod(0o644)  # safetensors writes it for the owner only
     tokenizer.save(str(out / "tokenizer.json"))
     plain = dict.fromkeys(("lstrip", "rstrip", "normalized", "single_word"), False)
     special = {str(number): {"content": token, "special": True} | plain for token, number in ids.items()}

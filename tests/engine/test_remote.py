@@ -1,0 +1,249 @@
+"""RemoteEngine: a real engine process, with everything that can happen to one."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+from collections.abc import AsyncIterator, Awaitable, Callable
+from pathlib import Path
+
+import pytest
+
+from penstock.core.errors import Draining, EngineDead, ModelLoadError, PenstockError
+from penstock.core.plan import Event
+from penstock.core.request import FinishReason
+from penstock.core.sampling_params import SamplingParams
+from penstock.engine.config import EngineConfig
+from penstock.engine.messages import Add
+from penstock.engine.remote import RemoteEngine
+from tests.engine.build import checkpoint
+
+Scenario = Callable[[RemoteEngine], Awaitable[None]]
+
+
+def config(model: Path | str | None = None, **fields: object) -> EngineConfig:
+    values: dict[str, object] = {
+        "model": str(model or checkpoint()),
+        "dtype": "float32",
+        "kv_cache_memory_bytes": 1 << 20,
+        "max_num_batched_tokens": 64,
+        "threads": 1,
+        **fields,
+    }
+    return EngineConfig(**values)  # type: ignore[arg-type]
+
+
+def play(scenario: Scenario, settings: EngineConfig | None = None) -> None:
+    """Run a scenario on a started engine, and leave nothing behind."""
+
+    async def body() -> None:
+        engine = RemoteEngine.launch(settings or config(), log_level="error")
+        try:
+            await engine.start()
+            await scenario(engine)
+        finally:
+            await engine.close()
+        assert not engine._directory.exists()
+
+    asyncio.run(asyncio.wait_for(body(), 90))
+
+
+def add(name: str, length: int = 5, max_tokens: int = 4, **fields: object) -> Add:
+    params = SamplingParams(temperature=0.0, max_tokens=max_tokens, ignore_eos=True)
+    return Add(name, tuple(range(1, length + 1)), params, max_tokens, arrived_at=0.0, **fields)  # type: ignore[arg-type]
+
+
+async def finish(engine: RemoteEngine, *adds: Add) -> list[Event]:
+    return [event async for events in engine.generate(adds) for event in events]
+
+
+async def anext_forever(stream: AsyncIterator[list[Event]]) -> None:
+    async for _ in stream:
+        pass
+
+
+async def until(condition: Callable[[], bool]) -> None:
+    """Wait for something that another process brings about; the scenario's time limit bounds it."""
+    while not condition():
+        await asyncio.sleep(0.01)
+
+
+def test_requests_run_beside_each_other_and_the_model_is_described() -> None:
+    async def scenario(engine: RemoteEngine) -> None:
+        assert engine.ready
+        assert engine.info.architecture == "Qwen3ForCausalLM"
+        assert engine.info.dtype == "float32"
+        assert list(engine.info.startup_seconds)
+        one, two = await asyncio.gather(
+            finish(engine, add("a")), finish(engine, add("b"), add("c", leader="b"))
+        )
+        assert [len(event.tokens) for event in one] == [1] * 4
+        assert {event.request for event in two} == {"b", "c"}
+        by_name = {
+            name: [token for event in one + two if event.request == name for token in event.tokens]
+            for name in "abc"
+        }
+        assert by_name["a"] == by_name["b"] == by_name["c"]
+        assert engine.load == 0
+        await until(lambda: engine.stats.running == 0)
+        assert engine.stats.kv_usage == 0.0
+
+    play(scenario)
+
+
+def test_closing_the_stream_frees_the_blocks() -> None:
+    async def scenario(engine: RemoteEngine) -> None:
+        stream = engine.generate([add("a", max_tokens=400)])
+        await anext(stream)
+        await stream.aclose()
+        assert engine.load == 0
+        await until(lambda: engine.stats.running == 0 and engine.stats.kv_usage == 0.0)
+        assert await finish(engine, add("b"))
+
+    play(scenario)
+
+
+def test_an_abort_brings_the_final_bill() -> None:
+    async def scenario(engine: RemoteEngine) -> None:
+        stream = engine.generate([add("a", max_tokens=400)])
+        await anext(stream)
+        engine.abort(["a"])
+        events = [event async for batch in stream for event in batch]
+        assert events[-1].finish is FinishReason.ABORT
+        assert events[-1].device_seconds > 0
+
+    play(scenario)
+
+
+def test_draining_lets_running_requests_end_and_refuses_new_ones() -> None:
+    async def scenario(engine: RemoteEngine) -> None:
+        stream = engine.generate([add("a", max_tokens=40)])
+        first = await anext(stream)
+        draining = asyncio.create_task(engine.drain(30.0))
+        await until(lambda: engine.draining)
+        with pytest.raises(Draining):
+            await finish(engine, add("b"))
+        events = first + [event async for batch in stream for event in batch]
+        assert events[-1].finish is FinishReason.LENGTH
+        await draining
+        assert engine.failure is None
+        assert engine._process.returncode == 0
+
+    play(scenario)
+
+
+def test_draining_aborts_what_takes_too_long() -> None:
+    async def scenario(engine: RemoteEngine) -> None:
+        stream = engine.generate([add("a", max_tokens=480)])
+        await anext(stream)
+        draining = asyncio.create_task(engine.drain(0.0))
+        events = [event async for batch in stream for event in batch]
+        assert events[-1].finish is FinishReason.ABORT
+        await draining
+        assert engine._process.returncode == 0
+
+    play(scenario)
+
+
+def test_a_killed_engine_fails_its_requests_with_the_cause() -> None:
+    async def scenario(engine: RemoteEngine) -> None:
+        stream = engine.generate([add("a", max_tokens=480)])
+        await anext(stream)
+        os.kill(engine.pid, signal.SIGKILL)
+        with pytest.raises(EngineDead, match=r"SIGKILL.*ran out of memory"):
+            await anext_forever(stream)
+        assert isinstance(engine.failure, EngineDead)
+        assert not engine.ready
+        assert not engine.liveness().alive
+        with pytest.raises(EngineDead):
+            await finish(engine, add("b"))
+
+    play(scenario)
+
+
+def test_a_stopped_engine_is_noticed_and_may_recover() -> None:
+    async def scenario(engine: RemoteEngine) -> None:
+        assert engine.liveness().alive  # idle engines are alive, however long
+        stream = engine.generate([add("a", max_tokens=480)])
+        await anext(stream)
+        assert engine.liveness().alive
+        os.kill(engine.pid, signal.SIGSTOP)
+        try:
+            await until(lambda: not engine.liveness().alive)
+            assert "1 requests wait" in engine.liveness().reason
+        finally:
+            os.kill(engine.pid, signal.SIGCONT)
+        assert (await anext(stream))[0].tokens
+        await until(lambda: engine.liveness().alive)
+        await stream.aclose()
+
+    play(scenario, config(liveness_grace=0.3))
+
+
+def test_an_exception_in_the_engine_is_its_last_words(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """The scheduler's own check is made to fail: the one thing that must end an engine."""
+    (tmp_path / "sitecustomize.py").write_text(
+        "import penstock.core.scheduler as s\n"
+        "def broken(self): raise AssertionError('planted')\n"
+        "s.Scheduler.check = broken\n"
+    )
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(tmp_path), os.environ.get("PYTHONPATH", "")]))
+    monkeypatch.setenv("TMPDIR", str(tmp_path))
+
+    async def scenario(engine: RemoteEngine) -> None:
+        await finish(engine, add("a"))  # its invariants are checked when it is idle again
+        await until(lambda: engine.failure is not None)
+        assert "AssertionError: planted" in str(engine.failure)
+        assert list(tmp_path.glob("penstock-crash-*.jsonl"))
+
+    play(scenario)
+
+
+@pytest.mark.parametrize("break_it", ["no config", "no weights", "truncated"])
+def test_a_broken_model_directory_is_refused_with_the_file(tmp_path: Path, break_it: str) -> None:
+    import shutil
+
+    directory = tmp_path / "model"
+    shutil.copytree(checkpoint(), directory)
+    if break_it == "no config":
+        (directory / "config.json").unlink()
+        expected = "config.json"
+    elif break_it == "no weights":
+        (directory / "model.safetensors").unlink()
+        expected = "safetensors"
+    else:
+        data = (directory / "model.safetensors").read_bytes()
+        (directory / "model.safetensors").write_bytes(data[: len(data) // 2])
+        expected = "model.safetensors"
+
+    async def body() -> None:
+        engine = RemoteEngine.launch(config(directory), log_level="error")
+        try:
+            with pytest.raises(ModelLoadError, match=expected):
+                await engine.start()
+        finally:
+            await engine.close()
+
+    asyncio.run(asyncio.wait_for(body(), 90))
+
+
+def test_the_engine_ends_when_its_parent_is_gone() -> None:
+    async def scenario(engine: RemoteEngine) -> None:
+        assert engine._parent_pipe is not None
+        os.close(engine._parent_pipe)
+        engine._parent_pipe = None
+        engine._draining = True  # an exit is expected
+        await until(lambda: engine._process.poll() is not None)
+        assert engine._process.returncode == 0
+
+    play(scenario)
+
+
+def test_errors_are_exceptions_that_travel() -> None:
+    """Every error type that an event can name is one of ours."""
+    from penstock.core.errors import BY_NAME
+
+    assert all(issubclass(kind, PenstockError) and kind.__name__ == name for name, kind in BY_NAME.items())

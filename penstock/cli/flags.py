@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import difflib
 import re
+import shutil
 import types
 import typing
 from collections.abc import Sequence
@@ -117,12 +118,20 @@ class _Formatter(argparse.HelpFormatter):
     """Flags on the left, one line of explanation on the right."""
 
     def __init__(self, prog: str) -> None:
-        super().__init__(prog, max_help_position=40)
+        # one line per flag, at the price of a wide page
+        super().__init__(prog, max_help_position=42, width=max(150, shutil.get_terminal_size().columns))
+
+    def _format_action_invocation(self, action: argparse.Action) -> str:
+        """`--[no-]flag` for a pair of flags, `--flag VALUE` once for the others."""
+        if isinstance(action, argparse.BooleanOptionalAction):
+            return action.option_strings[0].replace("--", "--[no-]", 1)
+        return super()._format_action_invocation(action)
 
 
 def add_config(parser: argparse.ArgumentParser, config: type[Any], title: str) -> None:
     """Add a flag for every field of a configuration dataclass."""
     group = parser.add_argument_group(title)
+    parser.usage = f"{parser.prog} [MODEL] [flags]"
     hints = typing.get_type_hints(config)
     for entry in fields(config):
         default = entry.default if entry.default is not MISSING else None
@@ -141,13 +150,18 @@ def add_config(parser: argparse.ArgumentParser, config: type[Any], title: str) -
             group.add_argument(name, action=argparse.BooleanOptionalAction, **options)
             continue
         if typing.get_origin(kind) is tuple:
-            options |= {"nargs": "+", "action": "extend", "metavar": entry.name.split("_")[-1].upper()}
+            options |= {
+                "nargs": "+",
+                "action": "extend",
+                "metavar": entry.name.split("_")[-1].upper().rstrip("S"),
+            }
         else:
             options["type"] = parse_size if entry.metadata.get("size") else kind
             options["metavar"] = entry.metadata.get("metavar") or _metavar(kind)
         if entry.metadata.get("choices"):
             options["choices"] = entry.metadata["choices"]
-            options.pop("metavar", None)
+            options["metavar"] = entry.name.split("_")[-1].upper()
+            options["help"] = f"{'|'.join(entry.metadata['choices'])}: {help_}"
         group.add_argument(name, **options)
 
 

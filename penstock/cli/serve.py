@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import contextlib
+import importlib.util
 import logging
 import os
 import signal
@@ -19,6 +20,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from penstock.core.errors import StartupError
 from penstock.engine.config import EngineConfig
 from penstock.server.config import ServerConfig
 
@@ -46,6 +48,7 @@ def run(args: argparse.Namespace) -> int:
     server_config: ServerConfig = make_config(ServerConfig, args, **({"api_key": keys} if keys else {}))
     if not server_config.served_model_name:
         server_config = replace(server_config, served_model_name=(engine_config.model,))
+    _need_engine()
     level = server_config.uvicorn_log_level.replace("trace", "debug")
     logging.basicConfig(level=level.upper(), format="%(levelname)-7s %(message)s", stream=sys.stderr)
     from penstock.engine.remote import RemoteEngine
@@ -62,6 +65,18 @@ def run(args: argparse.Namespace) -> int:
         return 130
     finally:
         engine.kill()
+
+
+def _need_engine() -> None:
+    """The core package has no engine: say so before a process fails to import it."""
+    missing = [
+        name for name in ("torch", "tokenizers", "safetensors") if importlib.util.find_spec(name) is None
+    ]
+    if missing:
+        raise StartupError(
+            f"serving needs {', '.join(missing)}, which is not installed here.",
+            advice='Install the engine with: pip install "penstock[engine]".',
+        )
 
 
 async def _serve(
@@ -127,8 +142,6 @@ async def _load(engine: RemoteEngine, config: EngineConfig) -> Tokenizer:
 
 
 def _loop_factory() -> Callable[[], asyncio.AbstractEventLoop] | None:
-    import importlib.util
-
     if importlib.util.find_spec("uvloop") is None:
         return None
     import uvloop

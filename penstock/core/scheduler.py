@@ -387,10 +387,12 @@ class Scheduler:
         while fresh and (
             (most is not None and len(fresh) > most) or (most_tokens is not None and tokens > most_tokens)
         ):
+            by_count = most is not None and len(fresh) > most
+            limit = f"--max-num-queued-reqs {most}" if by_count else f"--max-num-queued-tokens {most_tokens}"
             request = fresh.pop()
             message = (
                 f"the queue is full: {len(fresh)} requests with {tokens - request.prompt_len} prompt tokens "
-                f"already wait (limits: {most} requests, {most_tokens} tokens)."
+                f"already wait (limit: {limit})."
             )
             tokens -= request.prompt_len
             event = self._finish(request, now, FinishReason.ERROR, error=message, error_type="QueueFull")

@@ -137,7 +137,7 @@ def _warm_up(executor: Executor, vocab_size: int) -> None:
 
 
 def _dtype(wanted: str, config: ModelConfig, device: torch.device) -> torch.dtype:
-    name = {"half": "float16", "float": "float32"}.get(wanted, wanted)
+    name = wanted
     if name == "auto":
         name = config.dtype
         if name == "float16" and device.type == "cpu":

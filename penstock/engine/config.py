@@ -31,8 +31,8 @@ class EngineConfig:
     revision: str | None = option(None, "branch, tag or commit of a Hugging Face id")
     dtype: str = option(
         "auto",
-        "computation type; auto is the checkpoint's (float16 becomes bfloat16 on CPU)",
-        choices=("auto", "bfloat16", "float16", "float32", "half", "float"),
+        "computation type; auto is the checkpoint's",
+        choices=("auto", "bfloat16", "float16", "float32"),
     )
     device: str = option("auto", "auto takes a GPU if there is one", choices=("auto", "cpu", "cuda"))
     load_format: str = option(

@@ -15,7 +15,7 @@ from typing import Protocol
 import torch
 import torch.nn.functional as F
 
-from .limits import QUERY_TILE, query_tile
+from .limits import FUSED_QUERY_TILE, QUERY_TILE, query_tile
 
 
 class Dense(Protocol):
@@ -43,7 +43,7 @@ class Dense(Protocol):
         scale: float,
         out: torch.Tensor,
     ) -> None:
-        """Write [KVH, G, m, D] to `out` (any strides). Query i sees keys (offset + i - window, offset + i]."""
+        """Write [KVH, G, m, D] to `out`. Query i sees keys (offset + i - window, offset + i]."""
         ...
 
 
@@ -85,7 +85,7 @@ class FusedDense:
         if offset == 0 and (window is None or window >= count):
             out.copy_(F.scaled_dot_product_attention(q, keys, values, is_causal=True, scale=scale))
             return
-        tile = QUERY_TILE[1]
+        tile = FUSED_QUERY_TILE
         band = self._band(window, offset + count)
         own = band.shape[1] - tile  # column of the first query's own key
         for begin in range(0, count, tile):
@@ -112,7 +112,7 @@ class FusedDense:
         """
         if window is not None:
             prefix = window - 1
-        tile = QUERY_TILE[1]
+        tile = FUSED_QUERY_TILE
         band = self._bands.get(window)
         if band is None or band.shape[1] < prefix + tile:
             if window is None:
@@ -129,8 +129,8 @@ class FusedDense:
 class MatmulDense:
     """Batched matrix products around a float32 softmax, in memory that is kept from call to call.
 
-    Scores are float32 products of float32 copies: rounding them to bfloat16 would cost up to 1 % of the output.
-    The probabilities are rounded to the dtype of the values, as in flash attention.
+    Scores are float32 products of float32 copies: rounding them to bfloat16 would change the output by up to
+    1 %. The probabilities are rounded to the dtype of the values, as in flash attention.
     """
 
     def __init__(self, dtype: torch.dtype, device: torch.device) -> None:

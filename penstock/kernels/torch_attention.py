@@ -1,18 +1,18 @@
 """Paged attention through plain torch operations, on CPU and CUDA.
 
-    T rows ─┬─ decode rows (1 token): sorted by context, cut into groups of similar length; per group one gather
-            │  of whole block pieces into [n, KVH, L, D]
+    T rows ─┬─ decode rows (1 token): sorted by context, cut into groups of similar length; per group one
+            │  gather of whole block pieces into [n, KVH, L, D]
             └─ prefill chunks: one by one, in query tiles; from the batch's own k and v when nothing precedes
                the chunk, else over the gathered context
 
 A group is small enough for its gathered keys to stay in the processor's cache, and its padding is bounded, so
 one long context neither pads the others nor pushes them out (see limits).
 
-How a group or tile is computed (`dense`): on CUDA by scaled_dot_product_attention; on CPU by two batched matrix
-products around a float32 softmax, which are twice as fast there. Scores are float32, as in flash attention.
+How a group or tile is computed (`dense`): on CUDA by scaled_dot_product_attention; on CPU by two batched
+matrix products around a softmax, which are faster there.
 
-Isolation: a block's stale tail is never visible, but 0 · NaN is NaN. When a step opens a block without filling
-it, the values of that block are cleared first; padding repeats the row's own first block.
+Isolation: a block's stale tail is never visible, but NaN shows through any mask (0 · NaN is NaN). When a step
+opens a block without filling it, the block is cleared first; padding repeats the row's own first block.
 """
 
 from __future__ import annotations
@@ -105,7 +105,7 @@ class TorchAttention:
         return groups
 
     def _cut(self, widths: list[int]) -> list[tuple[int, int, int]]:
-        """(first, last, widest) of each group of rows that need so many blocks; widths do not fall by much."""
+        """(first, last, widest) of each group of rows that need so many blocks."""
         spec = self._spec
         piece = spec.num_kv_heads * spec.block_size * spec.head_dim * spec.dtype.itemsize
         most = max(1, DECODE_GROUP_BYTES[self._device.type] // piece)
@@ -132,7 +132,7 @@ class TorchAttention:
         return _Chunk(first, first + span.tokens, span.start, origin, pieces, origin % size)
 
     def gather(self, cache: torch.Tensor, pieces: torch.Tensor, half: int, rows: int) -> torch.Tensor:
-        """Pieces of the cache as [rows * KVH, keys, D], in workspace half 0 or 1: valid until its next use."""
+        """Pieces of the cache as [rows * KVH, keys, D], in workspace half 0 or 1 until its next use."""
         width = self._spec.block_size * self._spec.head_dim
         needed = pieces.numel() * width
         if self._workspace.numel() < 2 * needed:
@@ -180,6 +180,7 @@ class _TorchStep:
         window: int | None = None,
     ) -> torch.Tensor:
         if self._opened is not None:
+            key_cache.index_fill_(0, self._opened, 0)
             value_cache.index_fill_(0, self._opened, 0)
         key_cache[self._blocks, :, self._offsets] = k
         value_cache[self._blocks, :, self._offsets] = v

@@ -242,7 +242,7 @@ def plan_memory(
 
 
 def _most(fits: Callable[[int], bool], limit: int) -> int:
-    """The largest number from 1 to `limit` that fits, 0 for none. If a number fits, so do all smaller ones."""
+    """The largest number from 1 to `limit` that fits, 0 for none. What fits, fits with less, too."""
     low, high = 0, limit
     while low < high:
         middle = (low + high + 1) // 2
@@ -264,7 +264,7 @@ def _refusal(plan: MemoryBudget, needed: int, advice: list[str]) -> MemoryBudget
         )
     else:
         message = (
-            f"The weights take {_size(plan.weights)} and a step of {plan.max_num_batched_tokens} tokens up to "
+            f"The weights take {_size(plan.weights)}, a step of {plan.max_num_batched_tokens} tokens up to "
             f"{_size(plan.activations)}: of the {_size(plan.limit)} that may be used, nothing is left for "
             "the KV cache."
         )

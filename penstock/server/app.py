@@ -62,6 +62,7 @@ def create_app(
     *,
     default_sampling: Mapping[str, float | int] | None = None,
     scheduling_policy: str = "fcfs",
+    enable_prefix_caching: bool = True,
     metrics: Metrics | None = None,
     version: str | None = None,
     monotonic: Callable[[], float] = time.monotonic,
@@ -72,6 +73,7 @@ def create_app(
     Args:
         default_sampling: from the model's generation_config.json, under the names of SamplingParams.
         scheduling_policy: the engine's; requests may carry a priority only under "priority".
+        enable_prefix_caching: as the engine is configured, for the metrics.
         metrics: made here for the engine's model if not given; fed with the engine's steps either way.
         version: of Penstock; the installed one if not given.
         monotonic: the engine's clock (CLOCK_MONOTONIC), seconds.
@@ -83,7 +85,10 @@ def create_app(
     if metrics is None:
         metrics = Metrics(names[0], info.max_model_len)
         metrics.describe_cache(
-            block_size=info.block_size, num_blocks=info.num_blocks, dtype=info.dtype, prefix_caching=True
+            block_size=info.block_size,
+            num_blocks=info.num_blocks,
+            dtype=info.dtype,
+            prefix_caching=enable_prefix_caching,
         )
     engine.on_stats(metrics.observe_step)
     same = "\0".join((version, names[0], info.architecture, info.dtype, info.device))

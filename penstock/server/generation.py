@@ -140,6 +140,11 @@ class Generation:
                     changes = [change for event in events if (change := self._digest(event)) is not None]
                     if changes:
                         yield changes
+        except QueueFull as error:
+            self._state.metrics.observe_rejection(_limit_at_fault(error))
+            for choice in self.choices:  # those that never ran were refused: no requests for the statistics
+                choice.settled = choice.settled or choice.scheduled_at is None
+            raise
         except EngineDead:
             left = "error"
             raise
@@ -209,9 +214,8 @@ class Generation:
             choice.prompt_logprobs = event.prompt_logprobs
         if event.finish is FinishReason.ERROR:
             error = event_error(event)
-            if isinstance(error, QueueFull):
-                self._state.metrics.observe_rejection(_limit_at_fault(error))
-            self._settle(choice, "error")
+            if not isinstance(error, QueueFull):
+                self._settle(choice, "error")
             raise error
         change: tuple[Choice, Delta] | None = None
         if choice.finish_reason is None:
@@ -269,9 +273,9 @@ def _unless_aborted(reason: str) -> str:
 
 
 def _limit_at_fault(error: PenstockError) -> str:
-    """The limit that a QueueFull names, for the metric's label."""
-    tokens = "max_num_queued_tokens"
-    return tokens if tokens in str(error).replace("-", "_") else "max_num_queued_reqs"
+    """The flag that a QueueFull names, for the metric's label."""
+    by_tokens = "--max-num-queued-tokens" in error.message
+    return "max_num_queued_tokens" if by_tokens else "max_num_queued_reqs"
 
 
 def _span(start: float | None, end: float | None) -> float | None:

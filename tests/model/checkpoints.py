@@ -1,6 +1,7 @@
 """Small random checkpoints of every supported architecture, made by transformers: the oracle's own models.
 
-Their logits are well separated (see `_spread`), so that greedy tokens are the same under any order of summation.
+Their logits are well separated (see `_spread`), so that greedy tokens are the same under any order of
+summation.
 """
 
 from __future__ import annotations
@@ -41,7 +42,12 @@ _LLAMA3_ROPE = {
     "high_freq_factor": 4.0,
     "original_max_position_embeddings": 64,
 }
-_YARN_ROPE = {"rope_type": "yarn", "rope_theta": 10000.0, "factor": 4.0, "original_max_position_embeddings": 128}
+_YARN_ROPE = {
+    "rope_type": "yarn",
+    "rope_theta": 10000.0,
+    "factor": 4.0,
+    "original_max_position_embeddings": 128,
+}
 
 #: name → architecture, variants behind a dash.
 ARCHITECTURES: dict[str, Arch] = {

@@ -55,6 +55,7 @@ class FakeEngine:
     info: ModelInfo = INFO
     tokens_per_event: int = 1
     queue_limit: int | None = None
+    limit_at_fault: str = "--max-num-queued-reqs"
     fail_at: int | None = None
     """Token count at which every request fails."""
     pause_at: int | None = None
@@ -161,6 +162,7 @@ class FakeEngine:
         """Back to the beginning, for the next test."""
         self.reply = reply
         self.tokens_per_event = 1
+        self.limit_at_fault = "--max-num-queued-reqs"
         self.queue_limit = self.fail_at = self.pause_at = self.crash = self.failure = None
         self.loaded, self.stuck, self.draining = True, "", False
         self.adds, self.gone, self.aborted = [], [], []
@@ -201,7 +203,7 @@ class FakeEngine:
         return Event(
             request=running.add.id,
             finish=FinishReason.ERROR,
-            error="The queue is full (--max-num-queued-reqs 1).",
+            error=f"the queue is full (limit: {self.limit_at_fault} 1).",
             error_type="QueueFull",
             retry_after=3,
             at=running.add.arrived_at,

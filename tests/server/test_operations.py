@@ -243,14 +243,17 @@ def test_metrics_of_requests_and_steps(tokenizer: Tokenizer, says: Any) -> None:
         server.post(TEXT, {"prompt": "x" * 20})
         server.engine.queue_limit = 0
         server.post(TEXT, {"prompt": "x"})
+        server.engine.limit_at_fault = "--max-num-queued-tokens"
+        server.post(TEXT, {"prompt": "x"})
         server.engine.publish(
             StepStats(step=1, running=2, waiting=5, deferred=2, kv_usage=0.5, prompt_tokens=7, busy=1.5)
         )
         page = samples(server)
     assert page["vllm:request_success_total{finished_reason=length}"] == 2
     assert page["vllm:request_success_total{finished_reason=stop}"] == 1
-    assert page["vllm:request_success_total{finished_reason=error}"] == 1
+    assert page["vllm:request_success_total{finished_reason=error}"] == 0
     assert page["vllm:admission_rejections_total{reason=max_num_queued_reqs}"] == 1
+    assert page["vllm:admission_rejections_total{reason=max_num_queued_tokens}"] == 1
     assert page["vllm:time_to_first_token_seconds_count"] == 3
     assert page["vllm:time_to_first_token_seconds_sum"] == pytest.approx(3 * 0.75)
     assert page["vllm:inter_token_latency_seconds_count"] == 2 + 2 + 3
@@ -258,7 +261,8 @@ def test_metrics_of_requests_and_steps(tokenizer: Tokenizer, says: Any) -> None:
     assert page["vllm:request_prefill_time_seconds_sum"] == pytest.approx(3 * 0.25)
     assert page["vllm:request_generation_tokens_sum"] == 3 + 3 + 4
     assert page["vllm:request_max_num_generation_tokens_sum"] == 3 + 4
-    assert page["vllm:request_params_n_sum"] == 2 + 1 + 1
+    assert page["vllm:request_params_n_sum"] == 2 + 1
+    assert page["vllm:request_prompt_tokens_count"] == 3  # refused requests are none
     assert page["penstock:request_device_seconds_sum"] == pytest.approx(0.010)
     assert page["vllm:num_requests_running"] == 2
     assert page["vllm:num_requests_waiting_by_reason{reason=capacity}"] == 3

@@ -1,0 +1,142 @@
+"""Flags: made from the configuration, explained in one line each, and helpful when they are wrong."""
+
+from __future__ import annotations
+
+import argparse
+import re
+from dataclasses import fields
+from typing import Any
+
+import pytest
+
+from penstock.cli.flags import NOT_IMPLEMENTED, REMOVED, Parser, make_config, parse_size
+from penstock.cli.main import COMMANDS, main
+from penstock.cli.serve import add_arguments
+from penstock.engine.config import EngineConfig
+from penstock.server.config import ServerConfig
+
+
+def parser() -> Parser:
+    made = Parser(prog="penstock serve")
+    add_arguments(made)
+    return made
+
+
+def engine(*arguments: str) -> EngineConfig:
+    config: EngineConfig = make_config(EngineConfig, parser().parse_args(list(arguments)))
+    return config
+
+
+def server(*arguments: str, **more: Any) -> ServerConfig:
+    config: ServerConfig = make_config(ServerConfig, parser().parse_args(list(arguments)), **more)
+    return config
+
+
+def test_no_flags_mean_the_defaults_of_the_dataclasses() -> None:
+    assert engine() == EngineConfig()
+    assert server() == ServerConfig()
+
+
+def test_spellings() -> None:
+    assert engine("models/x").model == "models/x"
+    assert engine("--model", "models/x").model == "models/x"
+    assert engine("--max_model_len", "8Ki").max_model_len == 8192
+    assert engine("--max-model-len=-1").max_model_len == -1
+    assert engine("--kv-cache-memory-bytes", "1.5GiB").kv_cache_memory_bytes == 3 << 29
+    assert engine("--no-enable-prefix-caching").enable_prefix_caching is False
+    assert engine("--gpu_memory_utilization=0.8").gpu_memory_utilization == 0.8
+
+
+def test_flags_that_may_be_given_several_times() -> None:
+    assert server("--api-key", "a", "b", "--api-key", "c").api_key == ("a", "b", "c")
+    assert server("--served-model-name", "x", "y").served_model_name == ("x", "y")
+    assert server(api_key=("from environment",)).api_key == ("from environment",)
+    assert server("--api-key", "a", api_key=("from environment",)).api_key == ("a",)
+
+
+@pytest.mark.parametrize(
+    ("text", "value"), [("8192", 8192), ("8k", 8000), ("1.5M", 1500000), ("4gib", 1 << 32)]
+)
+def test_sizes(text: str, value: int) -> None:
+    assert parse_size(text) == value
+
+
+@pytest.mark.parametrize("text", ["", "k", "8q", "1.5", "0.0001k", "eight"])
+def test_sizes_that_are_none(text: str) -> None:
+    with pytest.raises(argparse.ArgumentTypeError):
+        parse_size(text)
+
+
+def refused(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
+    with pytest.raises(SystemExit) as caught:
+        parser().parse_args(list(arguments))
+    assert caught.value.code == 2
+    return capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("flag", "instead"),
+    [
+        ("--swap-space", "--gpu-memory-utilization"),
+        ("--num-scheduler-steps", "Drop it"),
+        ("--gpu-memory-utilisation", "Did you mean --gpu-memory-utilization?"),
+        ("--max-num-seq", "Did you mean --max-num-seqs?"),
+        ("--max-num-partial-prefills", "--long-prefill-token-threshold"),
+        ("--quantization", "does not implement yet"),
+        ("--xyzzy", "--help"),
+    ],
+)
+def test_wrong_flags_say_what_to_use(capsys: pytest.CaptureFixture[str], flag: str, instead: str) -> None:
+    for arguments in ([flag, "4"], [f"{flag}=4"], [flag.replace("-", "_").replace("__", "--", 1), "4"]):
+        message = refused(capsys, *arguments)
+        assert flag in message
+        assert instead in message
+
+
+def test_no_flag_is_both_there_and_explained_away() -> None:
+    there = set(parser()._option_string_actions)
+    assert not there & set(REMOVED)
+    assert not there & NOT_IMPLEMENTED
+    for text in REMOVED.values():
+        for named in re.findall(r"(?:use|Use|raise) (--[a-z-]+)", text):
+            assert named in there, f"{named} is recommended, but is no flag"
+
+
+def test_help_explains_every_flag_in_one_line() -> None:
+    text = parser().format_help()
+    for config in (EngineConfig, ServerConfig):
+        for entry in fields(config):
+            name = "--" + entry.name.replace("_", "-")
+            if entry.metadata.get("positional"):
+                name = entry.name
+            elif isinstance(entry.default, bool):
+                name = name.replace("--", "--[no-]", 1)
+            (line,) = [line for line in text.splitlines() if re.match(rf"  {re.escape(name)}( |$)", line)]
+            assert len(line.split(maxsplit=1)[1]) > 20, line
+    assert not re.search(r"^ {20,}\S", text, re.MULTILINE), "a help text is folded"
+
+
+def test_bad_values_name_the_flag(capsys: pytest.CaptureFixture[str]) -> None:
+    assert "--dtype" in refused(capsys, "--dtype", "int3")
+    assert main(["serve", "--max-num-seqs", "0"]) == 2
+    assert "--max-num-seqs must be at least 1, got 0." in capsys.readouterr().err
+    assert main(["serve", "--gpu-memory-utilization", "1.5"]) == 2
+    assert "(0, 1], got 1.5" in capsys.readouterr().err
+    assert main(["serve", "--no-enable-chunked-prefill"]) == 2
+    assert "always on" in capsys.readouterr().err
+    assert main(["serve", "--tensor-parallel-size", "4"]) == 2
+    assert "not implemented" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_command_has_help(command: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as caught:
+        main([command, "--help"])
+    assert caught.value.code == 0
+    assert f"usage: penstock {command}" in capsys.readouterr().out
+
+
+def test_an_unknown_command_lists_the_known_ones(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        main(["surf"])
+    assert "'serve'" in capsys.readouterr().err

@@ -1,0 +1,123 @@
+"""A real `penstock serve` in a process of its own, on loopback."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+
+from prometheus_client.parser import text_string_to_metric_families
+
+START_SECONDS = 90.0
+
+
+def free_port() -> int:
+    """A port that nobody listens on now."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port
+
+
+class Server:
+    """The process, its address, and what it printed."""
+
+    def __init__(self, *flags: str, log: Path) -> None:
+        self.port = free_port()
+        self.url = f"http://127.0.0.1:{self.port}"
+        self._log = log
+        command = [
+            sys.executable,
+            "-m",
+            "penstock",
+            "serve",
+            "--host",
+            "127.0.0.1",
+            "--port",
+            str(self.port),
+            *flags,
+        ]
+        with log.open("wb") as out:
+            self.process = subprocess.Popen(
+                command, stdout=out, stderr=out, env={**os.environ, "OMP_NUM_THREADS": "1"}
+            )
+
+    def wait(self) -> Server:
+        """Until it serves; fails with its log if it ends instead."""
+        deadline = time.monotonic() + START_SECONDS
+        while time.monotonic() < deadline:
+            if self.process.poll() is not None:
+                raise AssertionError(f"the server ended with {self.process.returncode}:\n{self.log}")
+            with contextlib.suppress(OSError), urllib.request.urlopen(f"{self.url}/health", timeout=5):
+                return self
+            time.sleep(0.05)
+        raise AssertionError(f"the server did not start:\n{self.log}")
+
+    @property
+    def log(self) -> str:
+        """Everything that was printed so far."""
+        return self._log.read_text()
+
+    def get(self, path: str) -> tuple[int, str]:
+        """(status, body)"""
+        try:
+            with urllib.request.urlopen(self.url + path, timeout=30) as answer:
+                return answer.status, answer.read().decode()
+        except urllib.error.HTTPError as error:
+            return error.code, error.read().decode()
+
+    def metric(self, name: str, **labels: str) -> float:
+        """The sum of a metric's samples that have these labels."""
+        total, found = 0.0, False
+        for family in text_string_to_metric_families(self.get("/metrics")[1]):
+            for sample in family.samples:
+                if sample.name == name and labels.items() <= sample.labels.items():
+                    total, found = total + sample.value, True
+        assert found, f"no sample of {name} with {labels}"
+        return total
+
+    def exit_status(self, seconds: float = 60.0) -> int:
+        """Wait for the end."""
+        return self.process.wait(seconds)
+
+    def engine_pid(self) -> int:
+        """The engine's process, the only child."""
+        children = Path(f"/proc/{self.process.pid}/task/{self.process.pid}/children").read_text().split()
+        assert len(children) == 1, children
+        return int(children[0])
+
+    def close(self) -> None:
+        """End it, gently first."""
+        if self.process.poll() is None:
+            self.process.send_signal(signal.SIGTERM)
+            try:
+                self.process.wait(30)
+            except subprocess.TimeoutExpired:
+                self.process.kill()
+                self.process.wait(10)
+
+
+@contextlib.contextmanager
+def serving(*flags: str, log: Path) -> Iterator[Server]:
+    """A server for the length of a with block."""
+    server = Server(*flags, log=log)
+    try:
+        yield server.wait()
+    finally:
+        server.close()
+
+
+def eventually(condition: object, seconds: float = 30.0) -> None:
+    """Wait for something that another process brings about."""
+    deadline = time.monotonic() + seconds
+    while not condition():  # type: ignore[operator]
+        assert time.monotonic() < deadline, "it did not happen in time"
+        time.sleep(0.02)

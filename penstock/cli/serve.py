@@ -105,6 +105,7 @@ async def _serve(
         server_config,
         default_sampling=generation.sampling,
         scheduling_policy=engine_config.scheduling_policy,
+        enable_prefix_caching=engine_config.enable_prefix_caching,
     )
     if not engine_config.disable_log_stats:
         engine.on_stats(StatsLog(time.monotonic))

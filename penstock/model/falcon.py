@@ -78,7 +78,7 @@ class FalconForCausalLM(CausalLM):
     def __init__(self, config: ModelConfig, weights: Weights) -> None:
         hidden, vocab = config.hidden_size, config.vocab_size
         embedding = weights.embedding("transformer.word_embeddings", vocab, hidden)
-        layers: list[Layer] = [FalconLayer(config, weights, i) for i in range(config.num_layers)]
+        layers: list[Layer] = [*weights.layers(config.num_layers, lambda i: FalconLayer(config, weights, i))]
         norm = weights.layer_norm("transformer.ln_f", hidden, config.norm_eps)
         if config.tie_word_embeddings:
             head = weights.tied_head(embedding)

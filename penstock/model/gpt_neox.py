@@ -59,7 +59,7 @@ class GPTNeoXForCausalLM(CausalLM):
     def __init__(self, config: ModelConfig, weights: Weights) -> None:
         hidden, vocab = config.hidden_size, config.vocab_size
         embedding = weights.embedding("gpt_neox.embed_in", vocab, hidden)
-        layers: list[Layer] = [GPTNeoXLayer(config, weights, i) for i in range(config.num_layers)]
+        layers: list[Layer] = [*weights.layers(config.num_layers, lambda i: GPTNeoXLayer(config, weights, i))]
         norm = weights.layer_norm("gpt_neox.final_layer_norm", hidden, config.norm_eps)
         if config.tie_word_embeddings:
             head = weights.tied_head(embedding)

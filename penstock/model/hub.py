@@ -42,16 +42,16 @@ def resolve_model(name: str, revision: str | None = None) -> Path:
             )
         return _local(directory, revision, name)
     path = Path(name).expanduser()
-    if path.is_dir():
+    if name and path.is_dir():
         return _local(path, revision, name)
-    if path.exists():
+    if name and path.exists():
         raise ModelLoadError(
             f"{name} is a file; a model is a directory with config.json and *.safetensors files.",
             advice=f"Name its directory: {path.parent}.",
         )
     if not _HUB_ID.fullmatch(name):
         raise ModelLoadError(
-            f"{name} does not exist.",
+            f"{name!r} does not exist.",
             advice="Give a local directory, a Hugging Face id (owner/name), or 'demo'.",
         )
     return _download(name, revision)

@@ -6,6 +6,7 @@ bfloat16 agrees with it: norms and rotary angles are computed in float32 and rou
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable
 
@@ -31,7 +32,7 @@ class Linear:
         self.out_features, self.in_features = weight.shape
         self.bias = bias
         self.nbytes = weight.nbytes + (bias.nbytes if bias is not None else 0)
-        self.packed = _can_pack(weight)
+        self.packed = can_pack(weight.dtype, weight.device)
         self._weight = torch.ops.mkldnn._reorder_linear_weight(weight) if self.packed else weight
 
     def __call__(self, x: torch.Tensor) -> torch.Tensor:
@@ -42,9 +43,10 @@ class Linear:
         return F.linear(x, self._weight, self.bias)
 
 
-def _can_pack(weight: torch.Tensor) -> bool:
+@functools.cache
+def can_pack(dtype: torch.dtype, device: torch.device) -> bool:
     """Whether oneDNN's packed linear exists here. These are the operators that inductor's freezing emits."""
-    if weight.device.type != "cpu" or weight.dtype != torch.bfloat16:
+    if device.type != "cpu" or dtype != torch.bfloat16:
         return False
     if not torch.ops.mkldnn._is_mkldnn_bf16_supported():
         return False

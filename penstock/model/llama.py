@@ -69,7 +69,9 @@ class LlamaForCausalLM(CausalLM):
 
     def __init__(self, config: ModelConfig, weights: Weights) -> None:
         embedding = weights.embedding("model.embed_tokens", config.vocab_size, config.hidden_size)
-        layers: list[Layer] = [self.layer_class(config, weights, i) for i in range(config.num_layers)]
+        layers: list[Layer] = [
+            *weights.layers(config.num_layers, lambda i: self.layer_class(config, weights, i))
+        ]
         norm = weights.rms_norm("model.norm", config.hidden_size, config.norm_eps)
         if config.tie_word_embeddings:
             head = weights.tied_head(embedding)

@@ -72,7 +72,7 @@ class PhiForCausalLM(CausalLM):
     def __init__(self, config: ModelConfig, weights: Weights) -> None:
         hidden, vocab = config.hidden_size, config.vocab_size
         embedding = weights.embedding("model.embed_tokens", vocab, hidden)
-        layers: list[Layer] = [PhiLayer(config, weights, i) for i in range(config.num_layers)]
+        layers: list[Layer] = [*weights.layers(config.num_layers, lambda i: PhiLayer(config, weights, i))]
         norm = weights.layer_norm("model.final_layernorm", hidden, config.norm_eps)
         if config.tie_word_embeddings:
             head = weights.tied_head(embedding, bias="lm_head.bias")

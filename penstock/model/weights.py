@@ -12,9 +12,11 @@ import re
 import zlib
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Any
+from threading import Lock, local
+from typing import Any, TypeVar
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -22,11 +24,13 @@ from safetensors import SafetensorError, safe_open
 from penstock.core.errors import ModelLoadError
 
 from .config import ModelConfig, read_json
-from .layers import Embedding, LayerNorm, Linear, RMSNorm
+from .layers import Embedding, LayerNorm, Linear, RMSNorm, can_pack
 
 #: Tensors of old checkpoints that are computed, not learnt.
 _COMPUTED = re.compile(r"rotary_emb\.inv_freq$|\.attention\.(masked_)?bias$")
 _DTYPES = (torch.float32, torch.float16, torch.bfloat16)
+
+_Layer = TypeVar("_Layer")
 
 #: Reorders the rows of a fused weight or bias, [out, …] → [out, …].
 RowOrder = Callable[[torch.Tensor], torch.Tensor]
@@ -45,25 +49,47 @@ class Weights(ABC):
         self.device = device
         self.parameters = 0
         self.nbytes = 0
+        self._lock = Lock()
+        self._local = local()
 
     @abstractmethod
     def _read(self, name: str, shape: tuple[int, ...]) -> torch.Tensor:
-        """The tensor as stored; it may be a view of the file."""
+        """The tensor as stored; it may be a view of the file. Called from several threads."""
 
-    def _take(self, names: Sequence[str], shapes: Sequence[tuple[int, ...]]) -> torch.Tensor:
-        """Tensors converted and stacked along their first dimension; may be a view of the file."""
-        parts = [
-            self._read(name, shape).to(self.device, self.dtype)
-            for name, shape in zip(names, shapes, strict=True)
-        ]
-        tensor = parts[0] if len(parts) == 1 else torch.cat(parts)
-        self.parameters += tensor.numel()
-        self.nbytes += tensor.nbytes
+    def _take(
+        self, names: Sequence[str], shapes: Sequence[tuple[int, ...]], *, view: bool = False
+    ) -> torch.Tensor:
+        """Tensors converted and stacked along their first dimension; with `view` maybe in borrowed memory."""
+        stored = [self._read(name, shape) for name, shape in zip(names, shapes, strict=True)]
+        parts = [tensor.to(self.device, self.dtype) for tensor in stored]
+        if len(parts) > 1:
+            tensor = torch.cat(parts, out=self._scratch(parts) if view else None)
+        else:
+            tensor = parts[0] if view or parts[0] is not stored[0] else parts[0].clone()
+        with self._lock:
+            self.parameters += tensor.numel()
+            self.nbytes += tensor.nbytes
         return tensor
+
+    def _scratch(self, parts: Sequence[torch.Tensor]) -> torch.Tensor:
+        """Memory of this thread for all parts, until its next use: fresh pages cost more than the copy."""
+        needed = sum(part.numel() for part in parts)
+        buffer: torch.Tensor | None = getattr(self._local, "buffer", None)
+        if buffer is None or buffer.numel() < needed:
+            buffer = self._local.buffer = torch.empty(needed, dtype=self.dtype, device=self.device)
+        return buffer[:needed].view(-1, *parts[0].shape[1:])
+
+    def layers(self, count: int, build: Callable[[int], _Layer]) -> list[_Layer]:
+        """[build(0), …, build(count - 1)], on several threads: reading and packing are single-threaded."""
+        if self.device.type != "cpu":
+            return [build(number) for number in range(count)]
+        workers = min(8, count, torch.get_num_threads())
+        with ThreadPoolExecutor(workers) as pool:  # inference mode is per thread
+            return list(pool.map(torch.inference_mode()(build), range(count)))
 
     def tensor(self, name: str, *shape: int) -> torch.Tensor:
         """One tensor, in memory of its own."""
-        return self._take([name], [shape]).clone()
+        return self._take([name], [shape])
 
     def linear(
         self,
@@ -82,7 +108,11 @@ class Weights(ABC):
         """
         names = [names] if isinstance(names, str) else names
         outs = [out_features] if isinstance(out_features, int) else out_features
-        weight = self._take([f"{name}.weight" for name in names], [(out, in_features) for out in outs])
+        weight = self._take(
+            [f"{name}.weight" for name in names],
+            [(out, in_features) for out in outs],
+            view=order is not None or can_pack(self.dtype, self.device),  # copied anyway, in another order
+        )
         vector = self._take([f"{name}.bias" for name in names], [(out,) for out in outs]) if bias else None
         if order is not None:
             weight, vector = order(weight), order(vector) if vector is not None else None
@@ -174,7 +204,7 @@ class SafetensorsWeights(Weights):
     ) -> None:
         """Open all files. Raises ModelLoadError for missing, truncated or corrupt ones.
 
-        progress is called with (bytes done, bytes in all) after each tensor.
+        progress is called with (bytes done, bytes in all) after each tensor, by one thread at a time.
         """
         super().__init__(dtype, device)
         self._progress = progress
@@ -216,10 +246,11 @@ class SafetensorsWeights(Weights):
                 "which is not supported.",
                 advice="Supported: float32, float16, bfloat16.",
             )
-        self._asked.add(name)
-        self._done += tensor.nbytes
-        if self._progress is not None:
-            self._progress(self._done, self._total)
+        with self._lock:
+            self._asked.add(name)
+            self._done += tensor.nbytes
+            if self._progress is not None:
+                self._progress(self._done, self._total)
         return tensor
 
     def finish(self, tied: bool) -> None:

@@ -14,6 +14,8 @@ import pytest
 from .server import Server, eventually, serving
 
 QUESTION = [{"role": "user", "content": "What is a Pod?"}]
+VAGUE = [{"role": "user", "content": "zq#! 77 xylophone"}]
+"""The demo model is certain of what it has learnt; of this it has not."""
 
 
 @pytest.fixture(scope="module")
@@ -139,7 +141,7 @@ def test_stop_strings(client: openai.OpenAI, stream: bool) -> None:
 
 @both
 def test_n_and_seed(client: openai.OpenAI, stream: bool) -> None:
-    options: dict[str, Any] = {"n": 3, "seed": 7, "temperature": 1.5, "max_tokens": 12}
+    options: dict[str, Any] = {"n": 3, "seed": 7, "temperature": 2.0, "max_tokens": 12, "messages": VAGUE}
     first = texts(client, stream, **options)
     assert len(first) == 3
     assert len(set(first)) > 1
@@ -148,7 +150,7 @@ def test_n_and_seed(client: openai.OpenAI, stream: bool) -> None:
 
 
 def test_a_seed_does_not_depend_on_company(client: openai.OpenAI) -> None:
-    options: dict[str, Any] = {"seed": 11, "temperature": 1.2, "max_tokens": 24}
+    options: dict[str, Any] = {"seed": 11, "temperature": 2.0, "max_tokens": 24, "messages": VAGUE}
     alone = texts(client, False, **options)
     with concurrent.futures.ThreadPoolExecutor(8) as pool:
         crowd = [
@@ -171,9 +173,16 @@ def test_temperature_top_p_top_k_min_p(client: openai.OpenAI, stream: bool) -> N
 
 @both
 def test_penalties_and_bias(client: openai.OpenAI, stream: bool) -> None:
-    plain = texts(client, stream, max_tokens=30)
-    assert texts(client, stream, max_tokens=30, frequency_penalty=2.0, presence_penalty=2.0) != plain
-    assert texts(client, stream, max_tokens=30, extra_body={"repetition_penalty": 2.0}) != plain
+    def complete(**body: Any) -> str:
+        made = client.completions.create(
+            model="demo", prompt="q q q q", max_tokens=60, temperature=0, stream=stream, extra_body=body
+        )
+        return "".join(part.choices[0].text for part in made) if stream else made.choices[0].text
+
+    plain = complete(ignore_eos=True)
+    assert complete(ignore_eos=True, frequency_penalty=2.0) != plain
+    assert complete(ignore_eos=True, presence_penalty=2.0) != plain
+    assert complete(ignore_eos=True, repetition_penalty=2.0) != plain
     forced = chat(client, max_tokens=3, logit_bias={"65": 100}, extra_body={"return_token_ids": True})
     assert forced.choices[0].token_ids == [65, 65, 65]
     only = chat(client, max_tokens=3, extra_body={"allowed_token_ids": [70], "return_token_ids": True})

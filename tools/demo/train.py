@@ -345,7 +345,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=DEFAULT_OUT, help="folder of the checkpoint")
     parser.add_argument("--evaluate", action="store_true", help="only evaluate the checkpoint in --out")
     parser.add_argument("--show-errors", action="store_true", help="print every wrong answer")
-    parser.add_argument("--steps", type=int, default=2000)
+    parser.add_argument("--steps", type=int, default=1500)
     parser.add_argument("--tokens", type=int, default=2048, help="tokens per step, padding included")
     parser.add_argument("--lr", type=float, default=1e-2, help="highest learning rate")
     parser.add_argument("--seed", type=int, default=0)

@@ -175,9 +175,11 @@ class LLM:
             self._tokenizer.encode(
                 template.render(
                     conversation,
-                    add_generation_prompt=add_generation_prompt,
-                    continue_final_message=continue_final_message,
-                    **(chat_template_kwargs or {}),
+                    **{
+                        "add_generation_prompt": add_generation_prompt,
+                        "continue_final_message": continue_final_message,
+                        **(chat_template_kwargs or {}),
+                    },
                 ),
                 add_special_tokens=False,
             )

@@ -105,20 +105,23 @@ def render(
             advice="Start it with --trust-request-chat-template to allow that.",
         )
     variables = dict(request.chat_template_kwargs)
-    documents = None
-    if isinstance(request, ChatRequest):
-        documents = request.documents
-        if request.reasoning_effort is not None:
-            variables.setdefault("reasoning_effort", request.reasoning_effort)
+    if "chat_template" in variables:  # it would pass the check above by
+        raise InvalidRequest(
+            "chat_template_kwargs must not contain 'chat_template'.",
+            param="chat_template_kwargs",
+            advice="Send it as the field chat_template.",
+        )
     header = request.add_generation_prompt
-    return state.chat_template.render(
-        messages,
-        add_generation_prompt=not request.continue_final_message if header is None else header,
-        continue_final_message=request.continue_final_message,
-        documents=documents,
-        chat_template=own,
-        **variables,
-    )
+    options: dict[str, Any] = {
+        "add_generation_prompt": not request.continue_final_message if header is None else header,
+        "continue_final_message": request.continue_final_message,
+    }
+    if isinstance(request, ChatRequest):
+        options["documents"] = request.documents
+        if request.reasoning_effort is not None:
+            options["reasoning_effort"] = request.reasoning_effort
+    # as in vLLM, the template's own arguments have the last word
+    return state.chat_template.render(messages, **{**options, **variables}, chat_template=own)
 
 
 class ChatWriter:

@@ -358,16 +358,24 @@ class Sampler:
         return rng.choice((" ", "\n", "\n\n", "\n- ")).join(parts)
 
     def opening(self) -> list[Span]:
-        """A question and the first words of its answer: all that is needed to learn which answer it is."""
-        question, answer = self.turns(1)[0]
-        system = self.rng.choice(SYSTEM_MESSAGES) if self.rng.random() < 0.25 else None
-        prompt = chat_prompt([], question, system)
-        return [(prompt, False), (" ".join(answer.split(" ")[:7]), True)]
+        """A question and the first words of its answer: all that is needed to learn which answer it is.
+
+        Most stand alone, since they cost least; the others stand behind a conversation or a system message
+        of any length, or without chat markup.
+        """
+        rng = self.rng
+        *before, (question, answer) = self.turns(1 + rng.choices(range(6), (70, 10, 7, 5, 4, 4))[0])
+        start = " ".join(answer.split(" ")[:7])
+        if not before and rng.random() < 0.15:
+            return [(f"Q: {question}\nA:", False), (" " + start, True)]
+        length = rng.choices((0, 1, 300, 1000, 2600), (0.66, 0.24, 0.06, 0.03, 0.01))[0]
+        system = self.system(rng.randint(1, length) if length else 0)
+        return [(chat_prompt(before, question, system), False), (start, True)]
 
     def chat(self) -> list[Span]:
-        """A chat of one to four turns; every answer is trained."""
+        """A chat of one to six turns; every answer is trained."""
         rng = self.rng
-        turns = self.turns(rng.choices((1, 2, 3, 4), (0.6, 0.2, 0.12, 0.08))[0])
+        turns = self.turns(rng.choices(range(1, 7), (50, 16, 12, 9, 7, 6))[0])
         length = rng.choices((0, 1, 300, 1000, 2600), (0.44, 0.38, 0.10, 0.05, 0.03))[0]
         return chat_spans(turns, self.system(rng.randint(1, length) if length else 0))
 

@@ -1,4 +1,4 @@
-"""Set before anything imports torch: test workers share the cores, and spinning threads would fight for them."""
+"""Set before anything imports torch: workers share the cores, and spinning threads would fight for them."""
 
 import os
 

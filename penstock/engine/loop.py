@@ -126,6 +126,7 @@ class EngineLoop:
         delta = [new - old for new, old in zip(current, self._last, strict=True)]
         self._last = current
         seconds, self._seconds = self._seconds, 0.0
+        now = self._clock.now()
         return StepStats(
             step=totals.steps,
             running=len(scheduler.running),
@@ -142,7 +143,8 @@ class EngineLoop:
             seconds=seconds,
             predicted=self._predicted,
             busy=self.meter.busy,
-            idle=self.meter.idle(self._clock.now()),
+            idle=self.meter.idle(now),
+            at=now,
         )
 
     def _execute(self, plan: Plan) -> StepResult:

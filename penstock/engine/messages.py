@@ -104,6 +104,8 @@ class StepStats(msgspec.Struct, frozen=True):
     """Device seconds since the start in which steps ran."""
     idle: float = 0.0
     """Device seconds since the start in which none ran."""
+    at: float = 0.0
+    """When these figures were taken."""
     deferred: int = 0
     """Of `waiting`: not held up by capacity, but until something else is done (siblings, until their leader
     has computed the prompt)."""

@@ -56,6 +56,7 @@ class EngineProcess:
         self._inbox = self._context.socket(zmq.PULL)
         self._inbox.connect(launch.inbox)
         self._outbox = self._context.socket(zmq.PUSH)
+        self._outbox.set_hwm(0)  # a slow API process must not stop the engine
         self._outbox.connect(launch.outbox)
         self._poller = zmq.Poller()
         self._poller.register(self._inbox, zmq.POLLIN)
@@ -73,6 +74,7 @@ class EngineProcess:
         config = msgspec.convert(self._launch.config, dict[str, Any])
         engine = build_engine(config, heartbeat=Heartbeat(Path(self._launch.heartbeat)))
         self.send(Ready(engine.info))
+        self.send(Output([], engine.loop.stats()))  # from here on, idle time is known
         loop: EngineLoop = engine.loop
         try:
             while self._deadline is None or loop.has_work:

@@ -117,8 +117,10 @@ class RemoteEngine:
         """Wait until the engine is ready. Raises what stopped it."""
         loop = asyncio.get_running_loop()
         self._inbox = self._context.socket(zmq.PULL)
-        self._inbox.bind(f"ipc://{self._directory}/events")
         self._outbox = self._context.socket(zmq.PUSH)
+        for end in (self._inbox, self._outbox):
+            end.set_hwm(0)  # messages are never dropped, and sending never blocks
+        self._inbox.bind(f"ipc://{self._directory}/events")
         self._outbox.bind(f"ipc://{self._directory}/requests")
         threading.Thread(target=self._watch, args=(loop,), name="engine-watch", daemon=True).start()
         self._receiver = loop.create_task(self._receive())

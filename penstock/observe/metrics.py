@@ -54,6 +54,8 @@ class StepFigures(Protocol):
     def busy(self) -> float: ...
     @property
     def idle(self) -> float: ...
+    @property
+    def at(self) -> float: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,9 +93,15 @@ class Metrics:
         for metric in METRICS:
             self._declare(metric, max_model_len)
         self._observed = {"busy": 0.0, "idle": 0.0}
+        self._idle = 0.0
+        """Idle seconds at the last report."""
+        self._idle_since: float | None = None
+        """When it was made, if there was nothing to do then."""
 
-    def page(self) -> bytes:
-        """The text exposition format, version 0.0.4 (`CONTENT_TYPE`)."""
+    def page(self, now: float) -> bytes:
+        """The text exposition format, version 0.0.4 (`CONTENT_TYPE`); `now` on the engine's clock, seconds."""
+        if self._idle_since is not None:  # an idle engine reports nothing: its idle time goes on all the same
+            self._count_device("idle", self._idle + max(0.0, now - self._idle_since))
         return generate_latest(self.registry)
 
     def describe_cache(self, *, block_size: int, num_blocks: int, dtype: str, prefix_caching: bool) -> None:
@@ -128,15 +136,19 @@ class Metrics:
         ):
             if amount:
                 counters[name].inc(amount)
-        for state, total in (("busy", step.busy), ("idle", step.idle)):
-            # the engine reports totals; a counter only goes up
-            if total > self._observed[state]:
-                counters[f"{names.DEVICE_SECONDS.name}/{state}"].inc(total - self._observed[state])
-                self._observed[state] = total
+        self._count_device("busy", step.busy)
+        self._count_device("idle", step.idle)
+        self._idle, self._idle_since = step.idle, None if step.running or step.waiting else step.at
         if tokens := step.prompt_tokens + step.recomputed_tokens + step.generation_tokens:
             histograms[names.ITERATION_TOKENS.name].observe(tokens)
             histograms[names.STEP_SECONDS.name].observe(step.seconds)
             histograms[names.PREDICTED_STEP_SECONDS.name].observe(step.predicted)
+
+    def _count_device(self, state: str, total: float) -> None:
+        """The engine reports totals; a counter only goes up."""
+        if total > self._observed[state]:
+            self._counters[f"{names.DEVICE_SECONDS.name}/{state}"].inc(total - self._observed[state])
+            self._observed[state] = total
 
     def observe_first_token(self, seconds: float) -> None:
         """A sequence got its first token this long after its arrival."""

@@ -39,7 +39,7 @@ async def readyz(state: State, scope: Scope, receive: Receive, send: Send) -> No
 
 async def metrics(state: State, scope: Scope, receive: Receive, send: Send) -> None:
     """The Prometheus page."""
-    await respond(send, state.metrics.page(), content_type=CONTENT_TYPE.encode())
+    await respond(send, state.metrics.page(state.monotonic()), content_type=CONTENT_TYPE.encode())
 
 
 async def version(state: State, scope: Scope, receive: Receive, send: Send) -> None:

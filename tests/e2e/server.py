@@ -15,6 +15,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from prometheus_client.parser import text_string_to_metric_families
+from prometheus_client.samples import Sample
 
 START_SECONDS = 90.0
 
@@ -25,6 +26,19 @@ def free_port() -> int:
         probe.bind(("127.0.0.1", 0))
         port: int = probe.getsockname()[1]
         return port
+
+
+class Page:
+    """A page of metrics."""
+
+    def __init__(self, samples: list[Sample]) -> None:
+        self._samples = samples
+
+    def total(self, name: str, **labels: str) -> float:
+        """The sum of a metric's samples that have these labels."""
+        values = [s.value for s in self._samples if s.name == name and labels.items() <= s.labels.items()]
+        assert values, f"no sample of {name} with {labels}"
+        return sum(values)
 
 
 class Server:
@@ -74,15 +88,14 @@ class Server:
         except urllib.error.HTTPError as error:
             return error.code, error.read().decode()
 
+    def metrics(self) -> Page:
+        """One look at /metrics."""
+        families = text_string_to_metric_families(self.get("/metrics")[1])
+        return Page([sample for family in families for sample in family.samples])
+
     def metric(self, name: str, **labels: str) -> float:
-        """The sum of a metric's samples that have these labels."""
-        total, found = 0.0, False
-        for family in text_string_to_metric_families(self.get("/metrics")[1]):
-            for sample in family.samples:
-                if sample.name == name and labels.items() <= sample.labels.items():
-                    total, found = total + sample.value, True
-        assert found, f"no sample of {name} with {labels}"
-        return total
+        """The sum of a metric's samples that have these labels, now."""
+        return self.metrics().total(name, **labels)
 
     def exit_status(self, seconds: float = 60.0) -> int:
         """Wait for the end."""

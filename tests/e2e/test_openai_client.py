@@ -5,6 +5,7 @@ from __future__ import annotations
 import concurrent.futures
 import json
 import math
+import time
 from collections.abc import Iterator
 from typing import Any
 
@@ -282,21 +283,25 @@ def test_n_shares_the_prompt(client: openai.OpenAI, server: Server) -> None:
 def test_every_device_second_is_in_a_bill(client: openai.OpenAI, server: Server) -> None:
     """Σ usage.device_seconds of all requests == the device's busy time, and busy + idle is the wall clock."""
 
-    def device(state: str) -> float:
-        return server.metric("penstock:device_seconds_total", state=state)
+    def look() -> tuple[float, float, float, float]:
+        """(busy, idle, just before, just after) of an idle engine."""
+        eventually(lambda: server.metric("vllm:num_requests_running") == 0)
+        before, page, after = time.monotonic(), server.metrics(), time.monotonic()
+        busy, idle = (page.total("penstock:device_seconds_total", state=state) for state in ("busy", "idle"))
+        return busy, idle, before, after
 
-    eventually(lambda: server.metric("vllm:num_requests_running") == 0)
     chat(client, max_tokens=1)
-    busy, idle = device("busy"), device("idle")
+    busy, idle, before, after = look()
     jobs: list[dict[str, Any]] = [
         {"max_tokens": 20 + i, "n": 1 + i % 2, "stop": "the" if i % 3 == 0 else None, "temperature": 1.0}
         for i in range(12)
     ]
     with concurrent.futures.ThreadPoolExecutor(6) as pool:
         bills = list(pool.map(lambda job: chat(client, **job).usage.device_seconds, jobs))
-    eventually(lambda: server.metric("vllm:num_requests_running") == 0)
-    assert sum(bills) == pytest.approx(device("busy") - busy, rel=1e-3)
-    assert device("idle") >= idle
+    busy_then, idle_then, before_then, after_then = look()
+    assert sum(bills) == pytest.approx(busy_then - busy, rel=1e-3)
+    wall = busy_then + idle_then - busy - idle
+    assert (before_then - after) * 0.999 <= wall <= (after_then - before) * 1.001
 
 
 def test_wrong_input_is_answered_in_openais_way(client: openai.OpenAI) -> None:

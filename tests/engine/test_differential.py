@@ -44,7 +44,11 @@ def expected(architecture: str) -> list[list[int]]:
 
 
 def generate(
-    architecture: str, prompts: Sequence[Sequence[int]], num_blocks: int = 200, rounds: int = 1, **limits: object
+    architecture: str,
+    prompts: Sequence[Sequence[int]],
+    num_blocks: int = 200,
+    rounds: int = 1,
+    **limits: object,
 ) -> tuple[list[list[int]], Scheduler]:
     """All prompts at once, through the scheduler and the real executor; then once more for each round."""
     executor = torch_executor(num_blocks=num_blocks, block_size=8, architecture=architecture)

@@ -86,7 +86,7 @@ def make_step(
     layout = StepLayout(spans, block_size)
     total = layout.num_tokens
     fused = normal(total, (group + 2) * kv_heads, dim)  # as models give it: slices of one projection
-    q, k, v = fused.split([group * kv_heads, kv_heads, kv_heads], dim=1)
+    q, k, v = torch.tensor_split(fused, [group * kv_heads, (group + 1) * kv_heads], dim=1)
     return Step(spec, layout, q, k, v, keys, values, window)
 
 
@@ -159,6 +159,7 @@ def test_one_long_context_does_not_pad_the_others() -> None:
     assert_agrees(step, False, 1e-5)
 
 
+@settings(deadline=None)
 @given(
     starts=st.lists(st.integers(0, 3000), min_size=1, max_size=40), window=st.sampled_from([None, 64, 1000])
 )

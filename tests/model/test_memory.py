@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import assume, given
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from penstock.core.errors import MemoryBudgetError
@@ -162,6 +162,7 @@ machines = st.fixed_dictionaries(
 )
 
 
+@settings(deadline=None)
 @given(machine=machines)
 def test_what_is_planned_fits(machine: dict[str, Any]) -> None:
     try:
@@ -174,6 +175,7 @@ def test_what_is_planned_fits(machine: dict[str, Any]) -> None:
     assert budget.concurrency >= 1
 
 
+@settings(deadline=None)
 @given(machine=machines)
 def test_what_is_suggested_fits_and_more_does_not(machine: dict[str, Any]) -> None:
     try:

@@ -32,6 +32,7 @@ class Step:
     predicted: float = 0.0
     busy: float = 0.0
     idle: float = 0.0
+    at: float = 0.0
 
 
 @pytest.fixture
@@ -42,7 +43,7 @@ def metrics() -> Metrics:
 
 
 def families(metrics: Metrics) -> dict[str, Family]:
-    return {family.name: family for family in text_string_to_metric_families(metrics.page().decode())}
+    return {family.name: family for family in text_string_to_metric_families(metrics.page(0.0).decode())}
 
 
 def value(metrics: Metrics, name: str, **labels: str) -> float:
@@ -90,6 +91,19 @@ VLLM = {
     "request_num_preemptions_bucket",
     "iteration_tokens_total_bucket",
 }
+
+
+def test_idle_time_goes_on_between_steps(metrics: Metrics) -> None:
+    def idle(now: float) -> float:
+        page = text_string_to_metric_families(metrics.page(now).decode())
+        return next(s.value for f in page for s in f.samples if s.labels.get("state") == "idle")
+
+    metrics.observe_step(Step(step=1, running=1, waiting=0, kv_usage=0.1, busy=1.0, idle=2.0, at=3.0))
+    assert idle(9.0) == 2.0  # a step may be under way
+    metrics.observe_step(Step(step=2, running=0, waiting=0, kv_usage=0.0, busy=7.0, idle=3.0, at=10.0))
+    assert idle(12.5) == 5.5
+    metrics.observe_step(Step(step=3, running=1, waiting=0, kv_usage=0.1, busy=8.0, idle=6.0, at=14.0))
+    assert idle(20.0) == 6.0
 
 
 def test_the_names_that_others_rely_on(metrics: Metrics) -> None:
@@ -255,8 +269,8 @@ def test_a_sequence_that_never_ran_has_no_times(metrics: Metrics) -> None:
 def test_two_engines_do_not_share_a_registry() -> None:
     first, second = Metrics("a", 10), Metrics("b", 10)
     first.observe_gap(0.5)
-    assert b'model_name="b"' not in first.page()
-    assert b'model_name="a"' not in second.page()
+    assert b'model_name="b"' not in first.page(0.0)
+    assert b'model_name="a"' not in second.page(0.0)
 
 
 def test_a_row_knows_its_series() -> None:

@@ -46,7 +46,7 @@ class Linear:
 
 @functools.cache
 def can_pack(dtype: torch.dtype, device: torch.device) -> bool:
-    """Whether oneDNN's packed linear is there and fast. Its operators are private: inductor's freezing emits them.
+    """Whether oneDNN's packed linear is there and fast. The operators are private; inductor emits them.
 
     Over F.linear, measured on two Zen 4 cores: bfloat16 1.3x (1 row), 1.5x (32 rows); float32 1x and 1.7x.
     On other processors than x86 they may end in reference kernels (pytorch#180447).

@@ -98,11 +98,11 @@ def test_idle_time_goes_on_between_steps(metrics: Metrics) -> None:
         page = text_string_to_metric_families(metrics.page(now).decode())
         return next(s.value for f in page for s in f.samples if s.labels.get("state") == "idle")
 
-    metrics.observe_step(Step(step=1, running=1, waiting=0, kv_usage=0.1, busy=1.0, idle=2.0, at=3.0))
+    metrics.observe_step(Step(running=1, waiting=0, kv_usage=0.1, busy=1.0, idle=2.0, at=3.0))
     assert idle(9.0) == 2.0  # a step may be under way
-    metrics.observe_step(Step(step=2, running=0, waiting=0, kv_usage=0.0, busy=7.0, idle=3.0, at=10.0))
+    metrics.observe_step(Step(running=0, waiting=0, kv_usage=0.0, busy=7.0, idle=3.0, at=10.0))
     assert idle(12.5) == 5.5
-    metrics.observe_step(Step(step=3, running=1, waiting=0, kv_usage=0.1, busy=8.0, idle=6.0, at=14.0))
+    metrics.observe_step(Step(running=1, waiting=0, kv_usage=0.1, busy=8.0, idle=6.0, at=14.0))
     assert idle(20.0) == 6.0
 
 

@@ -1,0 +1,108 @@
+"""LLM: what people write after vLLM's examples."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+
+from penstock import LLM, SamplingParams
+from penstock.core.errors import ContextLengthExceeded, InvalidRequest, ModelLoadError
+
+GREEDY = SamplingParams(temperature=0.0, max_tokens=24)
+
+
+@pytest.fixture(scope="module")
+def llm() -> Iterator[LLM]:
+    made = LLM("demo", dtype="float32", kv_cache_memory_bytes=32 << 20, threads=1)
+    yield made
+    made.close()
+
+
+def test_results_come_in_the_order_of_the_prompts(llm: LLM) -> None:
+    prompts = ["A Pod is", "PagedAttention keeps", "The KV cache"] * 5
+    outputs = llm.generate(prompts, [SamplingParams(temperature=0, max_tokens=3 + i) for i in range(15)])
+    assert [output.prompt for output in outputs] == prompts
+    assert all(output.finished for output in outputs)
+    assert [
+        len(output.outputs[0].token_ids) for output in outputs if output.outputs[0].finish_reason == "length"
+    ]
+    assert outputs[12].outputs[0].text.startswith(outputs[0].outputs[0].text)
+
+
+def test_a_single_prompt_token_ids_and_dictionaries(llm: LLM) -> None:
+    (whole,) = llm.generate("A Pod is", GREEDY, use_tqdm=False)
+    ids = llm.get_tokenizer().encode("A Pod is")
+    assert whole.prompt_token_ids == ids
+    for prompt in (ids, [ids], {"prompt_token_ids": ids}, [{"prompt": "A Pod is"}]):
+        (output,) = llm.generate(prompt, GREEDY)  # type: ignore[arg-type]
+        assert output.outputs[0].text == whole.outputs[0].text
+
+
+def test_chat(llm: LLM) -> None:
+    messages = [{"role": "user", "content": "What is a Pod?"}]
+    (one,) = llm.chat(messages, GREEDY.with_(max_tokens=120))
+    assert len(llm.chat(messages)[0].outputs[0].token_ids) == 16  # vLLM's default
+    assert "container" in one.outputs[0].text
+    assert one.outputs[0].finish_reason == "stop"
+    two = llm.chat([messages, [{"role": "user", "content": "hello"}]], GREEDY)
+    assert two[0].outputs[0].text == one.outputs[0].text[: len(two[0].outputs[0].text)]
+    (variant,) = llm.chat(messages, chat_template_kwargs={"add_generation_prompt": False})
+    assert len(variant.prompt_token_ids) < len(one.prompt_token_ids)
+
+
+def test_n_logprobs_stop_and_the_bill(llm: LLM) -> None:
+    params = SamplingParams(n=3, temperature=2.0, seed=5, max_tokens=6, logprobs=2, prompt_logprobs=0)
+    (output,) = llm.generate("zq#! 77", params)
+    assert [choice.index for choice in output.outputs] == [0, 1, 2]
+    for choice in output.outputs:
+        assert choice.logprobs is not None
+        assert len(choice.logprobs) == len(choice.token_ids)
+        assert choice.cumulative_logprob == pytest.approx(sum(entry.logprob for entry in choice.logprobs))
+    assert output.prompt_logprobs is not None
+    assert output.prompt_logprobs[0] is None
+    assert len(output.prompt_logprobs) == len(output.prompt_token_ids)
+    assert output.device_seconds > 0
+    (again,) = llm.generate("zq#! 77", params)
+    assert [choice.token_ids for choice in again.outputs] == [choice.token_ids for choice in output.outputs]
+    (plain,) = llm.generate("A Pod is", GREEDY)
+    stop = plain.outputs[0].text[5:9]
+    (stopped,) = llm.generate("A Pod is", GREEDY.with_(stop=(stop,)))
+    assert stopped.outputs[0].text == plain.outputs[0].text[: plain.outputs[0].text.index(stop)]
+    assert (stopped.outputs[0].finish_reason, stopped.outputs[0].stop_reason) == ("stop", stop)
+
+
+def test_the_second_time_hits_the_cache(llm: LLM) -> None:
+    prompt = "one shared prefix, long enough for several blocks of the cache. " * 4
+    llm.generate(prompt, GREEDY)
+    (output,) = llm.generate(prompt + "and more", GREEDY)
+    assert output.num_cached_tokens >= 32
+
+
+@pytest.mark.parametrize(
+    ("prompts", "params", "message"),
+    [
+        ("", GREEDY, "empty"),
+        (["a", "b"], [GREEDY], "as many sampling_params"),
+        ([[5, 10**6]], GREEDY, "token id 1000000"),
+        ({"text": "x"}, GREEDY, "'prompt'"),
+        ("x", SamplingParams(logit_bias={10**6: 1.0}), "logit_bias"),
+    ],
+)
+def test_bad_input_is_refused_and_leaves_the_engine_as_it_was(
+    llm: LLM, prompts: object, params: object, message: str
+) -> None:
+    with pytest.raises(InvalidRequest, match=message):
+        llm.generate(prompts, params)  # type: ignore[arg-type]
+    assert llm.generate("A Pod is", GREEDY)[0].outputs[0].text
+    assert not llm._engine.loop.has_work
+
+
+def test_a_prompt_over_the_context_says_both_lengths(llm: LLM) -> None:
+    with pytest.raises(ContextLengthExceeded, match=r"2100 tokens.*2048"):
+        llm.generate([[7] * 2100], GREEDY)
+
+
+def test_a_model_that_is_not_there() -> None:
+    with pytest.raises(ModelLoadError, match="does not exist"):
+        LLM("./no such model")

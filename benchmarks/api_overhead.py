@@ -1,4 +1,4 @@
-"""What the API process adds to a token: from the end of the engine's step to the token's arrival at the client.
+"""What the API process adds to a token: from the end of the step that made it to its arrival at the client.
 
     python -m benchmarks.api_overhead [--streams 32]
 
@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import itertools
 import json
 import statistics
 import subprocess
@@ -80,7 +81,9 @@ async def measure(model: str, streams: int, tokens: int) -> dict[str, Any]:
     try:
         await engine.start()
         tokenizer = Tokenizer.from_directory(MODELS / model if (MODELS / model).exists() else _path(engine))
-        config = ServerConfig(host="127.0.0.1", port=0, uvicorn_log_level="warning", disable_uvicorn_access_log=True)
+        config = ServerConfig(
+            host="127.0.0.1", port=0, uvicorn_log_level="warning", disable_uvicorn_access_log=True
+        )
         sock = bind(config)
         app = create_app(engine, tokenizer, ChatTemplate.from_tokenizer(tokenizer), config)
         url = f"http://127.0.0.1:{sock.getsockname()[1]}"
@@ -113,7 +116,9 @@ async def _client(url: str, streams: int, tokens: int) -> dict[str, list[float]]
     return result
 
 
-def _compare(stamps: dict[str, list[float]], arrivals: dict[str, list[float]], seconds: float) -> dict[str, Any]:
+def _compare(
+    stamps: dict[str, list[float]], arrivals: dict[str, list[float]], seconds: float
+) -> dict[str, Any]:
     """Pair the k-th token with the k-th chunk; requests are paired in order of their first token."""
     made = sorted(stamps.values(), key=lambda times: times[0])
     came = sorted(arrivals.values(), key=lambda times: times[0])
@@ -122,7 +127,7 @@ def _compare(stamps: dict[str, list[float]], arrivals: dict[str, list[float]], s
         if len(engine_times) == len(client_times):  # a token without text of its own joins the next chunk
             added += [1e3 * (b - a) for a, b in zip(engine_times, client_times, strict=True)]
     steps = sorted({stamp for times in made for stamp in times})
-    gaps = [1e3 * (b - a) for a, b in zip(steps, steps[1:], strict=False)]
+    gaps = [1e3 * (b - a) for a, b in itertools.pairwise(steps)]
     if not added:
         raise RuntimeError("no stream had one chunk per token: nothing can be compared")
     quantiles = statistics.quantiles(added, n=100)
@@ -160,13 +165,19 @@ def run(streams: int = 32, tokens: int = 32, rounds: int = 3) -> dict[str, Any]:
 
 def main() -> None:
     """Command line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--streams", type=int, default=32)
     parser.add_argument("--rounds", type=int, default=3)
     args = parser.parse_args()
     result = run(args.streams, rounds=args.rounds)
     save("api_overhead", result)
-    print(json.dumps({name: value["median"] for name, value in result.items() if isinstance(value, dict)}, indent=1))
+    print(
+        json.dumps(
+            {name: value["median"] for name, value in result.items() if isinstance(value, dict)}, indent=1
+        )
+    )
 
 
 if __name__ == "__main__":

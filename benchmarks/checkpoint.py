@@ -45,7 +45,8 @@ SHAPES: dict[str, dict[str, Any]] = {
 }
 
 CHAT_TEMPLATE = (
-    "{% for message in messages %}{{ '<|im_start|>' + message.role + '\\n' + message.content + '<|im_end|>\\n' }}"
+    "{% for message in messages %}"
+    "{{ '<|im_start|>' + message.role + '\\n' + message.content + '<|im_end|>\\n' }}"
     "{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}{% endif %}"
 )
 
@@ -88,7 +89,10 @@ def _weights(config: dict[str, Any], seed: int) -> dict[str, torch.Tensor]:
     def ones(size: int) -> torch.Tensor:
         return torch.ones(size, dtype=torch.bfloat16)
 
-    tensors = {"model.embed_tokens.weight": matrix(config["vocab_size"], hidden), "model.norm.weight": ones(hidden)}
+    tensors = {
+        "model.embed_tokens.weight": matrix(config["vocab_size"], hidden),
+        "model.norm.weight": ones(hidden),
+    }
     for layer in range(config["num_hidden_layers"]):
         prefix = f"model.layers.{layer}"
         tensors |= {
@@ -109,7 +113,10 @@ def _weights(config: dict[str, Any], seed: int) -> dict[str, torch.Tensor]:
 
 def _write_tokenizer(directory: Path, size: int) -> None:
     specials = ["<|im_start|>", "<|endoftext|>", "<|im_end|>"]
-    vocab = {token: number for number, token in enumerate([*specials, *sorted(pre_tokenizers.ByteLevel.alphabet())])}
+    vocab = {
+        token: number
+        for number, token in enumerate([*specials, *sorted(pre_tokenizers.ByteLevel.alphabet())])
+    }
     merges: list[tuple[str, str]] = []
     words: list[str] = list("Ġ" + string.ascii_lowercase)
     while len(vocab) < size:
@@ -137,7 +144,9 @@ def _write_tokenizer(directory: Path, size: int) -> None:
 
 def main() -> None:
     """Command line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("directory", type=Path)
     parser.add_argument("--shape", choices=SHAPES, default="qwen3-0.6b")
     parser.add_argument("--seed", type=int, default=0)

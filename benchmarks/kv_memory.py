@@ -25,7 +25,9 @@ from penstock.engine.executor.base import Capacity
 from penstock.engine.executor.simulated import SimulatedExecutor
 
 
-def run(blocks: int = 2048, block_size: int = 16, max_model_len: int = 2048, requests: int = 1500) -> dict[str, Any]:
+def run(
+    blocks: int = 2048, block_size: int = 16, max_model_len: int = 2048, requests: int = 1500
+) -> dict[str, Any]:
     """Saturate, measure in the middle of the run."""
     draw = random.Random(0)
     config = SchedulerConfig(max_num_seqs=1024, max_num_batched_tokens=2048, max_model_len=max_model_len)
@@ -54,7 +56,11 @@ def run(blocks: int = 2048, block_size: int = 16, max_model_len: int = 2048, req
         "max_model_len": max_model_len,
         "mean_length": statistics.mean(lengths),
         "steps_measured": len(live),
-        "live_share": {"mean": statistics.mean(live), "p5": statistics.quantiles(live, n=20)[0], "max": max(live)},
+        "live_share": {
+            "mean": statistics.mean(live),
+            "p5": statistics.quantiles(live, n=20)[0],
+            "max": max(live),
+        },
         "concurrency": {"paged": statistics.mean(running), "reserving_max_model_len": reserved},
         "concurrency_ratio": statistics.mean(running) / reserved,
         "preemptions": scheduler.totals.preemptions,
@@ -76,7 +82,9 @@ def main() -> None:
     """Command line."""
     from .common import save
 
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--blocks", type=int, default=2048)
     parser.add_argument("--block-size", type=int, default=16)
     args = parser.parse_args()

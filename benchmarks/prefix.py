@@ -1,6 +1,6 @@
 """Time to first token of a 1,000-token prompt that is shared: the first request computes it, the second hits.
 
-    python -m benchmarks.prefix [--rounds 5]
+python -m benchmarks.prefix [--rounds 5]
 """
 
 from __future__ import annotations
@@ -23,7 +23,9 @@ def run(rounds: int = 5, shared: int = 1000, own: int = 20) -> dict[str, Any]:
     with serving(model, "--max-model-len", "4096") as url:
 
         def ask(prompt: list[int]) -> tuple[float, int]:
-            usage = post(url, "/v1/completions", {"model": str(model), "prompt": prompt, "max_tokens": 1})["usage"]
+            usage = post(url, "/v1/completions", {"model": str(model), "prompt": prompt, "max_tokens": 1})[
+                "usage"
+            ]
             return usage["ttft_ms"], usage["prompt_tokens_details"]["cached_tokens"]
 
         ask([draw.randrange(100, 1000) for _ in range(shared + own)])  # warm up
@@ -31,14 +33,18 @@ def run(rounds: int = 5, shared: int = 1000, own: int = 20) -> dict[str, Any]:
             prefix = [draw.randrange(100, 1000) for _ in range(shared)]
             first, _ = ask(prefix + [draw.randrange(100, 1000) for _ in range(own)])
             second, cached = ask(prefix + [draw.randrange(100, 1000) for _ in range(own)])
-            runs.append({"first_ms": first, "second_ms": second, "cached": cached, "saved": 1 - second / first})
+            runs.append(
+                {"first_ms": first, "second_ms": second, "cached": cached, "saved": 1 - second / first}
+            )
     medians = {name: statistics.median(run[name] for run in runs) for name in runs[0]}
     return {"shared_tokens": shared, "own_tokens": own, "median": medians, "runs": runs}
 
 
 def main() -> None:
     """Command line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--rounds", type=int, default=5)
     result = run(parser.parse_args().rounds)
     save("prefix", result)

@@ -27,7 +27,9 @@ BLOCK = 16
 
 def main() -> None:
     """Command line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("model", type=Path)
     parser.add_argument("--batch", type=int, default=32)
     parser.add_argument("--prompt", type=int, default=128)
@@ -56,9 +58,17 @@ def main() -> None:
     prefill: list[tuple[int, float]] = []
     waiting = list(range(args.batch))
     while waiting:
-        group, waiting = waiting[: max(1, args.budget // args.prompt)], waiting[max(1, args.budget // args.prompt) :]
+        group, waiting = (
+            waiting[: max(1, args.budget // args.prompt)],
+            waiting[max(1, args.budget // args.prompt) :],
+        )
         admitted = tuple(
-            Admission(str(i), tuple((i * 7 + j * 3) % config.vocab_size for j in range(args.prompt)), args.prompt, params)
+            Admission(
+                str(i),
+                tuple((i * 7 + j * 3) % config.vocab_size for j in range(args.prompt)),
+                args.prompt,
+                params,
+            )
             for i in group
         )
         items = tuple(
@@ -69,7 +79,10 @@ def main() -> None:
         step += 1
     tokens, seconds = max(prefill, key=lambda pair: pair[0] / pair[1])
     flops = 2 * (model.num_parameters - config.vocab_size * config.hidden_size) * tokens / seconds
-    print(f"prefill  {tokens / seconds:8.1f} tok/s   {flops / 1e9:6.0f} GFLOP/s = {flops / hardware.flops:.0%} of measured")
+    print(
+        f"prefill  {tokens / seconds:8.1f} tok/s   {flops / 1e9:6.0f} GFLOP/s "
+        f"= {flops / hardware.flops:.0%} of measured"
+    )
 
     times = []
     for turn in range(args.steps):
@@ -77,7 +90,11 @@ def main() -> None:
         if args.profile and turn == args.steps - 1:
             with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profile:
                 executor.collect(executor.submit(Plan(step, items=items)))
-            print(profile.key_averages().table(sort_by="self_cpu_time_total", row_limit=20, max_name_column_width=40))
+            print(
+                profile.key_averages().table(
+                    sort_by="self_cpu_time_total", row_limit=20, max_name_column_width=40
+                )
+            )
         else:
             times.append(executor.collect(executor.submit(Plan(step, items=items))).seconds)
         step += 1

@@ -39,9 +39,8 @@ with torch.inference_mode():
     for number in range(count + 1):
         ids = torch.randint(100, 1000, (1, prompt))
         start = time.perf_counter()
-        model.generate(
-            ids, attention_mask=torch.ones_like(ids), max_new_tokens=output, min_new_tokens=output, do_sample=False
-        )
+        lengths = {"max_new_tokens": output, "min_new_tokens": output}
+        model.generate(ids, attention_mask=torch.ones_like(ids), do_sample=False, **lengths)
         times.append(time.perf_counter() - start)
 print(json.dumps(times[1:]))  # the first one warms up
 """
@@ -101,7 +100,9 @@ def run(rounds: int = 3, requests: int = 64, sequential: int = 3) -> dict[str, A
 
 def main() -> None:
     """Command line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--rounds", type=int, default=3)
     result = run(parser.parse_args().rounds)
     save("throughput", result)

@@ -99,7 +99,7 @@ class Metrics:
         """When it was made, if there was nothing to do then."""
 
     def page(self, now: float) -> bytes:
-        """The text exposition format, version 0.0.4 (`CONTENT_TYPE`); `now` on the engine's clock, seconds."""
+        """The page in text format 0.0.4 (`CONTENT_TYPE`); `now` is on the engine's clock, in seconds."""
         if self._idle_since is not None:  # an idle engine reports nothing: its idle time goes on all the same
             self._count_device("idle", self._idle + max(0.0, now - self._idle_since))
         return generate_latest(self.registry)

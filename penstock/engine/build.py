@@ -112,9 +112,9 @@ def build_engine(settings: dict[str, Any] | EngineConfig, heartbeat: Heartbeat |
     scheduler = Scheduler(
         resolved.scheduler, BlockPool(capacity.num_blocks, capacity.block_size), StepCost(capacity.prior)
     )
-    log = StepLog(resolved.scheduler, capacity, config.record_steps)
     generation = generation_defaults(config.generation_config, path)
     eos_ids = tuple(sorted({*model_config.eos_ids, *generation.eos_ids}))
+    log = StepLog(resolved.scheduler, capacity, eos_ids, config.record_steps)
     loop = EngineLoop(scheduler, executor, MonotonicClock(), log, heartbeat, frozenset(eos_ids))
     info = _info(path, model, device, resolved.max_num_seqs, budget, eos_ids, timer.laps)
     logger.info("engine ready: %s, %s on %s; %s", info.architecture, info.dtype, device, timer)

@@ -1,6 +1,6 @@
 """The step log: what came in, what was planned and what came back, one JSON object per line.
 
-    {"config": {…}, "capacity": {…}}                                      first line
+    {"config": {…}, "capacity": {…}, "eos_ids": […]}                      first line
     {"now": s, "in": [{"add": …} | {"abort": id}]}                        whatever arrived before a step
     {"now": s, "plan": {…}, "seconds": s, "tokens": {…}, "errors": {…}, "end": s}
 
@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import json
 from collections import deque
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, TextIO
@@ -35,9 +35,14 @@ class StepLog:
     """Keeps the last steps in memory, and writes all of them to a file if there is one."""
 
     def __init__(
-        self, config: SchedulerConfig, capacity: Capacity, path: str | None = None, ring: int = 256
+        self,
+        config: SchedulerConfig,
+        capacity: Capacity,
+        eos_ids: Collection[int] = (),
+        path: str | None = None,
+        ring: int = 256,
     ) -> None:
-        head = {"config": asdict(config), "capacity": asdict(capacity)}
+        head = {"config": asdict(config), "capacity": asdict(capacity), "eos_ids": sorted(eos_ids)}
         self._head = json.dumps(head, separators=(",", ":"))
         self._ring: deque[tuple[Any, ...]] = deque(maxlen=ring)
         self._file: TextIO | None = Path(path).open("w", encoding="utf-8") if path else None  # noqa: SIM115
@@ -117,7 +122,7 @@ def replay(lines: Iterable[str]) -> tuple[list[str], list[str]]:
         config, BlockPool(capacity.num_blocks, capacity.block_size), StepCost(capacity.prior)
     )
     executor = _ReplayExecutor(SimulatedExecutor(capacity, scripted(outputs)), failures)
-    loop = EngineLoop(scheduler, executor, VirtualClock())
+    loop = EngineLoop(scheduler, executor, VirtualClock(), eos_ids=frozenset(head["eos_ids"]))
     recorded, replayed = [], []
     for record in records:
         if "in" in record:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import concurrent.futures
 import http.client
 import json
 import os
@@ -13,6 +14,7 @@ from pathlib import Path
 import openai
 import pytest
 
+from penstock.cli.main import main
 from tests.engine.build import checkpoint
 
 from .server import Server, eventually, serving
@@ -21,10 +23,14 @@ LONG = {"prompt": "A Pod is", "max_tokens": 1500, "temperature": 0, "stream": Tr
 SMALL = ("--kv-cache-memory-bytes", "16MiB", "--dtype", "float32")
 
 
-def open_stream(server: Server) -> tuple[http.client.HTTPConnection, http.client.HTTPResponse]:
+def open_stream(
+    server: Server, **fields: object
+) -> tuple[http.client.HTTPConnection, http.client.HTTPResponse]:
     """A long streamed request whose first chunk has arrived."""
     connection = http.client.HTTPConnection("127.0.0.1", server.port, timeout=60)
-    connection.request("POST", "/v1/completions", json.dumps(LONG), {"Content-Type": "application/json"})
+    connection.request(
+        "POST", "/v1/completions", json.dumps({**LONG, **fields}), {"Content-Type": "application/json"}
+    )
     answer = connection.getresponse()
     assert answer.status == 200
     assert answer.readline().startswith(b"data: ")
@@ -60,6 +66,34 @@ def test_sigterm_drains(tmp_path: Path) -> None:
         assert rest.endswith(b"data: [DONE]\n\n")
         connection.close()
         assert server.exit_status() == 0
+
+
+def test_a_recorded_run_replays_on_a_simulated_device_to_identical_plans(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The golden log: a real model and real clients, with preemptions, prefix hits, siblings and an abort."""
+    record = tmp_path / "steps.jsonl"
+    tight = ("--dtype", "float32", "--kv-cache-memory-bytes", "600k", "--max-model-len", "256")
+    with serving(*tight, "--record-steps", str(record), log=tmp_path / "log") as server:
+        with openai.OpenAI(base_url=f"{server.url}/v1", api_key="-", max_retries=0) as client:
+
+            def ask(number: int) -> str:
+                prompt = "A shared beginning of some length. " * (1 + number % 4)
+                made = client.completions.create(
+                    model="demo", prompt=prompt, max_tokens=60, n=1 + number % 2, temperature=1, stop="Pods."
+                )
+                return made.choices[0].text
+
+            with concurrent.futures.ThreadPoolExecutor(8) as pool:
+                assert all(isinstance(text, str) for text in pool.map(ask, range(16)))
+        connection, answer = open_stream(server, max_tokens=200)
+        answer.close()
+        connection.close()
+        eventually(lambda: server.metric("vllm:num_requests_running") == 0)
+        assert server.metric("vllm:num_preemptions_total") > 0
+        assert server.metric("vllm:prefix_cache_hits_total") > 0
+    assert main(["replay", str(record)]) == 0
+    assert "all identical" in capsys.readouterr().out
 
 
 def test_a_second_sigterm_aborts(tmp_path: Path) -> None:

@@ -16,11 +16,14 @@ from penstock.model.config import load_config
 from penstock.model.loader import load_model
 from tests.model.checkpoints import make_checkpoint
 
+#: Removed when the test process ends.
+_made = tempfile.TemporaryDirectory(prefix="penstock-test-")
+
 
 @cache
 def checkpoint(architecture: str = "qwen3", seed: int = 0) -> Path:
     """A directory with a tiny random model; made once per test process."""
-    directory = Path(tempfile.mkdtemp(prefix="penstock-test-")) / architecture
+    directory = Path(_made.name) / f"{architecture}-{seed}"
     # with tied embeddings a small random model mostly repeats its last token, which would prove little
     return make_checkpoint(directory, architecture, seed=seed, tie_word_embeddings=False)
 

@@ -40,7 +40,7 @@ def make_loop(
     )
     capacity = executor.capacity()
     scheduler = Scheduler(config, BlockPool(capacity.num_blocks, capacity.block_size))
-    steps = StepLog(config, capacity, str(log)) if log else None
+    steps = StepLog(config, capacity, path=str(log)) if log else None
     return EngineLoop(scheduler, executor, VirtualClock(100.0), steps, heartbeat)
 
 

@@ -1,0 +1,129 @@
+// Paged attention of one step: its inputs, its units of work, and what the two kernels share.
+//
+//     unit    one KV head of one span, a tile of its query tokens, a range of its keys
+//     group   the units that have the same rows and different keys; whoever finishes last combines them
+//     lot     consecutive units of roughly equal total cost; a free thread takes the next lot
+//
+// How a span is cut into key ranges depends on that span alone, and key tiles lie at absolute positions: the
+// bits of a row do not depend on the other spans of its step, on the number of threads, or on the query tile.
+
+#pragma once
+
+#include <atomic>
+
+#include "simd.h"
+
+// Keys of one unit, per query token. A span of more than SPLIT_TOKENS tokens is not split by keys.
+constexpr int PARTITION = 512;
+constexpr int SPLIT_TOKENS = 16;
+// One query token with at most so many heads per KV head goes to the decode kernel.
+constexpr int DECODE_HEADS = 8;
+// Keys of one tile of the prefill kernel, and its rows (query tokens times heads per KV head) at most.
+constexpr int KEY_TILE = 64;
+constexpr int TILE_ROWS = 128;
+
+struct Unit {
+    int32_t span, head;
+    int32_t first, tokens;  // query tokens of the span
+    int32_t begin, end;     // positions of keys
+    int32_t group;          // -1: the unit is alone and writes to `out`
+    int32_t part;
+};
+
+struct Group {
+    int32_t first_row;  // in `partials`: parts × rows, each row {max, sum, out[dim]}
+    int32_t parts;
+};
+
+// Mirrored by penstock/kernels/cpu/library.py. Strides are in elements; the last dimension is dense.
+struct Attention {
+    const void *q, *k, *v;
+    void *keys, *values;  // [blocks, kv_heads, block_size, dim]
+    void* out;            // [tokens, kv_heads * heads, dim]
+    int64_t q_token, q_head, k_token, k_head, v_token, v_head;
+    const int32_t *starts, *lengths, *rows;  // per span: first position, tokens, first flat row
+    const int64_t* table_at;                 // per span: where its block table begins in `tables`
+    const int32_t* tables;
+    const int64_t* slots;  // per token
+    const Unit* units;
+    const Group* groups;
+    const int32_t* lots;  // first unit of each lot, and the end
+    float* partials;
+    int32_t* remaining;  // per group, set by the call
+    char* scratch;       // threads × scratch_bytes
+    int64_t scratch_bytes;
+    int32_t spans, tokens, num_units, num_groups, num_lots;
+    int32_t kv_heads, heads, dim, block_size;  // heads: query heads per KV head
+    int32_t window;                            // 0: none
+    int32_t threads;
+    float scale;
+};
+
+// Element offsets of the keys (and values) at positions [begin, end) of a span, for one head.
+INLINE void locate(const Attention& a, const Unit& u, int begin, int end, int64_t* offsets) {
+    const int32_t* table = a.tables + a.table_at[u.span];
+    const int64_t piece = (int64_t)a.block_size * a.dim;
+    int block = begin / a.block_size, inside = begin % a.block_size;
+    for (int i = 0; i < end - begin; block++, inside = 0) {
+        int64_t at = ((int64_t)table[block] * a.kv_heads + u.head) * piece + (int64_t)inside * a.dim;
+        for (; inside < a.block_size && i < end - begin; inside++, at += a.dim) offsets[i++] = at;
+    }
+}
+
+template <typename T>
+INLINE const T* query(const Attention& a, const Unit& u, int row) {
+    int token = a.rows[u.span] + u.first + row / a.heads;
+    return (const T*)a.q + token * a.q_token + (u.head * a.heads + row % a.heads) * a.q_head;
+}
+
+template <typename T>
+INLINE T* output(const Attention& a, const Unit& u, int row) {
+    int64_t token = a.rows[u.span] + u.first + row / a.heads;
+    return (T*)a.out + ((token * a.kv_heads + u.head) * a.heads + row % a.heads) * a.dim;
+}
+
+INLINE float* partial(const Attention& a, const Unit& u, int part, int row) {
+    const Group& g = a.groups[u.group];
+    return a.partials + ((int64_t)g.first_row + part * u.tokens * a.heads + row) * (a.dim + 2);
+}
+
+// Ends a row: values / total to `out`, or everything to `partials`. `most` is in units of log2.
+template <typename T>
+INLINE void finish_row(const Attention& a, const Unit& u, int row, const float* values, float most, float total) {
+    if (u.group < 0) {
+        T* out = output<T>(a, u, row);
+        const vf factor = splat(1.0f / total);
+        for (int d = 0; d < a.dim; d += W) store(out + d, load(values + d, a.dim - d) * factor, a.dim - d);
+        return;
+    }
+    float* to = partial(a, u, u.part, row);
+    to[0] = most, to[1] = total;
+    std::memcpy(to + 2, values, a.dim * sizeof(float));
+}
+
+// Ends a unit; the last one of a group combines the parts, in order.
+template <typename T>
+void finish_unit(const Attention& a, const Unit& u) {
+    if (u.group < 0) return;
+    auto* remaining = reinterpret_cast<std::atomic<int32_t>*>(a.remaining + u.group);
+    if (remaining->fetch_sub(1, std::memory_order_acq_rel) != 1) return;
+    const int parts = a.groups[u.group].parts;
+    for (int row = 0; row < u.tokens * a.heads; row++) {
+        float most = -INF, total = 0;
+        for (int i = 0; i < parts; i++) most = std::fmax(most, partial(a, u, i, row)[0]);
+        for (int i = 0; i < parts; i++) {
+            float* from = partial(a, u, i, row);
+            from[0] = from[0] == -INF ? 0.0f : std::exp2(from[0] - most);  // a part may hide all its keys
+            total += from[0] * from[1];
+        }
+        T* out = output<T>(a, u, row);
+        for (int d = 0; d < a.dim; d += W) {
+            vf all{};
+            for (int i = 0; i < parts; i++) {
+                const float* from = partial(a, u, i, row);
+                if (from[0] != 0) all += load(from + 2 + d, a.dim - d) * from[0];
+            }
+            store(out + d, all / total, a.dim - d);
+        }
+    }
+}

@@ -1,0 +1,197 @@
+// Several query tokens (or many heads): tiles of rows against tiles of KEY_TILE keys, with an online softmax.
+//
+//     rows     row i is query token i / heads, head i % heads of the KV head
+//     Q        [rows][steps]         words of the product, see gemm.h
+//     K        [steps][KEY_TILE]     packed: transposed
+//     S        [rows][KEY_TILE]      float scores, then words of the weights in place
+//     V        [keys][columns]       packed
+//     O        [rows][columns]       float, unnormalised
+//
+// A key or value that no query of the tile may see is not read: it is packed as zero and its score is -inf.
+
+#pragma once
+
+#include <type_traits>
+
+#include "attention.h"
+#include "gemm.h"
+
+// Words are floats, whatever the cache holds.
+template <typename T>
+struct FloatWords {
+    typedef FloatProduct Product;
+    static INLINE int steps(int dim) { return round_up(dim, 16); }
+    static INLINE int key_steps(int keys) { return keys; }
+
+    static void words(const T* from, int dim, uint32_t* to) {
+        for (int d = 0; d < dim; d += W) {
+            vf x = load(from + d, dim - d);
+            std::memcpy(to + d, &x, sizeof x);
+        }
+    }
+
+    static void values(const T* const* rows, int keys, int dim, int columns, uint32_t* to) {
+        for (int i = 0; i < keys; i++) {
+            if (rows[i])
+                words(rows[i], dim, to + i * columns);
+            else
+                std::memset(to + i * columns, 0, columns * sizeof *to);
+        }
+    }
+
+    static void weights(float* scores) { (void)scores; }
+};
+
+#if PENSTOCK_DOT
+
+struct PairWords {
+    typedef PairProduct Product;
+    static INLINE int steps(int dim) { return round_up(dim, 32) / 2; }
+    static INLINE int key_steps(int keys) { return (keys + 1) / 2; }
+
+    static void words(const bf16* from, int dim, uint32_t* to) {
+        for (int d = 0; d < dim; d += 32) _mm512_storeu_si512(to + d / 2, load_pairs(from + d, dim - d));
+    }
+
+    // Words of one column: values of keys 2i and 2i + 1.
+    static void values(const bf16* const* rows, int keys, int dim, int columns, uint32_t* to) {
+        const __m512i first = indices(0), second = indices(16);
+        for (int i = 0; i < keys; i += 2, to += columns)
+            for (int d = 0; d < columns; d += 32) {
+                const int n = dim - d;
+                __m512i a = rows[i] ? load_pairs(rows[i] + d, n) : __m512i{};
+                __m512i b = i + 1 < keys && rows[i + 1] ? load_pairs(rows[i + 1] + d, n) : __m512i{};
+                _mm512_storeu_si512(to + d, _mm512_permutex2var_epi16(a, first, b));
+                _mm512_storeu_si512(to + d + 16, _mm512_permutex2var_epi16(a, second, b));
+            }
+    }
+
+    static void weights(float* scores) {
+        bf16* to = (bf16*)scores;
+        for (int i = 0; i < KEY_TILE; i += W) store(to + i, load(scores + i));
+    }
+
+  private:
+    static __m512i indices(int from) {
+        uint16_t lanes[32];
+        for (int i = 0; i < 16; i++) lanes[2 * i] = from + i, lanes[2 * i + 1] = 32 + from + i;
+        return _mm512_loadu_si512(lanes);
+    }
+};
+
+#endif
+
+template <typename T>
+struct Prefill {
+#if PENSTOCK_DOT
+    typedef std::conditional_t<std::is_same_v<T, bf16>, PairWords, FloatWords<T>> Words;
+#else
+    typedef FloatWords<T> Words;
+#endif
+    typedef typename Words::Product Product;
+
+    // The parts of a thread's scratch memory.
+    struct Memory {
+        uint32_t *q, *k, *v, *staged;
+        float *s, *o, *most, *total;
+        int64_t bytes;
+
+        Memory(char* base, int dim, int rows) {
+            rows = round_up(rows, ROWS);
+            const int steps = Words::steps(dim), columns = round_up(dim, 32);
+            char* at = base;
+            auto take = [&](int64_t words) {
+                char* mine = at;
+                at += round_up(words * 4, 64);
+                return mine;
+            };
+            q = (uint32_t*)take(rows * steps);
+            k = (uint32_t*)take(steps * KEY_TILE);
+            staged = (uint32_t*)take(steps * KEY_TILE);
+            v = (uint32_t*)take(KEY_TILE * columns);
+            s = (float*)take(rows * KEY_TILE);
+            o = (float*)take(rows * columns);
+            most = (float*)take(rows);
+            total = (float*)take(rows);
+            bytes = at - base;
+        }
+    };
+
+    // Keys (transposed) and values of positions [tile, tile + KEY_TILE) that lie in [begin, end).
+    static void pack(const Attention& a, const Unit& u, const Memory& m, int tile, int begin, int end) {
+        const int steps = Words::steps(a.dim), columns = round_up(a.dim, 32);
+        const int from = begin > tile ? begin - tile : 0, to = end < tile + KEY_TILE ? end - tile : KEY_TILE;
+        int64_t offsets[KEY_TILE];
+        const T* rows[KEY_TILE] = {};
+        locate(a, u, tile + from, tile + to, offsets + from);
+        for (int i = 0; i < KEY_TILE; i++) {
+            if (i >= from && i < to)
+                Words::words((const T*)a.keys + offsets[i], a.dim, m.staged + i * steps);
+            else
+                std::memset(m.staged + i * steps, 0, steps * sizeof(uint32_t));
+        }
+        transpose(m.staged, steps, m.k, KEY_TILE, KEY_TILE, steps);
+        for (int i = from; i < to; i++) rows[i] = (const T*)a.values + offsets[i];
+        Words::values(rows, to, a.dim, columns, m.v);
+    }
+
+    // Scores of a row to weights; keys outside [from, to) of the tile are hidden. Rescales what the row has.
+    static void soften(float* s, int from, int to, float scale, float& most, float& total, float* o, int columns) {
+        vf x[KEY_TILE / W], top = splat(-INF);
+        if (from > 0 || to < KEY_TILE) {
+            for (int i = 0; i < from; i++) s[i] = -INF;
+            for (int i = to < 0 ? 0 : to; i < KEY_TILE; i++) s[i] = -INF;
+            scale = std::fabs(scale) == INF ? scale : scale;
+        }
+        for (int i = 0; i < KEY_TILE / W; i++) {
+            x[i] = load(s + i * W) * scale;
+            top = max(x[i], top);
+        }
+        const float next = std::fmax(most, max(top));
+        vf sums{};
+        for (int i = 0; i < KEY_TILE / W; i++) {
+            x[i] = exp2(x[i] - next);
+            sums += x[i];
+            store(s + i * W, x[i]);
+        }
+        if (next != most) {
+            const float shrink = most == -INF ? 0.0f : std::exp2(most - next);
+            total *= shrink;
+            for (int d = 0; d < columns; d += W) store(o + d, load(o + d) * shrink);
+            most = next;
+        }
+        total += sum(sums);
+    }
+
+    static void run(const Attention& a, const Unit& u, char* scratch) {
+        const int heads = a.heads, rows = u.tokens * heads, padded = round_up(rows, ROWS);
+        const int steps = Words::steps(a.dim), columns = round_up(a.dim, 32);
+        Memory m(scratch, a.dim, TILE_ROWS > heads ? TILE_ROWS : heads);
+        for (int row = 0; row < rows; row++) {
+            Words::words(query<T>(a, u, row), a.dim, m.q + row * steps);
+            m.most[row] = -INF, m.total[row] = 0;
+        }
+        std::memset(m.q + rows * steps, 0, (padded - rows) * steps * sizeof(uint32_t));
+        std::memset(m.o, 0, padded * columns * sizeof(float));
+        const int start = a.starts[u.span] + u.first;
+        for (int tile = u.begin / KEY_TILE * KEY_TILE; tile < u.end; tile += KEY_TILE) {
+            pack(a, u, m, tile, u.begin, u.end);
+            gemm<Product>(m.q, steps, m.k, KEY_TILE, m.s, KEY_TILE, padded, KEY_TILE, steps, false);
+            for (int row = 0; row < rows; row++) {
+                const int position = start + row / heads;
+                int from = u.begin - tile, to = (position + 1 < u.end ? position + 1 : u.end) - tile;
+                if (a.window && position - a.window + 1 - tile > from) from = position - a.window + 1 - tile;
+                float* s = m.s + row * KEY_TILE;
+                if (from >= KEY_TILE || to <= 0 || from >= to)
+                    std::memset(s, 0, KEY_TILE * sizeof *s);
+                else
+                    soften(s, from, to, a.scale * LOG2E, m.most[row], m.total[row], m.o + row * columns, columns);
+                Words::weights(s);
+            }
+            const int keys = u.end - tile < KEY_TILE ? u.end - tile : KEY_TILE;
+            gemm<Product>((uint32_t*)m.s, KEY_TILE, m.v, columns, m.o, columns, padded, columns, Words::key_steps(keys), true);
+        }
+        for (int row = 0; row < rows; row++)
+            finish_row<T>(a, u, row, m.o + row * columns, m.most[row], m.total[row]);
+    }
+};

@@ -183,8 +183,9 @@ struct Decode {
             top = max(x, top);
         }
         most = max(top);
+        const float base = most == -INF ? 0.0f : most;
         for (int i = 0; i < whole; i += W) {
-            vf weight = exp2(load(s + i) - most);
+            vf weight = exp2(load(s + i) - base);
             store(s + i, weight);
             total += weight;
         }

@@ -21,11 +21,12 @@ template <typename T>
 struct FloatWords {
     typedef FloatProduct Product;
     static INLINE int steps(int dim) { return round_up(dim, 16); }
+    static INLINE int columns(int dim) { return round_up(dim, 16); }
     static INLINE int key_steps(int keys) { return keys; }
 
     static void words(const T* from, int dim, uint32_t* to) {
-        for (int d = 0; d < dim; d += W) {
-            vf x = load(from + d, dim - d);
+        for (int d = 0; d < steps(dim); d += W) {
+            vf x = d < dim ? load(from + d, dim - d) : vf{};
             std::memcpy(to + d, &x, sizeof x);
         }
     }
@@ -39,7 +40,7 @@ struct FloatWords {
         }
     }
 
-    static void weights(float* scores) { (void)scores; }
+    static void weights(float*) {}
 };
 
 #if PENSTOCK_DOT
@@ -47,6 +48,7 @@ struct FloatWords {
 struct PairWords {
     typedef PairProduct Product;
     static INLINE int steps(int dim) { return round_up(dim, 32) / 2; }
+    static INLINE int columns(int dim) { return round_up(dim, 32); }
     static INLINE int key_steps(int keys) { return (keys + 1) / 2; }
 
     static void words(const bf16* from, int dim, uint32_t* to) {
@@ -98,7 +100,7 @@ struct Prefill {
 
         Memory(char* base, int dim, int rows) {
             rows = round_up(rows, ROWS);
-            const int steps = Words::steps(dim), columns = round_up(dim, 32);
+            const int steps = Words::steps(dim), columns = Words::columns(dim);
             char* at = base;
             auto take = [&](int64_t words) {
                 char* mine = at;
@@ -119,7 +121,7 @@ struct Prefill {
 
     // Keys (transposed) and values of positions [tile, tile + KEY_TILE) that lie in [begin, end).
     static void pack(const Attention& a, const Unit& u, const Memory& m, int tile, int begin, int end) {
-        const int steps = Words::steps(a.dim), columns = round_up(a.dim, 32);
+        const int steps = Words::steps(a.dim), columns = Words::columns(a.dim);
         const int from = begin > tile ? begin - tile : 0, to = end < tile + KEY_TILE ? end - tile : KEY_TILE;
         int64_t offsets[KEY_TILE];
         const T* rows[KEY_TILE] = {};
@@ -138,19 +140,18 @@ struct Prefill {
     // Scores of a row to weights; keys outside [from, to) of the tile are hidden. Rescales what the row has.
     static void soften(float* s, int from, int to, float scale, float& most, float& total, float* o, int columns) {
         vf x[KEY_TILE / W], top = splat(-INF);
+        for (int i = 0; i < KEY_TILE / W; i++) x[i] = load(s + i * W) * scale;
         if (from > 0 || to < KEY_TILE) {
+            for (int i = 0; i < KEY_TILE / W; i++) store(s + i * W, x[i]);
             for (int i = 0; i < from; i++) s[i] = -INF;
-            for (int i = to < 0 ? 0 : to; i < KEY_TILE; i++) s[i] = -INF;
-            scale = std::fabs(scale) == INF ? scale : scale;
+            for (int i = to; i < KEY_TILE; i++) s[i] = -INF;
+            for (int i = 0; i < KEY_TILE / W; i++) x[i] = load(s + i * W);
         }
-        for (int i = 0; i < KEY_TILE / W; i++) {
-            x[i] = load(s + i * W) * scale;
-            top = max(x[i], top);
-        }
-        const float next = std::fmax(most, max(top));
+        for (int i = 0; i < KEY_TILE / W; i++) top = max(x[i], top);
+        const float next = std::fmax(most, max(top)), base = next == -INF ? 0.0f : next;
         vf sums{};
         for (int i = 0; i < KEY_TILE / W; i++) {
-            x[i] = exp2(x[i] - next);
+            x[i] = exp2(x[i] - base);
             sums += x[i];
             store(s + i * W, x[i]);
         }
@@ -165,7 +166,7 @@ struct Prefill {
 
     static void run(const Attention& a, const Unit& u, char* scratch) {
         const int heads = a.heads, rows = u.tokens * heads, padded = round_up(rows, ROWS);
-        const int steps = Words::steps(a.dim), columns = round_up(a.dim, 32);
+        const int steps = Words::steps(a.dim), columns = Words::columns(a.dim);
         Memory m(scratch, a.dim, TILE_ROWS > heads ? TILE_ROWS : heads);
         for (int row = 0; row < rows; row++) {
             Words::words(query<T>(a, u, row), a.dim, m.q + row * steps);

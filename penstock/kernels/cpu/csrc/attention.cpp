@@ -1,0 +1,171 @@
+// Entry points of attention: cut a step into units of work, and compute a layer of it.
+
+#include <algorithm>
+#include <vector>
+
+#include "decode.h"
+#include "prefill.h"
+#include "team.h"
+
+namespace {
+
+INLINE bool is_decode(const Attention& a, int tokens) { return tokens == 1 && a.heads <= DECODE_HEADS; }
+
+// Query tokens of a tile: as many as fit, fewer if the threads would have too little to share.
+int query_tile(const Attention& a) {
+    int tile = std::max(1, TILE_ROWS / a.heads);
+    for (; tile > 1 && tile * a.heads > 16; tile /= 2) {
+        int64_t units = 0;
+        for (int s = 0; s < a.spans; s++)
+            if (a.lengths[s] > 1) units += (a.lengths[s] + tile - 1) / tile * (int64_t)a.kv_heads;
+        if (units == 0 || units >= 4 * a.threads) break;
+    }
+    return tile;
+}
+
+struct Plan {
+    std::vector<Unit> units;
+    std::vector<Group> groups;
+    std::vector<int32_t> lots;
+    int64_t partial_rows = 0;
+
+    explicit Plan(const Attention& a) {
+        const int tile = query_tile(a);
+        for (int s = 0; s < a.spans; s++)
+            for (int first = 0; first < a.lengths[s]; first += tile)
+                add(a, s, first, std::min(tile, a.lengths[s] - first));
+        cut(a);
+    }
+
+    void add(const Attention& a, int span, int first, int tokens) {
+        const int length = a.lengths[span];
+        const int end = a.starts[span] + first + tokens;
+        const int begin = a.window ? std::max(0, a.starts[span] + first - a.window + 1) : 0;
+        const int width = length <= SPLIT_TOKENS ? PARTITION * length : end;
+        const int from = begin / width, parts = (end - 1) / width - from + 1;
+        for (int head = 0; head < a.kv_heads; head++) {
+            int group = -1;
+            if (parts > 1) {
+                group = (int)groups.size();
+                groups.push_back({(int32_t)partial_rows, parts});
+                partial_rows += (int64_t)parts * tokens * a.heads;
+            }
+            for (int i = 0; i < parts; i++)
+                units.push_back({span, head, first, tokens, std::max(begin, (from + i) * width),
+                                 std::min(end, (from + i + 1) * width), group, i});
+        }
+    }
+
+    // Lots of equal cost, a few per thread: enough to balance, few enough to be cheap to hand out.
+    void cut(const Attention& a) {
+        int64_t total = 0, sum = 0;
+        for (const Unit& u : units) total += cost(a, u);
+        const int64_t most = std::max<int64_t>(64, total / (8 * a.threads));
+        lots.push_back(0);
+        for (size_t i = 0; i < units.size(); i++) {
+            const int64_t mine = cost(a, units[i]);
+            if (sum && sum + mine > most) lots.push_back((int32_t)i), sum = 0;
+            sum += mine;
+        }
+        lots.push_back((int32_t)units.size());
+    }
+
+    static int64_t cost(const Attention& a, const Unit& u) {
+        return 8 + (int64_t)(u.end - u.begin) * (is_decode(a, u.tokens) ? 1 : 2 + u.tokens * a.heads / 8);
+    }
+};
+
+template <typename T>
+void write_cache(const Attention& a, int first, int last) {
+    const int64_t head_piece = (int64_t)a.block_size * a.dim;
+    for (int token = first; token < last; token++) {
+        const int64_t block = a.slots[token] / a.block_size, inside = a.slots[token] % a.block_size;
+        for (int head = 0; head < a.kv_heads; head++) {
+            const int64_t to = (block * a.kv_heads + head) * head_piece + inside * a.dim;
+            const T* k = (const T*)a.k + token * a.k_token + head * a.k_head;
+            const T* v = (const T*)a.v + token * a.v_token + head * a.v_head;
+            std::memcpy((T*)a.keys + to, k, a.dim * sizeof(T));
+            std::memcpy((T*)a.values + to, v, a.dim * sizeof(T));
+        }
+    }
+}
+
+template <typename T>
+void attend(const Attention& a) {
+    for (int i = 0; i < a.num_groups; i++) a.remaining[i] = a.groups[i].parts;
+    std::atomic<int> next{0};
+    auto body = [&](int thread, int threads) {
+        int64_t first, last;
+        share(a.tokens, thread, threads, first, last);
+        write_cache<T>(a, (int)first, (int)last);
+        barrier(threads);
+        char* scratch = a.scratch + thread * a.scratch_bytes;
+        for (int lot; (lot = next.fetch_add(1, std::memory_order_relaxed)) < a.num_lots;)
+            for (int i = a.lots[lot]; i < a.lots[lot + 1]; i++) {
+                const Unit& u = a.units[i];
+                if (is_decode(a, a.lengths[u.span]))
+                    reinterpret_cast<Decode<T>*>(scratch)->run(a, u);
+                else
+                    Prefill<T>::run(a, u, scratch);
+                finish_unit<T>(a, u);
+            }
+    };
+    run_team(a.threads, body);
+}
+
+template <typename T>
+int64_t scratch_of(int heads, int dim) {
+    typename Prefill<T>::Memory prefill(nullptr, dim, std::max(TILE_ROWS, heads));
+    return round_up((int)std::max(prefill.bytes, Decode<T>::bytes(dim)), 4096);
+}
+
+}  // namespace
+
+extern "C" {
+
+// Of the OpenMP runtime in this process; without them everything runs on the calling thread.
+void penstock_init(void* parallel, void* barrier, void* thread, void* threads) {
+    runtime.parallel = (decltype(runtime.parallel))parallel;
+    runtime.barrier = (decltype(runtime.barrier))barrier;
+    runtime.thread = (decltype(runtime.thread))thread;
+    runtime.threads = (decltype(runtime.threads))threads;
+}
+
+// The instructions that this library was compiled for.
+const char* penstock_isa() {
+#if PENSTOCK_DOT
+    return "AVX512-BF16";
+#elif defined(__AVX512F__)
+    return "AVX512";
+#elif defined(__AVX2__)
+    return "AVX2";
+#elif defined(__aarch64__)
+    return "NEON";
+#else
+    return "generic";
+#endif
+}
+
+// Bytes of scratch memory that a thread needs.
+int64_t penstock_scratch_bytes(int is_bf16, int heads, int dim) {
+    return is_bf16 ? scratch_of<bf16>(heads, dim) : scratch_of<float>(heads, dim);
+}
+
+// Writes units, groups and lots one after the other to `to`, if it has room for them, and their numbers and the
+// rows of partial results to `sizes`. Reads the spans, heads, window and threads of `a`.
+void penstock_plan(const Attention* a, int32_t* to, int64_t room, int64_t sizes[4]) {
+    Plan plan(*a);
+    sizes[0] = (int64_t)plan.units.size(), sizes[1] = (int64_t)plan.groups.size();
+    sizes[2] = (int64_t)plan.lots.size() - 1, sizes[3] = plan.partial_rows;
+    const int64_t units = sizes[0] * (int64_t)sizeof(Unit), groups = sizes[1] * (int64_t)sizeof(Group);
+    const int64_t lots = (int64_t)plan.lots.size() * 4;
+    if (units + groups + lots > room * 4) return;
+    char* at = (char*)to;
+    std::memcpy(at, plan.units.data(), units);
+    std::memcpy(at + units, plan.groups.data(), groups);
+    std::memcpy(at + units + groups, plan.lots.data(), lots);
+}
+
+// Writes the step's keys and values to the cache, then attends.
+void penstock_attention(const Attention* a, int is_bf16) { is_bf16 ? attend<bf16>(*a) : attend<float>(*a); }
+}

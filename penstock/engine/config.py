@@ -45,7 +45,7 @@ class EngineConfig:
     )
     max_num_seqs: int | None = option(None, "most requests in one step; default 256 (64 on CPU)", size=True)
     max_num_batched_tokens: int | None = option(
-        None, "token budget of one step; default 8192 (1024 on CPU)", size=True
+        None, "token budget of one step; default 8192 (512 on CPU)", size=True
     )
     block_size: int = option(16, "tokens per block of the KV cache")
     enable_prefix_caching: bool = option(True, "share cached blocks between requests with equal prefixes")
@@ -147,7 +147,7 @@ class ResolvedConfig:
     scheduler: SchedulerConfig
 
 
-DEFAULT_LIMITS = {"cpu": (64, 1024), "cuda": (256, 8192)}
+DEFAULT_LIMITS = {"cpu": (64, 512), "cuda": (256, 8192)}
 """device → (max_num_seqs, max_num_batched_tokens)"""
 
 

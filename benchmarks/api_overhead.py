@@ -18,7 +18,7 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator, Callable, Sequence
 from typing import Any
 
 from penstock.core.plan import Event
@@ -62,11 +62,13 @@ class StampedEngine(RemoteEngine):
 
     stamps: dict[str, list[float]]
 
-    async def generate(self, adds: Sequence[Add]) -> AsyncGenerator[list[Event], None]:
+    async def generate(
+        self, adds: Sequence[Add], on_orphan: Callable[[Event], None] | None = None
+    ) -> AsyncGenerator[list[Event], None]:
         """See RemoteEngine.generate."""
         for add in adds:
             self.stamps[add.id] = []
-        async for events in super().generate(adds):
+        async for events in super().generate(adds, on_orphan):
             for event in events:
                 self.stamps[event.request] += [event.at] * len(event.tokens)
             yield events

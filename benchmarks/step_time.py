@@ -50,7 +50,7 @@ def main() -> None:
     cache = KVCache(spec, each * args.batch, device)
     attention = create_attention(args.attention, spec, device)
     costs = prior(hardware, model.weight_bytes, model.num_parameters, spec.bytes_per_token)
-    executor = TorchExecutor(model, cache, attention, device, costs, seed=0)
+    executor = TorchExecutor(model, cache, attention, device, costs)
     print(hardware.describe())
 
     params = SamplingParams(temperature=0.0)

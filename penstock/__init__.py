@@ -6,14 +6,15 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from penstock.core.sampling_params import SamplingParams
-    from penstock.offline import LLM, CompletionOutput, RequestOutput
+    from penstock.offline import LLM, CompletionOutput, Logprob, RequestOutput
 
 __version__ = "0.1.0"
-__all__ = ["LLM", "CompletionOutput", "RequestOutput", "SamplingParams", "__version__"]
+__all__ = ["LLM", "CompletionOutput", "Logprob", "RequestOutput", "SamplingParams", "__version__"]
 
 _WHERE = {
     "LLM": "penstock.offline",
     "CompletionOutput": "penstock.offline",
+    "Logprob": "penstock.offline",
     "RequestOutput": "penstock.offline",
     "SamplingParams": "penstock.core.sampling_params",
 }

@@ -14,12 +14,13 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from itertools import count
+from numbers import Integral
 from pathlib import Path
 from typing import Any, TypeAlias
 
-from penstock.core.errors import BY_NAME, ContextLengthExceeded, InvalidRequest, RequestFailed
+from penstock.core.errors import BY_NAME, ContextLengthExceeded, InvalidRequest, RequestFailed, StartupError
 from penstock.core.plan import Event, TokenLogprob
 from penstock.core.request import FinishReason
 from penstock.core.sampling_params import SamplingParams
@@ -28,11 +29,21 @@ from penstock.engine.config import EngineConfig
 from penstock.engine.messages import Abort, Add
 from penstock.model.generation import generation_defaults
 from penstock.text.chat_template import ChatTemplate
-from penstock.text.output import OutputProcessor
+from penstock.text.output import OutputProcessor, decode_prompt_logprobs
 from penstock.text.tokenizer import Tokenizer
 
 Prompt: TypeAlias = str | Sequence[int] | Mapping[str, Any]
-"""Text, token ids, or {"prompt": text} / {"prompt_token_ids": ids}, as vLLM takes them."""
+"""Text, token ids, or {"prompt": text} / {"prompt_token_ids": ids} with an optional "cache_salt"."""
+
+
+@dataclass(frozen=True, slots=True)
+class Logprob:
+    """Log-probability of one token at one position."""
+
+    logprob: float
+    rank: int | None = None
+    """1 for the most probable token."""
+    decoded_token: str | None = None
 
 
 @dataclass(slots=True)
@@ -44,7 +55,8 @@ class CompletionOutput:
     token_ids: list[int] = field(default_factory=list)
     cumulative_logprob: float | None = None
     """Sum of the tokens' logprobs, if they were asked for."""
-    logprobs: list[TokenLogprob] | None = None
+    logprobs: list[dict[int, Logprob]] | None = None
+    """For each token its own entry and the most probable ones, by token id; if they were asked for."""
     finish_reason: str | None = None
     """stop, length or abort."""
     stop_reason: int | str | None = None
@@ -59,8 +71,8 @@ class RequestOutput:
     """None when the prompt came as token ids."""
     prompt_token_ids: list[int]
     outputs: list[CompletionOutput]
-    prompt_logprobs: list[TokenLogprob | None] | None = None
-    """One per prompt token, None for the first; if they were asked for."""
+    prompt_logprobs: list[dict[int, Logprob] | None] | None = None
+    """The same for each prompt token, None for the first; if they were asked for."""
     num_cached_tokens: int = 0
     """Prompt tokens that came from the prefix cache."""
     device_seconds: float = 0.0
@@ -93,7 +105,15 @@ class LLM:
     """
 
     def __init__(self, model: str = "demo", **settings: Any) -> None:
+        unknown = sorted(settings.keys() - {entry.name for entry in fields(EngineConfig)})
+        if unknown:
+            raise StartupError(
+                f"LLM has no option {unknown[0]!r}.",
+                param=unknown[0],
+                advice="Options are the engine flags of penstock serve --help, with underscores.",
+            )
         config = EngineConfig(**{"model": model, **settings})
+        self._policy = config.scheduling_policy
         self._engine = build_engine(config)
         self._tokenizer = Tokenizer.from_directory(Path(self._engine.info.path))
         self._template = ChatTemplate.from_tokenizer(self._tokenizer, None)
@@ -111,10 +131,10 @@ class LLM:
 
     def generate(
         self,
-        prompts: Prompt | Sequence[Prompt],
+        prompts: Prompt | Iterable[Prompt],
         sampling_params: SamplingParams | Sequence[SamplingParams] | None = None,
-        *,
         use_tqdm: bool = True,
+        *,
         priority: Sequence[int] | None = None,
     ) -> list[RequestOutput]:
         """Complete each prompt. Results are in the order of the prompts.
@@ -123,7 +143,7 @@ class LLM:
             prompts: one prompt or several: text, token ids, or vLLM's dictionaries.
             sampling_params: for all prompts, or one per prompt.
             use_tqdm: show a progress bar when standard error is a terminal.
-            priority: one per prompt, for the priority policy.
+            priority: one per prompt, lower first; needs scheduling_policy="priority".
 
         Raises:
             InvalidRequest: a prompt or parameter can never work; nothing was generated.
@@ -133,15 +153,21 @@ class LLM:
         params = self._params(sampling_params, len(every))
         if priority is not None and len(priority) != len(every):
             raise InvalidRequest(f"{len(every)} prompts need as many priorities, got {len(priority)}.")
+        if priority is not None and any(priority) and self._policy != "priority":
+            raise InvalidRequest(
+                f"priority has no effect under scheduling_policy={self._policy!r}.",
+                param="priority",
+                advice='Make the LLM with scheduling_policy="priority".',
+            )
         adds: list[Add] = []
         sequences: dict[str, _Sequence] = {}
         requests = []
         for index, (prompt, chosen) in enumerate(zip(every, params, strict=True)):
-            text, ids = self._encode(prompt)
+            text, ids, salt = self._encode(prompt)
             request = RequestOutput(str(next(self._numbers)), text, ids, [])
             requests.append(request)
             rank = priority[index] if priority else 0
-            for add in self._adds(request, chosen, rank):
+            for add in self._adds(request, chosen, rank, salt):
                 adds.append(add)
                 output = CompletionOutput(len(request.outputs))
                 request.outputs.append(output)
@@ -157,8 +183,8 @@ class LLM:
         self,
         messages: Sequence[Mapping[str, Any]] | Sequence[Sequence[Mapping[str, Any]]],
         sampling_params: SamplingParams | Sequence[SamplingParams] | None = None,
-        *,
         use_tqdm: bool = True,
+        *,
         add_generation_prompt: bool = True,
         continue_final_message: bool = False,
         chat_template: str | None = None,
@@ -202,21 +228,28 @@ class LLM:
             raise InvalidRequest(f"{count} prompts need as many sampling_params, got {len(given)}.")
         return given
 
-    def _encode(self, prompt: Prompt) -> tuple[str | None, list[int]]:
+    def _encode(self, prompt: Prompt) -> tuple[str | None, list[int], str]:
+        """(text if there is one, token ids, cache salt)"""
+        salt = ""
         if isinstance(prompt, Mapping):
-            if "prompt_token_ids" in prompt:
-                return prompt.get("prompt"), list(prompt["prompt_token_ids"])
-            if "prompt" not in prompt:
+            unknown = sorted(prompt.keys() - {"prompt", "prompt_token_ids", "cache_salt"})
+            if unknown or not {"prompt", "prompt_token_ids"} & prompt.keys():
                 raise InvalidRequest(
-                    f"a prompt dictionary needs 'prompt' or 'prompt_token_ids', got {sorted(prompt)}.",
+                    "a prompt dictionary needs 'prompt' or 'prompt_token_ids', and takes 'cache_salt'; "
+                    f"got {sorted(prompt)}.",
                     param="prompts",
                 )
+            salt = str(prompt.get("cache_salt") or "")
+            if "prompt_token_ids" in prompt:
+                return prompt.get("prompt"), [int(token) for token in prompt["prompt_token_ids"]], salt
             prompt = str(prompt["prompt"])
         if isinstance(prompt, str):
-            return prompt, self._tokenizer.encode(prompt)
-        return None, list(prompt)
+            return prompt, self._tokenizer.encode(prompt), salt
+        return None, [int(token) for token in prompt], salt
 
-    def _adds(self, request: RequestOutput, params: SamplingParams, priority: int) -> Iterator[Add]:
+    def _adds(
+        self, request: RequestOutput, params: SamplingParams, priority: int, salt: str
+    ) -> Iterator[Add]:
         """The engine's requests for one prompt: n siblings, which share its blocks."""
         info, ids = self._engine.info, request.prompt_token_ids
         params.verify(info.vocab_size, -1)
@@ -234,13 +267,11 @@ class LLM:
             yield Add(
                 id=request.request_id if index == 0 else f"{request.request_id}-{index}",
                 prompt=tuple(ids),
-                params=params.with_(
-                    seed=None if params.seed is None else params.seed + index,
-                    prompt_logprobs=params.prompt_logprobs if index == 0 else None,
-                ),
+                params=params.sibling(index),
                 max_tokens=min(room, params.max_tokens or room),
                 arrived_at=0.0,
                 priority=priority,
+                cache_salt=salt,
                 leader=request.request_id if index else None,
             )
 
@@ -266,10 +297,11 @@ class LLM:
         output.text += delta.text
         output.token_ids += delta.token_ids
         if event.logprobs and not ended:
-            output.logprobs = [*(output.logprobs or []), *event.logprobs[: len(delta.token_ids)]]
-            output.cumulative_logprob = sum(entry.logprob for entry in output.logprobs)
+            new = event.logprobs[: len(delta.token_ids)]
+            output.logprobs = [*(output.logprobs or []), *self._decode(new)]
+            output.cumulative_logprob = (output.cumulative_logprob or 0.0) + sum(e.logprob for e in new)
         if event.prompt_logprobs is not None:
-            request.prompt_logprobs = [None, *event.prompt_logprobs]
+            request.prompt_logprobs = [None, *self._decode(event.prompt_logprobs)]
         if delta.finish_reason is not None:
             output.finish_reason, output.stop_reason = delta.finish_reason, delta.stop_reason
         if output.index == 0:
@@ -283,13 +315,23 @@ class LLM:
             return True
         return False
 
+    def _decode(self, logprobs: Sequence[TokenLogprob]) -> list[dict[int, Logprob]]:
+        """vLLM's shape: token id → Logprob, the token itself first."""
+        positions = decode_prompt_logprobs(self._tokenizer, logprobs)[1:]
+        return [
+            {token: Logprob(**entry) for token, entry in position.items()}  # type: ignore[arg-type]
+            for position in positions
+            if position is not None
+        ]
 
-def _prompts(prompts: Prompt | Sequence[Prompt]) -> list[Prompt]:
+
+def _prompts(prompts: Prompt | Iterable[Prompt]) -> list[Prompt]:
     if isinstance(prompts, str | Mapping):
         return [prompts]
-    if prompts and all(isinstance(token, int) for token in prompts):
-        return [prompts]  # type: ignore[list-item]
-    return list(prompts)  # type: ignore[arg-type]
+    every: list[Any] = list(prompts)
+    if every and all(isinstance(token, Integral) for token in every):
+        return [every]
+    return every
 
 
 class _Progress:

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import pytest
 
 from penstock import LLM, SamplingParams
-from penstock.core.errors import ContextLengthExceeded, InvalidRequest, ModelLoadError
+from penstock.core.errors import ContextLengthExceeded, InvalidRequest, ModelLoadError, StartupError
 
 GREEDY = SamplingParams(temperature=0.0, max_tokens=24)
 
@@ -58,7 +58,10 @@ def test_n_logprobs_stop_and_the_bill(llm: LLM) -> None:
     for choice in output.outputs:
         assert choice.logprobs is not None
         assert len(choice.logprobs) == len(choice.token_ids)
-        assert choice.cumulative_logprob == pytest.approx(sum(entry.logprob for entry in choice.logprobs))
+        own = [entry[token] for entry, token in zip(choice.logprobs, choice.token_ids, strict=True)]
+        assert choice.cumulative_logprob == pytest.approx(sum(entry.logprob for entry in own))
+        assert all({1, 2} <= {one.rank for one in entry.values()} for entry in choice.logprobs)
+        assert own[0].decoded_token is not None
     assert output.prompt_logprobs is not None
     assert output.prompt_logprobs[0] is None
     assert len(output.prompt_logprobs) == len(output.prompt_token_ids)
@@ -86,6 +89,7 @@ def test_the_second_time_hits_the_cache(llm: LLM) -> None:
         (["a", "b"], [GREEDY], "as many sampling_params"),
         ([[5, 10**6]], GREEDY, "token id 1000000"),
         ({"text": "x"}, GREEDY, "'prompt'"),
+        ({"prompt": "x", "multi_modal_data": {}}, GREEDY, "multi_modal_data"),
         ("x", SamplingParams(logit_bias={10**6: 1.0}), "logit_bias"),
     ],
 )
@@ -96,6 +100,31 @@ def test_bad_input_is_refused_and_leaves_the_engine_as_it_was(
         llm.generate(prompts, params)  # type: ignore[arg-type]
     assert llm.generate("A Pod is", GREEDY)[0].outputs[0].text
     assert not llm._engine.loop.has_work
+
+
+def test_any_iterable_of_prompts_and_numpy_ids(llm: LLM) -> None:
+    import numpy as np
+
+    texts = ["A Pod is", "The KV cache"]
+    listed = llm.generate(texts, GREEDY)
+    made = llm.generate((text for text in texts), GREEDY)
+    assert [one.outputs[0].text for one in made] == [one.outputs[0].text for one in listed]
+    ids = np.array(llm.get_tokenizer().encode("A Pod is"))
+    assert llm.generate([ids], GREEDY)[0].outputs[0].text == listed[0].outputs[0].text  # type: ignore[list-item]
+
+
+def test_salts_isolate(llm: LLM) -> None:
+    text = "a prompt of some length that fills at least one block of the cache, or two. " * 2
+    llm.generate({"prompt": text, "cache_salt": "one"}, GREEDY)
+    assert llm.generate({"prompt": text, "cache_salt": "two"}, GREEDY)[0].num_cached_tokens == 0
+    assert llm.generate({"prompt": text, "cache_salt": "one"}, GREEDY)[0].num_cached_tokens > 0
+
+
+def test_options_that_do_not_exist_are_named(llm: LLM) -> None:
+    with pytest.raises(StartupError, match="no option 'swap_space'"):
+        LLM("demo", swap_space=4)
+    with pytest.raises(InvalidRequest, match="priority"):
+        llm.generate("x", GREEDY, priority=[1])
 
 
 def test_a_prompt_over_the_context_says_both_lengths(llm: LLM) -> None:

@@ -18,7 +18,14 @@ def run(code: str) -> str:
 
 
 def test_the_names() -> None:
-    assert penstock.__all__ == ["LLM", "CompletionOutput", "RequestOutput", "SamplingParams", "__version__"]
+    assert penstock.__all__ == [
+        "LLM",
+        "CompletionOutput",
+        "Logprob",
+        "RequestOutput",
+        "SamplingParams",
+        "__version__",
+    ]
     for name in penstock.__all__:
         assert getattr(penstock, name) is not None
 

@@ -2,7 +2,8 @@
 
 A field `max_model_len` becomes `--max-model-len` (`--max_model_len` works, too), a bool gets a `--no-` twin,
 the help line comes from the field's metadata and ends with the default. Unknown flags are refused with the
-nearest one; flags that vLLM has removed, or that Penstock does not implement, say what to do instead.
+nearest one; flags that vLLM has removed, or that Penstock does not implement, say what to do instead. Of the
+flags that are not implemented, the values that ask for nothing are accepted (`--kv-cache-dtype auto`).
 """
 
 from __future__ import annotations
@@ -47,16 +48,43 @@ REMOVED = {
 
 #: flags of vLLM 0.32 that mean something Penstock does not do (yet)
 NOT_IMPLEMENTED = frozenset(
-    """--quantization --kv-cache-dtype --pipeline-parallel-size --data-parallel-size --enable-expert-parallel
+    """--enable-expert-parallel
     --speculative-config --spec-method --spec-model --spec-tokens --enable-lora --max-loras --max-lora-rank
     --lora-modules --max-cpu-loras --enable-auto-tool-choice --tool-call-parser --reasoning-parser
-    --cpu-offload-gb --kv-offloading-size --kv-offloading-backend --kv-transfer-config --enable-sleep-mode
-    --otlp-traces-endpoint --compilation-config --optimization-level --performance-mode --hf-overrides
-    --limit-mm-per-prompt --task --runner --convert --tokenizer --tokenizer-mode --async-scheduling
-    --distributed-executor-backend --logits-processors --structured-outputs-config --rope-scaling
+    --kv-offloading-size --kv-offloading-backend --kv-transfer-config --enable-sleep-mode
+    --otlp-traces-endpoint --compilation-config --optimization-level -O -cc --performance-mode --hf-overrides
+    --limit-mm-per-prompt --tokenizer --async-scheduling
+    --logits-processors --structured-outputs-config --rope-scaling
     --rope-theta --sse-keep-alive-interval --num-gpu-blocks-override
-    --override-generation-config --prefix-caching-hash-algo --config""".split()
+    --override-generation-config --prefix-caching-hash-algo --config --show-hidden-metrics-for-version
+    --uds --max-log-len --hf-token --middleware --enable-log-outputs --headless""".split()
 )
+
+#: flags of vLLM 0.32 of which only these values are served: they ask for what happens anyway
+NEUTRAL: dict[str, tuple[str, ...]] = {
+    "--kv-cache-dtype": ("auto",),
+    "--quantization -q": ("none",),
+    "--pipeline-parallel-size -pp": ("1",),
+    "--data-parallel-size -dp": ("1",),
+    "--cpu-offload-gb": ("0",),
+    "--logprobs-mode": ("raw_logprobs",),
+    "--chat-template-content-format": ("auto",),
+    "--api-server-count -asc": ("1",),
+    "--task": ("auto", "generate"),
+    "--runner": ("auto", "generate"),
+    "--convert": ("auto", "none"),
+    "--tokenizer-mode": ("auto",),
+    "--distributed-executor-backend": ("uni", "mp"),
+}
+
+#: flags of vLLM 0.32 for what is always so here → why they change nothing
+ALWAYS_ON: dict[str, str] = {
+    "--enable-prompt-tokens-details": "usage always tells the cached tokens",
+    "--enable-server-load-tracking": "/load always answers",
+    "--disable-frontend-multiprocessing": "there is one API process",
+}
+
+_ALIASES = {"--tensor-parallel-size": "-tp"}
 
 _UNITS = {
     "": 1,
@@ -72,6 +100,10 @@ _UNITS = {
     "kb": 10**3,
     "mb": 10**6,
     "gb": 10**9,
+    "t": 10**12,
+    "tb": 10**12,
+    "ti": 2**40,
+    "tib": 2**40,
 }
 
 
@@ -98,7 +130,7 @@ class Parser(argparse.ArgumentParser):
         """What to do instead of an unknown flag."""
         if name in REMOVED:
             return f"{name} is not a flag here: {REMOVED[name]}"
-        if name in NOT_IMPLEMENTED:
+        if name in NOT_IMPLEMENTED or re.fullmatch(r"-O\d", name):
             return (
                 f"{name} is a flag of vLLM that Penstock does not implement yet. Drop it, or serve with vLLM."
             )
@@ -126,6 +158,50 @@ class _Formatter(argparse.HelpFormatter):
         if isinstance(action, argparse.BooleanOptionalAction):
             return action.option_strings[0].replace("--", "--[no-]", 1)
         return super()._format_action_invocation(action)
+
+
+class _Neutral(argparse.Action):
+    """Takes the values of a flag that ask for nothing, and explains the others."""
+
+    neutral: tuple[str, ...] = ()
+
+    def __call__(
+        self, parser: argparse.ArgumentParser, namespace: argparse.Namespace, values: Any, option: Any = None
+    ) -> None:
+        if str(values).lower() not in self.neutral and not _same_number(values, self.neutral):
+            parser.error(
+                f"{self.option_strings[0]} {values} asks for something that Penstock does not implement yet. "
+                f"Drop it (it stands at {self.neutral[0]}), or serve with vLLM."
+            )
+
+
+def add_vllm_flags(parser: argparse.ArgumentParser) -> None:
+    """Accept vLLM's flags that change nothing here, so that command lines written for it work."""
+    group = parser.add_argument_group("accepted for vLLM's sake, without effect")
+    for names, values in NEUTRAL.items():
+        action = group.add_argument(
+            *names.split(),
+            action=_Neutral,
+            dest=argparse.SUPPRESS,
+            metavar=values[0],
+            help=f"{' or '.join(values)}; other values are not implemented",
+        )
+        action.neutral = values  # type: ignore[attr-defined]
+    for name, why in ALWAYS_ON.items():
+        group.add_argument(
+            name,
+            action=argparse.BooleanOptionalAction,
+            dest=argparse.SUPPRESS,
+            default=argparse.SUPPRESS,
+            help=why,
+        )
+
+
+def _same_number(given: str, neutral: Sequence[str]) -> bool:
+    try:
+        return any(float(given) == float(value) for value in neutral)
+    except ValueError:
+        return False
 
 
 def add_config(parser: argparse.ArgumentParser, config: type[Any], title: str) -> None:
@@ -162,7 +238,7 @@ def add_config(parser: argparse.ArgumentParser, config: type[Any], title: str) -
             options["choices"] = entry.metadata["choices"]
             options["metavar"] = entry.name.split("_")[-1].upper()
             options["help"] = f"{'|'.join(entry.metadata['choices'])}: {help_}"
-        group.add_argument(name, **options)
+        group.add_argument(name, *filter(None, [_ALIASES.get(name)]), **options)
 
 
 def make_config(config: type[Any], args: argparse.Namespace, **more: Any) -> Any:
@@ -172,7 +248,7 @@ def make_config(config: type[Any], args: argparse.Namespace, **more: Any) -> Any
 
 
 def parse_size(text: str) -> int:
-    """An integer with an optional unit: 8192, 8k (8,000), 8Ki (8,192), 1.5M, 4GiB, -1."""
+    """An integer with an optional unit: 8192, 8k (8,000), 8Ki (8,192), 1.5M, 4GiB, 2T, -1."""
     match = re.fullmatch(r"(-?\d+(?:\.\d+)?)\s*([a-zA-Z]*)", text.strip())
     unit = _UNITS.get(match.group(2).lower()) if match else None
     if match is None or unit is None:

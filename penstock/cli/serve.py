@@ -24,7 +24,7 @@ from penstock.core.errors import StartupError
 from penstock.engine.config import EngineConfig
 from penstock.server.config import ServerConfig
 
-from .flags import add_config, make_config
+from .flags import add_config, add_vllm_flags, make_config
 
 if TYPE_CHECKING:
     import socket
@@ -39,6 +39,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the flags of the engine and of the server."""
     add_config(parser, EngineConfig, "engine")
     add_config(parser, ServerConfig, "server")
+    add_vllm_flags(parser)
 
 
 def run(args: argparse.Namespace) -> int:
@@ -49,6 +50,8 @@ def run(args: argparse.Namespace) -> int:
     if not server_config.served_model_name:
         server_config = replace(server_config, served_model_name=(engine_config.model,))
     _need_engine()
+    # until the server drains on SIGTERM, it ends the start, cleanly
+    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
     level = server_config.uvicorn_log_level.replace("trace", "debug")
     logging.basicConfig(level=level.upper(), format="%(levelname)-7s %(message)s", stream=sys.stderr)
     from penstock.engine.remote import RemoteEngine
@@ -60,9 +63,12 @@ def run(args: argparse.Namespace) -> int:
         sock = bind(server_config)
         with asyncio.Runner(loop_factory=_loop_factory()) as runner:
             return runner.run(_serve(engine, engine_config, server_config, sock))
-    except (KeyboardInterrupt, asyncio.CancelledError):
+    except KeyboardInterrupt:
         logger.info("stopped while loading")
-        return 130
+        return 128 + signal.SIGINT
+    except asyncio.CancelledError:
+        logger.info("stopped while loading")
+        return 128 + signal.SIGTERM
     finally:
         engine.kill()
 
@@ -89,7 +95,7 @@ async def _serve(
     from penstock.text.chat_template import ChatTemplate
 
     loop, task = asyncio.get_running_loop(), asyncio.current_task()
-    if task is not None:  # until the server has handlers of its own, SIGTERM ends the start
+    if task is not None:
         loop.add_signal_handler(signal.SIGTERM, task.cancel)
     try:
         tokenizer = await _load(engine, engine_config)

@@ -135,17 +135,6 @@ class BlockPool:
         """Make a referenced block unfindable: its content turned out to be worthless."""
         self._forget(block)
 
-    def sharers(self, block: int) -> int:
-        """Reference count of a block."""
-        return self._references[block]
-
-    def clear_index(self) -> None:
-        """Forget every cached prefix (weights or adapters changed)."""
-        for block in list(self._index.values()):
-            self._forget(block)
-        self._free.extend(self._cached)
-        self._cached.clear()
-
     def check(self, tables: Iterable[Sequence[int]] | None = None) -> None:
         """Raise AssertionError if an invariant is broken; `tables` are the block tables of all holders."""
         referenced = sum(1 for count in self._references if count > 0)

@@ -17,7 +17,6 @@ equal part of the fixed cost; the parts are scaled so that they add up to the me
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 
 from .plan import Plan, PlanItem
@@ -142,30 +141,18 @@ class StepCost:
 class DeviceMeter:
     """Where the device's time went since `started`: Σ requests + idle == wall × devices.
 
-    `busy` is the sum of all steps' seconds, `idle` is the rest of the wall time. What was attributed to
-    requests that ended is kept as one sum; requests that still run carry their own.
+    `busy` is the sum of all steps' seconds, which the requests' bills add up to; `idle` is the rest of the
+    wall time.
     """
 
     started: float
     devices: int = 1
     busy: float = 0.0
-    closed: float = 0.0
-    """Seconds attributed to requests that have ended."""
 
     def step(self, seconds: float) -> None:
         """Account for one finished step."""
         self.busy += seconds * self.devices
 
-    def close(self, seconds: float) -> None:
-        """Account for one ended request's bill."""
-        self.closed += seconds
-
     def idle(self, now: float) -> float:
         """Device seconds without work, from the start to `now`."""
         return max(0.0, (now - self.started) * self.devices - self.busy)
-
-    def imbalance(self, now: float, running: Mapping[str, float]) -> float:
-        """Relative error of the conservation law at `now`; `running` are the open bills in seconds."""
-        wall = (now - self.started) * self.devices
-        total = self.closed + sum(running.values()) + self.idle(now)
-        return abs(total - wall) / wall if wall > 0 else 0.0

@@ -110,6 +110,8 @@ class StepResult:
     as they are prompt tokens. (Position 0 has none.)"""
     errors: Mapping[str, str] = field(default_factory=dict)
     """Requests that failed in this step, with the cause."""
+    regular: bool = True
+    """False when the step did not run as planned (it was repeated in parts): its duration teaches nothing."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -156,8 +158,3 @@ def _admission(raw: dict[str, Any]) -> Admission:
         params=SamplingParams(**params),
         eos_ids=tuple(raw["eos_ids"]),
     )
-
-
-def finish_reason(value: str | None) -> FinishReason | None:
-    """FinishReason from its value; None stays None."""
-    return None if value is None else FinishReason(value)

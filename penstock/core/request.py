@@ -68,6 +68,10 @@ class Request:
     """Chained hash of each full block of `tokens`, filled as far as needed."""
     registered: int = 0
     """Number of leading blocks that were offered to the prefix index."""
+    reached: int = 0
+    """Most tokens that were ever computed at once: what is below is computed again after a preemption."""
+    has_siblings: bool = False
+    """Another request shares this one's prompt (n > 1)."""
     cached: int | None = None
     """Prompt tokens found in the prefix cache at first admission; None before it."""
     preemptions: int = 0

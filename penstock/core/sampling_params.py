@@ -11,6 +11,8 @@ from dataclasses import dataclass, field, replace
 
 from .errors import InvalidRequest
 
+_MAY_BE_NONE = frozenset({"max_tokens", "seed", "logprobs", "prompt_logprobs"})
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SamplingParams:
@@ -31,13 +33,13 @@ class SamplingParams:
     frequency_penalty: float = 0.0
     """Subtracted from a token's logit for every time it was generated; [-2, 2]."""
     repetition_penalty: float = 1.0
-    """Divides positive and multiplies negative logits of tokens in the prompt or the output; (0, 2]."""
+    """Divides positive and multiplies negative logits of tokens in the prompt or the output; over 0."""
     logit_bias: dict[int, float] = field(default_factory=dict)
     """Added to the logits of these token ids, each value in [-100, 100]."""
     allowed_token_ids: tuple[int, ...] | None = None
     """Only these token ids may be generated."""
     seed: int | None = None
-    """Makes the sampled tokens of this request repeatable, whatever else is in the batch."""
+    """Makes the sampled tokens of this request repeatable, whatever else is in the batch; -1 means none."""
     stop: tuple[str, ...] = ()
     """Strings that end the text; not part of it unless include_stop_str_in_output."""
     stop_token_ids: tuple[int, ...] = ()
@@ -60,6 +62,7 @@ class SamplingParams:
     """Accepted for compatibility: fast tokenizers put no spaces of their own there."""
 
     def __post_init__(self) -> None:
+        self._normalise()
         for name in (
             "temperature",
             "top_p",
@@ -71,13 +74,13 @@ class SamplingParams:
             value = getattr(self, name)
             if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
                 raise InvalidRequest(f"{name} must be a finite number, got {value!r}.", param=name)
-        stop: object = self.stop
-        if isinstance(stop, str):  # vLLM's offline users write stop="\n"
-            object.__setattr__(self, "stop", (stop,))
-        for name in ("stop", "stop_token_ids", "allowed_token_ids"):
+            object.__setattr__(self, name, float(value))  # equal parameters are equal in a log, too
+        for name in ("n", "top_k", "min_tokens", "max_tokens", "seed", "logprobs", "prompt_logprobs"):
             value = getattr(self, name)
-            if value is not None and not isinstance(value, tuple):
-                object.__setattr__(self, name, tuple(value))
+            if value is None and name in _MAY_BE_NONE:
+                continue
+            if isinstance(value, bool) or not isinstance(value, int):
+                raise InvalidRequest(f"{name} must be an integer, got {value!r}.", param=name)
         _in_range("n", self.n, 1, 128)
         _in_range("temperature", self.temperature, 0.0, 100.0)
         if not 0.0 < self.top_p <= 1.0:
@@ -89,9 +92,9 @@ class SamplingParams:
         _in_range("min_p", self.min_p, 0.0, 1.0)
         _in_range("presence_penalty", self.presence_penalty, -2.0, 2.0)
         _in_range("frequency_penalty", self.frequency_penalty, -2.0, 2.0)
-        if not 0.0 < self.repetition_penalty <= 2.0:
+        if self.repetition_penalty <= 0.0:
             raise InvalidRequest(
-                f"repetition_penalty must be in (0, 2], got {self.repetition_penalty}.",
+                f"repetition_penalty must be over 0, got {self.repetition_penalty}.",
                 param="repetition_penalty",
             )
         for token, bias in self.logit_bias.items():
@@ -119,6 +122,24 @@ class SamplingParams:
             raise InvalidRequest("stop must not contain an empty string.", param="stop")
         if self.allowed_token_ids is not None and not self.allowed_token_ids:
             raise InvalidRequest("allowed_token_ids must not be empty.", param="allowed_token_ids")
+
+    def _normalise(self) -> None:
+        """What vLLM's users write: None for empty, a string for one stop, any sequence, seed -1 for none."""
+        given: object = self.stop
+        if given is None or isinstance(given, str):
+            object.__setattr__(self, "stop", () if given is None else (given,))
+        bias: object = self.logit_bias
+        if bias is None:
+            object.__setattr__(self, "logit_bias", {})
+        ids: object = self.stop_token_ids
+        if ids is None:
+            object.__setattr__(self, "stop_token_ids", ())
+        for name in ("stop", "stop_token_ids", "allowed_token_ids"):
+            value = getattr(self, name)
+            if value is not None and not isinstance(value, tuple):
+                object.__setattr__(self, name, tuple(value))
+        if self.seed == -1:
+            object.__setattr__(self, "seed", None)
 
     @property
     def greedy(self) -> bool:
@@ -148,6 +169,15 @@ class SamplingParams:
                     param=name,
                     advice="The server's limit is set by --max-logprobs.",
                 )
+
+    def sibling(self, index: int) -> SamplingParams:
+        """Parameters of choice `index` of n: one sequence, with a seed of its own (seed + index, in 64 bits).
+
+        The prompt's logprobs are computed once, by choice 0; the others share its prompt.
+        """
+        seed = None if self.seed is None else (self.seed + index + 2**63) % 2**64 - 2**63
+        seed = 0 if seed == -1 else seed  # -1 would mean no seed
+        return self.with_(n=1, seed=seed, prompt_logprobs=None if index else self.prompt_logprobs)
 
     def with_(self, **changes: object) -> SamplingParams:
         """A copy with some fields changed."""

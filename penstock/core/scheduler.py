@@ -15,7 +15,8 @@ Rules of a step, in this order:
    known tokens are available, and gets them at once.
 5. Blocks enter the prefix index when they are scheduled, not when they are computed: a later request of the
    same step may share them, because executors write all keys and values of a layer before they read any.
-6. What still waits beyond the queue's bounds is refused, newest first.
+6. What still waits beyond the queue's bounds is refused, from the end of policy order, siblings with their
+   leader.
 
 It knows no clock, no device and no text. Time is an argument; the same calls give byte-identical plans.
 """
@@ -177,6 +178,8 @@ class Scheduler:
         self._arrivals += 1
         request.arrived_at = min(request.arrived_at, now) if request.arrived_at else now
         self._requests[request.id] = request
+        if request.leader in self._requests:
+            self._requests[request.leader].has_siblings = True
         insort(self._waiting, request, key=self.policy.order)
 
     def abort(self, request_id: str, now: float) -> Event | None:
@@ -209,7 +212,7 @@ class Scheduler:
 
     def commit(self, plan: Plan, result: StepResult, now: float) -> list[Event]:
         """Take in what the step did. Results for requests that have ended meanwhile are dropped."""
-        self._bill(plan, result.seconds)
+        self._bill(plan, result)
         events: list[Event] = []
         stale = self._fail(plan, result, now, events)
         for item in plan.items:
@@ -287,11 +290,14 @@ class Scheduler:
         return True
 
     def _preempt(self, request: Request) -> None:
+        request.preemptions += 1
+        self.totals.preemptions += 1
+        self._send_back(request)
+
+    def _send_back(self, request: Request) -> None:
         self._running.remove(request)
         self._drop_blocks(request)
         request.state = State.WAITING
-        request.preemptions += 1
-        self.totals.preemptions += 1
         insort(self._waiting, request, key=self.policy.order)
 
     def _drop_blocks(self, request: Request) -> None:
@@ -330,7 +336,7 @@ class Scheduler:
         request.state = State.RUNNING
         insort(self._running, request, key=self.policy.order)
         if request.cached is None:
-            request.cached = request.computed
+            request.cached = request.reached = request.computed
             request.scheduled_at = now
             self.totals.cached_tokens += request.computed
             self.totals.prefix_queries += len(request.tokens)
@@ -364,7 +370,7 @@ class Scheduler:
 
     def _caches(self, request: Request) -> bool:
         """With prefix caching off, only the siblings of one n > 1 request share."""
-        return self.config.enable_prefix_caching or request.params.n > 1 or request.leader is not None
+        return self.config.enable_prefix_caching or request.has_siblings or request.leader is not None
 
     def _hashes(self, request: Request, count: int) -> list[bytes]:
         size = self.pool.block_size
@@ -395,8 +401,10 @@ class Scheduler:
                 f"already wait (limit: {limit})."
             )
             tokens -= request.prompt_len
-            event = self._finish(request, now, FinishReason.ERROR, error=message, error_type="QueueFull")
-            self._events.append(event)
+            for refused in (request, *[r for r in self._waiting if r.leader == request.id]):
+                self._events.append(
+                    self._finish(refused, now, FinishReason.ERROR, error=message, error_type="QueueFull")
+                )
 
     # ------------------------------------------------------------------ items
 
@@ -413,11 +421,10 @@ class Scheduler:
     def _advance(self, request: Request, item: PlanItem) -> None:
         """Count the item as computed: the device works in order, so later plans may build on it."""
         end = item.start + item.tokens
-        first_time = max(0, min(end, request.prompt_len) - item.start) if request.preemptions == 0 else 0
-        self.totals.prompt_tokens += first_time
-        if request.preemptions:
-            self.totals.recomputed_tokens += item.tokens - item.sample
+        self.totals.prompt_tokens += max(0, min(end, request.prompt_len) - max(item.start, request.reached))
+        self.totals.recomputed_tokens += max(0, min(end, request.reached) - item.start)
         request.computed = end
+        request.reached = max(request.reached, end)
         request.pending += item.sample
         if self._caches(request):
             full = min(request.computed, len(request.tokens)) // self.pool.block_size
@@ -428,14 +435,15 @@ class Scheduler:
 
     # ------------------------------------------------------------------ results
 
-    def _bill(self, plan: Plan, seconds: float) -> None:
-        for request_id, share in self.cost.attribute(plan, seconds).items():
+    def _bill(self, plan: Plan, result: StepResult) -> None:
+        for request_id, share in self.cost.attribute(plan, result.seconds).items():
             request = self._requests.get(request_id)
             if request is None:
                 self.unbilled += share
             else:
                 request.device_seconds += share
-        self.cost.observe(plan, seconds)
+        if result.regular and not result.errors:
+            self.cost.observe(plan, result.seconds)
 
     def _append(self, request: Request, result: StepResult, now: float) -> Event:
         request.pending -= 1
@@ -498,7 +506,7 @@ class Scheduler:
                     for later in request.blocks[index:]:
                         self.pool.unregister(later)
                     break
-            self._preempt(request)
+            self._send_back(request)
         return {request.id for request in stale}
 
     def _finish(

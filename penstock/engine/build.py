@@ -12,7 +12,7 @@ import logging
 import sys
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any
 
 import torch
@@ -38,7 +38,7 @@ from .hardware import Hardware, choose_device, inspect_hardware, prior, usable_c
 from .heartbeat import Heartbeat
 from .loop import EngineLoop
 from .messages import ModelInfo
-from .trace import StepLog
+from .trace import StepLog, open_log
 
 logger = logging.getLogger("penstock.engine")
 
@@ -63,6 +63,7 @@ def build_engine(settings: dict[str, Any] | EngineConfig, heartbeat: Heartbeat |
     """Load a model and make it ready. Raises StartupError subclasses for what cannot be served."""
     config = settings if isinstance(settings, EngineConfig) else EngineConfig(**settings)
     timer = _Timer()
+    record = open_log(config.record_steps)
     device = choose_device(config.device)
     if device.type == "cpu":
         torch.set_num_threads(config.threads or usable_cores())
@@ -98,42 +99,51 @@ def build_engine(settings: dict[str, Any] | EngineConfig, heartbeat: Heartbeat |
     )
     print(budget.render(), file=sys.stderr, flush=True)
     spec = model.cache_spec(config.block_size)
-    cache = KVCache(spec, budget.num_blocks, device)
+    cache = KVCache(spec, budget.num_blocks + 1, device)  # the last one is the probe's
     attention = create_attention(config.attention_backend, spec, device)
     coefficients = prior(hardware, model.weight_bytes, model.num_parameters, spec.bytes_per_token)
-    executor = TorchExecutor(model, cache, attention, device, coefficients, config.seed)
+    executor = TorchExecutor(model, cache, attention, device, coefficients, num_blocks=budget.num_blocks)
     timer.lap("cache")
-    _warm_up(executor, model_config.vocab_size)
+    _probe(executor)  # the first use of every kernel is slower than the rest
     timer.lap("warm up")
-    resolved = resolve(
-        config, device=device.type, max_model_len=budget.max_model_len, num_blocks=budget.num_blocks
-    )
+    limits = resolve(config, device=device.type, max_model_len=budget.max_model_len)
+    logger.info("%s", ", ".join(f"{entry.name} {getattr(limits, entry.name)}" for entry in fields(limits)))
     capacity = executor.capacity()
     scheduler = Scheduler(
-        resolved.scheduler, BlockPool(capacity.num_blocks, capacity.block_size), StepCost(capacity.prior)
+        limits, BlockPool(capacity.num_blocks, capacity.block_size), StepCost(capacity.prior)
     )
     generation = generation_defaults(config.generation_config, path)
     eos_ids = tuple(sorted({*model_config.eos_ids, *generation.eos_ids}))
-    log = StepLog(resolved.scheduler, capacity, eos_ids, config.record_steps)
-    loop = EngineLoop(scheduler, executor, MonotonicClock(), log, heartbeat, frozenset(eos_ids))
-    info = _info(path, model, device, resolved.max_num_seqs, budget, eos_ids, timer.laps)
+    log = StepLog(limits, capacity, eos_ids, record)
+    loop = EngineLoop(
+        scheduler,
+        executor,
+        MonotonicClock(),
+        log,
+        heartbeat,
+        frozenset(eos_ids),
+        seed=config.seed,
+        probe=lambda: _probe(executor),
+    )
+    info = _info(path, model, device, limits.max_num_seqs, budget, eos_ids, timer.laps)
     logger.info("engine ready: %s, %s on %s; %s", info.architecture, info.dtype, device, timer)
     return Engine(loop, log, info, budget, hardware)
 
 
-def _warm_up(executor: Executor, vocab_size: int) -> None:
-    """One step of a prompt and one of decode: the first use of every kernel is slower than the rest."""
-    params = SamplingParams(max_tokens=4)
-    tokens = tuple(index % vocab_size for index in range(8))
-    first = Plan(
-        step=-3,
-        admitted=(Admission("warm-up", tokens, len(tokens), params),),
-        items=(PlanItem("warm-up", 0, len(tokens), (0,) * len(tokens), True),),
-    )
-    second = Plan(step=-2, items=(PlanItem("warm-up", len(tokens), 1, (0,), True),))
-    for plan in (first, second):
-        executor.collect(executor.submit(plan))
-    executor.submit(Plan(step=-1, released=("warm-up",)))
+def _probe(executor: Executor) -> None:
+    """One step of a prompt and one of decode, in a block that the scheduler does not know of.
+
+    Raises whatever the device raises: a broken one is told from a request that it cannot compute.
+    """
+    capacity = executor.capacity()
+    tokens = tuple(index % capacity.vocab_size for index in range(min(8, max(1, capacity.block_size - 1))))
+    admission = Admission("probe", tokens, len(tokens), SamplingParams(temperature=0.0))
+    prompt = PlanItem("probe", 0, len(tokens), (capacity.num_blocks,) * 2, sample=True)
+    decode = PlanItem("probe", len(tokens), 1, (), sample=True)
+    # steps of their own, which no plan has
+    executor.collect(executor.submit(Plan(-3, (admission,), (prompt,))))
+    executor.collect(executor.submit(Plan(-2, (), (decode,))))
+    executor.submit(Plan(-1, released=("probe",)))
 
 
 def _dtype(wanted: str, config: ModelConfig, device: torch.device) -> torch.dtype:

@@ -29,12 +29,15 @@ class EngineClient(Protocol):
         """The loaded model."""
         ...
 
-    def generate(self, adds: Sequence[Add]) -> AsyncGenerator[list[Event], None]:
+    def generate(
+        self, adds: Sequence[Add], on_orphan: Callable[[Event], None] | None = None
+    ) -> AsyncGenerator[list[Event], None]:
         """Run these requests (all of one HTTP request: prompts, and the n siblings of each) and yield their
         events, several at a time.
 
         Ends after the last event of every request (`finish` set). Closing the iterator early (aclose, or
-        cancelling the task) aborts what still runs and frees its blocks.
+        cancelling the task) aborts what still runs and frees its blocks; `on_orphan` then gets the last event
+        of each of these requests, when it comes: it carries the final bill.
         Raises EngineDead with the root cause if the engine dies.
         """
         ...
@@ -64,7 +67,7 @@ class EngineClient(Protocol):
 
     @property
     def load(self) -> int:
-        """Requests accepted and not yet finished."""
+        """Requests that the engine has taken and not finished."""
         ...
 
     @property

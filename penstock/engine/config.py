@@ -1,7 +1,7 @@
 """Settings of one engine, documented where they are defined; `penstock serve` makes its flags from them.
 
-`EngineConfig` is what the user wrote; None means "choose for me". `resolve` makes a `ResolvedConfig` of it,
-once the model and the device are known: a pure function, whose result is printed at the start.
+`EngineConfig` is what the user wrote; None means "choose for me". `resolve` decides the rest once the model
+and the device are known: a pure function, whose result is printed at the start.
 """
 
 from __future__ import annotations
@@ -135,18 +135,6 @@ class EngineConfig:
                 )
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ResolvedConfig:
-    """Every limit decided. See EngineConfig for what each means."""
-
-    max_model_len: int
-    max_num_seqs: int
-    max_num_batched_tokens: int
-    block_size: int
-    num_blocks: int
-    scheduler: SchedulerConfig
-
-
 DEFAULT_LIMITS = {"cpu": (64, 512), "cuda": (256, 8192)}
 """device → (max_num_seqs, max_num_batched_tokens)"""
 
@@ -165,25 +153,18 @@ def step_limits(config: EngineConfig, device: str) -> tuple[int, int]:
     return wanted, tokens
 
 
-def resolve(config: EngineConfig, *, device: str, max_model_len: int, num_blocks: int) -> ResolvedConfig:
-    """Decide what was left open. `max_model_len` and `num_blocks` come from the memory plan."""
+def resolve(config: EngineConfig, *, device: str, max_model_len: int) -> SchedulerConfig:
+    """Every limit of the scheduler, decided; `max_model_len` comes from the memory plan."""
     seqs, tokens = step_limits(config, device)
-    return ResolvedConfig(
-        max_model_len=max_model_len,
+    return SchedulerConfig(
         max_num_seqs=seqs,
         max_num_batched_tokens=tokens,
-        block_size=config.block_size,
-        num_blocks=num_blocks,
-        scheduler=SchedulerConfig(
-            max_num_seqs=seqs,
-            max_num_batched_tokens=tokens,
-            max_model_len=max_model_len,
-            enable_prefix_caching=config.enable_prefix_caching,
-            long_prefill_token_threshold=config.long_prefill_token_threshold,
-            policy=config.scheduling_policy,
-            max_num_queued_reqs=config.max_num_queued_reqs,
-            max_num_queued_tokens=config.max_num_queued_tokens,
-        ),
+        max_model_len=max_model_len,
+        enable_prefix_caching=config.enable_prefix_caching,
+        long_prefill_token_threshold=config.long_prefill_token_threshold,
+        policy=config.scheduling_policy,
+        max_num_queued_reqs=config.max_num_queued_reqs,
+        max_num_queued_tokens=config.max_num_queued_tokens,
     )
 
 

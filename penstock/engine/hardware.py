@@ -6,6 +6,7 @@ of matrix products (the limit of prefill). They are the prior of the cost model.
 
 from __future__ import annotations
 
+import math
 import os
 import platform
 import time
@@ -110,8 +111,20 @@ def memory() -> tuple[int, int]:
         except (OSError, ValueError):  # absent, or "max"
             continue
         if limit < total:
+            used -= _page_cache()
             total, available = limit, min(available, max(0, limit - used))
     return total, available
+
+
+def _page_cache() -> int:
+    """Bytes of the control group that the kernel gives back when asked: files that were read."""
+    try:
+        for line in Path("/sys/fs/cgroup/memory.stat").read_text().splitlines():
+            if line.startswith("inactive_file "):
+                return int(line.split()[1])
+    except OSError:
+        pass
+    return 0
 
 
 def cpu_name() -> str:
@@ -146,8 +159,13 @@ def cpu_isa() -> str:
 
 
 def usable_cores() -> int:
-    """Cores that this process may run on."""
-    return len(os.sched_getaffinity(0))
+    """Cores that this process may run on, within its control group's quota."""
+    cores = len(os.sched_getaffinity(0))
+    try:
+        quota, period = Path("/sys/fs/cgroup/cpu.max").read_text().split()
+        return max(1, min(cores, math.ceil(int(quota) / int(period))))
+    except (OSError, ValueError):  # no control group of version 2, or "max"
+        return cores
 
 
 def _bandwidth(device: torch.device) -> float:

@@ -4,19 +4,25 @@
     result = executor.collect(executor.submit(plan))
     events = scheduler.commit(plan, result, now)
 
-A step that raises does not end the loop: its requests are computed one by one, those that raise again fail
-with their cause, the others go on. The loop knows no sockets and no processes; it is driven by
+A step that raises does not end the loop: if it had several requests, they are computed one by one; those
+that raise again fail with their cause, the others go on. When none gets through, a probe tells whether the
+device still works; if not, the loop raises. The loop knows no sockets and no processes; it is driven by
 engine.process (server) and by penstock.offline (LLM).
 """
 
 from __future__ import annotations
 
+import dataclasses
 import logging
 import math
+import random
+from collections.abc import Callable
+
+import msgspec
 
 from penstock.core.cost import DeviceMeter
 from penstock.core.errors import InvalidRequest
-from penstock.core.plan import Event, Plan, StepResult
+from penstock.core.plan import Event, Plan, PlanItem, StepResult
 from penstock.core.request import FinishReason, Request
 from penstock.core.scheduler import Scheduler
 
@@ -27,6 +33,9 @@ from .messages import Abort, Add, StepStats
 from .trace import StepLog
 
 logger = logging.getLogger("penstock.engine")
+
+_MOST_RETRY_AFTER = 60
+"""Seconds; max_tokens is an upper bound, so long estimates are usually too long."""
 
 
 class EngineLoop:
@@ -39,6 +48,9 @@ class EngineLoop:
         log: keeps the steps.
         heartbeat: where progress is shown to whoever watches.
         eos_ids: the model's end-of-sequence ids.
+        seed: makes the draws of requests without a seed of their own repeatable, in order of arrival; None is
+            truly random.
+        probe: computes something harmless on the executor's device; raises if that is broken.
     """
 
     def __init__(
@@ -49,6 +61,8 @@ class EngineLoop:
         log: StepLog | None = None,
         heartbeat: Heartbeat | None = None,
         eos_ids: frozenset[int] = frozenset(),
+        seed: int | None = None,
+        probe: Callable[[], None] | None = None,
     ) -> None:
         self.scheduler = scheduler
         self.executor = executor
@@ -58,6 +72,8 @@ class EngineLoop:
         self._log = log
         self._heartbeat = heartbeat
         self._eos_ids = eos_ids
+        self._seeds = random.Random(seed)
+        self._probe = probe
         self._last = (0, 0, 0, 0, 0, 0, 0)
         self._seconds = self._predicted = 0.0
 
@@ -69,11 +85,13 @@ class EngineLoop:
     def handle(self, message: Add | Abort) -> list[Event]:
         """Take in a message; returns the events that it causes at once."""
         now = self._clock.now()
+        if isinstance(message, Add):
+            message = self._with_seed(message)
         if self._log:
             self._log.arrived(now, message)
         if isinstance(message, Abort):
             events = [self.scheduler.abort(request, now) for request in message.ids]
-            return self._settle([event for event in events if event is not None])
+            return [event for event in events if event is not None]
         try:
             self.scheduler.add(self._request(message), now)
         except InvalidRequest as error:
@@ -94,11 +112,15 @@ class EngineLoop:
         plan = self.scheduler.schedule(now)
         events = [self._with_retry_after(event) for event in self.scheduler.take_events()]
         if not plan.items:
-            return self._settle(events)
+            return events
         self._predicted = self.scheduler.cost.predict(plan)
-        if self._heartbeat:
-            self._heartbeat.begin(now, self._predicted)
-        result = self._execute(plan)
+        try:
+            result = self._execute(plan)
+        except BaseException:
+            # interrupted: what this plan promised to compute is not there, so nobody may build on it
+            lost = StepResult(plan.step, 0.0, errors={item.request: "interrupted" for item in plan.items})
+            self.scheduler.commit(plan, lost, self._clock.now())
+            raise
         self._clock.spent(result.seconds)
         end = self._clock.now()
         self._seconds = result.seconds
@@ -109,7 +131,7 @@ class EngineLoop:
         if self._log:
             self._log.stepped(now, plan, result, end)
         self.last_plan = plan
-        return self._settle(events)
+        return events
 
     def stats(self) -> StepStats:
         """What happened since the last call, and the state now."""
@@ -150,29 +172,44 @@ class EngineLoop:
     def _execute(self, plan: Plan) -> StepResult:
         started = self._clock.now()
         try:
-            return self.executor.collect(self.executor.submit(plan))
+            return self._run(plan)
         except Exception as error:
             if len(plan.items) == 1:
-                return self._failed(plan, error, self._clock.now() - started)
-            logger.exception(
-                "step %d failed; computing its %d requests one by one", plan.step, len(plan.items)
-            )
-        # one request may have broken the step for all: find out which, keep the others
-        parts = []
-        for item in plan.items:
-            part = Plan(step=plan.step, items=(item,))
-            try:
-                parts.append(self.executor.collect(self.executor.submit(part)))
-            except Exception as error:
-                parts.append(self._failed(part, error, 0.0))
+                parts = [self._failed(plan, error)]
+            else:
+                logger.exception(
+                    "step %d failed; computing its %d requests one by one", plan.step, len(plan.items)
+                )
+                parts = [self._run_alone(plan, item) for item in plan.items]
+        if self._probe and not any(part.regular for part in parts):
+            self._probe()  # raises if this was not the requests' fault
         return _merge(plan, parts, self._clock.now() - started)
 
+    def _run(self, plan: Plan) -> StepResult:
+        if self._heartbeat:
+            self._heartbeat.begin(self._clock.now(), self.scheduler.cost.predict(plan))
+        return self.executor.collect(self.executor.submit(plan))
+
+    def _run_alone(self, plan: Plan, item: PlanItem) -> StepResult:
+        part = Plan(step=plan.step, items=(item,))
+        try:
+            return self._run(part)
+        except Exception as error:
+            return self._failed(part, error)
+
     @staticmethod
-    def _failed(plan: Plan, error: Exception, seconds: float) -> StepResult:
+    def _failed(plan: Plan, error: Exception) -> StepResult:
         request = plan.items[0].request
         logger.error("request %s failed in step %d", request, plan.step, exc_info=error)
         cause = f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
-        return StepResult(step=plan.step, seconds=seconds, errors={request: cause})
+        return StepResult(step=plan.step, seconds=0.0, errors={request: cause}, regular=False)
+
+    def _with_seed(self, message: Add) -> Add:
+        """A seed for a request that samples without one: drawn once, so that it goes on with the same numbers
+        after a preemption, and logged, so that a replay is the same."""
+        if message.params.seed is not None or message.params.greedy:
+            return message
+        return msgspec.structs.replace(message, params=message.params.with_(seed=self._seeds.getrandbits(63)))
 
     def _request(self, message: Add) -> Request:
         return Request(
@@ -188,16 +225,18 @@ class EngineLoop:
         )
 
     def _with_retry_after(self, event: Event) -> Event:
-        """When the queue as it is will have been computed, by the cost model."""
-        seconds = self.scheduler.queued_tokens * self.scheduler.cost.coefficients.per_token
-        fields = {name: getattr(event, name) for name in event.__dataclass_fields__}
-        return Event(**{**fields, "retry_after": max(1, math.ceil(seconds))})
-
-    def _settle(self, events: list[Event]) -> list[Event]:
-        for event in events:
-            if event.finish is not None:
-                self.meter.close(event.device_seconds)
-        return events
+        """When the queue as it is may have been admitted, if the cost model and max_tokens are right."""
+        scheduler, costs = self.scheduler, self.scheduler.cost.coefficients
+        requests = (*scheduler.running, *scheduler.waiting)
+        prompt = sum(max(0, request.prompt_len - request.computed) for request in requests)
+        output = sum(request.max_tokens - request.generated for request in requests)
+        batch = max(1, len(scheduler.running))
+        step = costs.fixed + batch * (costs.per_token + costs.per_sample)
+        seconds = prompt * costs.per_token + output / batch * step
+        share = len(scheduler.waiting) / max(1, len(requests))
+        return dataclasses.replace(
+            event, retry_after=min(_MOST_RETRY_AFTER, max(1, math.ceil(seconds * share)))
+        )
 
 
 def _merge(plan: Plan, parts: list[StepResult], seconds: float) -> StepResult:
@@ -207,4 +246,4 @@ def _merge(plan: Plan, parts: list[StepResult], seconds: float) -> StepResult:
     for part in parts:
         for name, values in merged.items():
             values.update(getattr(part, name))
-    return StepResult(step=plan.step, seconds=seconds, **merged)  # type: ignore[arg-type]
+    return StepResult(step=plan.step, seconds=seconds, regular=False, **merged)  # type: ignore[arg-type]

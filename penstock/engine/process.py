@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import logging
 import os
+import shutil
 import signal
 import sys
 import tempfile
@@ -32,6 +33,9 @@ if TYPE_CHECKING:  # torch is imported when the sockets are there
     from .loop import EngineLoop
 
 logger = logging.getLogger("penstock.engine")
+
+_QUIET_MS = 1000
+"""Idle time before the scheduler's invariants are checked, in milliseconds."""
 
 
 class Launch(msgspec.Struct, frozen=True):
@@ -62,6 +66,8 @@ class EngineProcess:
         self._poller.register(self._inbox, zmq.POLLIN)
         self._poller.register(launch.parent, zmq.POLLIN)
         self._deadline: float | None = None
+        self._checked = False
+        """Whether the scheduler's invariants were checked since the last step."""
 
     def send(self, message: FromEngine) -> None:
         """Queue a message for the API process."""
@@ -86,7 +92,7 @@ class EngineProcess:
                     self._publish(events, loop)
                 if loop.has_work:
                     self._publish(loop.step(), loop)
-                    self._check_when_idle(loop)
+                    self._checked = False
         except Exception:
             self._dump(engine)
             raise
@@ -97,21 +103,20 @@ class EngineProcess:
         """Send what is queued (for at most a second) and free the sockets."""
         self._context.destroy(linger=1000)
 
-    @staticmethod
-    def _check_when_idle(loop: EngineLoop) -> None:
-        """Invariants, at a time when checking them costs nobody anything."""
-        if not loop.has_work:
-            loop.scheduler.check()
-
     def _publish(self, events: list[Event], loop: EngineLoop) -> None:
         self.send(Output(events, loop.stats()))
 
     def _receive(self, loop: EngineLoop, wait: bool) -> list[Event]:
         """Take in everything that has arrived; when there is nothing to do, sleep until something has."""
         events: list[Event] = []
-        for source, _ in self._poller.poll(None if wait and self._deadline is None else 0):
-            if source == self._launch.parent:
-                raise SystemExit("the API process is gone")
+        ready = self._poller.poll(_QUIET_MS if wait and not self._checked else 0)
+        if wait and not ready:
+            if not self._checked:  # quiet for a while: checking costs nobody anything now
+                loop.scheduler.check()
+                self._checked = True
+            ready = self._poller.poll()
+        if any(source == self._launch.parent for source, _ in ready):
+            raise SystemExit("the API process is gone")
         while True:
             try:
                 message = decode_to_engine(self._inbox.recv(zmq.NOBLOCK))
@@ -123,7 +128,7 @@ class EngineProcess:
                 events += loop.handle(message)
 
     def _dump(self, engine: Engine) -> None:
-        """Keep the last steps: they replay what led to the crash."""
+        """Keep the last steps: they show what led to the crash."""
         try:
             descriptor, name = tempfile.mkstemp(prefix="penstock-crash-", suffix=".jsonl")
             os.close(descriptor)
@@ -147,6 +152,7 @@ def main(argument: str) -> int:
         process.run()
     except SystemExit as reason:
         logger.info("engine ends: %s", reason)
+        shutil.rmtree(Path(launch.heartbeat).parent, ignore_errors=True)  # nobody else is left to do it
         return 0
     except StartupError as error:
         process.send(Failed(type(error).__name__, error.message, advice=error.advice, param=error.param))

@@ -57,6 +57,10 @@ _SLACK = 10.0
 """A step may take this many times its prediction, plus the grace, before the engine counts as stuck."""
 
 
+_LONGEST_PATH = 90
+"""Characters; a Unix socket's address holds 107, the socket's own name included."""
+
+
 class RemoteEngine:
     """Implements EngineClient. Made by `launch`; all other methods run on one event loop."""
 
@@ -69,6 +73,11 @@ class RemoteEngine:
         self._inbox: zmq.asyncio.Socket
         self._outbox: zmq.asyncio.Socket
         self._queues: dict[str, asyncio.Queue[list[Event]]] = {}
+        self._orphans: dict[str, Callable[[Event], None]] = {}
+        """Requests whose caller has gone, until their last event."""
+        self._owed: set[str] = set()
+        """Requests whose last event the engine still owes us."""
+        self._closed = False
         self._callbacks: list[Callable[[StepStats], None]] = []
         self._info: ModelInfo | None = None
         self._stats = StepStats(step=0, running=0, waiting=0, kv_usage=0.0)
@@ -84,6 +93,9 @@ class RemoteEngine:
     def launch(cls, config: EngineConfig, *, log_level: str = "info") -> RemoteEngine:
         """Start the engine's process. Needs no running event loop, and returns before anything is loaded."""
         directory = Path(tempfile.mkdtemp(prefix="penstock-"))
+        if len(str(directory)) > _LONGEST_PATH:
+            directory.rmdir()
+            directory = Path(tempfile.mkdtemp(prefix="penstock-", dir="/tmp"))
         Heartbeat(directory / "heartbeat", create=True).close()
         reader, writer = os.pipe()
         launch = Launch(
@@ -124,6 +136,7 @@ class RemoteEngine:
         self._outbox.bind(f"ipc://{self._directory}/requests")
         threading.Thread(target=self._watch, args=(loop,), name="engine-watch", daemon=True).start()
         self._receiver = loop.create_task(self._receive())
+        self._receiver.add_done_callback(self._on_receiver_end)
         await self._started.wait()
         if self._failure is not None:
             raise self._failure
@@ -142,7 +155,9 @@ class RemoteEngine:
         """Process id of the engine."""
         return self._process.pid
 
-    async def generate(self, adds: Sequence[Add]) -> AsyncGenerator[list[Event], None]:
+    async def generate(
+        self, adds: Sequence[Add], on_orphan: Callable[[Event], None] | None = None
+    ) -> AsyncGenerator[list[Event], None]:
         """See EngineClient.generate."""
         if self._failure is not None:
             raise self._failure
@@ -150,10 +165,11 @@ class RemoteEngine:
             raise Draining("the server is shutting down.", advice="Send the request to another server.")
         queue: asyncio.Queue[list[Event]] = asyncio.Queue()
         open_ids = {add.id for add in adds}
-        if not self._queues:
+        if not self._owed:
             self._waiting_since = time.monotonic()
         for add in adds:
             self._queues[add.id] = queue
+            self._owed.add(add.id)
         try:
             for add in adds:
                 await self._send(add)
@@ -161,20 +177,15 @@ class RemoteEngine:
                 events = await queue.get()
                 if not events:  # the engine has died
                     raise self._failure or EngineDead("the engine has ended.")
-                for event in events:
-                    if event.finish is not None:
-                        open_ids.discard(event.request)
-                        self._queues.pop(event.request, None)
+                open_ids.difference_update(event.request for event in events if event.finish is not None)
                 yield events
         finally:
             if open_ids:
-                for request in open_ids:
-                    self._queues.pop(request, None)
-                self.abort(sorted(open_ids))
+                self._orphan(open_ids, queue, on_orphan or (lambda event: None))
 
     def abort(self, ids: Sequence[str]) -> None:
         """See EngineClient.abort."""
-        if self._failure is None:
+        if self._failure is None and not self._closed:
             # a ZeroMQ send to a connected peer does not block; the future needs no waiting for
             self._outbox.send(encode(Abort(tuple(ids))))
 
@@ -182,7 +193,7 @@ class RemoteEngine:
         """Stuck means: work waits, and neither a step's end nor its beginning is recent enough."""
         if self._failure is not None:
             return Liveness(False, str(self._failure))
-        if self._info is None or not self._queues:
+        if self._info is None or not self._owed:
             return Liveness(True, "")
         progress, began, predicted, steps = self._heartbeat.read()
         now = time.monotonic()
@@ -193,7 +204,7 @@ class RemoteEngine:
         doing = f"step {int(steps)} began {now - began:.1f} s ago" if began else "no step began"
         return Liveness(
             False,
-            f"{len(self._queues)} requests wait, but {doing} "
+            f"{len(self._owed)} requests wait, but {doing} "
             f"(predicted {predicted:.3f} s, bound {bound:.1f} s).",
         )
 
@@ -214,8 +225,8 @@ class RemoteEngine:
 
     @property
     def load(self) -> int:
-        """Requests accepted and not yet finished."""
-        return len(self._queues)
+        """Requests that the engine has taken and not finished."""
+        return len(self._owed)
 
     @property
     def stats(self) -> StepStats:
@@ -245,7 +256,7 @@ class RemoteEngine:
                 await asyncio.to_thread(self._process.wait, 10)
         if self._receiver is not None:
             self._receiver.cancel()
-            with contextlib.suppress(asyncio.CancelledError):
+            with contextlib.suppress(asyncio.CancelledError, Exception):  # it was logged when it failed
                 await self._receiver
             self._receiver = None
         self._free()
@@ -260,7 +271,22 @@ class RemoteEngine:
 
     # ------------------------------------------------------------------ inside
 
+    def _orphan(
+        self, ids: set[str], queue: asyncio.Queue[list[Event]], on_orphan: Callable[[Event], None]
+    ) -> None:
+        """The caller has gone: abort what runs, pass on the last events, also those that are here already."""
+        while not queue.empty():
+            for event in queue.get_nowait():
+                if event.finish is not None and event.request in ids:
+                    ids.discard(event.request)
+                    on_orphan(event)
+        for request in ids & self._owed:
+            self._queues.pop(request, None)
+            self._orphans[request] = on_orphan
+        self.abort(sorted(ids & self._owed))
+
     def _free(self) -> None:
+        self._closed = True
         self._context.destroy(linger=0)
         if self._parent_pipe is not None:
             os.close(self._parent_pipe)
@@ -288,12 +314,31 @@ class RemoteEngine:
             queue = self._queues.get(event.request)
             if queue is not None:
                 by_queue.setdefault(id(queue), (queue, []))[1].append(event)
+            if event.finish is not None:
+                self._owed.discard(event.request)
+                self._queues.pop(event.request, None)
+                if (orphaned := self._orphans.pop(event.request, None)) is not None:
+                    orphaned(event)
         for queue, events in by_queue.values():
             queue.put_nowait(events)
         if output.stats is not None:
             self._stats = output.stats
             for callback in self._callbacks:
                 callback(output.stats)
+
+    def _on_receiver_end(self, task: asyncio.Task[None]) -> None:
+        """It ends by being cancelled; anything else is a bug that must not leave callers waiting for ever."""
+        if not task.cancelled() and (error := task.exception()) is not None:
+            logger.error("the engine's messages cannot be read any more", exc_info=error)
+            self._fail(EngineDead(f"the engine's messages cannot be read: {type(error).__name__}: {error}"))
+
+    def _fail(self, failure: PenstockError) -> None:
+        self._failure = failure
+        for queue in {id(queue): queue for queue in self._queues.values()}.values():
+            queue.put_nowait([])
+        self._owed.clear()
+        self._orphans.clear()
+        self._started.set()
 
     def _watch(self, loop: asyncio.AbstractEventLoop) -> None:
         status = self._process.wait()
@@ -303,16 +348,15 @@ class RemoteEngine:
     async def _on_exit(self, status: int) -> None:
         # its last words may still be on the way
         for _ in range(50):
-            if self._last_words is not None or (self._draining and not self._queues):
+            if self._last_words is not None or (self._draining and not self._owed):
                 break
             await asyncio.sleep(0.01)
-        if not self._draining or self._queues or self._info is None:
-            self._failure = self._diagnose(status)
-            logger.error("engine process %d ended: %s", self._process.pid, self._failure)
+        if not self._draining or self._owed or self._info is None:
+            failure = self._diagnose(status)
+            logger.error("engine process %d ended: %s", self._process.pid, failure)
             if self._last_words is not None and self._last_words.trace:
                 logger.error("%s", self._last_words.trace)
-        for queue in {id(queue): queue for queue in self._queues.values()}.values():
-            queue.put_nowait([])
+            self._fail(failure)
         self._started.set()
         self._ended.set()
 

@@ -201,6 +201,7 @@ class AttentionBackend(Protocol):
 
 #: name → (module, class). Backends are imported when asked for.
 _BACKENDS = {
+    "cpu": ("penstock.kernels.cpu.attention", "CpuAttention"),
     "torch": ("penstock.kernels.torch_attention", "TorchAttention"),
     "reference": ("penstock.kernels.reference", "ReferenceAttention"),
 }
@@ -222,6 +223,16 @@ def create_attention(name: str, spec: KVCacheSpec, device: torch.device) -> Atte
             param="--attention-backend",
             advice=f"Choose one of {', '.join(attention_backends())}.",
         )
-    module, cls = _BACKENDS["torch" if name == "auto" else name]
+    module, cls = _BACKENDS[_fastest(spec, device) if name == "auto" else name]
     backend: AttentionBackend = getattr(importlib.import_module(module), cls)(spec, device)
     return backend
+
+
+def _fastest(spec: KVCacheSpec, device: torch.device) -> str:
+    """The compiled kernels where they exist; torch's operators everywhere."""
+    if device.type == "cpu" and spec.dtype in (torch.float32, torch.bfloat16):
+        from .cpu.library import available
+
+        if available() is not None:
+            return "cpu"
+    return "torch"

@@ -85,6 +85,7 @@ class Metrics:
         prometheus_client.disable_created_metrics()  # type: ignore[no-untyped-call]
         self.registry = CollectorRegistry()
         self._labels = {"model_name": model_name, "engine": engine}
+        self._max_model_len = max_model_len
         prometheus_client.ProcessCollector(registry=self.registry)
         prometheus_client.PlatformCollector(registry=self.registry)
         self._gauges: dict[str, Gauge] = {}
@@ -105,13 +106,17 @@ class Metrics:
         return generate_latest(self.registry)
 
     def describe_cache(self, *, block_size: int, num_blocks: int, dtype: str, prefix_caching: bool) -> None:
-        """Set the labels of cache_config_info. `block_size` in tokens."""
+        """Set the labels of cache_config_info. `block_size` in tokens; max_concurrency is the number of
+        requests of the longest length that the cache holds at once."""
+        tokens = num_blocks * block_size
         self._info.labels(
             engine=self._labels["engine"],
             block_size=str(block_size),
             num_gpu_blocks=str(num_blocks),
             cache_dtype=dtype,
             enable_prefix_caching=str(prefix_caching),
+            kv_cache_size_tokens=str(tokens),
+            kv_cache_max_concurrency=str(tokens / self._max_model_len),
         ).set(1)
 
     def observe_step(self, step: StepFigures) -> None:

@@ -122,7 +122,10 @@ CACHE_CONFIG_INFO = Metric(
     Kind.GAUGE,
     "Configuration of the KV cache, in labels; always 1.",
     # vLLM gives this one no model_name
-    ("engine", "block_size", "num_gpu_blocks", "cache_dtype", "enable_prefix_caching"),
+    (
+        *("engine", "block_size", "num_gpu_blocks", "cache_dtype", "enable_prefix_caching"),
+        *("kv_cache_size_tokens", "kv_cache_max_concurrency"),
+    ),
 )
 
 # ---- counters, of each step ----
@@ -202,7 +205,9 @@ MAX_NUM_GENERATION_TOKENS = _histogram(
 )
 REQUEST_PARAMS_N = _histogram("vllm:request_params_n", Buckets.REQUEST_PARAMS_N, "The n asked for.")
 REQUEST_PARAMS_MAX_TOKENS = _histogram(
-    "vllm:request_params_max_tokens", Buckets.REQUEST_TOKENS, "The max_tokens asked for."
+    "vllm:request_params_max_tokens",
+    Buckets.REQUEST_TOKENS,
+    "The max_tokens asked for, or what applied instead.",
 )
 PREFILL_KV_COMPUTED_TOKENS = _histogram(
     "vllm:request_prefill_kv_computed_tokens",

@@ -118,8 +118,12 @@ async def decode_ids(state: State, ids: Sequence[int], skip_special_tokens: bool
 
 async def _whole(send: Send, head: dict[str, Any], generation: Generation, writer: Writer) -> None:
     await generation.run()
-    body = encode({**head, **writer.whole(generation), "usage": generation.usage()})
-    await respond(send, body)
+
+    def body() -> bytes:
+        return encode({**head, **writer.whole(generation), "usage": generation.usage()})
+
+    # a whole vocabulary for each token of a prompt takes seconds to write down
+    await respond(send, await asyncio.to_thread(body) if _is_long(generation) else body())
 
 
 async def _stream(
@@ -131,7 +135,9 @@ async def _stream(
     writer: Writer,
 ) -> None:
     options = request.stream_options
-    include_usage = options is not None and bool(options.include_usage)
+    include_usage = state.config.enable_force_include_usage or (
+        options is not None and bool(options.include_usage)
+    )
     continuous = include_usage and options is not None and bool(options.continuous_usage_stats)
     interval = max(state.config.stream_interval, request.stream_interval or 1)
     form = ChunkFormat(head, null_usage=include_usage)
@@ -169,6 +175,15 @@ async def _stream(
             raise
         ending = error_event(internal(error, f"stream {head['id']}"))
     await stream.close(ending + DONE)
+
+
+def _is_long(generation: Generation) -> bool:
+    """Whether the answer has many logprobs."""
+    entries = 0
+    for choice in generation.choices:
+        entries += sum(1 + len(entry.top) for entry in choice.prompt_logprobs or ())
+        entries += sum(1 + len(entry.top) for entry in choice.logprobs)
+    return entries > _IN_THREAD
 
 
 def _counts(choice: Choice, generated: int) -> dict[str, Any]:

@@ -3,7 +3,7 @@
     CORSMiddleware         only when origins are allowed; outermost, so that browsers can read errors too
       ErrorMiddleware      exceptions → OpenAI-shaped answers; request ids
         AuthMiddleware     only when keys are configured
-          Router           path → endpoint(state, scope, receive, send)
+          Router           path → endpoint(state, scope, receive, send); /health/ is /health
 
 It knows which endpoint serves which path. It starts nothing and owns nothing: `serve` runs it.
 """
@@ -108,10 +108,10 @@ def create_app(
         monotonic=monotonic,
         wall=wall,
     )
-    app: ASGIApp = Router(_routes(state), default=_no_route)
+    app: ASGIApp = Router(_routes(state), default=_no_route, redirect_slashes=False)
     if config.api_key:
         app = AuthMiddleware(app, config.api_key)
-    app = ErrorMiddleware(app, id_header=config.enable_request_id_headers)
+    app = ErrorMiddleware(_without_trailing_slash(app), id_header=config.enable_request_id_headers)
     if config.allowed_origins:
         app = CORSMiddleware(
             app,
@@ -145,6 +145,17 @@ def _routes(state: State) -> list[Route]:
         Route(path, _Endpoint(state, handlers), methods=list(handlers), name=path)
         for path, handlers in by_path.items()
     ]
+
+
+def _without_trailing_slash(app: ASGIApp) -> ASGIApp:
+    """Every layer below sees the same path, so that none is open or closed by its spelling."""
+
+    async def stripped(scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "http":
+            scope["path"] = scope["path"].rstrip("/") or "/"
+        await app(scope, receive, send)
+
+    return stripped
 
 
 async def _no_route(scope: Scope, receive: Receive, send: Send) -> None:

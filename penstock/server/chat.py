@@ -45,6 +45,7 @@ async def chat_completions(state: State, scope: Scope, receive: Receive, send: S
     params = sampling_params(
         request,
         state.default_sampling,
+        state.engine.info,
         max_tokens=asked,
         logprobs=top,
         prompt_logprobs=request.prompt_logprobs,
@@ -74,7 +75,7 @@ async def chat_completions(state: State, scope: Scope, receive: Receive, send: S
         params,
         id=id.engine,
         arrived_at=arrived_at,
-        asked_max_tokens=asked,
+        asked_max_tokens=budget,
         priority=request.priority,
         cache_salt=request.cache_salt,
     )
@@ -206,7 +207,7 @@ class ChatWriter:
         request = self._request
         if not request.logprobs:
             return None
-        return chat_logprobs(entries, request.top_logprobs, as_ids=request.return_tokens_as_token_ids)
+        return chat_logprobs(entries, request.top_logprobs, as_ids=self._state.tokens_as_ids(request))
 
 
 def _content(text: str) -> bytes:

@@ -45,8 +45,9 @@ async def completions(state: State, scope: Scope, receive: Receive, send: Send) 
     params = sampling_params(
         request,
         state.default_sampling,
+        state.engine.info,
         # the engine always samples once: for a prompt alone, that token is dropped
-        max_tokens=1 if prompt_only else asked,
+        max_tokens=1 if prompt_only else default if asked is None else asked,
         logprobs=request.logprobs,
         prompt_logprobs=_prompt_logprobs(request),
     )
@@ -86,7 +87,7 @@ async def completions(state: State, scope: Scope, receive: Receive, send: Send) 
         params,
         id=id.engine,
         arrived_at=arrived_at,
-        asked_max_tokens=asked,
+        asked_max_tokens=max(each.max_tokens for each in prompts) if asked is None else asked,
         priority=request.priority,
         cache_salt=request.cache_salt,
         drop_output=prompt_only,
@@ -175,7 +176,7 @@ class CompletionWriter:
             return None
         pieces = self._logprobs.get(choice.index)
         if pieces is None:
-            pieces = CompletionLogprobs(request.logprobs, as_ids=request.return_tokens_as_token_ids)
+            pieces = CompletionLogprobs(request.logprobs, as_ids=self._state.tokens_as_ids(request))
             self._logprobs[choice.index] = pieces
         if not (first and request.echo):
             return pieces.piece(entries)
@@ -203,12 +204,12 @@ def _prompt_logprobs(request: CompletionRequest) -> int | None:
     return request.prompt_logprobs
 
 
-def _inputs(prompt: str | list[Any], vocab_size: int) -> list[str | list[int]]:
+def _inputs(prompt: str | list[Any] | None, vocab_size: int) -> list[str | list[int]]:
     """The prompts of a request: texts or token ids. Raises InvalidRequest."""
-    if isinstance(prompt, str) or (prompt and type(prompt[0]) is int):
+    if not prompt:  # vLLM's words; prompt_embeds are refused by name before they get here
+        raise InvalidRequest("Either prompt or prompt_embeds must be provided and non-empty.", param="prompt")
+    if isinstance(prompt, str) or type(prompt[0]) is int:
         return [_input(prompt, vocab_size, "prompt")]
-    if not prompt:
-        raise InvalidRequest("prompt must not be empty.", param="prompt")
     return [_input(each, vocab_size, f"prompt[{i}]") for i, each in enumerate(prompt)]
 
 
@@ -227,7 +228,8 @@ def _input(prompt: Any, vocab_size: int, where: str) -> str | list[int]:
                 )
             if not 0 <= token < vocab_size:
                 raise InvalidRequest(
-                    f"{where} contains token id {token}, but the vocabulary has ids 0 to {vocab_size - 1}.",
+                    f"{where} contains token id {token}, which is out of vocabulary: it has ids 0 to "
+                    f"{vocab_size - 1}.",
                     param=where,
                 )
     return prompt

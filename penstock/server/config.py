@@ -50,7 +50,7 @@ class ServerConfig:
         30.0, "Seconds that running requests get to finish after SIGTERM; 0 aborts them at once."
     )
     allowed_origins: tuple[str, ...] = _option(
-        (), "Origins that browsers may call from (CORS), such as https://example.org; * allows all."
+        ("*",), "Origins that browsers may call from (CORS), as https://example.org; '' allows none."
     )
     allowed_methods: tuple[str, ...] = _option(("*",), "Methods that browsers may use (CORS).")
     allowed_headers: tuple[str, ...] = _option(("*",), "Headers that browsers may send (CORS).")
@@ -63,6 +63,12 @@ class ServerConfig:
     timeout_keep_alive: int = _option(5, "Seconds that an idle connection is kept open.")
     uvicorn_log_level: str = _option("info", f"Log level of the HTTP server: {', '.join(_LEVELS)}.")
     disable_uvicorn_access_log: bool = _option(False, "Do not log a line for every HTTP request.")
+    return_tokens_as_token_ids: bool = _option(
+        False, "Write tokens in logprobs as `token_id:N`, where a request does not say otherwise."
+    )
+    enable_force_include_usage: bool = _option(
+        False, "End every stream with the usage, as if stream_options.include_usage were set."
+    )
     enable_log_requests: bool = _option(
         False, "Log a line for every request: id, token counts, parameters; never its text."
     )
@@ -75,6 +81,7 @@ class ServerConfig:
             value = getattr(self, name)
             if not isinstance(value, tuple):
                 object.__setattr__(self, name, (value,) if isinstance(value, str) else tuple(value))
+        object.__setattr__(self, "allowed_origins", tuple(filter(None, self.allowed_origins)))
         _at_least("--port", self.port, 0)
         if self.port > 65535:
             raise StartupError(f"--port must be at most 65535, got {self.port}.", param="--port")

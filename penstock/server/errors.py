@@ -20,6 +20,7 @@ from penstock.core.errors import BY_NAME, PenstockError, RequestFailed, RouteNot
 from penstock.core.plan import Event
 
 from .exchange import ClientGone, header, respond
+from .ids import acceptable
 
 logger = logging.getLogger("penstock.server")
 
@@ -116,7 +117,7 @@ class ErrorMiddleware:
 
 def _given_id(scope: Scope) -> str | None:
     given = header(scope, b"x-request-id")
-    return given if given and len(given) <= 256 and given.isprintable() else None
+    return given if given and acceptable(given) else None
 
 
 def _routing_error(scope: Scope, exc: HTTPException) -> tuple[PenstockError, dict[str, str]]:

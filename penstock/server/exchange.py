@@ -19,7 +19,7 @@ _DISCARD = 8
 
 
 class UnsupportedMediaType(InvalidRequest):
-    """The body is declared to be something else than JSON."""
+    """The body is declared to be something else than JSON, or encoded."""
 
     status = 415
     code = "unsupported_media_type"
@@ -47,6 +47,12 @@ async def read_body(scope: Scope, receive: Receive, limit: int) -> bytes:
         # also keeps browsers from posting here without asking first (CORS)
         raise UnsupportedMediaType(
             f"The body is declared as {media}.", advice="Send `Content-Type: application/json`."
+        )
+    encoding = (header(scope, b"content-encoding") or "identity").strip().lower()
+    if encoding != "identity":
+        raise UnsupportedMediaType(
+            f"The body is declared as encoded with {encoding}, which this server does not decode.",
+            advice="Send it without Content-Encoding.",
         )
     declared = header(scope, b"content-length")
     announced = int(declared) if declared is not None and declared.isdecimal() else 0

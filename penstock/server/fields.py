@@ -104,7 +104,7 @@ CHAT_NEUTRAL: dict[str, Rule] = {
 COMPLETION_NEUTRAL: dict[str, Rule] = {
     **_NEUTRAL,
     "best_of": _as_many_as_n,
-    "prompt_embeds": _never,
+    "prompt_embeds": _empty,
     "suffix": _empty,
 }
 

@@ -33,7 +33,6 @@ from penstock.observe.metrics import RequestFigures
 from penstock.text.output import DecodedLogprob, Delta, OutputProcessor
 
 from .errors import event_error
-from .params import sibling
 from .state import State
 
 logger = logging.getLogger("penstock.requests")
@@ -129,13 +128,13 @@ class Generation:
     async def deltas(self) -> AsyncGenerator[list[tuple[Choice, Delta]], None]:
         """Run. Yields what each batch of events adds, until the last figure is in.
 
-        Closing it early aborts what still runs. Raises the PenstockError of the first choice that fails (the
-        others are then aborted), and EngineDead.
+        Closing it early aborts what still runs; those choices are settled by their last events, which carry
+        their final bills. Raises the PenstockError of the first choice that fails (the others are then
+        aborted), and EngineDead.
         """
-        left = "abort"  # how those end that have no last event: the client left, or another choice failed
         adds = [choice.add for choice in self.choices]
         try:
-            async with aclosing(self._state.engine.generate(adds)) as batches:
+            async with aclosing(self._state.engine.generate(adds, self._late)) as batches:
                 async for events in batches:
                     changes = [change for event in events if (change := self._digest(event)) is not None]
                     if changes:
@@ -146,12 +145,10 @@ class Generation:
                 choice.settled = choice.settled or choice.scheduled_at is None
             raise
         except EngineDead:
-            left = "error"
-            raise
-        finally:
             for choice in self.choices:
                 if not choice.settled:
-                    self._settle(choice, left)
+                    self._settle(choice, "error")
+            raise
 
     async def run(self) -> None:
         """Run to the end, keeping the whole output in the choices."""
@@ -187,7 +184,7 @@ class Generation:
     def _choice(
         self, prompt: Prompt, place: int, number: int, id: str, priority: int, cache_salt: str
     ) -> Choice:
-        params = sibling(self._params, number) if self._params.n > 1 else self._params
+        params = self._params.sibling(number) if self._params.n > 1 else self._params
         add = Add(
             id=f"{id}:{place}:{number}",
             prompt=prompt.ids,
@@ -206,10 +203,7 @@ class Generation:
         choice = self._by_id.get(event.request)
         if choice is None or choice.settled:
             return None
-        choice.cached = event.cached
-        choice.device_seconds = event.device_seconds
-        choice.preemptions = event.preemptions
-        choice.scheduled_at = event.scheduled_at
+        self._take_figures(choice, event)
         if event.prompt_logprobs is not None:
             choice.prompt_logprobs = event.prompt_logprobs
         if event.finish is FinishReason.ERROR:
@@ -223,6 +217,23 @@ class Generation:
         if event.finish is not None:
             self._settle(choice, choice.finish_reason or event.finish.value)
         return change
+
+    def _late(self, event: Event) -> None:
+        """The last event of a choice that nobody waits for any more."""
+        choice = self._by_id[event.request]
+        if choice.settled:
+            return
+        if event.error_type == QueueFull.__name__ and event.finish is FinishReason.ERROR:
+            choice.settled = True  # refused with its siblings: no request for the statistics
+            return
+        self._take_figures(choice, event)
+        self._settle(choice, "abort")
+
+    def _take_figures(self, choice: Choice, event: Event) -> None:
+        choice.cached = event.cached
+        choice.device_seconds = event.device_seconds
+        choice.preemptions = event.preemptions
+        choice.scheduled_at = event.scheduled_at
 
     def _progress(self, choice: Choice, event: Event) -> Delta:
         if event.tokens:

@@ -7,6 +7,8 @@ from dataclasses import dataclass
 
 from starlette.types import Scope
 
+_LONGEST = 256
+
 _numbers = itertools.count(1)
 
 
@@ -18,6 +20,11 @@ class ResponseId:
     """As the client sees it: `chatcmpl-…`."""
     engine: str
     """Beginning of the engine's request ids: unique in this process, even when clients repeat theirs."""
+
+
+def acceptable(id: str) -> bool:
+    """Whether a client's request id can stand in a header and in a log line."""
+    return 0 < len(id) <= _LONGEST and id.isprintable()
 
 
 def response_id(prefix: str, scope: Scope, asked: str | None) -> ResponseId:

@@ -1,7 +1,8 @@
 """Chat messages as clients send them, checked and brought into the form that chat templates read.
 
 Content parts of type text are joined with newlines, or kept as parts for templates that want them. Whatever
-is not text is refused by name. It knows OpenAI's message shapes; it does not know the template.
+is not text is refused by name. Keys that OpenAI does not know, such as `prefix`, are the template's business.
+It knows OpenAI's message shapes; it does not know the template.
 """
 
 from __future__ import annotations
@@ -13,15 +14,15 @@ import msgspec
 
 from penstock.core.errors import InvalidRequest, UnsupportedParameter
 
-ROLES = ("system", "developer", "user", "assistant", "tool")
+ROLES = ("system", "developer", "user", "assistant", "tool", "function")
 
 #: Type of a text part → the key of its text.
 _TEXT_PARTS = {"text": "text", "input_text": "text", "output_text": "text", "refusal": "refusal"}
-#: Handed to the template as they are.
+#: Handed to the template as they are; texts.
 _KEPT = ("name", "tool_call_id", "reasoning", "reasoning_content")
 #: Accepted when empty: dumps of OpenAI's own response objects carry them.
 _EMPTY = ("annotations", "audio", "function_call", "refusal")
-_KNOWN = ("role", "content", "tool_calls", *_KEPT, *_EMPTY)
+_OWN_RULES = ("role", "content", "tool_calls")
 
 
 def normalise(messages: Sequence[Mapping[str, Any]], *, as_parts: bool = False) -> list[dict[str, Any]]:
@@ -39,27 +40,22 @@ def _message(message: Mapping[str, Any], where: str, as_parts: bool) -> dict[str
         )
     kept: dict[str, Any] = {"role": role}
     for name, value in message.items():
-        if name not in _KNOWN:
-            raise InvalidRequest(
-                f"Unrecognized request argument supplied: {where}.{name}.", param=f"{where}.{name}"
-            )
-        if value is None or (name in _EMPTY and not value):
+        if value is None or name in _OWN_RULES or (name in _EMPTY and not value):
             continue
-        if name in _KEPT:
-            if not isinstance(value, str):
-                raise _type_error(f"{where}.{name}", "a string", value)
-            kept[name] = value
-        elif name in _EMPTY:
+        if name in _KEPT and not isinstance(value, str):
+            raise _type_error(f"{where}.{name}", "a string", value)
+        if name in _EMPTY:
             raise UnsupportedParameter(
                 f"{where}.{name} is not supported by this server.", param=f"{where}.{name}"
             )
+        kept[name] = value
     calls = message.get("tool_calls")
     if calls:
         kept["tool_calls"] = _tool_calls(calls, f"{where}.tool_calls")
     content = message.get("content")
     if content is not None:
         kept["content"] = _content(content, f"{where}.content", as_parts)
-    elif role == "assistant" and "tool_calls" in kept:
+    elif role in ("assistant", "function"):
         kept["content"] = ""  # templates concatenate it
     else:
         raise InvalidRequest(f"Missing required parameter: {where}.content.", param=f"{where}.content")

@@ -5,13 +5,21 @@ Pure functions. They know the ranges that depend on the model; they do not know 
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from penstock.core.errors import ContextLengthExceeded, InvalidRequest
 from penstock.core.sampling_params import SamplingParams
+from penstock.engine.messages import ModelInfo
 
+from .ids import acceptable
 from .protocol import GenerateRequest
+
+#: Most characters of all stop strings of a request.
+MAX_STOP_CHARS = 64 * 1024
+
+_TOKEN_ID = re.compile(r"0|-?[1-9][0-9]{0,17}")
 
 #: Fields that generation_config.json may give a default for, and OpenAI's or vLLM's value where it does not.
 _DEFAULTS: dict[str, float | int] = {
@@ -26,24 +34,28 @@ _DEFAULTS: dict[str, float | int] = {
 def sampling_params(
     request: GenerateRequest,
     defaults: Mapping[str, float | int],
+    info: ModelInfo,
     *,
     max_tokens: int | None,
     logprobs: int | None,
     prompt_logprobs: int | None,
 ) -> SamplingParams:
-    """The request's SamplingParams, `n` included. Raises InvalidRequest for a value out of range."""
+    """The request's SamplingParams, `n` included, for the model of `info`.
+
+    Raises InvalidRequest for a value out of range, or token ids outside the vocabulary.
+    """
     chosen: dict[str, Any] = {}
     for name, fallback in _DEFAULTS.items():
         value = getattr(request, name)
         chosen[name] = value if value is not None else defaults.get(name, fallback)
-    return SamplingParams(
+    params = SamplingParams(
         **chosen,
         n=request.n,
         presence_penalty=request.presence_penalty,
         frequency_penalty=request.frequency_penalty,
-        logit_bias=_logit_bias(request.logit_bias),
+        logit_bias=_logit_bias(request.logit_bias, info.vocab_size),
         allowed_token_ids=None if request.allowed_token_ids is None else tuple(request.allowed_token_ids),
-        seed=request.seed,
+        seed=None if request.seed == -1 else request.seed,  # vLLM's way to say "no seed"
         stop=(request.stop,) if isinstance(request.stop, str) else tuple(request.stop),
         stop_token_ids=tuple(request.stop_token_ids),
         include_stop_str_in_output=request.include_stop_str_in_output,
@@ -55,6 +67,8 @@ def sampling_params(
         skip_special_tokens=request.skip_special_tokens,
         spaces_between_special_tokens=request.spaces_between_special_tokens,
     )
+    _check_sampleable(params, info.eos_ids)
+    return params
 
 
 def sibling(params: SamplingParams, index: int) -> SamplingParams:
@@ -146,9 +160,16 @@ def check_common(request: GenerateRequest, scheduling_policy: str) -> None:
         raise InvalidRequest(
             f"cache_salt must have 1 to 1024 characters, got {len(request.cache_salt)}.", param="cache_salt"
         )
-    if request.request_id is not None and not 1 <= len(request.request_id) <= 256:
+    if request.request_id is not None and not acceptable(request.request_id):
         raise InvalidRequest(
-            f"request_id must have 1 to 256 characters, got {len(request.request_id)}.", param="request_id"
+            f"request_id must have 1 to 256 printable characters, got {request.request_id[:80]!r}"
+            f" ({len(request.request_id)} characters).",
+            param="request_id",
+        )
+    stops = [request.stop] if isinstance(request.stop, str) else request.stop
+    if (size := sum(map(len, stops))) > MAX_STOP_CHARS:
+        raise InvalidRequest(
+            f"stop must have at most {MAX_STOP_CHARS} characters in all, got {size}.", param="stop"
         )
     if request.stream and request.prompt_logprobs is not None:
         raise InvalidRequest(
@@ -156,13 +177,46 @@ def check_common(request: GenerateRequest, scheduling_policy: str) -> None:
         )
 
 
-def _logit_bias(raw: Mapping[str, float]) -> dict[int, float]:
-    biases: dict[int, float] = {}
+def _check_sampleable(params: SamplingParams, eos_ids: Sequence[int]) -> None:
+    """min_tokens forbids the ids that end the output: others must be left to sample."""
+    allowed = params.allowed_token_ids
+    if allowed is None or params.min_tokens == 0:
+        return
+    ends = {*params.stop_token_ids, *(() if params.ignore_eos else eos_ids)}
+    if ends.issuperset(allowed):
+        raise InvalidRequest(
+            f"allowed_token_ids {_listed(allowed)} all end the output, which min_tokens={params.min_tokens} "
+            "forbids: nothing is left to sample.",
+            param="allowed_token_ids",
+            advice="Allow another id, or set min_tokens to 0.",
+        )
+
+
+def _logit_bias(raw: Mapping[str, Any], vocab_size: int) -> dict[int, float]:
+    """Biases by token id; an error names every key at fault."""
+    if malformed := [key for key in raw if not _TOKEN_ID.fullmatch(key)]:
+        raise InvalidRequest(
+            f"logit_bias maps token ids to numbers, got the keys {_listed(malformed)}.", param="logit_bias"
+        )
     for key, value in raw.items():
-        try:
-            biases[int(key)] = value
-        except ValueError:
-            raise InvalidRequest(
-                f"logit_bias maps token ids to numbers, got the key {key!r}.", param="logit_bias"
-            ) from None
+        if isinstance(value, bool) or not isinstance(value, int | float):
+            error = InvalidRequest(
+                f"logit_bias must map token ids to numbers, got {type(value).__name__} for the key {key!r}.",
+                param="logit_bias",
+            )
+            error.code = "invalid_type"
+            raise error
+    biases = {int(key): value for key, value in raw.items()}
+    if outside := [token for token in biases if not 0 <= token < vocab_size]:
+        raise InvalidRequest(
+            f"logit_bias contains out-of-vocab token ids {_listed(outside)}; the vocabulary has ids 0 to "
+            f"{vocab_size - 1}.",
+            param="logit_bias",
+        )
     return biases
+
+
+def _listed(values: Sequence[object]) -> str:
+    """The first values, short enough for a message."""
+    shown = ", ".join(repr(value)[:80] for value in values[:20])
+    return shown if len(values) <= 20 else f"{shown} and {len(values) - 20} more"

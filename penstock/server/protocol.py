@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from typing import Any, TypeVar
+from typing import Any, TypeVar, get_type_hints
 
 import msgspec
 
@@ -45,7 +45,7 @@ class GenerateRequest(msgspec.Struct, frozen=True, kw_only=True):
     repetition_penalty: float | None = None
     presence_penalty: float = 0.0
     frequency_penalty: float = 0.0
-    logit_bias: dict[str, float] = {}
+    logit_bias: dict[str, Any] = {}
     allowed_token_ids: list[int] | None = None
     seed: int | None = None
     stop: str | list[str] = []
@@ -67,14 +67,15 @@ class GenerateRequest(msgspec.Struct, frozen=True, kw_only=True):
     cache_salt: str | None = None
     request_id: str | None = None
     return_token_ids: bool = False
-    return_tokens_as_token_ids: bool = False
+    return_tokens_as_token_ids: bool | None = None
+    """By default, what the server is configured to do."""
 
 
 class CompletionRequest(GenerateRequest, frozen=True, kw_only=True):
     """POST /v1/completions."""
 
-    prompt: str | list[Any]
-    """Text, texts, token ids, or lists of token ids."""
+    prompt: str | list[Any] | None = None
+    """Text, texts, token ids, or lists of token ids; required."""
     max_tokens: int | msgspec.UnsetType | None = msgspec.UNSET
     """16 if not given; null means up to the context length, as in vLLM."""
     logprobs: int | None = None
@@ -140,13 +141,26 @@ _NEUTRAL: dict[type[msgspec.Struct], Mapping[str, Rule]] = {
 }
 _NULL_HAS_MEANING = {(CompletionRequest, "max_tokens")}
 
+
+def _integer_fields(shape: type[msgspec.Struct]) -> frozenset[str]:
+    """Fields that take integers, or lists of them, but no other numbers."""
+    hints = {name: str(hint) for name, hint in get_type_hints(shape).items()}
+    return frozenset(
+        name for name, hint in hints.items() if re.search(r"\bint\b", hint) and "float" not in hint
+    )
+
+
+_INTEGERS = {shape: _integer_fields(shape) for shape in _NEUTRAL}
+
 R = TypeVar("R", bound=msgspec.Struct)
 
 
 def decode(raw: Mapping[str, Any], shape: type[R]) -> R:
     """A typed request of the fields in `raw`. Raises InvalidRequest, naming the field."""
     given = {
-        name: value for name, value in raw.items() if value is not None or (shape, name) in _NULL_HAS_MEANING
+        name: _integral(value) if name in _INTEGERS[shape] else value
+        for name, value in raw.items()
+        if value is not None or (shape, name) in _NULL_HAS_MEANING
     }
     implemented = check(given, shape.__struct_fields__, _NEUTRAL[shape])
     try:
@@ -158,7 +172,7 @@ def decode(raw: Mapping[str, Any], shape: type[R]) -> R:
 def parse_object(body: bytes) -> dict[str, Any]:
     """The JSON object in `body`. Raises InvalidRequest, saying where it breaks."""
     try:
-        text = body.decode("utf-8")
+        text = body.decode("utf-8-sig")  # some editors and .NET clients write a byte order mark
     except UnicodeDecodeError as error:
         raise _not_json(f"it is not valid UTF-8 at byte {error.start}") from None
     if not text.strip():
@@ -168,10 +182,26 @@ def parse_object(body: bytes) -> dict[str, Any]:
     except RecursionError:
         raise _not_json("it is nested too deeply") from None
     except msgspec.MsgspecError as error:
+        # msgspec calls a half pair at the end of a text "truncated"
+        if ("surrogate" in str(error) or "truncated" in str(error)) and (half := _HALF_PAIR.search(text)):
+            raise _not_json(
+                f"it has the escape {half[0]} without its other half; such a surrogate is no character"
+            ) from None
         raise _not_json(str(error)) from None
     if not isinstance(value, dict):
         raise _not_json(f"it must be an object, got {_json_type(value)}")
     return value
+
+
+_HIGH, _LOW = r"\\u[dD][89abAB][0-9a-fA-F]{2}", r"\\u[dD][c-fC-F][0-9a-fA-F]{2}"
+_HALF_PAIR = re.compile(rf"{_HIGH}(?!{_LOW})|(?<!\\u[dD][89abAB][0-9a-fA-F]{{2}}){_LOW}")
+
+
+def _integral(value: Any) -> Any:
+    """5 for 5.0, as in JSON Schema; also in a list."""
+    if isinstance(value, list):
+        return [_integral(each) for each in value]
+    return int(value) if isinstance(value, float) and value.is_integer() else value
 
 
 def _not_json(why: str) -> InvalidRequest:

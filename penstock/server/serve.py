@@ -29,6 +29,7 @@ from penstock.core.errors import StartupError
 from penstock.engine.client import EngineClient
 
 from .config import ServerConfig
+from .connection import Connection
 
 logger = logging.getLogger("penstock.server")
 
@@ -195,7 +196,7 @@ class _Server(uvicorn.Server):
 def _uvicorn_config(app: ASGIApp, config: ServerConfig, log_config: dict[str, Any] | None) -> uvicorn.Config:
     return uvicorn.Config(
         app,
-        http="httptools" if importlib.util.find_spec("httptools") is not None else "h11",
+        http=Connection,
         ws="none",
         lifespan="off",
         log_config=log_config,

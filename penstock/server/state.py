@@ -15,6 +15,10 @@ from penstock.text.chat_template import ChatTemplate
 from penstock.text.tokenizer import Tokenizer
 
 from .config import ServerConfig
+from .protocol import GenerateRequest
+
+_RETRY_AFTER = 5
+"""Seconds after which a server that loads or restarts is worth another try."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -56,6 +60,11 @@ class State:
                 f"The model {name!r} does not exist.", param="model", advice=f"This server has: {served}."
             )
 
+    def tokens_as_ids(self, request: GenerateRequest) -> bool:
+        """Whether logprobs write tokens as `token_id:N`: the request's word, else the server's."""
+        asked = request.return_tokens_as_token_ids
+        return self.config.return_tokens_as_token_ids if asked is None else asked
+
     def check_accepting(self) -> None:
         """Raise Unavailable, with the reason, unless the engine takes new requests now."""
         reason = self.unavailable()
@@ -69,7 +78,9 @@ class State:
             failure = engine.failure
             return failure if isinstance(failure, EngineDead) else EngineDead(str(failure))
         if engine.draining:
-            return Draining("The server is shutting down and takes no new requests.")
+            return Draining(
+                "The server is shutting down and takes no new requests.", retry_after=_RETRY_AFTER
+            )
         if not engine.ready:
-            return Unavailable("The engine is still loading the model.", retry_after=5)
+            return Unavailable("The engine is still loading the model.", retry_after=_RETRY_AFTER)
         return None

@@ -53,7 +53,8 @@ async def detokenize(state: State, scope: Scope, receive: Receive, send: Send) -
     for id in request.tokens:
         if not 0 <= id < vocab_size:
             raise InvalidRequest(
-                f"tokens contains token id {id}, but the vocabulary has ids 0 to {vocab_size - 1}.",
+                f"tokens contains token id {id}, which is out of vocabulary: it has ids 0 to "
+                f"{vocab_size - 1}.",
                 param="tokens",
             )
     text = await decode_ids(state, request.tokens, skip_special_tokens=False)

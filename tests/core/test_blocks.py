@@ -90,14 +90,3 @@ def test_asking_for_too_much_takes_nothing() -> None:
 def test_hashes_do_not_depend_on_the_process() -> None:
     assert hash_block(b"", [1, 2, 3], "salt").hex() == "05a868077462b8ef096cf01de3a87711"
     assert hash_block(hash_block(b"", [1]), [2]).hex() == "30e044a502cd42b316b95c377f814a2a"
-
-
-def test_clearing_the_index_frees_cached_blocks() -> None:
-    pool = BlockPool(4, 1)
-    table = pool.allocate(2)
-    pool.register(table[0], hash_block(b"", [1]))
-    pool.release(table)
-    pool.clear_index()
-    pool.check([])
-    assert pool.cached == 0
-    assert pool.lookup([hash_block(b"", [1])]) == []

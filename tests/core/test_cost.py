@@ -86,7 +86,4 @@ def test_nothing_to_do_costs_nothing() -> None:
 def test_the_meter_accounts_for_every_second() -> None:
     meter = DeviceMeter(started=10.0)
     meter.step(2.0)
-    meter.close(1.5)
-    assert meter.idle(20.0) == pytest.approx(8.0)
-    assert meter.imbalance(20.0, {"still running": 0.5}) == pytest.approx(0.0)
-    assert meter.imbalance(20.0, {}) == pytest.approx(0.05)
+    assert (meter.busy, meter.idle(20.0)) == (2.0, 8.0)

@@ -21,6 +21,10 @@ from penstock.core.sampling_params import SamplingParams
         ("presence_penalty", 2.5),
         ("frequency_penalty", -2.5),
         ("repetition_penalty", 0.0),
+        ("n", 1.5),
+        ("top_k", 2.5),
+        ("max_tokens", "5"),
+        ("seed", True),
         ("logit_bias", {1: 200.0}),
         ("seed", 2**64),
         ("max_tokens", 0),
@@ -41,6 +45,22 @@ def test_sequences_become_tuples() -> None:
     params = SamplingParams(stop="end", stop_token_ids=[1, 2])  # type: ignore[arg-type]
     assert params.stop == ("end",)
     assert params.stop_token_ids == (1, 2)
+
+
+def test_what_vllms_users_write() -> None:
+    params = SamplingParams(stop=None, stop_token_ids=None, logit_bias=None, seed=-1, temperature=0)  # type: ignore[arg-type]
+    assert (params.stop, params.stop_token_ids, params.logit_bias, params.seed) == ((), (), {}, None)
+    assert isinstance(params.temperature, float)
+    assert SamplingParams(repetition_penalty=3).repetition_penalty == 3.0
+
+
+def test_siblings_have_seeds_of_their_own() -> None:
+    params = SamplingParams(n=3, seed=2**63 - 1, prompt_logprobs=1)
+    siblings = [params.sibling(index) for index in range(3)]
+    assert [one.seed for one in siblings] == [2**63 - 1, -(2**63), -(2**63) + 1]
+    assert [one.prompt_logprobs for one in siblings] == [1, None, None]
+    assert all(one.n == 1 for one in siblings)
+    assert SamplingParams(seed=-2).sibling(1).seed == 0
 
 
 @pytest.mark.parametrize("field", ["stop_token_ids", "allowed_token_ids"])

@@ -88,10 +88,9 @@ def test_the_same_prompt_is_computed_once_even_within_one_step() -> None:
 
 @pytest.mark.parametrize("caching", [True, False])
 def test_siblings_wait_for_their_leader_and_share_its_prompt(caching: bool) -> None:
-    params = SamplingParams(n=2, max_tokens=4)
     world = World(config(enable_prefix_caching=caching), num_blocks=32)
-    world.add(request("0", 30, max_tokens=4, params=params))
-    world.add(request("1", 30, max_tokens=4, params=params, leader="0"))
+    world.add(request("0", 30, max_tokens=4))
+    world.add(request("1", 30, max_tokens=4, leader="0"))
     assert shape(world.step()) == {"0": 16}
     assert shape(world.step()) == {"0": 14, "1": 2}
     world.run()
@@ -129,6 +128,38 @@ def test_the_queue_is_bounded_after_admission() -> None:
     assert [event.request for event in refused] == ["d"]
     assert "the queue is full: 1 requests" in (refused[0].error or "")
     world.run()
+
+
+def test_siblings_are_refused_with_their_leader() -> None:
+    world = World(config(max_num_seqs=1, max_num_queued_reqs=0))
+    world.add(request("a", [1]))
+    world.step()
+    world.add(request("b", [2]))
+    world.add(request("b'", [2], leader="b"))
+    world.step()
+    assert [event.request for event in world.events if event.error] == ["b", "b'"]
+    world.run()
+
+
+def test_prompt_tokens_are_counted_once_and_recomputed_ones_apart() -> None:
+    world = World(config(watermark=0.0), num_blocks=8)
+    world.add(request("old", [1, 2, 3, 4], max_tokens=26))
+    world.add(request("young", list(range(50, 66)), max_tokens=8))
+    world.run()
+    totals = world.scheduler.totals
+    assert totals.preemptions > 0
+    assert totals.prompt_tokens + totals.cached_tokens == 20
+    assert totals.recomputed_tokens > 0
+
+
+def test_steps_that_failed_teach_the_cost_model_nothing() -> None:
+    world = World(config())
+    world.add(request("a", [1]))
+    world.add(request("b", [2]))
+    world.step(failing=frozenset({"a"}))
+    assert world.scheduler.cost.observed == 0
+    world.run()
+    assert world.scheduler.cost.observed > 0
 
 
 def test_the_queue_is_bounded_in_tokens() -> None:

@@ -103,9 +103,8 @@ class Server:
 
     def engine_pid(self) -> int:
         """The engine's process, the only child."""
-        children = Path(f"/proc/{self.process.pid}/task/{self.process.pid}/children").read_text().split()
-        assert len(children) == 1, children
-        return int(children[0])
+        (pid,) = children(self.process.pid)
+        return pid
 
     def close(self) -> None:
         """End it, gently first."""
@@ -126,6 +125,11 @@ def serving(*flags: str, log: Path) -> Iterator[Server]:
         yield server.wait()
     finally:
         server.close()
+
+
+def children(pid: int) -> list[int]:
+    """Processes that this one has started and that run."""
+    return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
 
 
 def eventually(condition: object, seconds: float = 30.0) -> None:

@@ -17,7 +17,7 @@ import pytest
 from penstock.cli.main import main
 from tests.engine.build import checkpoint
 
-from .server import Server, eventually, serving
+from .server import Server, children, eventually, serving
 
 LONG = {"prompt": "A Pod is", "max_tokens": 1500, "temperature": 0, "stream": True, "ignore_eos": True}
 SMALL = ("--kv-cache-memory-bytes", "16MiB", "--dtype", "float32")
@@ -47,6 +47,10 @@ def test_a_disconnect_in_mid_stream_frees_the_blocks(tmp_path: Path) -> None:
         eventually(lambda: server.metric("vllm:num_requests_running") == 0)
         assert server.metric("vllm:kv_cache_usage_perc") == 0
         eventually(lambda: json.loads(server.get("/load")[1])["server_load"] == 0)
+        page = server.metrics()
+        bills = page.total("penstock:request_device_seconds_sum")
+        assert bills == pytest.approx(page.total("penstock:device_seconds_total", state="busy"), rel=1e-3)
+        assert page.total("vllm:request_success_total", finished_reason="abort") == 1
 
 
 def test_sigterm_drains(tmp_path: Path) -> None:
@@ -139,6 +143,17 @@ def refused(tmp_path: Path, *flags: str) -> str:
     try:
         assert server.exit_status(90) == 2, server.log
         return server.log
+    finally:
+        server.close()
+
+
+def test_sigterm_while_loading_ends_the_start(tmp_path: Path) -> None:
+    server = Server(*SMALL, log=tmp_path / "log")
+    try:
+        eventually(lambda: children(server.process.pid))
+        server.process.send_signal(signal.SIGTERM)
+        assert server.exit_status() == 128 + signal.SIGTERM
+        assert "Traceback" not in server.log
     finally:
         server.close()
 

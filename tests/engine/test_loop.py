@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import io
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pytest
@@ -11,16 +10,18 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from penstock.core.blocks import BlockPool
-from penstock.core.plan import Event
+from penstock.core.errors import StartupError
+from penstock.core.plan import Event, StepResult
 from penstock.core.request import FinishReason
 from penstock.core.sampling_params import SamplingParams
 from penstock.core.scheduler import Scheduler, SchedulerConfig
 from penstock.engine.clock import VirtualClock
+from penstock.engine.executor.base import Ticket
 from penstock.engine.executor.simulated import FakeExecutor
 from penstock.engine.heartbeat import Heartbeat
 from penstock.engine.loop import EngineLoop
 from penstock.engine.messages import Abort, Add
-from penstock.engine.trace import StepLog, replay
+from penstock.engine.trace import StepLog, open_log, read_log, replay
 
 
 def add(name: str, prompt: Sequence[int] = (1, 2, 3), max_tokens: int = 3, **fields: object) -> Add:
@@ -32,6 +33,8 @@ def make_loop(
     executor: FakeExecutor | None = None,
     heartbeat: Heartbeat | None = None,
     log: Path | None = None,
+    seed: int | None = None,
+    probe: Callable[[], None] | None = None,
     **limits: object,
 ) -> EngineLoop:
     executor = executor or FakeExecutor()
@@ -40,8 +43,8 @@ def make_loop(
     )
     capacity = executor.capacity()
     scheduler = Scheduler(config, BlockPool(capacity.num_blocks, capacity.block_size))
-    steps = StepLog(config, capacity, path=str(log)) if log else None
-    return EngineLoop(scheduler, executor, VirtualClock(100.0), steps, heartbeat)
+    steps = StepLog(config, capacity, file=open_log(str(log))) if log else None
+    return EngineLoop(scheduler, executor, VirtualClock(100.0), steps, heartbeat, seed=seed, probe=probe)
 
 
 def run(loop: EngineLoop) -> list[Event]:
@@ -66,6 +69,62 @@ def test_a_request_that_breaks_a_step_of_its_own_fails_too() -> None:
     loop = make_loop(FakeExecutor(failing={"bad": ValueError()}))
     loop.handle(add("bad"))
     assert [event.error for event in run(loop)] == ["ValueError"]
+
+
+def test_a_broken_device_ends_the_loop_and_a_bad_request_does_not() -> None:
+    """When nobody gets through, the probe tells the two apart."""
+    executor = FakeExecutor(failing={"bad": RuntimeError("no such kernel")})
+    broken: list[str] = []
+
+    def probe() -> None:
+        if broken:
+            raise RuntimeError("illegal memory access")
+
+    loop = make_loop(executor, probe=probe)
+    for _ in range(5):
+        loop.handle(add("bad"))
+        assert [event.error for event in run(loop)] == ["RuntimeError: no such kernel"]
+    broken.append("now")
+    loop.handle(add("bad"))
+    with pytest.raises(RuntimeError, match="illegal memory access"):
+        loop.step()
+    loop.scheduler.check()
+
+
+def test_an_interrupted_step_leaves_no_promises_behind() -> None:
+    """Blocks are found by others as soon as they are planned: after Ctrl-C they hold nothing."""
+
+    class Interrupted(FakeExecutor):
+        interrupt = True
+
+        def collect(self, ticket: Ticket) -> StepResult:
+            if self.interrupt:
+                raise KeyboardInterrupt
+            return super().collect(ticket)
+
+    executor = Interrupted()
+    loop = make_loop(executor)
+    loop.handle(add("a", range(13)))
+    with pytest.raises(KeyboardInterrupt):
+        loop.step()
+    assert not loop.has_work
+    executor.interrupt = False
+    loop.handle(add("b", range(13)))
+    assert {event.cached for event in run(loop)} == {0}
+
+
+def test_requests_without_a_seed_get_one_that_they_keep() -> None:
+    plans = []
+    for _ in range(2):
+        loop = make_loop(seed=7)
+        loop.handle(add("a"))
+        loop.handle(add("b"))
+        loop.handle(Add("c", (1,), SamplingParams(temperature=0.0), 1, arrived_at=0.0))
+        loop.step()
+        plans.append({entry.request: entry.params.seed for entry in loop.last_plan.admitted})
+    assert plans[0] == plans[1]
+    assert len(set(plans[0].values())) == 3
+    assert plans[0]["c"] is None
 
 
 def test_what_the_scheduler_refuses_becomes_an_event() -> None:
@@ -109,7 +168,6 @@ def test_every_device_second_is_a_requests_or_idle() -> None:
     bills = sum(event.device_seconds for event in events if event.finish)
     now = clock.now()
     assert bills + loop.meter.idle(now) == pytest.approx(now - 100.0)
-    assert loop.meter.imbalance(now, {}) < 1e-9
     assert loop.stats().idle == pytest.approx(0.7)
 
 
@@ -182,14 +240,57 @@ def test_a_recorded_run_replays_to_identical_plans(
     assert recorded == replayed
 
 
-def test_the_ring_keeps_the_last_steps(tmp_path: Path) -> None:
+def test_failures_with_shared_blocks_replay(tmp_path: Path) -> None:
+    path = tmp_path / "steps.jsonl"
+    loop = make_loop(
+        FakeExecutor(failing={"bad": RuntimeError("planned")}), log=path, max_num_batched_tokens=64
+    )
+    for name in ("bad", "sharer", "other"):
+        loop.handle(add(name, range(13) if name != "other" else [9, 9], max_tokens=5))
+    run(loop)
+    assert loop._log is not None
+    loop._log.close()
+    recorded, replayed = replay(path.read_text().splitlines())
+    assert len(recorded) == loop.scheduler.totals.steps
+    assert recorded == replayed
+    cut = path.read_text()[:-20].splitlines()  # as after a SIGKILL
+    recorded, replayed = replay(cut)
+    assert recorded == replayed
+
+
+def test_the_ring_keeps_the_last_steps_and_says_what_is_missing(tmp_path: Path) -> None:
     loop = make_loop(log=tmp_path / "all.jsonl")
     loop.handle(add("a"))
     run(loop)
-    assert loop._log is not None
-    loop._log.dump(tmp_path / "ring.jsonl")
-    loop._log.close()
-    assert (tmp_path / "ring.jsonl").read_text() == (tmp_path / "all.jsonl").read_text()
-    with io.StringIO((tmp_path / "ring.jsonl").read_text()) as lines:
-        recorded, replayed = replay(lines)
-    assert recorded == replayed
+    log = loop._log
+    assert log is not None
+    log.dump(tmp_path / "ring.jsonl")
+    for number in range(300):
+        loop.handle(add(str(number), max_tokens=1))
+        run(loop)
+    log.dump(tmp_path / "late.jsonl")
+    log.close()
+    lines = (tmp_path / "all.jsonl").read_text().splitlines()
+    early = (tmp_path / "ring.jsonl").read_text().splitlines()
+    assert early == lines[: len(early)]
+    late = (tmp_path / "late.jsonl").read_text().splitlines()
+    assert late[2:] == lines[-256:]
+    with pytest.raises(ValueError, match="begins in mid-run"):
+        read_log(late)
+    with pytest.raises(ValueError, match="not the head"):
+        read_log(["{}"])
+
+
+def test_a_full_disk_ends_the_log_and_nothing_else() -> None:
+    if not Path("/dev/full").exists():
+        pytest.skip("no /dev/full on this system")
+    loop = make_loop(log=Path("/dev/full"))
+    for number in range(40):
+        loop.handle(add(str(number), range(60), max_tokens=2))
+    assert sum(event.finish is FinishReason.LENGTH for event in run(loop)) == 40
+
+
+def test_a_log_that_cannot_be_written_is_refused_at_the_start(tmp_path: Path) -> None:
+    with pytest.raises(StartupError, match="--record-steps") as caught:
+        open_log(str(tmp_path / "no" / "such" / "folder"))
+    assert caught.value.param == "--record-steps"

@@ -97,9 +97,54 @@ def test_closing_the_stream_frees_the_blocks() -> None:
         stream = engine.generate([add("a", max_tokens=400)])
         await anext(stream)
         await stream.aclose()
-        assert engine.load == 0
+        await until(lambda: engine.load == 0)
         await until(lambda: engine.stats.running == 0 and engine.stats.kv_usage == 0.0)
         assert await finish(engine, add("b"))
+
+    play(scenario)
+
+
+def test_the_bill_of_a_caller_who_left_still_comes() -> None:
+    async def scenario(engine: RemoteEngine) -> None:
+        orphans: list[Event] = []
+        stream = engine.generate([add("a", max_tokens=400), add("b", max_tokens=1)], orphans.append)
+        await anext(stream)  # b's only token is in it, or waits in the queue
+        await stream.aclose()
+        await until(lambda: engine.load == 0)
+        bills = {event.request: event for event in orphans}
+        assert bills["a"].finish is FinishReason.ABORT
+        assert bills["a"].device_seconds > 0
+        assert not engine._orphans
+
+    play(scenario)
+
+
+def test_a_slow_reader_is_not_a_stuck_engine() -> None:
+    """The engine has finished; that its last events have not been read yet is no reason to restart it."""
+
+    async def scenario(engine: RemoteEngine) -> None:
+        stream = engine.generate([add("a", max_tokens=3)])
+        await anext(stream)
+        await until(lambda: engine.load == 0)
+        engine._waiting_since = -1e6
+        assert engine.liveness().alive
+        await engine.drain(10.0)
+        assert engine.failure is None
+        rest = [event async for events in stream for event in events]
+        assert rest[-1].finish is FinishReason.LENGTH
+
+    play(scenario)
+
+
+def test_a_receiver_that_breaks_leaves_nobody_waiting() -> None:
+    async def scenario(engine: RemoteEngine) -> None:
+        def broken(stats: object) -> None:
+            raise RuntimeError("planted")
+
+        engine.on_stats(broken)
+        with pytest.raises(EngineDead, match="planted"):
+            await finish(engine, add("a"))
+        assert not engine.ready
 
     play(scenario)
 
@@ -194,7 +239,7 @@ def test_an_exception_in_the_engine_is_its_last_words(
     monkeypatch.setenv("TMPDIR", str(tmp_path))
 
     async def scenario(engine: RemoteEngine) -> None:
-        await finish(engine, add("a"))  # its invariants are checked when it is idle again
+        await finish(engine, add("a"))  # its invariants are checked when it has been idle for a while
         await until(lambda: engine.failure is not None)
         assert "AssertionError: planted" in str(engine.failure)
         assert list(tmp_path.glob("penstock-crash-*.jsonl"))

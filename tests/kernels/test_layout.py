@@ -74,10 +74,10 @@ def test_cache() -> None:
 
 
 def test_backends() -> None:
-    assert create_attention("auto", SPEC, CPU).name == "torch"
+    assert create_attention("torch", SPEC, CPU).name == "torch"
     assert create_attention("reference", SPEC, CPU).name == "reference"
-    assert attention_backends() == ("auto", "torch", "reference")
-    with pytest.raises(StartupError, match=r"'flash'.*Choose one of auto, torch, reference") as caught:
+    assert attention_backends() == ("auto", "cpu", "torch", "reference")
+    with pytest.raises(StartupError, match=r"'flash'.*Choose one of auto, cpu, torch, reference") as caught:
         create_attention("flash", SPEC, CPU)
     assert caught.value.param == "--attention-backend"
 

@@ -18,6 +18,7 @@ import uvicorn
 from penstock.engine.messages import Add
 from penstock.server.app import create_app
 from penstock.server.config import ServerConfig
+from penstock.server.connection import Connection
 from penstock.server.serve import bind
 from penstock.text.chat_template import ChatTemplate
 from penstock.text.tokenizer import Tokenizer
@@ -46,7 +47,14 @@ class LiveServer:
         self._socket = bind(config)
         self.port: int = self._socket.getsockname()[1]
         self._server = uvicorn.Server(
-            uvicorn.Config(app, log_config=None, lifespan="off", ws="none", root_path=config.root_path)
+            uvicorn.Config(
+                app,
+                http=Connection,
+                log_config=None,
+                lifespan="off",
+                ws="none",
+                root_path=config.root_path,
+            )
         )
         self._thread = threading.Thread(target=self._run, daemon=True)
 

@@ -80,7 +80,9 @@ class FakeEngine:
         self._loop: asyncio.AbstractEventLoop | None = None
 
     # ---- the protocol ----
-    async def generate(self, adds: Sequence[Add]) -> AsyncGenerator[list[Event], None]:
+    async def generate(
+        self, adds: Sequence[Add], on_orphan: Callable[[Event], None] | None = None
+    ) -> AsyncGenerator[list[Event], None]:
         self._loop = asyncio.get_running_loop()
         if self._wake is None:
             self._wake = asyncio.Event()
@@ -93,8 +95,9 @@ class FakeEngine:
             self._changed.notify_all()
         try:
             if self.queue_limit is not None and len(self._running) > self.queue_limit:
-                yield [self._refused(running) for running in mine.values()]
+                refused = [self._refused(running) for running in mine.values()]
                 mine.clear()
+                yield refused
             while mine:
                 while self._paused(mine.values()) and self.failure is None:
                     self._wake.clear()
@@ -115,6 +118,10 @@ class FakeEngine:
                 self.gone += mine
                 self._changed.notify_all()
             self._wake.set()
+            for running in mine.values():
+                running.aborted = True
+                if on_orphan is not None and self.failure is None:
+                    on_orphan(self._step(running))
 
     def abort(self, ids: Sequence[str]) -> None:
         with self._changed:

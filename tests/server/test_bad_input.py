@@ -32,7 +32,7 @@ REFUSED: list[tuple[str, dict[str, Any], str | None, str | None]] = [
     (CHAT, {"messages": HI, "stream": "yes"}, "stream", "invalid_type"),
     (CHAT, {"messages": HI, "stop": [1]}, "stop[0]", "invalid_type"),
     (CHAT, {"messages": HI, "logprobs": 3}, "logprobs", "invalid_type"),
-    (CHAT, {"messages": HI, "logit_bias": {"5": "x"}}, "logit_bias[...]", "invalid_type"),
+    (CHAT, {"messages": HI, "logit_bias": {"5": "x"}}, "logit_bias", "invalid_type"),
     (CHAT, {"messages": HI, "model": 5}, "model", "invalid_type"),
     (TEXT, {"prompt": {"a": 1}}, "prompt", "invalid_type"),
     (TEXT, {"prompt": "a", "logprobs": True}, "logprobs", "invalid_type"),
@@ -103,7 +103,6 @@ REFUSED: list[tuple[str, dict[str, Any], str | None, str | None]] = [
     (CHAT, {"messages": HI, "temprature": 1}, "temprature", "unknown_parameter"),
     (TEXT, {"prompt": "a", "max_completion_tokens": 5}, "max_completion_tokens", "unknown_parameter"),
     (CHAT, {"messages": HI, "stream": True, "stream_options": {"a": 1}}, "stream_options.a", None),
-    (CHAT, {"messages": [{"role": "user", "content": "a", "mood": 1}]}, "messages[0].mood", None),
     # known fields that are not implemented
     (CHAT, {"messages": HI, "tools": [{"type": "function"}]}, "tools", "unsupported_parameter"),
     (CHAT, {"messages": HI, "tool_choice": "required"}, "tool_choice", "unsupported_parameter"),

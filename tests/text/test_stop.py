@@ -1,5 +1,7 @@
 """Stop strings against a plain search in the whole text."""
 
+import tracemalloc
+
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -82,3 +84,22 @@ def test_flush_gives_back_what_was_held():
     assert checker.push("a <|en") == ("a ", None)
     assert checker.flush() == "<|en"
     assert checker.flush() == ""
+
+
+def test_a_long_stop_string_costs_memory_in_proportion():
+    stop = "ab" * 100_000 + "c"
+    tracemalloc.start()
+    try:
+        checker = StopChecker([stop])
+        assert checker.push("x" + stop[:1000]) == ("x", None)
+        assert checker.push("a" * 10) == (stop[:1000] + "a" * 9, None)
+        assert checker.flush() == "a"
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert peak < 4 * len(stop)
+
+
+def test_many_stop_strings_of_one_beginning():
+    stops = [f"<{number}>" for number in range(5000)]
+    assert run(list("a <b> <49 <4999>."), stops, False) == ("a <b> <49 ", "<4999>")

@@ -21,7 +21,7 @@ class SimulatedExecutor:
 
     Args:
         capacity: sizes to report.
-        next_token: which token comes next; see `echo` and `scripted`.
+        next_token: which token comes next; see `echo`.
         cost: says how long a step takes.
     """
 
@@ -127,15 +127,6 @@ def echo(request: str, known: Sequence[int], generated: int) -> int:
     """The prompt again, from its start."""
     prompt = known[: len(known) - generated] if generated else known
     return prompt[generated % len(prompt)]
-
-
-def scripted(outputs: Mapping[str, Sequence[int]]) -> NextToken:
-    """What each request generated in a recorded run."""
-
-    def next_token(request: str, known: Sequence[int], generated: int) -> int:
-        return outputs[request][generated]
-
-    return next_token
 
 
 def _certain(token: int, count: int) -> TokenLogprob:

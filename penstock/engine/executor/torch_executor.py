@@ -8,7 +8,6 @@ anything: which tokens, which blocks and who is sampled is the plan's.
 
 from __future__ import annotations
 
-import random
 import time
 from array import array
 from collections.abc import Sequence
@@ -44,7 +43,7 @@ class TorchExecutor:
         cache: its KV cache.
         attention: kernels for this cache.
         prior: what steps cost, roughly.
-        seed: makes the draws of requests without a seed of their own repeatable; None is truly random.
+        num_blocks: blocks to offer, if fewer than the cache has.
     """
 
     def __init__(
@@ -54,14 +53,14 @@ class TorchExecutor:
         attention: AttentionBackend,
         device: torch.device,
         prior: Coefficients,
-        seed: int | None = None,
+        num_blocks: int | None = None,
     ) -> None:
         self._model = model
         self._cache = cache
         self._attention = attention
         self._device = device
         self._prior = prior
-        self._seeds = random.Random(seed)
+        self._num_blocks = cache.num_blocks if num_blocks is None else num_blocks
         self._sampler = Sampler()
         self._seats: dict[str, _Seat] = {}
         self._applied = -1
@@ -69,7 +68,7 @@ class TorchExecutor:
     def capacity(self) -> Capacity:
         """Sizes of the cache and the model."""
         return Capacity(
-            num_blocks=self._cache.num_blocks,
+            num_blocks=self._num_blocks,
             block_size=self._cache.spec.block_size,
             vocab_size=self._model.config.vocab_size,
             prior=self._prior,
@@ -124,14 +123,16 @@ class TorchExecutor:
         self._applied = plan.step
 
     def _seat(self, admission: Admission) -> _Seat:
-        seed = admission.params.seed
+        params = admission.params
+        if len(admission.tokens) > admission.prompt_len:
+            params = params.with_(prompt_logprobs=None)  # they were delivered before the preemption
         row = Row(
             request=admission.request,
-            params=admission.params,
+            params=params,
             prompt_len=admission.prompt_len,
             tokens=list(admission.tokens),
             eos_ids=admission.eos_ids,
-            seed=seed if seed is not None else self._seeds.getrandbits(63),
+            seed=params.seed or 0,
         )
         return _Seat(row, array("q"))
 

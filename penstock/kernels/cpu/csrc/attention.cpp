@@ -23,6 +23,16 @@ int query_tile(const Attention& a) {
     return tile;
 }
 
+// KV heads of a decode unit: all, for long reads, or fewer if the threads would have too little to share.
+int head_tile(const Attention& a) {
+    int64_t units = 0;
+    for (int s = 0; s < a.spans; s++)
+        if (is_decode(a, a.lengths[s])) units += 1 + a.starts[s] / PARTITION;
+    int tile = std::min(a.kv_heads, std::max(1, UNIT_HEADS / a.heads));
+    while (tile > 1 && units * ((a.kv_heads + tile - 1) / tile) < 2 * a.threads) tile = (tile + 1) / 2;
+    return tile;
+}
+
 struct Plan {
     std::vector<Unit> units;
     std::vector<Group> groups;
@@ -30,28 +40,29 @@ struct Plan {
     int64_t partial_rows = 0;
 
     explicit Plan(const Attention& a) {
-        const int tile = query_tile(a);
+        const int tile = query_tile(a), heads = head_tile(a);
         for (int s = 0; s < a.spans; s++)
             for (int first = 0; first < a.lengths[s]; first += tile)
-                add(a, s, first, std::min(tile, a.lengths[s] - first));
+                add(a, s, first, std::min(tile, a.lengths[s] - first), is_decode(a, a.lengths[s]) ? heads : 1);
         cut(a);
     }
 
-    void add(const Attention& a, int span, int first, int tokens) {
+    void add(const Attention& a, int span, int first, int tokens, int heads) {
         const int length = a.lengths[span];
         const int end = a.starts[span] + first + tokens;
         const int begin = a.window ? std::max(0, a.starts[span] + first - a.window + 1) : 0;
         const int width = length <= SPLIT_TOKENS ? PARTITION * length : end;
         const int from = begin / width, parts = (end - 1) / width - from + 1;
-        for (int head = 0; head < a.kv_heads; head++) {
+        for (int head = 0; head < a.kv_heads; head += heads) {
+            const int count = std::min(heads, a.kv_heads - head);
             int group = -1;
             if (parts > 1) {
                 group = (int)groups.size();
                 groups.push_back({(int32_t)partial_rows, parts});
-                partial_rows += (int64_t)parts * tokens * a.heads;
+                partial_rows += (int64_t)parts * tokens * count * a.heads;
             }
             for (int i = 0; i < parts; i++)
-                units.push_back({span, head, first, tokens, std::max(begin, (from + i) * width),
+                units.push_back({span, head, count, first, tokens, std::max(begin, (from + i) * width),
                                  std::min(end, (from + i + 1) * width), group, i});
         }
     }
@@ -71,7 +82,7 @@ struct Plan {
     }
 
     static int64_t cost(const Attention& a, const Unit& u) {
-        return 8 + (int64_t)(u.end - u.begin) * (is_decode(a, u.tokens) ? 1 : 2 + u.tokens * a.heads / 8);
+        return 8 + (int64_t)(u.end - u.begin) * u.kv_heads * (is_decode(a, u.tokens) ? 1 : 2 + u.tokens * a.heads / 8);
     }
 };
 

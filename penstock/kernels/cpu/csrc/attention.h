@@ -1,6 +1,7 @@
 // Paged attention of one step: its inputs, its units of work, and what the two kernels share.
 //
-//     unit    one KV head of one span, a tile of its query tokens, a range of its keys
+//     unit    some KV heads of one span, a tile of its query tokens, a range of its keys
+//     row     of a unit: one query token, one query head
 //     group   the units that have the same rows and different keys; whoever finishes last combines them
 //     lot     consecutive units of roughly equal total cost; a free thread takes the next lot
 //
@@ -18,15 +19,18 @@ constexpr int PARTITION = 512;
 constexpr int SPLIT_TOKENS = 16;
 // One query token with at most so many heads per KV head goes to the decode kernel.
 constexpr int DECODE_HEADS = 8;
+// A decode unit has so many query heads at most: their scores stay in the second-level cache.
+constexpr int UNIT_HEADS = 32;
 // Keys of one tile of the prefill kernel, and its rows (query tokens times heads per KV head) at most.
 constexpr int KEY_TILE = 64;
-constexpr int TILE_ROWS = 128;
+constexpr int TILE_ROWS = 96;
 
 struct Unit {
-    int32_t span, head;
-    int32_t first, tokens;  // query tokens of the span
-    int32_t begin, end;     // positions of keys
-    int32_t group;          // -1: the unit is alone and writes to `out`
+    int32_t span;
+    int32_t head, kv_heads;  // the first KV head, and how many
+    int32_t first, tokens;   // query tokens of the span
+    int32_t begin, end;      // positions of keys
+    int32_t group;           // -1: the unit is alone and writes to `out`
     int32_t part;
 };
 
@@ -59,7 +63,7 @@ struct Attention {
     float scale;
 };
 
-// Element offsets of the keys (and values) at positions [begin, end) of a span, for one head.
+// Element offsets of the keys (and values) at positions [begin, end), for the unit's first head.
 INLINE void locate(const Attention& a, const Unit& u, int begin, int end, int64_t* offsets) {
     const int32_t* table = a.tables + a.table_at[u.span];
     const int64_t piece = (int64_t)a.block_size * a.dim;
@@ -70,21 +74,25 @@ INLINE void locate(const Attention& a, const Unit& u, int begin, int end, int64_
     }
 }
 
+INLINE int rows_of(const Attention& a, const Unit& u) { return u.tokens * u.kv_heads * a.heads; }
+
 template <typename T>
 INLINE const T* query(const Attention& a, const Unit& u, int row) {
-    int token = a.rows[u.span] + u.first + row / a.heads;
-    return (const T*)a.q + token * a.q_token + (u.head * a.heads + row % a.heads) * a.q_head;
+    const int heads = u.kv_heads * a.heads;  // of one token
+    int64_t token = a.rows[u.span] + u.first + row / heads;
+    return (const T*)a.q + token * a.q_token + (u.head * a.heads + row % heads) * a.q_head;
 }
 
 template <typename T>
 INLINE T* output(const Attention& a, const Unit& u, int row) {
-    int64_t token = a.rows[u.span] + u.first + row / a.heads;
-    return (T*)a.out + ((token * a.kv_heads + u.head) * a.heads + row % a.heads) * a.dim;
+    const int heads = u.kv_heads * a.heads;
+    int64_t token = a.rows[u.span] + u.first + row / heads;
+    return (T*)a.out + (token * a.kv_heads * a.heads + u.head * a.heads + row % heads) * a.dim;
 }
 
 INLINE float* partial(const Attention& a, const Unit& u, int part, int row) {
-    const Group& g = a.groups[u.group];
-    return a.partials + ((int64_t)g.first_row + part * u.tokens * a.heads + row) * (a.dim + 2);
+    const int64_t first = a.groups[u.group].first_row + (int64_t)part * rows_of(a, u);
+    return a.partials + (first + row) * (a.dim + 2);
 }
 
 // Ends a row: values / total to `out`, or everything to `partials`. `most` is in units of log2.
@@ -108,7 +116,7 @@ void finish_unit(const Attention& a, const Unit& u) {
     auto* remaining = reinterpret_cast<std::atomic<int32_t>*>(a.remaining + u.group);
     if (remaining->fetch_sub(1, std::memory_order_acq_rel) != 1) return;
     const int parts = a.groups[u.group].parts;
-    for (int row = 0; row < u.tokens * a.heads; row++) {
+    for (int row = 0; row < rows_of(a, u); row++) {
         float most = -INF, total = 0;
         for (int i = 0; i < parts; i++) most = std::fmax(most, partial(a, u, i, row)[0]);
         for (int i = 0; i < parts; i++) {

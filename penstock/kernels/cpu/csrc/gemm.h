@@ -54,6 +54,9 @@ void gemm(const uint32_t* a, int lda, const uint32_t* b, int ldb, float* c, int 
     for (; n + VECTORS * W <= columns; n += VECTORS * W)
         for (int m = 0; m < rows; m += ROWS)
             gemm_block<Product, VECTORS>(a + m * lda, lda, b + n, ldb, c + m * ldc + n, ldc, steps, add);
+    for (; n + 2 * W <= columns; n += 2 * W)
+        for (int m = 0; m < rows; m += ROWS)
+            gemm_block<Product, 2>(a + m * lda, lda, b + n, ldb, c + m * ldc + n, ldc, steps, add);
     for (; n < columns; n += W)
         for (int m = 0; m < rows; m += ROWS)
             gemm_block<Product, 1>(a + m * lda, lda, b + n, ldb, c + m * ldc + n, ldc, steps, add);

@@ -11,6 +11,7 @@
 
 #pragma once
 
+#include <algorithm>
 #include <type_traits>
 
 #include "attention.h"
@@ -40,7 +41,7 @@ struct FloatWords {
         }
     }
 
-    static void weights(float*) {}
+    static void weights(float*, int) {}
 };
 
 #if PENSTOCK_DOT
@@ -68,9 +69,9 @@ struct PairWords {
             }
     }
 
-    static void weights(float* scores) {
+    static INLINE void weights(float* scores, int count) {
         bf16* to = (bf16*)scores;
-        for (int i = 0; i < KEY_TILE; i += W) store(to + i, load(scores + i));
+        for (int i = 0; i < count; i += W) store(to + i, load(scores + i));
     }
 
   private:
@@ -119,41 +120,55 @@ struct Prefill {
         }
     };
 
-    // Keys (transposed) and values of positions [tile, tile + KEY_TILE) that lie in [begin, end).
-    static void pack(const Attention& a, const Unit& u, const Memory& m, int tile, int begin, int end) {
-        const int steps = Words::steps(a.dim), columns = Words::columns(a.dim);
-        const int from = begin > tile ? begin - tile : 0, to = end < tile + KEY_TILE ? end - tile : KEY_TILE;
+    // A tile's keys at positions [first + from, first + to), as offsets into the cache; none if from >= to.
+    struct Tile {
+        int from, to;
         int64_t offsets[KEY_TILE];
+
+        void find(const Attention& a, const Unit& u, int first) {
+            from = std::max(u.begin - first, 0), to = std::min(u.end - first, KEY_TILE);
+            if (from < to) locate(a, u, first + from, first + to, offsets + from);
+        }
+
+        // Part `part` of `parts` of its keys and values into the cache of the processor.
+        INLINE void fetch(const Attention& a, int part, int parts) const {
+            const int count = std::max(to - from, 0);
+            for (int i = from + count * part / parts; i < from + count * (part + 1) / parts; i++)
+                for (int d = 0; d < a.dim; d += 64 / (int)sizeof(T)) {
+                    prefetch((const T*)a.keys + offsets[i] + d);
+                    prefetch((const T*)a.values + offsets[i] + d);
+                }
+        }
+    };
+
+    // Keys (transposed) and values of a tile, with zeros for what is not there.
+    static void pack(const Attention& a, const Memory& m, const Tile& tile) {
+        const int steps = Words::steps(a.dim), columns = Words::columns(a.dim);
         const T* rows[KEY_TILE] = {};
-        locate(a, u, tile + from, tile + to, offsets + from);
         for (int i = 0; i < KEY_TILE; i++) {
-            if (i >= from && i < to)
-                Words::words((const T*)a.keys + offsets[i], a.dim, m.staged + i * steps);
+            if (i >= tile.from && i < tile.to)
+                Words::words((const T*)a.keys + tile.offsets[i], a.dim, m.staged + i * steps);
             else
                 std::memset(m.staged + i * steps, 0, steps * sizeof(uint32_t));
         }
         transpose(m.staged, steps, m.k, KEY_TILE, KEY_TILE, steps);
-        for (int i = from; i < to; i++) rows[i] = (const T*)a.values + offsets[i];
-        Words::values(rows, to, a.dim, columns, m.v);
+        for (int i = tile.from; i < tile.to; i++) rows[i] = (const T*)a.values + tile.offsets[i];
+        Words::values(rows, tile.to, a.dim, columns, m.v);
     }
 
     // Scores of a row to weights; keys outside [from, to) of the tile are hidden. Rescales what the row has.
-    static void soften(float* s, int from, int to, float scale, float& most, float& total, float* o, int columns) {
-        vf x[KEY_TILE / W], top = splat(-INF);
-        for (int i = 0; i < KEY_TILE / W; i++) x[i] = load(s + i * W) * scale;
-        if (from > 0 || to < KEY_TILE) {
-            for (int i = 0; i < KEY_TILE / W; i++) store(s + i * W, x[i]);
-            for (int i = 0; i < from; i++) s[i] = -INF;
-            for (int i = to; i < KEY_TILE; i++) s[i] = -INF;
-            for (int i = 0; i < KEY_TILE / W; i++) x[i] = load(s + i * W);
-        }
-        for (int i = 0; i < KEY_TILE / W; i++) top = max(x[i], top);
+    static INLINE void soften(float* s, int width, int from, int to, float scale, float& most, float& total, float* o,
+                              int columns) {
+        const float hidden = -std::copysign(INF, scale);
+        for (int i = 0; i < from; i++) s[i] = hidden;
+        for (int i = to; i < width; i++) s[i] = hidden;
+        vf top = splat(-INF), sums{};
+        for (int i = 0; i < width; i += W) top = max(load(s + i) * scale, top);
         const float next = std::fmax(most, max(top)), base = next == -INF ? 0.0f : next;
-        vf sums{};
-        for (int i = 0; i < KEY_TILE / W; i++) {
-            x[i] = exp2(x[i] - base);
-            sums += x[i];
-            store(s + i * W, x[i]);
+        for (int i = 0; i < width; i += W) {
+            vf weight = exp2(load(s + i) * scale - base);
+            sums += weight;
+            store(s + i, weight);
         }
         if (next != most) {
             const float shrink = most == -INF ? 0.0f : std::exp2(most - next);
@@ -175,21 +190,27 @@ struct Prefill {
         std::memset(m.q + rows * steps, 0, (padded - rows) * steps * sizeof(uint32_t));
         std::memset(m.o, 0, padded * columns * sizeof(float));
         const int start = a.starts[u.span] + u.first;
+        const float scale = a.scale * LOG2E;
+        Tile here, next;
+        next.find(a, u, u.begin / KEY_TILE * KEY_TILE);
         for (int tile = u.begin / KEY_TILE * KEY_TILE; tile < u.end; tile += KEY_TILE) {
-            pack(a, u, m, tile, u.begin, u.end);
-            gemm<Product>(m.q, steps, m.k, KEY_TILE, m.s, KEY_TILE, padded, KEY_TILE, steps, false);
+            here = next;
+            next.find(a, u, tile + KEY_TILE);
+            const int keys = u.end - tile < KEY_TILE ? u.end - tile : KEY_TILE, width = round_up(keys, 16);
+            pack(a, m, here);
+            gemm<Product>(m.q, steps, m.k, KEY_TILE, m.s, KEY_TILE, padded, width, steps, false);
             for (int row = 0; row < rows; row++) {
                 const int position = start + row / heads;
+                next.fetch(a, row, rows);
                 int from = u.begin - tile, to = (position + 1 < u.end ? position + 1 : u.end) - tile;
                 if (a.window && position - a.window + 1 - tile > from) from = position - a.window + 1 - tile;
                 float* s = m.s + row * KEY_TILE;
                 if (from >= KEY_TILE || to <= 0 || from >= to)
-                    std::memset(s, 0, KEY_TILE * sizeof *s);
+                    std::memset(s, 0, width * sizeof *s);
                 else
-                    soften(s, from, to, a.scale * LOG2E, m.most[row], m.total[row], m.o + row * columns, columns);
-                Words::weights(s);
+                    soften(s, width, from, to, scale, m.most[row], m.total[row], m.o + row * columns, columns);
+                Words::weights(s, width);
             }
-            const int keys = u.end - tile < KEY_TILE ? u.end - tile : KEY_TILE;
             gemm<Product>((uint32_t*)m.s, KEY_TILE, m.v, columns, m.o, columns, padded, columns, Words::key_steps(keys), true);
         }
         for (int row = 0; row < rows; row++)

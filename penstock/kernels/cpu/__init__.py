@@ -1,0 +1,10 @@
+"""CPU kernels in C++: what torch's operators cannot do in one pass over memory.
+
+    csrc/*.{h,cpp}   plain C++17, no torch headers: compiles in seconds with g++ or clang++
+    build            source ─▶ shared library in the user's cache directory, ahead or in the background
+    library          loads it, checks it against the specification, or says once what is lost without it
+    attention        the backend "cpu"
+    elementwise      norms, rotations and activations, each one pass
+
+Importing this package imports nothing.
+"""

@@ -1,0 +1,188 @@
+"""Compiles the C++ kernels for this machine's processor, once; the result is kept in the user's cache directory.
+
+    python -m penstock.kernels.cpu.build      compile ahead of use; says what it did
+
+The library's name holds two hashes: of sources, flags and the processor's features, and of the compiler. So a
+new processor, a new Penstock or a new compiler compiles anew, and a machine without a compiler takes what an
+earlier one left for the same processor (an image built elsewhere). Any number of processes may build at the
+same time: a lock makes one of them compile, and the result appears under its name in one piece.
+
+Environment: PENSTOCK_CACHE (or XDG_CACHE_HOME/penstock) is the directory, CXX the compiler.
+
+Knows files and compilers. Knows nothing of torch, so that the background build starts in milliseconds.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import os
+import platform
+import shlex
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+SOURCE_DIR = Path(__file__).parent / "csrc"
+#: -ffast-math is out of the question: NaN must stay NaN, and the bits of a row must not depend on its batch.
+FLAGS = ("-std=c++17", "-O3", "-march=native", "-fPIC", "-shared", "-fno-math-errno", "-Wno-psabi")
+_COMPILERS = ("g++", "clang++", "c++")
+_COMPILE_SECONDS = 300
+
+
+class BuildError(Exception):
+    """The library cannot be built: what is wrong, and what to do about it."""
+
+    def __init__(self, reason: str, advice: str) -> None:
+        super().__init__(f"{reason} {advice}")
+        self.reason = reason
+        self.advice = advice
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """One library: how it is compiled, and where it lies."""
+
+    compiler: tuple[str, ...]
+    flags: tuple[str, ...]
+    path: Path
+
+
+def cache_dir() -> Path:
+    """Where libraries are kept; made on first use, for this user only."""
+    own = os.environ.get("PENSTOCK_CACHE")
+    if own:
+        return Path(own)
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "penstock"
+
+
+def find_compiler() -> tuple[str, ...] | None:
+    """The command of a C++ compiler: CXX, or the first of g++, clang++ and c++ that is installed."""
+    chosen = shlex.split(os.environ.get("CXX", ""))
+    if chosen:
+        return tuple(chosen) if shutil.which(chosen[0]) else None
+    for name in _COMPILERS:
+        if shutil.which(name):
+            return (name,)
+    return None
+
+
+def find_library(flags: tuple[str, ...] = FLAGS) -> Path | None:
+    """The library for this machine if it has been built; without a compiler, by whichever built it."""
+    if find_compiler() is not None:
+        path = target(flags).path
+        return path if path.exists() else None
+    found = sorted(cache_dir().glob(f"{_stem(flags)}-*.so"))
+    return found[-1] if found else None
+
+
+def target(flags: tuple[str, ...] = FLAGS) -> Target:
+    """What would be compiled. Raises BuildError if there is no compiler, or it does not run."""
+    compiler = find_compiler()
+    if compiler is None:
+        raise BuildError(
+            f"No C++ compiler was found ({os.environ.get('CXX') or ', '.join(_COMPILERS)}).",
+            "Install one (Debian and Ubuntu: apt-get install g++).",
+        )
+    try:
+        version = subprocess.run(
+            [*compiler, "--version"], capture_output=True, check=True, timeout=60, stdin=subprocess.DEVNULL
+        ).stdout
+    except (OSError, subprocess.SubprocessError) as error:
+        raise BuildError(f"{compiler[0]} --version failed: {error}.", "Repair it, or set CXX.") from error
+    digest = hashlib.sha256(version).hexdigest()[:12]
+    return Target(compiler, flags, cache_dir() / f"{_stem(flags)}-{digest}.so")
+
+
+def build(flags: tuple[str, ...] = FLAGS) -> Path:
+    """Path of the library, compiled now if need be. Raises BuildError."""
+    wanted = target(flags)
+    if wanted.path.exists():
+        return wanted.path
+    directory = wanted.path.parent
+    try:
+        directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+        with open(directory / f"{wanted.path.name}.lock", "w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            if not wanted.path.exists():  # another process may have been first
+                _compile(wanted)
+    except OSError as error:
+        raise BuildError(
+            f"{directory} cannot be used: {error}.", "Set PENSTOCK_CACHE to a writable directory."
+        ) from error
+    return wanted.path
+
+
+def start_build() -> subprocess.Popen[bytes]:
+    """Build in a process of its own, at low priority, which goes on if this one ends. Exit status 0 is success."""
+    return subprocess.Popen(
+        [sys.executable, "-m", __spec__.name if __spec__ else __name__],
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        start_new_session=True,
+    )
+
+
+def _compile(wanted: Target) -> None:
+    """Compile to a temporary file beside the target, then rename it."""
+    sources = sorted(str(path) for path in SOURCE_DIR.glob("*.cpp"))
+    handle, partial = tempfile.mkstemp(prefix="building-", suffix=".so", dir=wanted.path.parent)
+    os.close(handle)
+    command = [*wanted.compiler, *wanted.flags, "-o", partial, *sources]
+    try:
+        done = subprocess.run(
+            command, capture_output=True, text=True, timeout=_COMPILE_SECONDS, stdin=subprocess.DEVNULL
+        )
+        if done.returncode:
+            complaint = next((line for line in done.stderr.splitlines() if "error" in line), done.stderr[:500])
+            raise BuildError(f"{shlex.join(command[:1])} failed: {complaint.strip()}.", "Try another one with CXX.")
+        os.chmod(partial, 0o700)
+        os.rename(partial, wanted.path)
+    except subprocess.TimeoutExpired as error:
+        raise BuildError(f"{wanted.compiler[0]} took more than {_COMPILE_SECONDS} s.", "Try again.") from error
+    finally:
+        Path(partial).unlink(missing_ok=True)
+
+
+def _stem(flags: tuple[str, ...]) -> str:
+    digest = hashlib.sha256()
+    for path in sorted(SOURCE_DIR.iterdir()):
+        if path.suffix in (".h", ".cpp"):
+            digest.update(path.name.encode() + b"\0" + path.read_bytes() + b"\0")
+    digest.update(repr((flags, platform.machine(), _cpu_features())).encode())
+    return f"cpu-kernels-{digest.hexdigest()[:16]}"
+
+
+def _cpu_features() -> list[str]:
+    """Feature names of the first processor as Linux gives them; elsewhere what names the processor."""
+    try:
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            key, _, value = line.partition(":")
+            if key.strip() in ("flags", "Features"):
+                return sorted(value.split())
+    except OSError:
+        pass
+    return [platform.processor()]
+
+
+def main() -> int:
+    """Build, and print what was done; 0 even without a compiler would hide it, so the status is 1 then."""
+    started = time.perf_counter()
+    try:
+        before = find_library()
+        path = before or build()
+    except BuildError as error:
+        print(f"CPU kernels: not built. {error}", file=sys.stderr)
+        return 1
+    took = "there already" if before else f"compiled in {time.perf_counter() - started:.1f} s"
+    print(f"CPU kernels: {path} ({took})")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,186 @@
+"""The compiled kernels, loaded: their C interface, their threads, and whether they can be trusted here.
+
+Knows ctypes, torch's OpenMP runtime and the self-test. What the kernels compute is told by csrc/*.h.
+
+    available()      the library, or None: then one warning has said what is lost and how to get it
+    start_build()    compile in the background, early in a process that will want the kernels
+
+PENSTOCK_CPU_KERNELS=0 does without them, silently.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import logging
+import os
+import subprocess
+import time
+from ctypes import c_char_p, c_float, c_int, c_int32, c_int64, c_void_p
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from . import build
+
+logger = logging.getLogger("penstock.kernels")
+
+#: Seconds that a start waits for a compiler which is still running.
+WAIT_SECONDS = 5.0
+#: Names of OpenMP runtimes; each exports the GNU entry points.
+_RUNTIMES = ("libgomp", "libomp", "libiomp5")
+_ENTRY_POINTS = ("GOMP_parallel", "GOMP_barrier", "omp_get_thread_num", "omp_get_num_threads")
+
+
+class AttentionArguments(ctypes.Structure):
+    """struct Attention of csrc/attention.h, field by field."""
+
+    _fields_ = [
+        *((name, c_void_p) for name in "q k v keys values out".split()),
+        *((name, c_int64) for name in "q_token q_head k_token k_head v_token v_head".split()),
+        *((name, c_void_p) for name in "starts lengths rows table_at tables slots units groups lots".split()),
+        *((name, c_void_p) for name in "partials remaining scratch".split()),
+        ("scratch_bytes", c_int64),
+        *((name, c_int32) for name in "spans tokens num_units num_groups num_lots".split()),
+        *((name, c_int32) for name in "kv_heads heads dim block_size window threads".split()),
+        ("scale", c_float),
+    ]
+
+
+class Library:
+    """A loaded library.
+
+    Attributes:
+        path: its file.
+        runtime: the file of the OpenMP runtime that it shares with torch.
+        isa: the instructions that it was compiled for.
+    """
+
+    def __init__(self, path: Path) -> None:
+        """Raises OSError or AttributeError if it cannot be loaded, or is not what it should be."""
+        self.path = path
+        self._handle = ctypes.CDLL(str(path))
+        self.runtime, team = _openmp()
+        self._function("penstock_init", None, [c_void_p] * 4)(*team)
+        self.isa: str = self._function("penstock_isa", c_char_p, [])().decode()
+        pointer = ctypes.POINTER(AttentionArguments)
+        self.scratch_bytes = self._function("penstock_scratch_bytes", c_int64, [c_int] * 3)
+        self.plan = self._function("penstock_plan", None, [pointer, c_void_p, c_int64, c_int64 * 4])
+        self.attention = self._function("penstock_attention", None, [pointer, c_int])
+
+    def _function(self, name: str, result: Any, arguments: list[Any]) -> Any:
+        function = getattr(self._handle, name)
+        function.restype, function.argtypes = result, arguments
+        return function
+
+
+def _openmp() -> tuple[str, list[c_void_p]]:
+    """(file, entry points) of the OpenMP runtime that torch has loaded.
+
+    Calling that very runtime gives the process one pool of threads; a second one would fight with it for the
+    cores. Raises OSError if there is none.
+    """
+    home = str(Path(torch.__file__).parent)
+    candidates = {line.split()[-1] for line in _maps() if Path(line.split()[-1]).name.startswith(_RUNTIMES)}
+    candidates |= {str(path) for path in Path(home, "lib").glob("lib*omp*") if path.name.startswith(_RUNTIMES)}
+    for path in sorted(candidates, key=lambda path: not path.startswith(home)):
+        runtime = ctypes.CDLL(path)
+        if all(hasattr(runtime, name) for name in _ENTRY_POINTS):
+            return path, [ctypes.cast(getattr(runtime, name), c_void_p) for name in _ENTRY_POINTS]
+    raise OSError("torch has loaded no OpenMP runtime with GNU entry points")
+
+
+def _maps() -> list[str]:
+    """Lines of the process's memory map that name a file."""
+    try:
+        return [line for line in Path("/proc/self/maps").read_text().splitlines() if "/" in line]
+    except OSError:
+        return []
+
+
+class _State:
+    """What this process knows about its library."""
+
+    library: Library | None = None
+    settled = False
+    """Whether `library` is final."""
+    builder: subprocess.Popen[bytes] | None = None
+
+
+def enabled() -> bool:
+    """False if the environment says to do without the kernels."""
+    return os.environ.get("PENSTOCK_CPU_KERNELS", "1").lower() not in ("0", "false", "no", "off")
+
+
+def start_build() -> None:
+    """Have the library compiled in the background, unless it is there, unwanted or impossible."""
+    if not enabled() or _State.settled or _State.builder is not None:
+        return
+    try:
+        if build.find_library() is None and build.find_compiler() is not None:
+            _State.builder = build.start_build()
+    except (OSError, build.BuildError):
+        pass  # available() tries again, and says what is wrong
+
+
+def available(wait_seconds: float = WAIT_SECONDS) -> Library | None:
+    """The library, compiled and checked; the answer is the same for the rest of the process.
+
+    Waits at most so long for a compiler. None means that torch has to do; a warning has said why.
+    """
+    if not _State.settled and enabled():
+        try:
+            _State.library = _load(wait_seconds)
+        except build.BuildError as error:
+            _warn(error.reason, error.advice)
+        except Exception as error:
+            _warn(f"{type(error).__name__}: {error}.", "Please report this; PENSTOCK_CPU_KERNELS=0 hides it.")
+        _State.settled = True
+    return _State.library if enabled() else None
+
+
+def loaded() -> Library | None:
+    """The library if available() found it; never compiles, loads or waits."""
+    return _State.library if enabled() else None
+
+
+def _load(wait_seconds: float) -> Library:
+    path = build.find_library()
+    if path is None:
+        build.target()  # says at once what makes a build impossible
+        start_build()
+        _wait(wait_seconds)
+        path = build.find_library()
+        if path is None:
+            raise build.BuildError("The compiler left no library.", "Run python -m penstock.kernels.cpu.build.")
+    library = Library(path)
+    from .self_test import check
+
+    check(library)
+    return library
+
+
+def _wait(seconds: float) -> None:
+    """Until the background build is done. Raises BuildError if it failed, or needs longer."""
+    builder = _State.builder
+    if builder is None:
+        return
+    started = time.monotonic()
+    try:
+        _, complaint = builder.communicate(timeout=seconds)
+    except subprocess.TimeoutExpired as error:
+        waited = time.monotonic() - started
+        raise build.BuildError(
+            f"They are still being compiled after {waited:.0f} s.", "They will be there at the next start."
+        ) from error
+    _State.builder = None
+    if builder.returncode:
+        raise build.BuildError(complaint.decode(errors="replace").strip(), "")
+
+
+def _warn(reason: str, advice: str) -> None:
+    logger.warning(
+        "No CPU kernels: attention runs through torch's operators, at about half the decode speed. %s %s",
+        reason,
+        advice,
+    )

@@ -151,7 +151,7 @@ class _Formatter(argparse.HelpFormatter):
 
     def __init__(self, prog: str) -> None:
         # one line per flag, at the price of a wide page
-        super().__init__(prog, max_help_position=42, width=max(150, shutil.get_terminal_size().columns))
+        super().__init__(prog, max_help_position=44, width=max(150, shutil.get_terminal_size().columns))
 
     def _format_action_invocation(self, action: argparse.Action) -> str:
         """`--[no-]flag` for a pair of flags, `--flag VALUE` once for the others."""
@@ -175,6 +175,12 @@ class _Neutral(argparse.Action):
             )
 
 
+class _Ignored(argparse.BooleanOptionalAction):
+    """Takes `--flag` and `--no-flag`, and does nothing."""
+
+    def __call__(self, *_: Any) -> None: ...
+
+
 def add_vllm_flags(parser: argparse.ArgumentParser) -> None:
     """Accept vLLM's flags that change nothing here, so that command lines written for it work."""
     group = parser.add_argument_group("accepted for vLLM's sake, without effect")
@@ -188,13 +194,7 @@ def add_vllm_flags(parser: argparse.ArgumentParser) -> None:
         )
         action.neutral = values  # type: ignore[attr-defined]
     for name, why in ALWAYS_ON.items():
-        group.add_argument(
-            name,
-            action=argparse.BooleanOptionalAction,
-            dest=argparse.SUPPRESS,
-            default=argparse.SUPPRESS,
-            help=why,
-        )
+        group.add_argument(name, action=_Ignored, dest=argparse.SUPPRESS, default=argparse.SUPPRESS, help=why)
 
 
 def _same_number(given: str, neutral: Sequence[str]) -> bool:

@@ -16,6 +16,7 @@ import torch.nn.functional as F
 
 from penstock.core.errors import ModelLoadError
 from penstock.kernels.attention import AttentionStep
+from penstock.kernels.cpu.elementwise import kernels
 
 from .config import ModelConfig, RopeConfig
 
@@ -76,13 +77,16 @@ class RMSNorm:
 
     def __init__(self, weight: torch.Tensor, eps: float) -> None:
         """weight: [..., D]; leading dimensions give each head a weight of its own."""
-        self._weight = weight
-        self._eps = eps
+        self.weight = weight
+        self.eps = eps
         self.nbytes = weight.nbytes
 
     def __call__(self, x: torch.Tensor) -> torch.Tensor:
         """[T, ..., D] → the same shape."""
-        return F.rms_norm(x, (x.shape[-1],), None, self._eps).mul_(self._weight)
+        fused = kernels(x)
+        if fused is not None and self.weight.ndim == 1:
+            return fused.rms_norm(x, self.weight, self.eps)
+        return F.rms_norm(x, (x.shape[-1],), None, self.eps).mul_(self.weight)
 
 
 class LayerNorm:
@@ -210,7 +214,11 @@ class GatedMLP:
 
     def __call__(self, x: torch.Tensor) -> torch.Tensor:
         """[T, hidden] → [T, hidden]."""
-        gate, up = self._gate_up(x).chunk(2, dim=-1)
+        gate_up = self._gate_up(x)
+        fused = kernels(x)
+        if fused is not None and self._act is F.silu:
+            return self._down(fused.silu_mul(gate_up))
+        gate, up = gate_up.chunk(2, dim=-1)
         return self._down(self._act(gate).mul_(up))
 
 
@@ -255,9 +263,13 @@ class Attention:
         rotated = self._heads + self._kv_heads
         heads = self._qkv(x).view(x.shape[0], rotated + self._kv_heads, self._dim)
         qk, v = heads[:, :rotated], heads[:, rotated:]
-        if self._norm is not None:
-            qk = self._norm(qk)
-        qk = rotate(qk, rotation)
+        fused = kernels(x)
+        if fused is not None and self._norm is None:
+            fused.norm_rotate(qk, rotation)
+        elif fused is not None and isinstance(self._norm, RMSNorm):
+            fused.norm_rotate(qk, rotation, self._norm.weight, self._norm.eps)
+        else:
+            qk = rotate(qk if self._norm is None else self._norm(qk), rotation)
         out = attention(
             qk[:, : self._heads],
             qk[:, self._heads :],

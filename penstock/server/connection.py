@@ -10,6 +10,8 @@ It knows uvicorn's protocol and httptools' parser; it knows nothing of the appli
 
 from __future__ import annotations
 
+import contextlib
+
 import httptools
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
@@ -28,8 +30,10 @@ class Connection(HttpToolsProtocol):
                 if not self._offered():  # CONNECT: nothing here answers it
                     self._refuse()
                     return
-                rest = data[upgrade.args[0] :]
-                data = self._head_without_offer() + rest
+                data = self._head_without_offer() + data[upgrade.args[0] :]
+                self.parser = httptools.HttpRequestParser(self)  # the old one is past its message
+                with contextlib.suppress(AttributeError):  # httptools < 0.6.3; as uvicorn sets it
+                    self.parser.set_dangerous_leniencies(lenient_data_after_close=True)
             except httptools.HttpParserError:
                 self._refuse()
                 return

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from penstock.cli.flags import NOT_IMPLEMENTED, REMOVED, Parser, make_config, parse_size
+from penstock.cli.flags import ALWAYS_ON, NEUTRAL, NOT_IMPLEMENTED, REMOVED, Parser, make_config, parse_size
 from penstock.cli.main import COMMANDS, main
 from penstock.cli.serve import add_arguments
 from penstock.engine.config import EngineConfig
@@ -55,7 +55,16 @@ def test_flags_that_may_be_given_several_times() -> None:
 
 
 @pytest.mark.parametrize(
-    ("text", "value"), [("8192", 8192), ("8k", 8000), ("1.5M", 1500000), ("4gib", 1 << 32)]
+    ("text", "value"),
+    [
+        ("8192", 8192),
+        ("8k", 8000),
+        ("1.5M", 1500000),
+        ("4gib", 1 << 32),
+        ("1T", 10**12),
+        ("2TB", 2 * 10**12),
+        ("1TiB", 1 << 40),
+    ],
 )
 def test_sizes(text: str, value: int) -> None:
     assert parse_size(text) == value
@@ -84,6 +93,12 @@ def refused(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
         ("--max-num-partial-prefills", "--long-prefill-token-threshold"),
         ("--quantization", "does not implement yet"),
         ("--xyzzy", "--help"),
+        ("--show-hidden-metrics-for-version", "does not implement yet"),
+        ("--chat-template-content-format", "does not implement yet"),
+        ("--uds", "does not implement yet"),
+        ("--logprobs-mode", "does not implement yet"),
+        ("--max-log-len", "does not implement yet"),
+        ("--api-server-count", "does not implement yet"),
     ],
 )
 def test_wrong_flags_say_what_to_use(capsys: pytest.CaptureFixture[str], flag: str, instead: str) -> None:
@@ -100,6 +115,30 @@ def test_no_flag_is_both_there_and_explained_away() -> None:
     for text in REMOVED.values():
         for named in re.findall(r"(?:use|Use|raise) (--[a-z-]+)", text):
             assert named in there, f"{named} is recommended, but is no flag"
+
+
+@pytest.mark.parametrize("flag", ["-O0", "-O", "-q"])
+def test_short_flags_of_vllm_are_explained(capsys: pytest.CaptureFixture[str], flag: str) -> None:
+    assert "does not implement yet" in refused(capsys, flag, "3")
+
+
+def test_flags_of_vllm_that_change_nothing_are_accepted() -> None:
+    given = [word for names, values in NEUTRAL.items() for v in values for word in (names.split()[0], v)]
+    short = ["-q", "None", "-pp", "1", "-dp=1", "-tp", "1", "--cpu_offload_gb", "0.0"]
+    both = [word for name in ALWAYS_ON for word in (name, name.replace("--", "--no-", 1))]
+    words = [*given, *short, *both, "models/x"]
+    assert engine(*words) == EngineConfig(model="models/x", tensor_parallel_size=1)
+    assert server(*words) == ServerConfig()
+
+
+def test_the_value_of_a_flag_that_is_not_implemented_is_named(capsys: pytest.CaptureFixture[str]) -> None:
+    assert "--kv-cache-dtype fp8 asks for" in refused(capsys, "--kv-cache-dtype=fp8")
+    assert "--cpu-offload-gb x asks for" in refused(capsys, "--cpu-offload-gb", "x")
+
+
+def test_no_origin_may_call() -> None:
+    assert server("--allowed-origins", "").allowed_origins == ()
+    assert server().allowed_origins == ("*",)
 
 
 def test_help_explains_every_flag_in_one_line() -> None:

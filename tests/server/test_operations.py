@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import json
 import socket
+import threading
 from typing import Any
 
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from penstock.engine.messages import StepStats
+from penstock.server import answer
+from penstock.server.completions import CompletionWriter
 from penstock.text.tokenizer import Tokenizer
 
 from .conftest import Call, LiveServer, running
@@ -50,9 +53,16 @@ def test_every_key_opens(locked: LiveServer, key: str) -> None:
     assert locked.request("POST", CHAT, {"messages": HI}, headers).status == 200
 
 
-@pytest.mark.parametrize("path", ["/health", "/livez", "/readyz", "/ping", "/metrics"])
+@pytest.mark.parametrize(
+    "path", ["/health", "/livez", "/readyz", "/ping", "/metrics", "/health/", "/metrics/"]
+)
 def test_health_and_metrics_need_no_key(locked: LiveServer, path: str) -> None:
     assert locked.get(path).status == 200
+
+
+def test_a_slash_at_the_end_changes_nothing(locked: LiveServer) -> None:
+    assert locked.get("/v1/models/").status == 401
+    assert locked.get("//").status == 401
 
 
 def test_a_root_path_does_not_open_doors(tokenizer: Tokenizer, says: Any) -> None:
@@ -90,6 +100,7 @@ def test_while_draining(server: LiveServer) -> None:
     assert (server.get("/health").status, server.get("/livez").status) == (200, 200)
     refused = server.post(CHAT, {"messages": HI})
     assert (refused.status, refused.error["code"]) == (503, "draining")
+    assert refused.headers["retry-after"] == "5"
 
 
 def test_a_stuck_engine(server: LiveServer) -> None:
@@ -184,6 +195,7 @@ def test_models(server: LiveServer) -> None:
     assert card == listed["data"][1]
     assert card["object"] == "model"
     assert card["max_model_len"] == 256
+    assert server.get("/v1/models/").json == listed
     missing = server.get("/v1/models/huge")
     assert (missing.status, missing.error["code"]) == (404, "model_not_found")
 
@@ -262,6 +274,7 @@ def test_metrics_of_requests_and_steps(tokenizer: Tokenizer, says: Any) -> None:
     assert page["vllm:request_generation_tokens_sum"] == 3 + 3 + 4
     assert page["vllm:request_max_num_generation_tokens_sum"] == 3 + 4
     assert page["vllm:request_params_n_sum"] == 2 + 1
+    assert page["vllm:request_params_max_tokens_sum"] == 3 + 3 + 16  # the default counts as well
     assert page["vllm:request_prompt_tokens_count"] == 3  # refused requests are none
     assert page["penstock:request_device_seconds_sum"] == pytest.approx(0.010)
     assert page["vllm:num_requests_running"] == 2
@@ -270,8 +283,8 @@ def test_metrics_of_requests_and_steps(tokenizer: Tokenizer, says: Any) -> None:
     assert page["vllm:prompt_tokens_total"] == 7
     assert page["penstock:device_seconds_total{state=busy}"] == 1.5
     assert (
-        "vllm:cache_config_info{block_size=16,cache_dtype=float32,enable_prefix_caching=True,num_gpu_blocks=64}"
-        in page
+        "vllm:cache_config_info{block_size=16,cache_dtype=float32,enable_prefix_caching=True,"
+        "kv_cache_max_concurrency=4.0,kv_cache_size_tokens=1024,num_gpu_blocks=64}" in page
     )
 
 
@@ -294,13 +307,24 @@ def test_the_page_says_what_it_is(server: LiveServer) -> None:
 # ---- browsers ----
 
 
-def test_cors_only_where_allowed(server: LiveServer, tokenizer: Tokenizer, says: Any) -> None:
+def test_any_origin_may_call_by_default(tokenizer: Tokenizer, says: Any) -> None:
+    asks = {"Origin": "https://ui.example", "Access-Control-Request-Method": "POST"}
+    with running(tokenizer, says(REPLY), api_key=("k",)) as server:
+        preflight = server.request("OPTIONS", CHAT, headers=asks)
+        assert preflight.status == 200  # without a key: browsers send none
+        assert preflight.headers["access-control-allow-origin"] == "*"
+        assert "access-control-allow-credentials" not in preflight.headers
+        assert server.request("GET", "/v1/models", headers=asks).status == 401
+
+
+def test_cors_only_where_allowed(tokenizer: Tokenizer, says: Any) -> None:
     asks = {
         "Origin": "https://ui.example",
         "Access-Control-Request-Method": "POST",
         "Access-Control-Request-Headers": "authorization",
     }
-    assert server.request("OPTIONS", CHAT, headers=asks).status == 405
+    with running(tokenizer, says(REPLY), allowed_origins=()) as closed_server:
+        assert closed_server.request("OPTIONS", CHAT, headers=asks).status == 405
     with running(
         tokenizer, says(REPLY), allowed_origins=("https://ui.example",), api_key=("k",)
     ) as open_server:
@@ -322,3 +346,48 @@ def test_logging_of_requests_has_no_text(
     assert "chatcmpl-r1" in caplog.text
     assert "cmpl-r2" in caplog.text
     assert "private" not in caplog.text
+
+
+# ---- answers as the operator wants them ----
+
+
+def test_usage_can_be_forced(tokenizer: Tokenizer, says: Any) -> None:
+    with running(tokenizer, says("ab"), enable_force_include_usage=True) as server:
+        for body in ({"messages": HI}, {"messages": HI, "stream_options": {"include_usage": False}}):
+            *_, last = server.events(CHAT, body)
+            assert last["choices"] == []
+            assert last["usage"]["completion_tokens"] == 3
+
+
+def test_tokens_as_ids_by_default(tokenizer: Tokenizer, says: Any) -> None:
+    def tokens(server: LiveServer, **more: Any) -> list[str]:
+        logprobs = server.post(TEXT, {"prompt": "a", "logprobs": 0, "max_tokens": 1, **more}).json
+        found: list[str] = logprobs["choices"][0]["logprobs"]["tokens"]
+        return found
+
+    with running(tokenizer, says("ab"), return_tokens_as_token_ids=True) as server:
+        assert tokens(server) == [f"token_id:{tokenizer.encode('a')[0]}"]
+        assert tokens(server, return_tokens_as_token_ids=False) == ["a"]
+        chat = server.post(CHAT, {"messages": HI, "logprobs": True}).json["choices"][0]["logprobs"]
+        assert chat["content"][0]["token"].startswith("token_id:")
+
+
+def test_an_answer_with_many_logprobs_is_written_in_a_thread(
+    tokenizer: Tokenizer, says: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    writers: list[str] = []
+    whole = CompletionWriter.whole
+
+    def noted(*arguments: Any) -> dict[str, Any]:
+        writers.append(threading.current_thread().name)
+        return whole(*arguments)
+
+    monkeypatch.setattr(CompletionWriter, "whole", noted)
+    monkeypatch.setattr(answer, "_IN_THREAD", 1000)
+    with running(tokenizer, says("ab")) as server:
+        for size in (10, 100):
+            answered = server.post(TEXT, {"prompt": "x" * size, "prompt_logprobs": 20}).json
+            assert len(answered["choices"][0]["prompt_logprobs"]) == size
+    loop, thread = writers
+    assert thread.startswith("asyncio_")
+    assert not loop.startswith("asyncio_")

@@ -122,6 +122,22 @@ def test_a_drain_ends_by_the_clock(serve: Callable[..., Served]) -> None:
     assert served.exit_status()[0] == 0
 
 
+@pytest.mark.parametrize("stop_at", [10, 1])
+def test_nobody_waits_for_the_rest_of_a_request(serve: Callable[..., Served], stop_at: int) -> None:
+    served = serve()
+    head = b"POST /v1/completions HTTP/1.1\r\nHost: x\r\nContent-Length: 100\r\n\r\n"
+    part = head + b"{" if stop_at == 1 else head[:-stop_at]
+    with socket.create_connection(("127.0.0.1", served.port), timeout=PATIENCE) as connection:
+        connection.sendall(part)
+        assert served.get("/readyz")[0] == 200  # the loop has read it
+        served.signal(signal.SIGTERM)
+        assert connection.recv(1) == b""
+        status, errors = served.exit_status()
+    assert status == 0
+    assert "Traceback" not in errors
+    assert "graceful shutdown exceeded" not in errors
+
+
 def test_a_second_signal_aborts(serve: Callable[..., Served]) -> None:
     served = serve("--pause-at", "2")
     served.open(HELLO)

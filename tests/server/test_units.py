@@ -144,6 +144,19 @@ def test_messages_are_brought_into_the_templates_form() -> None:
     ]
 
 
+def test_messages_as_vllm_takes_them() -> None:
+    messages: list[dict[str, Any]] = [
+        {"role": "assistant", "content": None, "id": "m1", "prefix": True, "mood": None},
+        {"role": "assistant"},
+        {"role": "function", "name": "f", "content": "2"},
+    ]
+    assert normalise(messages) == [
+        {"role": "assistant", "id": "m1", "prefix": True, "content": ""},
+        {"role": "assistant", "content": ""},
+        {"role": "function", "name": "f", "content": "2"},
+    ]
+
+
 def test_messages_as_parts() -> None:
     assert normalise([{"role": "user", "content": "a"}], as_parts=True) == [
         {"role": "user", "content": [{"type": "text", "text": "a"}]}
@@ -153,7 +166,8 @@ def test_messages_as_parts() -> None:
 @pytest.mark.parametrize(
     ("message", "param"),
     [
-        ({"role": "assistant", "content": None}, "content"),
+        ({"role": "user", "content": None}, "content"),
+        ({"role": "tool"}, "content"),
         ({"role": "assistant", "tool_calls": [{}]}, "tool_calls[0].function"),
         ({"role": "assistant", "tool_calls": "x"}, "tool_calls"),
         (

@@ -67,6 +67,16 @@ class Library:
         self.scratch_bytes = self._function("penstock_scratch_bytes", c_int64, [c_int] * 3)
         self.plan = self._function("penstock_plan", None, [pointer, c_void_p, c_int64, c_int64 * 4])
         self.attention = self._function("penstock_attention", None, [pointer, c_int])
+        address, size, count, real = c_void_p, c_int64, c_int, c_float
+        self.rms_norm = self._function(
+            "penstock_rms_norm", None, [address, address, address, size, count, real, count, count]
+        )
+        self.norm_rotate = self._function(
+            "penstock_norm_rotate",
+            None,
+            [address, size, address, address, address, size, count, count, count, real, count, count],
+        )
+        self.silu_mul = self._function("penstock_silu_mul", None, [address, address, size, count, count, count])
 
     def _function(self, name: str, result: Any, arguments: list[Any]) -> Any:
         function = getattr(self._handle, name)

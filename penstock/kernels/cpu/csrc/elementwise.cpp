@@ -1,4 +1,4 @@
-// Everything between two matrix products, one pass each: norms, residuals, rotations, activations.
+// Everything between two matrix products, one pass each: norms, rotations, activations.
 //
 // Values are rounded where the torch code of penstock/model/layers.py rounds them, so that both agree to the last
 // bit but for the order of sums. Rows are shared between threads.
@@ -9,7 +9,7 @@
 namespace {
 
 // Elements that are worth a second thread.
-constexpr int64_t GRAIN = 16384;
+constexpr int64_t GRAIN = 32768;
 
 template <typename Row>
 void for_rows(int64_t rows, int64_t width, int threads, const Row& row) {
@@ -50,17 +50,6 @@ INLINE void norm_row(const T* x, const T* weight, T* out, int n, float eps) {
 template <typename T>
 void rms_norm(const T* x, const T* weight, T* out, int64_t rows, int n, float eps, int threads) {
     for_rows(rows, n, threads, [=](int64_t r) { norm_row(x + r * n, weight, out + r * n, n, eps); });
-}
-
-// x += delta; out = norm(x)
-template <typename T>
-void add_rms_norm(T* x, const T* delta, const T* weight, T* out, int64_t rows, int n, float eps, int threads) {
-    for_rows(rows, n, threads, [=](int64_t r) {
-        T* to = x + r * n;
-        for (int i = 0; i < n; i += W)
-            store(to + i, load(to + i, n - i) + load(delta + r * n + i, n - i), n - i);
-        norm_row(to, weight, out + r * n, n, eps);
-    });
 }
 
 // One head, in place: the optional norm, then the rotation of the first `width` dimensions, whose halves are pairs.
@@ -116,12 +105,6 @@ void penstock_rms_norm(const void* x, const void* weight, void* out, int64_t row
                        int is_bf16) {
     BOTH(rms_norm((const bf16*)x, (const bf16*)weight, (bf16*)out, rows, n, eps, threads),
          rms_norm((const float*)x, (const float*)weight, (float*)out, rows, n, eps, threads));
-}
-
-void penstock_add_rms_norm(void* x, const void* delta, const void* weight, void* out, int64_t rows, int n, float eps,
-                           int threads, int is_bf16) {
-    BOTH(add_rms_norm((bf16*)x, (const bf16*)delta, (const bf16*)weight, (bf16*)out, rows, n, eps, threads),
-         add_rms_norm((float*)x, (const float*)delta, (const float*)weight, (float*)out, rows, n, eps, threads));
 }
 
 void penstock_norm_rotate(void* x, int64_t stride, const void* weight, const void* cos, const void* sin, int64_t rows,

@@ -71,17 +71,6 @@ def sampling_params(
     return params
 
 
-def sibling(params: SamplingParams, index: int) -> SamplingParams:
-    """Parameters of the engine request for choice `index` of n: seed + index, modulo 64 bits.
-
-    The prompt's logprobs are computed once, by choice 0; the others share its prompt.
-    """
-    seed = params.seed
-    if seed is not None:
-        seed = (seed + index + 2**63) % 2**64 - 2**63
-    return params.with_(n=1, seed=seed, prompt_logprobs=None if index else params.prompt_logprobs)
-
-
 def without_text(params: SamplingParams) -> SamplingParams:
     """The parameters as they may be logged: what the client wrote in words left out."""
     return params.with_(stop=tuple("…" for _ in params.stop))

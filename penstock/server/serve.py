@@ -13,7 +13,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import errno
-import importlib.util
 import logging
 import signal
 import socket
@@ -69,24 +68,6 @@ def bind(config: ServerConfig) -> socket.socket:
         raise _bind_error(where, config.port, error) from error
     sock.setblocking(False)
     return sock
-
-
-def run_server(
-    app: ASGIApp,
-    config: ServerConfig,
-    engine: EngineClient,
-    sock: socket.socket,
-    *,
-    on_started: Callable[[], None] | None = None,
-) -> int:
-    """Run `serve` on an event loop of its own (uvloop where installed). Returns the exit status."""
-    factory: Callable[[], asyncio.AbstractEventLoop] | None = None
-    if importlib.util.find_spec("uvloop") is not None:
-        import uvloop
-
-        factory = uvloop.new_event_loop
-    with asyncio.Runner(loop_factory=factory) as runner:
-        return runner.run(serve(app, config, engine, sock, on_started=on_started))
 
 
 async def serve(

@@ -6,12 +6,13 @@ SIGUSR1 lets the paused engine go on, SIGUSR2 kills it.
 from __future__ import annotations
 
 import argparse
+import asyncio
 import logging
 import signal
 
 from penstock.server.app import create_app
 from penstock.server.config import ServerConfig
-from penstock.server.serve import bind, run_server
+from penstock.server.serve import bind, serve
 from penstock.text.chat_template import ChatTemplate
 
 from .fake_engine import FakeEngine
@@ -47,7 +48,9 @@ def main() -> int:
     signal.signal(signal.SIGUSR1, lambda *_: engine.resume())
     signal.signal(signal.SIGUSR2, lambda *_: engine.die("CUDA error: an illegal memory access"))
     port = sock.getsockname()[1]
-    return run_server(app, config, engine, sock, on_started=lambda: print("listening", port, flush=True))
+    return asyncio.run(
+        serve(app, config, engine, sock, on_started=lambda: print("listening", port, flush=True))
+    )
 
 
 if __name__ == "__main__":

@@ -14,7 +14,7 @@ from penstock.server import fields
 from penstock.server.app import ROUTES
 from penstock.server.config import ServerConfig
 from penstock.server.messages import normalise
-from penstock.server.params import output_budget, sibling
+from penstock.server.params import output_budget
 from penstock.server.protocol import ChatRequest, CompletionRequest
 from penstock.server.sse import ChunkFormat
 
@@ -109,14 +109,6 @@ def test_output_budgets_over_the_context(prompt: int, asked: int | None) -> None
         output_budget(prompt, 100, asked, 16, prompt="prompt", limit="max_tokens")
     assert str(prompt) in str(caught.value)
     assert "100 tokens" in str(caught.value)
-
-
-def test_siblings_differ_by_their_seed_only() -> None:
-    params = SamplingParams(n=3, seed=5, temperature=0.5, prompt_logprobs=1)
-    first, third = sibling(params, 0), sibling(params, 2)
-    assert first == params.with_(n=1)
-    assert third == params.with_(n=1, seed=7, prompt_logprobs=None)
-    assert sibling(SamplingParams(n=2), 1).seed is None
 
 
 # ---- messages ----

@@ -21,6 +21,8 @@ import time
 from collections.abc import AsyncGenerator, Callable, Sequence
 from typing import Any
 
+import uvloop
+
 from penstock.core.plan import Event
 from penstock.engine.config import EngineConfig
 from penstock.engine.messages import Add
@@ -34,26 +36,38 @@ from penstock.text.tokenizer import Tokenizer
 from .checkpoint import write_checkpoint
 from .common import MODELS, save
 
+# A bare protocol: what a client library spends on a chunk is not the server's.
 _CLIENT = """
 import asyncio, json, sys, time
-import aiohttp
+import uvloop
 
-async def stream(session, url, number, tokens):
-    body = {"messages": [{"role": "user", "content": f"stream {number} " + "word " * 20}], "stream": True,
-            "max_tokens": tokens, "ignore_eos": True, "temperature": 0, "request_id": f"s{number}"}
-    times = []
-    async with session.post(url + "/v1/chat/completions", json=body) as answer:
-        async for line in answer.content:
-            if line.startswith(b"data: {") and b'"content":"' in line and b'"role"' not in line:
-                times.append(time.monotonic())
-    return number, times
+class Stream(asyncio.Protocol):
+    def __init__(self, number, tokens, done):
+        messages = [{"role": "user", "content": f"stream {number} " + "word " * 20}]
+        body = json.dumps({"messages": messages, "stream": True, "max_tokens": tokens, "ignore_eos": True,
+                           "temperature": 0}).encode()
+        self.request = (b"POST /v1/chat/completions HTTP/1.1\\r\\nHost: x\\r\\nContent-Type: application/json"
+                        b"\\r\\nConnection: close\\r\\nContent-Length: %d\\r\\n\\r\\n" % len(body)) + body
+        self.times, self.done = [], done
 
-async def main(url, streams, tokens):
-    async with aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=0)) as session:
-        done = await asyncio.gather(*[stream(session, url, i, tokens) for i in range(streams)])
-    print(json.dumps(dict(done)))
+    def connection_made(self, transport):
+        transport.write(self.request)
 
-asyncio.run(main(sys.argv[1], int(sys.argv[2]), int(sys.argv[3])))
+    def data_received(self, data):
+        now = time.monotonic()
+        self.times += [now] * (data.count(b'"content":"') - data.count(b'"content":""'))
+
+    def connection_lost(self, error):
+        self.done.set_result(self.times)
+
+async def main(port, streams, tokens):
+    loop = asyncio.get_running_loop()
+    results = [loop.create_future() for _ in range(streams)]
+    for number, done in enumerate(results):
+        await loop.create_connection(lambda: Stream(number, tokens, done), "127.0.0.1", port)
+    print(json.dumps(dict(enumerate([await done for done in results]))))
+
+uvloop.run(main(int(sys.argv[1].rsplit(":", 1)[1]), int(sys.argv[2]), int(sys.argv[3])))
 """
 
 
@@ -151,7 +165,7 @@ def run(streams: int = 32, tokens: int = 32, rounds: int = 3) -> dict[str, Any]:
     result: dict[str, Any] = {"streams": streams}
     for shape in ("qwen3-0.6b", "qwen3-tiny"):
         model = write_checkpoint(MODELS / shape, shape)
-        runs = [asyncio.run(measure(str(model), streams, tokens)) for _ in range(rounds)]
+        runs = [uvloop.run(measure(str(model), streams, tokens)) for _ in range(rounds)]
         result[shape] = {
             "runs": runs,
             "median": {

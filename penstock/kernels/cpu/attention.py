@@ -37,7 +37,7 @@ class CpuAttention:
         """Raises StartupError if there is no library, or no kernel for this device and dtype."""
         if device.type != "cpu" or spec.dtype not in DTYPES:
             raise StartupError(
-                f"The attention backend 'cpu' computes float32 and bfloat16 on CPU, not {spec.dtype} on {device}.",
+                f"The attention backend 'cpu' computes float32 and bfloat16, not {spec.dtype} on {device}.",
                 param="--attention-backend",
                 advice="Use --attention-backend auto.",
             )
@@ -46,7 +46,7 @@ class CpuAttention:
             raise StartupError(
                 "The CPU kernels are not available.",
                 param="--attention-backend",
-                advice="python -m penstock.kernels.cpu.build says why; --attention-backend torch does without.",
+                advice="The log says why; --attention-backend torch does without.",
             )
         self.library = found
         self.spec = spec
@@ -120,19 +120,18 @@ class _CpuStep:
     def _check(self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, *caches: torch.Tensor) -> None:
         """Raises ValueError or IndexError for what would make the kernels read foreign memory."""
         spec, tokens = self._backend.spec, self._layout.num_tokens
-        shape = (spec.num_kv_heads, spec.block_size, spec.head_dim)
+        dtype, shape = spec.dtype, (spec.num_kv_heads, spec.block_size, spec.head_dim)
         for cache in caches:
-            if cache.shape[1:] != shape or cache.dtype != spec.dtype or not cache.is_contiguous():
+            if cache.shape[1:] != shape or cache.dtype != dtype or not cache.is_contiguous():
                 raise ValueError(
-                    f"cache {tuple(cache.shape)} {cache.dtype}; prepared for [blocks, *{shape}] {spec.dtype}"
+                    f"cache {tuple(cache.shape)} {cache.dtype}; prepared for [blocks, *{shape}] {dtype}"
                 )
             if self._blocks.start < 0 or self._blocks.stop > len(cache):
                 raise IndexError(f"blocks {self._blocks} of a cache of {len(cache)}")
         for tensor, number in ((k, spec.num_kv_heads), (v, spec.num_kv_heads), (q, q.shape[1])):
-            if tensor.shape != (tokens, number, spec.head_dim) or tensor.dtype != spec.dtype:
-                raise ValueError(
-                    f"{tuple(tensor.shape)} {tensor.dtype}; need {(tokens, number, spec.head_dim)} {spec.dtype}"
-                )
+            wanted = (tokens, number, spec.head_dim)
+            if tensor.shape != wanted or tensor.dtype != dtype:
+                raise ValueError(f"{tuple(tensor.shape)} {tensor.dtype}; need {wanted} {dtype}")
 
     def _plan(self, heads: int, window: int | None) -> _Plan:
         backend, spec = self._backend, self._backend.spec

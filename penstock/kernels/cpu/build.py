@@ -1,4 +1,4 @@
-"""Compiles the C++ kernels for this machine's processor, once; the result is kept in the user's cache directory.
+"""Compiles the C++ kernels for this machine's processor, once; keeps them in the user's cache directory.
 
     python -m penstock.kernels.cpu.build      compile ahead of use; says what it did
 
@@ -118,9 +118,9 @@ def build(flags: tuple[str, ...] = FLAGS) -> Path:
 
 
 def start_build() -> subprocess.Popen[bytes]:
-    """Build in a process of its own, at low priority, which goes on if this one ends. Exit status 0 is success."""
+    """Build in a process of its own, which goes on if this one ends. Exit status 0 is success."""
     return subprocess.Popen(
-        [sys.executable, "-m", __spec__.name if __spec__ else __name__],
+        [sys.executable, "-m", "penstock.kernels.cpu.build"],
         stdin=subprocess.DEVNULL,
         stdout=subprocess.DEVNULL,
         stderr=subprocess.PIPE,
@@ -139,12 +139,18 @@ def _compile(wanted: Target) -> None:
             command, capture_output=True, text=True, timeout=_COMPILE_SECONDS, stdin=subprocess.DEVNULL
         )
         if done.returncode:
-            complaint = next((line for line in done.stderr.splitlines() if "error" in line), done.stderr[:500])
-            raise BuildError(f"{shlex.join(command[:1])} failed: {complaint.strip()}.", "Try another one with CXX.")
+            complaint = next(
+                (line for line in done.stderr.splitlines() if "error" in line), done.stderr[:500]
+            )
+            raise BuildError(
+                f"{shlex.join(command[:1])} failed: {complaint.strip()}.", "Try another one with CXX."
+            )
         os.chmod(partial, 0o700)
         os.rename(partial, wanted.path)
     except subprocess.TimeoutExpired as error:
-        raise BuildError(f"{wanted.compiler[0]} took more than {_COMPILE_SECONDS} s.", "Try again.") from error
+        raise BuildError(
+            f"{wanted.compiler[0]} took more than {_COMPILE_SECONDS} s.", "Try again."
+        ) from error
     finally:
         Path(partial).unlink(missing_ok=True)
 

@@ -76,7 +76,9 @@ class Library:
             None,
             [address, size, address, address, address, size, count, count, count, real, count, count],
         )
-        self.silu_mul = self._function("penstock_silu_mul", None, [address, address, size, count, count, count])
+        self.silu_mul = self._function(
+            "penstock_silu_mul", None, [address, address, size, count, count, count]
+        )
 
     def _function(self, name: str, result: Any, arguments: list[Any]) -> Any:
         function = getattr(self._handle, name)
@@ -92,7 +94,9 @@ def _openmp() -> tuple[str, list[c_void_p]]:
     """
     home = str(Path(torch.__file__).parent)
     candidates = {line.split()[-1] for line in _maps() if Path(line.split()[-1]).name.startswith(_RUNTIMES)}
-    candidates |= {str(path) for path in Path(home, "lib").glob("lib*omp*") if path.name.startswith(_RUNTIMES)}
+    candidates |= {
+        str(path) for path in Path(home, "lib").glob("lib*omp*") if path.name.startswith(_RUNTIMES)
+    }
     for path in sorted(candidates, key=lambda path: not path.startswith(home)):
         runtime = ctypes.CDLL(path)
         if all(hasattr(runtime, name) for name in _ENTRY_POINTS):
@@ -118,7 +122,7 @@ class _State:
 
 
 def enabled() -> bool:
-    """False if the environment says to do without the kernels."""
+    """False if the environment says to do without the kernels; asked once per process."""
     return os.environ.get("PENSTOCK_CPU_KERNELS", "1").lower() not in ("0", "false", "no", "off")
 
 
@@ -138,20 +142,20 @@ def available(wait_seconds: float = WAIT_SECONDS) -> Library | None:
 
     Waits at most so long for a compiler. None means that torch has to do; a warning has said why.
     """
-    if not _State.settled and enabled():
+    if not _State.settled:
         try:
-            _State.library = _load(wait_seconds)
+            _State.library = _load(wait_seconds) if enabled() else None
         except build.BuildError as error:
             _warn(error.reason, error.advice)
         except Exception as error:
             _warn(f"{type(error).__name__}: {error}.", "Please report this; PENSTOCK_CPU_KERNELS=0 hides it.")
         _State.settled = True
-    return _State.library if enabled() else None
+    return _State.library
 
 
 def loaded() -> Library | None:
-    """The library if available() found it; never compiles, loads or waits."""
-    return _State.library if enabled() else None
+    """The library if available() has found it; never compiles, loads or waits."""
+    return _State.library
 
 
 def _load(wait_seconds: float) -> Library:
@@ -162,7 +166,9 @@ def _load(wait_seconds: float) -> Library:
         _wait(wait_seconds)
         path = build.find_library()
         if path is None:
-            raise build.BuildError("The compiler left no library.", "Run python -m penstock.kernels.cpu.build.")
+            raise build.BuildError(
+                "The compiler left no library.", "Run python -m penstock.kernels.cpu.build."
+            )
     library = Library(path)
     from .self_test import check
 
@@ -179,6 +185,8 @@ def _wait(seconds: float) -> None:
     try:
         _, complaint = builder.communicate(timeout=seconds)
     except subprocess.TimeoutExpired as error:
+        if builder.stderr is not None:
+            builder.stderr.close()  # nobody will ask how it ended
         waited = time.monotonic() - started
         raise build.BuildError(
             f"They are still being compiled after {waited:.0f} s.", "They will be there at the next start."

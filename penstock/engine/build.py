@@ -23,6 +23,7 @@ from penstock.core.plan import Admission, Plan, PlanItem
 from penstock.core.sampling_params import SamplingParams
 from penstock.core.scheduler import Scheduler
 from penstock.kernels.attention import KVCache, create_attention
+from penstock.kernels.cpu.library import start_build
 from penstock.model.causal_lm import CausalLM
 from penstock.model.config import ModelConfig, load_config
 from penstock.model.generation import generation_defaults
@@ -66,6 +67,7 @@ def build_engine(settings: dict[str, Any] | EngineConfig, heartbeat: Heartbeat |
     record = open_log(config.record_steps)
     device = choose_device(config.device)
     if device.type == "cpu":
+        start_build()  # on the first start, the kernels are compiled while the weights are read
         torch.set_num_threads(config.threads or usable_cores())
     path = resolve_model(config.model, config.revision)
     model_config = load_config(path)

@@ -55,7 +55,8 @@ def compiler(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Compiler:
 
 @pytest.fixture
 def fresh(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A process that has not asked for the library yet."""
+    """A process that wants the library and has not asked for it yet."""
+    monkeypatch.delenv("PENSTOCK_CPU_KERNELS", raising=False)
     monkeypatch.setattr(library._State, "library", None)
     monkeypatch.setattr(library._State, "settled", False)
     monkeypatch.setattr(library._State, "builder", None)

@@ -1,6 +1,7 @@
 // Entry points of attention: cut a step into units of work, and compute a layer of it.
 
 #include <algorithm>
+#include <atomic>
 #include <vector>
 
 #include "decode.h"
@@ -168,13 +169,10 @@ void penstock_plan(const Attention* a, int32_t* to, int64_t room, int64_t sizes[
     Plan plan(*a);
     sizes[0] = (int64_t)plan.units.size(), sizes[1] = (int64_t)plan.groups.size();
     sizes[2] = (int64_t)plan.lots.size() - 1, sizes[3] = plan.partial_rows;
-    const int64_t units = sizes[0] * (int64_t)sizeof(Unit), groups = sizes[1] * (int64_t)sizeof(Group);
-    const int64_t lots = (int64_t)plan.lots.size() * 4;
-    if (units + groups + lots > room * 4) return;
-    char* at = (char*)to;
-    std::memcpy(at, plan.units.data(), units);
-    std::memcpy(at + units, plan.groups.data(), groups);
-    std::memcpy(at + units + groups, plan.lots.data(), lots);
+    const int64_t bytes = sizes[0] * (int64_t)sizeof(Unit) + sizes[1] * (int64_t)sizeof(Group) + (sizes[2] + 1) * 4;
+    if (bytes > room * 4) return;
+    auto* groups = (Group*)std::copy(plan.units.begin(), plan.units.end(), (Unit*)to);
+    std::copy(plan.lots.begin(), plan.lots.end(), (int32_t*)std::copy(plan.groups.begin(), plan.groups.end(), groups));
 }
 
 // Writes the step's keys and values to the cache, then attends.

@@ -10,8 +10,6 @@
 
 #pragma once
 
-#include <atomic>
-
 #include "simd.h"
 
 // Keys of one unit, per query token. A span of more than SPLIT_TOKENS tokens is not split by keys.
@@ -113,8 +111,7 @@ INLINE void finish_row(const Attention& a, const Unit& u, int row, const float* 
 template <typename T>
 void finish_unit(const Attention& a, const Unit& u) {
     if (u.group < 0) return;
-    auto* remaining = reinterpret_cast<std::atomic<int32_t>*>(a.remaining + u.group);
-    if (remaining->fetch_sub(1, std::memory_order_acq_rel) != 1) return;
+    if (__atomic_sub_fetch(a.remaining + u.group, 1, __ATOMIC_ACQ_REL) != 0) return;
     const int parts = a.groups[u.group].parts;
     for (int row = 0; row < rows_of(a, u); row++) {
         float most = -INF, total = 0;

@@ -116,6 +116,7 @@ void penstock_norm_rotate(void* x, int64_t stride, const void* weight, const voi
 }
 
 void penstock_silu_mul(const void* x, void* out, int64_t rows, int n, int threads, int is_bf16) {
-    BOTH(silu_mul((const bf16*)x, (bf16*)out, rows, n, threads), silu_mul((const float*)x, (float*)out, rows, n, threads));
+    BOTH(silu_mul((const bf16*)x, (bf16*)out, rows, n, threads),
+         silu_mul((const float*)x, (float*)out, rows, n, threads));
 }
 }

@@ -80,7 +80,8 @@ inline void transpose(const uint32_t* from, int ld_from, uint32_t* to, int ld_to
                 }
             // r[4g + c] holds, in 128-bit part p, column 4p + c of rows 4g … 4g + 3
             for (int c = 0; c < 4; c++) {
-                __m512i low = _mm512_shuffle_i32x4(r[c], r[4 + c], 0x88), high = _mm512_shuffle_i32x4(r[c], r[4 + c], 0xdd);
+                __m512i low = _mm512_shuffle_i32x4(r[c], r[4 + c], 0x88),
+                        high = _mm512_shuffle_i32x4(r[c], r[4 + c], 0xdd);
                 __m512i low2 = _mm512_shuffle_i32x4(r[8 + c], r[12 + c], 0x88),
                         high2 = _mm512_shuffle_i32x4(r[8 + c], r[12 + c], 0xdd);
                 uint32_t* at = to + (int64_t)(j + c) * ld_to + i;

@@ -211,7 +211,8 @@ struct Prefill {
                     soften(s, width, from, to, scale, m.most[row], m.total[row], m.o + row * columns, columns);
                 Words::weights(s, width);
             }
-            gemm<Product>((uint32_t*)m.s, KEY_TILE, m.v, columns, m.o, columns, padded, columns, Words::key_steps(keys), true);
+            gemm<Product>((uint32_t*)m.s, KEY_TILE, m.v, columns, m.o, columns, padded, columns, Words::key_steps(keys),
+                          true);
         }
         for (int row = 0; row < rows; row++)
             finish_row<T>(a, u, row, m.o + row * columns, m.most[row], m.total[row]);

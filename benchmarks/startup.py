@@ -25,6 +25,7 @@ def run(repeats: int = 5) -> dict[str, Any]:
         result[name] = bench_startup(
             StartupBench(command=command, base_url=f"http://127.0.0.1:{port}", model=model, repeats=repeats)
         )
+        del result[name]["command"]  # paths of this machine
     return result
 
 

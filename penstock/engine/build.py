@@ -35,7 +35,7 @@ from .clock import MonotonicClock
 from .config import EngineConfig, resolve, step_limits
 from .executor.base import Executor
 from .executor.torch_executor import TorchExecutor
-from .hardware import Hardware, choose_device, inspect_hardware, prior, usable_cores
+from .hardware import Hardware, choose_device, inspect_hardware, prior, roofline, usable_cores
 from .heartbeat import Heartbeat
 from .loop import EngineLoop
 from .messages import ModelInfo
@@ -103,7 +103,9 @@ def build_engine(settings: dict[str, Any] | EngineConfig, heartbeat: Heartbeat |
     spec = model.cache_spec(config.block_size)
     cache = KVCache(spec, budget.num_blocks + 1, device)  # the last one is the probe's
     attention = create_attention(config.attention_backend, spec, device)
-    coefficients = prior(hardware, model.weight_bytes, model.num_parameters, spec.bytes_per_token)
+    read = model.num_parameters * dtype.itemsize  # a tied output layer's second copy is not read
+    logger.info("%s", roofline(hardware, read, model.num_parameters))
+    coefficients = prior(hardware, read, model.num_parameters, spec.bytes_per_token)
     executor = TorchExecutor(model, cache, attention, device, coefficients, num_blocks=budget.num_blocks)
     timer.lap("cache")
     _probe(executor)  # the first use of every kernel is slower than the rest

@@ -1,6 +1,6 @@
 """What machine this is: cores, instruction sets, memory, and two measured limits. Linux; guesses nothing.
 
-The measurements take about 50 ms together: the bandwidth of reading memory (the limit of decode) and the rate
+The measurements take about 100 ms together: the bandwidth of reading memory (the limit of decode) and the rate
 of matrix products (the limit of prefill). They are the prior of the cost model.
 """
 
@@ -95,6 +95,15 @@ def prior(hardware: Hardware, weight_bytes: int, parameters: int, kv_bytes_per_t
     )
 
 
+def roofline(hardware: Hardware, weight_bytes: int, parameters: int) -> str:
+    """What to expect at best, by the two limits that were measured: one line for the start-up log."""
+    return (
+        f"at best {hardware.bandwidth / weight_bytes:,.0f} tok/s for one request "
+        f"({hardware.bandwidth / 1e9:.1f} GB/s over {weight_bytes / 1e9:.2f} GB of weights) and "
+        f"{hardware.flops / (2 * parameters):,.0f} tok/s of prompts"
+    )
+
+
 def memory() -> tuple[int, int]:
     """(total, available) bytes of RAM, within the limits of the control group."""
     values = {}
@@ -169,8 +178,9 @@ def usable_cores() -> int:
 
 
 def _bandwidth(device: torch.device) -> float:
-    """Bytes/s of summing an array that is larger than the caches."""
-    data = torch.ones(64 << 18 if device.type == "cpu" else 256 << 18, dtype=torch.float32, device=device)
+    """Bytes/s of summing an array that is several times as large as the caches: 200 MB, 1 GB on CUDA."""
+    count = 48 << 20 if device.type == "cpu" else 256 << 20
+    data = torch.ones(count, dtype=torch.float32, device=device)
     return data.nbytes / _fastest(data.sum, device)
 
 

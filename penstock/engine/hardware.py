@@ -1,7 +1,7 @@
 """What machine this is: cores, instruction sets, memory, and two measured limits. Linux; guesses nothing.
 
-The measurements take about 100 ms together: the bandwidth of reading memory (the limit of decode) and the rate
-of matrix products (the limit of prefill). They are the prior of the cost model.
+The measurements take about 100 ms together: the bandwidth of reading memory (the limit of decode) and the
+rate of matrix products (the limit of prefill). They are the prior of the cost model.
 """
 
 from __future__ import annotations

@@ -19,6 +19,7 @@ import subprocess
 import sys
 import time
 from collections.abc import AsyncGenerator, Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 import uvloop
@@ -96,7 +97,7 @@ async def measure(model: str, streams: int, tokens: int) -> dict[str, Any]:
     server = None
     try:
         await engine.start()
-        tokenizer = Tokenizer.from_directory(MODELS / model if (MODELS / model).exists() else _path(engine))
+        tokenizer = Tokenizer.from_directory(Path(engine.info.path))
         config = ServerConfig(
             host="127.0.0.1", port=0, uvicorn_log_level="warning", disable_uvicorn_access_log=True
         )
@@ -115,12 +116,6 @@ async def measure(model: str, streams: int, tokens: int) -> dict[str, Any]:
         if server is not None:
             server.cancel()
     return _compare(engine.stamps, arrivals, seconds)
-
-
-def _path(engine: RemoteEngine) -> Any:
-    from pathlib import Path
-
-    return Path(engine.info.path)
 
 
 async def _client(url: str, streams: int, tokens: int) -> dict[str, list[float]]:

@@ -115,9 +115,9 @@ class LLM:
         config = EngineConfig(**{"model": model, **settings})
         self._policy = config.scheduling_policy
         self._engine = build_engine(config)
-        self._tokenizer = Tokenizer.from_directory(Path(self._engine.info.path))
-        self._template = ChatTemplate.from_tokenizer(self._tokenizer, None)
         path = Path(self._engine.info.path)
+        self._tokenizer = Tokenizer.from_directory(path)
+        self._template = ChatTemplate.from_tokenizer(self._tokenizer)
         self._defaults = generation_defaults(config.generation_config, path).sampling
         self._numbers = count()
 
@@ -282,8 +282,9 @@ class LLM:
                 yield from loop.handle(add)
             while loop.has_work:
                 yield from loop.step()
-        finally:  # interrupted or failed: leave nothing behind for the next call
-            loop.handle(Abort(loop.scheduler.unfinished))
+        finally:
+            if loop.has_work:  # interrupted or failed: leave nothing behind for the next call
+                loop.handle(Abort(loop.scheduler.unfinished))
 
     def _take(self, event: Event, sequence: _Sequence) -> bool:
         """Add an event to its sequence; whether it was the last."""

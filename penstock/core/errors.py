@@ -149,6 +149,11 @@ class MemoryBudgetError(StartupError):
     """The model or its KV cache does not fit; names the flag and the value that would fit."""
 
 
+def cause(error: BaseException) -> str:
+    """One line for an exception that is none of ours: its class, and its message if it has one."""
+    return f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
+
+
 #: Classes that travel between the engine and the API process, by name.
 BY_NAME: dict[str, type[PenstockError]] = {
     cls.__name__: cls

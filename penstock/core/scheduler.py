@@ -144,11 +144,6 @@ class Scheduler:
         """Ids of all requests that are here, in order of arrival."""
         return tuple(self._requests)
 
-    @property
-    def queued_tokens(self) -> int:
-        """Prompt tokens that wait in the queue."""
-        return sum(request.prompt_len for request in self._waiting)
-
     # ------------------------------------------------------------------ coming and going
 
     def add(self, request: Request, now: float) -> None:

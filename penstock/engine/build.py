@@ -13,7 +13,7 @@ import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, fields
-from typing import Any
+from pathlib import Path
 
 import torch
 
@@ -35,7 +35,7 @@ from .clock import MonotonicClock
 from .config import EngineConfig, resolve, step_limits
 from .executor.base import Executor
 from .executor.torch_executor import TorchExecutor
-from .hardware import Hardware, choose_device, inspect_hardware, prior, roofline, usable_cores
+from .hardware import choose_device, inspect_hardware, prior, roofline, usable_cores
 from .heartbeat import Heartbeat
 from .loop import EngineLoop
 from .messages import ModelInfo
@@ -51,8 +51,6 @@ class Engine:
     loop: EngineLoop
     log: StepLog
     info: ModelInfo
-    budget: MemoryBudget
-    hardware: Hardware
 
     def close(self) -> None:
         """Free the device and flush the log."""
@@ -60,9 +58,8 @@ class Engine:
         self.loop.executor.close()
 
 
-def build_engine(settings: dict[str, Any] | EngineConfig, heartbeat: Heartbeat | None = None) -> Engine:
+def build_engine(config: EngineConfig, heartbeat: Heartbeat | None = None) -> Engine:
     """Load a model and make it ready. Raises StartupError subclasses for what cannot be served."""
-    config = settings if isinstance(settings, EngineConfig) else EngineConfig(**settings)
     timer = _Timer()
     record = open_log(config.record_steps)
     device = choose_device(config.device)
@@ -131,7 +128,7 @@ def build_engine(settings: dict[str, Any] | EngineConfig, heartbeat: Heartbeat |
     )
     info = _info(path, model, device, limits.max_num_seqs, budget, eos_ids, timer.laps)
     logger.info("engine ready: %s, %s on %s; %s", info.architecture, info.dtype, device, timer)
-    return Engine(loop, log, info, budget, hardware)
+    return Engine(loop, log, info)
 
 
 def _probe(executor: Executor) -> None:
@@ -161,7 +158,7 @@ def _dtype(wanted: str, config: ModelConfig, device: torch.device) -> torch.dtyp
 
 
 def _info(
-    path: Any,
+    path: Path,
     model: CausalLM,
     device: torch.device,
     max_num_seqs: int,

@@ -21,7 +21,7 @@ from collections.abc import Callable
 import msgspec
 
 from penstock.core.cost import DeviceMeter
-from penstock.core.errors import InvalidRequest
+from penstock.core.errors import InvalidRequest, cause
 from penstock.core.plan import Event, Plan, PlanItem, StepResult
 from penstock.core.request import FinishReason, Request
 from penstock.core.scheduler import Scheduler
@@ -172,7 +172,7 @@ class EngineLoop:
     def _execute(self, plan: Plan) -> StepResult:
         started = self._clock.now()
         try:
-            return self._run(plan)
+            return self._run(plan, self._predicted)
         except Exception as error:
             if len(plan.items) == 1:
                 parts = [self._failed(plan, error)]
@@ -185,15 +185,15 @@ class EngineLoop:
             self._probe()  # raises if this was not the requests' fault
         return _merge(plan, parts, self._clock.now() - started)
 
-    def _run(self, plan: Plan) -> StepResult:
+    def _run(self, plan: Plan, predicted: float) -> StepResult:
         if self._heartbeat:
-            self._heartbeat.begin(self._clock.now(), self.scheduler.cost.predict(plan))
+            self._heartbeat.begin(self._clock.now(), predicted)
         return self.executor.collect(self.executor.submit(plan))
 
     def _run_alone(self, plan: Plan, item: PlanItem) -> StepResult:
         part = Plan(step=plan.step, items=(item,))
         try:
-            return self._run(part)
+            return self._run(part, self.scheduler.cost.predict(part))
         except Exception as error:
             return self._failed(part, error)
 
@@ -201,8 +201,7 @@ class EngineLoop:
     def _failed(plan: Plan, error: Exception) -> StepResult:
         request = plan.items[0].request
         logger.error("request %s failed in step %d", request, plan.step, exc_info=error)
-        cause = f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
-        return StepResult(step=plan.step, seconds=0.0, errors={request: cause}, regular=False)
+        return StepResult(step=plan.step, seconds=0.0, errors={request: cause(error)}, regular=False)
 
     def _with_seed(self, message: Add) -> Add:
         """A seed for a request that samples without one: drawn once, so that it goes on with the same numbers

@@ -17,14 +17,15 @@ import tempfile
 import time
 import traceback
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import msgspec
 import zmq
 
-from penstock.core.errors import PenstockError, StartupError
+from penstock.core.errors import PenstockError, StartupError, cause
 from penstock.core.plan import Event
 
+from .config import EngineConfig
 from .heartbeat import Heartbeat
 from .messages import Abort, Drain, Failed, FromEngine, Output, Ready, decode_to_engine, encode
 
@@ -41,8 +42,7 @@ _QUIET_MS = 1000
 class Launch(msgspec.Struct, frozen=True):
     """What the parent process tells its engine."""
 
-    config: dict[str, Any]
-    """Fields of EngineConfig."""
+    config: EngineConfig
     inbox: str
     outbox: str
     heartbeat: str
@@ -77,15 +77,14 @@ class EngineProcess:
         """Load, then serve until drained. Raises whatever ends the engine."""
         from .build import build_engine
 
-        config = msgspec.convert(self._launch.config, dict[str, Any])
-        engine = build_engine(config, heartbeat=Heartbeat(Path(self._launch.heartbeat)))
+        engine = build_engine(self._launch.config, Heartbeat(Path(self._launch.heartbeat)))
         self.send(Ready(engine.info))
         self.send(Output([], engine.loop.stats()))  # from here on, idle time is known
         loop: EngineLoop = engine.loop
         try:
             while self._deadline is None or loop.has_work:
                 if self._deadline is not None and time.monotonic() >= self._deadline:
-                    self._publish(loop.handle(Abort(tuple(loop.scheduler.unfinished))), loop)
+                    self._publish(loop.handle(Abort(loop.scheduler.unfinished)), loop)
                     break
                 events = self._receive(loop, wait=not loop.has_work)
                 if events:
@@ -160,8 +159,7 @@ def main(argument: str) -> int:
     except BaseException as error:
         trace = traceback.format_exc()
         name = type(error).__name__ if isinstance(error, PenstockError) else "EngineDead"
-        cause = f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
-        process.send(Failed(name, cause, trace=trace))
+        process.send(Failed(name, cause(error), trace=trace))
         return 1
     finally:
         process.close()

@@ -23,7 +23,6 @@ import tempfile
 import threading
 import time
 from collections.abc import AsyncGenerator, Callable, Sequence
-from dataclasses import asdict
 from pathlib import Path
 
 import msgspec
@@ -56,7 +55,6 @@ logger = logging.getLogger("penstock.engine")
 _SLACK = 10.0
 """A step may take this many times its prediction, plus the grace, before the engine counts as stuck."""
 
-
 _LONGEST_PATH = 90
 """Characters; a Unix socket's address holds 107, the socket's own name included."""
 
@@ -64,8 +62,12 @@ _LONGEST_PATH = 90
 class RemoteEngine:
     """Implements EngineClient. Made by `launch`; all other methods run on one event loop."""
 
-    def __init__(self, process: subprocess.Popen[bytes], directory: Path, config: EngineConfig) -> None:
+    def __init__(
+        self, process: subprocess.Popen[bytes], directory: Path, config: EngineConfig, parent_pipe: int
+    ) -> None:
         self._process = process
+        self._parent_pipe: int | None = parent_pipe
+        """Our end of the pipe that tells the engine that we are gone."""
         self._directory = directory
         self._config = config
         self._heartbeat = Heartbeat(directory / "heartbeat")
@@ -99,7 +101,7 @@ class RemoteEngine:
         Heartbeat(directory / "heartbeat", create=True).close()
         reader, writer = os.pipe()
         launch = Launch(
-            config=asdict(config),
+            config=config,
             inbox=f"ipc://{directory}/requests",
             outbox=f"ipc://{directory}/events",
             heartbeat=str(directory / "heartbeat"),
@@ -118,12 +120,7 @@ class RemoteEngine:
             env=environment,
         )
         os.close(reader)
-        engine = cls(process, directory, config)
-        engine._parent_pipe = writer
-        return engine
-
-    _parent_pipe: int | None = None
-    """Our end of the pipe that tells the engine that we are gone."""
+        return cls(process, directory, config, writer)
 
     async def start(self) -> None:
         """Wait until the engine is ready. Raises what stopped it."""
@@ -280,10 +277,12 @@ class RemoteEngine:
                 if event.finish is not None and event.request in ids:
                     ids.discard(event.request)
                     on_orphan(event)
-        for request in ids & self._owed:
+        left = sorted(ids & self._owed)
+        for request in left:
             self._queues.pop(request, None)
             self._orphans[request] = on_orphan
-        self.abort(sorted(ids & self._owed))
+        if left:
+            self.abort(left)
 
     def _free(self) -> None:
         self._closed = True

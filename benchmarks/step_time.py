@@ -9,6 +9,7 @@ measured read bandwidth.
 from __future__ import annotations
 
 import argparse
+import os
 import statistics
 from pathlib import Path
 
@@ -16,6 +17,7 @@ import torch
 
 from penstock.core.plan import Admission, Plan, PlanItem
 from penstock.core.sampling_params import SamplingParams
+from penstock.engine.environment import prepare
 from penstock.engine.executor.torch_executor import TorchExecutor
 from penstock.engine.hardware import inspect_hardware, prior, usable_cores
 from penstock.kernels.attention import KVCache, create_attention
@@ -38,13 +40,15 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=usable_cores())
     parser.add_argument("--dtype", default="bfloat16")
     parser.add_argument("--attention", default="auto")
+    parser.add_argument("--quantization", choices=("int8", "int4"))
     parser.add_argument("--profile", action="store_true")
     args = parser.parse_args()
+    prepare(os.environ)
     torch.set_num_threads(args.threads)
     device, dtype = torch.device("cpu"), getattr(torch, args.dtype)
     config = load_config(args.model)
     hardware = inspect_hardware(device, dtype)
-    model = load_model(args.model, config, dtype, device)
+    model = load_model(args.model, config, dtype, device, quantization=args.quantization)
     spec = model.cache_spec(BLOCK)
     each = -(-(args.prompt + args.steps + 8) // BLOCK)
     cache = KVCache(spec, each * args.batch, device)
@@ -99,7 +103,7 @@ def main() -> None:
             times.append(executor.collect(executor.submit(Plan(step, items=items))).seconds)
         step += 1
     median = statistics.median(times)
-    weights = 2 * model.num_parameters
+    weights = model.read_bytes
     kv = spec.bytes_per_token * args.batch * (args.prompt + args.steps // 2)
     rate = (weights + kv) / median
     print(

@@ -63,7 +63,6 @@ NOT_IMPLEMENTED = frozenset(
 #: flags of vLLM 0.32 of which only these values are served: they ask for what happens anyway
 NEUTRAL: dict[str, tuple[str, ...]] = {
     "--kv-cache-dtype": ("auto",),
-    "--quantization -q": ("none",),
     "--pipeline-parallel-size -pp": ("1",),
     "--data-parallel-size -dp": ("1",),
     "--cpu-offload-gb": ("0",),
@@ -84,7 +83,7 @@ ALWAYS_ON: dict[str, str] = {
     "--disable-frontend-multiprocessing": "there is one API process",
 }
 
-_ALIASES = {"--tensor-parallel-size": "-tp"}
+_ALIASES = {"--tensor-parallel-size": "-tp", "--quantization": "-q"}
 
 _UNITS = {
     "": 1,

@@ -11,7 +11,8 @@
     ├─ Unavailable                      503  try again later, or elsewhere
     │  ├─ QueueFull                     503  queue_full, with retry_after
     │  ├─ Draining                      503  draining
-    │  └─ EngineDead                    503  engine_dead, with the root cause
+    │  ├─ EngineDead                    503  engine_dead, with the root cause
+    │  └─ DeviceOutOfMemory             503  device_out_of_memory: too large for what is left of it
     ├─ RequestFailed                    500  this request broke in the engine; others go on
     └─ StartupError                     refused at start: printed as one message, exit code 2
        ├─ ModelLoadError                names the file
@@ -129,6 +130,13 @@ class EngineDead(Unavailable):
     code = "engine_dead"
 
 
+class DeviceOutOfMemory(Unavailable):
+    """The device's memory is exhausted. Raised by executors for a step, and the end of a request for which
+    not even one token can be computed alone; another replica may have the memory."""
+
+    code = "device_out_of_memory"
+
+
 class RequestFailed(PenstockError):
     """One request failed in the engine, with its cause."""
 
@@ -166,6 +174,7 @@ BY_NAME: dict[str, type[PenstockError]] = {
         QueueFull,
         Draining,
         EngineDead,
+        DeviceOutOfMemory,
         RequestFailed,
         StartupError,
         ModelLoadError,

@@ -110,6 +110,10 @@ class StepResult:
     as they are prompt tokens. (Position 0 has none.)"""
     errors: Mapping[str, str] = field(default_factory=dict)
     """Requests that failed in this step, with the cause."""
+    error_types: Mapping[str, str] = field(default_factory=dict)
+    """Name of the class in core.errors, for those of `errors` that are not plain RequestFailed."""
+    tainted: frozenset[str] = frozenset()
+    """Those of `errors` whose keys and values are not to be trusted, earlier steps' included."""
     regular: bool = True
     """False when the step did not run as planned (it was repeated in parts): its duration teaches nothing."""
 

@@ -491,7 +491,12 @@ class Scheduler:
             for block in request.blocks[first:]:
                 self.pool.unregister(block)
                 worthless.add(block)
-            events.append(self._finish(request, now, FinishReason.ERROR, error=cause))
+            if item.request in result.tainted:
+                # those who share these blocks already are on their own; nobody else is to find them
+                for block in request.blocks[:first]:
+                    self.pool.unregister(block)
+            error_type = result.error_types.get(item.request, "RequestFailed")
+            events.append(self._finish(request, now, FinishReason.ERROR, error=cause, error_type=error_type))
         stale = [request for request in self._running if not worthless.isdisjoint(request.blocks)]
         for request in stale:
             request.pending = 0

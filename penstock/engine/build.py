@@ -19,6 +19,13 @@ import torch
 
 from penstock.core.blocks import BlockPool
 from penstock.core.cost import StepCost
+from penstock.core.errors import (
+    DeviceOutOfMemory,
+    MemoryBudgetError,
+    ModelLoadError,
+    RequestFailed,
+    StartupError,
+)
 from penstock.core.plan import Admission, Plan, PlanItem
 from penstock.core.sampling_params import SamplingParams
 from penstock.core.scheduler import Scheduler
@@ -69,6 +76,7 @@ def build_engine(config: EngineConfig, heartbeat: Heartbeat | None = None) -> En
     path = resolve_model(config.model, config.revision)
     model_config = load_config(path)
     dtype = _dtype(config.dtype, model_config, device)
+    scheme = _quantization(config, device)
     hardware = inspect_hardware(device, dtype)
     logger.info("%s", hardware.describe())
     timer.lap("inspect")
@@ -78,6 +86,7 @@ def build_engine(config: EngineConfig, heartbeat: Heartbeat | None = None) -> En
         dtype,
         device,
         load_format=config.load_format,  # type: ignore[arg-type]
+        quantization=scheme,
         progress=_progress_bar(),
     )
     timer.lap("load")
@@ -100,12 +109,20 @@ def build_engine(config: EngineConfig, heartbeat: Heartbeat | None = None) -> En
     spec = model.cache_spec(config.block_size)
     cache = KVCache(spec, budget.num_blocks + 1, device)  # the last one is the probe's
     attention = create_attention(config.attention_backend, spec, device)
-    read = model.num_parameters * dtype.itemsize  # a tied output layer's second copy is not read
+    read = model.read_bytes
     logger.info("%s", roofline(hardware, read, model.num_parameters))
     coefficients = prior(hardware, read, model.num_parameters, spec.bytes_per_token)
     executor = TorchExecutor(model, cache, attention, device, coefficients, num_blocks=budget.num_blocks)
     timer.lap("cache")
-    _probe(executor)  # the first use of every kernel is slower than the rest
+    try:
+        _probe(executor)  # the first use of every kernel is slower than the rest
+    except RequestFailed as error:
+        raise ModelLoadError(f"{path}: {error}") from error
+    except DeviceOutOfMemory as error:
+        raise MemoryBudgetError(
+            f"out of memory in the first step: {error.message}.",
+            advice="Lower --kv-cache-memory-bytes or --gpu-memory-utilization.",
+        ) from error
     timer.lap("warm up")
     limits = resolve(config, device=device.type, max_model_len=budget.max_model_len)
     logger.info("%s", ", ".join(f"{entry.name} {getattr(limits, entry.name)}" for entry in fields(limits)))
@@ -134,7 +151,8 @@ def build_engine(config: EngineConfig, heartbeat: Heartbeat | None = None) -> En
 def _probe(executor: Executor) -> None:
     """One step of a prompt and one of decode, in a block that the scheduler does not know of.
 
-    Raises whatever the device raises: a broken one is told from a request that it cannot compute.
+    Raises whatever the device raises, or RequestFailed where the model computes no numbers: a broken one is
+    told from a request that it cannot compute.
     """
     capacity = executor.capacity()
     tokens = tuple(index % capacity.vocab_size for index in range(min(8, max(1, capacity.block_size - 1))))
@@ -142,8 +160,10 @@ def _probe(executor: Executor) -> None:
     prompt = PlanItem("probe", 0, len(tokens), (capacity.num_blocks,) * 2, sample=True)
     decode = PlanItem("probe", len(tokens), 1, (), sample=True)
     # steps of their own, which no plan has
-    executor.collect(executor.submit(Plan(-3, (admission,), (prompt,))))
-    executor.collect(executor.submit(Plan(-2, (), (decode,))))
+    for plan in (Plan(-3, (admission,), (prompt,)), Plan(-2, (), (decode,))):
+        result = executor.collect(executor.submit(plan))
+        if result.errors:
+            raise RequestFailed(f"a test prompt of {len(tokens)} tokens fails: {result.errors['probe']}")
     executor.submit(Plan(-1, released=("probe",)))
 
 
@@ -155,6 +175,18 @@ def _dtype(wanted: str, config: ModelConfig, device: torch.device) -> torch.dtyp
             name = "bfloat16"  # CPUs have no fast float16
     dtype: torch.dtype = getattr(torch, name)
     return dtype
+
+
+def _quantization(config: EngineConfig, device: torch.device) -> str | None:
+    if config.quantization == "none":
+        return None
+    if device.type != "cpu":
+        raise StartupError(
+            f"--quantization {config.quantization} is implemented for CPU, not for {device.type}.",
+            param="--quantization",
+            advice="Drop the flag, or use --device cpu.",
+        )
+    return config.quantization
 
 
 def _info(

@@ -4,16 +4,14 @@
     result = executor.collect(executor.submit(plan))
     events = scheduler.commit(plan, result, now)
 
-A step that raises does not end the loop: if it had several requests, they are computed one by one; those
-that raise again fail with their cause, the others go on. When none gets through, a probe tells whether the
-device still works; if not, the loop raises. The loop knows no sockets and no processes; it is driven by
+A step that raises or does not fit into memory does not end the loop: `runner` computes it in parts, and the
+loop raises only if the device is broken. The loop knows no sockets and no processes; it is driven by
 engine.process (server) and by penstock.offline (LLM).
 """
 
 from __future__ import annotations
 
 import dataclasses
-import logging
 import math
 import random
 from collections.abc import Callable
@@ -21,8 +19,8 @@ from collections.abc import Callable
 import msgspec
 
 from penstock.core.cost import DeviceMeter
-from penstock.core.errors import InvalidRequest, cause
-from penstock.core.plan import Event, Plan, PlanItem, StepResult
+from penstock.core.errors import InvalidRequest
+from penstock.core.plan import Event, Plan, StepResult
 from penstock.core.request import FinishReason, Request
 from penstock.core.scheduler import Scheduler
 
@@ -30,9 +28,8 @@ from .clock import Clock
 from .executor.base import Executor
 from .heartbeat import Heartbeat
 from .messages import Abort, Add, StepStats
+from .runner import StepRunner
 from .trace import StepLog
-
-logger = logging.getLogger("penstock.engine")
 
 _MOST_RETRY_AFTER = 60
 """Seconds; max_tokens is an upper bound, so long estimates are usually too long."""
@@ -73,7 +70,7 @@ class EngineLoop:
         self._heartbeat = heartbeat
         self._eos_ids = eos_ids
         self._seeds = random.Random(seed)
-        self._probe = probe
+        self._runner = StepRunner(executor, clock, scheduler.cost, heartbeat, probe)
         self._last = (0, 0, 0, 0, 0, 0, 0)
         self._seconds = self._predicted = 0.0
 
@@ -115,7 +112,7 @@ class EngineLoop:
             return events
         self._predicted = self.scheduler.cost.predict(plan)
         try:
-            result = self._execute(plan)
+            result = self._runner.run(plan, self._predicted)
         except BaseException:
             # interrupted: what this plan promised to compute is not there, so nobody may build on it
             lost = StepResult(plan.step, 0.0, errors={item.request: "interrupted" for item in plan.items})
@@ -169,40 +166,6 @@ class EngineLoop:
             at=now,
         )
 
-    def _execute(self, plan: Plan) -> StepResult:
-        started = self._clock.now()
-        try:
-            return self._run(plan, self._predicted)
-        except Exception as error:
-            if len(plan.items) == 1:
-                parts = [self._failed(plan, error)]
-            else:
-                logger.exception(
-                    "step %d failed; computing its %d requests one by one", plan.step, len(plan.items)
-                )
-                parts = [self._run_alone(plan, item) for item in plan.items]
-        if self._probe and not any(part.regular for part in parts):
-            self._probe()  # raises if this was not the requests' fault
-        return _merge(plan, parts, self._clock.now() - started)
-
-    def _run(self, plan: Plan, predicted: float) -> StepResult:
-        if self._heartbeat:
-            self._heartbeat.begin(self._clock.now(), predicted)
-        return self.executor.collect(self.executor.submit(plan))
-
-    def _run_alone(self, plan: Plan, item: PlanItem) -> StepResult:
-        part = Plan(step=plan.step, items=(item,))
-        try:
-            return self._run(part, self.scheduler.cost.predict(part))
-        except Exception as error:
-            return self._failed(part, error)
-
-    @staticmethod
-    def _failed(plan: Plan, error: Exception) -> StepResult:
-        request = plan.items[0].request
-        logger.error("request %s failed in step %d", request, plan.step, exc_info=error)
-        return StepResult(step=plan.step, seconds=0.0, errors={request: cause(error)}, regular=False)
-
     def _with_seed(self, message: Add) -> Add:
         """A seed for a request that samples without one: drawn once, so that it goes on with the same numbers
         after a preemption, and logged, so that a replay is the same."""
@@ -236,13 +199,3 @@ class EngineLoop:
         return dataclasses.replace(
             event, retry_after=min(_MOST_RETRY_AFTER, max(1, math.ceil(seconds * share)))
         )
-
-
-def _merge(plan: Plan, parts: list[StepResult], seconds: float) -> StepResult:
-    merged: dict[str, dict[str, object]] = {
-        name: {} for name in ("tokens", "logprobs", "prompt_logprobs", "errors")
-    }
-    for part in parts:
-        for name, values in merged.items():
-            values.update(getattr(part, name))
-    return StepResult(step=plan.step, seconds=seconds, regular=False, **merged)  # type: ignore[arg-type]

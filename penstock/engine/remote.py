@@ -34,6 +34,7 @@ from penstock.core.plan import Event
 
 from .client import Liveness
 from .config import EngineConfig
+from .environment import prepare
 from .heartbeat import Heartbeat
 from .messages import (
     Abort,
@@ -109,10 +110,7 @@ class RemoteEngine:
             log_level=log_level,
         )
         environment = dict(os.environ)
-        # OpenMP threads that spin after each operation would take the cores from the API process
-        environment.setdefault("OMP_WAIT_POLICY", "passive")
-        if config.threads is not None:
-            environment["OMP_NUM_THREADS"] = str(config.threads)
+        prepare(environment, config.threads)
         process = subprocess.Popen(
             [sys.executable, "-m", "penstock.engine.process", msgspec.json.encode(launch).decode()],
             stdin=subprocess.DEVNULL,

@@ -2,7 +2,7 @@
 
     {"config": {…}, "capacity": {…}, "eos_ids": […]}                      first line
     {"now": s, "in": [{"add": …} | {"abort": id}]}                        whatever arrived before a step
-    {"now": s, "plan": {…}, "seconds": s, "tokens": {…}, "errors": {…}, "end": s}
+    {"now": s, "plan": {…}, "seconds": s, "tokens": {…}, "errors": {…}, "tainted": […], "end": s}
 
 It is the replay format: the inputs, given to a new scheduler in the same order with the same times, and the
 recorded tokens, given back by a simulated executor, make the same plans. The last steps are also kept in a
@@ -66,7 +66,7 @@ class StepLog:
     def stepped(self, now: float, plan: Plan, result: StepResult, end: float) -> None:
         """A step was planned at `now` and committed at `end`."""
         # not the result itself: the logprobs of a long prompt are large, and no part of the log
-        self._keep(("step", now, plan, result.seconds, result.tokens, result.errors, end))
+        self._keep(("step", now, plan, result.seconds, result.tokens, result.errors, result.tainted, end))
 
     def dump(self, path: Path) -> None:
         """Write the ring to a file: after a crash, these are the last steps."""
@@ -121,13 +121,14 @@ def _line(entry: tuple[Any, ...]) -> str:
         _, now, message = entry
         record = {"now": now, "in": msgspec.to_builtins(message, str_keys=True)}
     else:
-        _, now, plan, seconds, tokens, errors, end = entry
+        _, now, plan, seconds, tokens, errors, tainted, end = entry
         record = {
             "now": now,
             "plan": json.loads(plan.to_json()),
             "seconds": seconds,
             "tokens": dict(tokens),
             "errors": dict(errors),
+            "tainted": sorted(tainted),
             "end": end,
         }
     return json.dumps(record, separators=(",", ":")) + "\n"
@@ -199,5 +200,9 @@ class _ReplayExecutor(SimulatedExecutor):
         simulated = super().collect(ticket)
         record = self._steps[ticket.step]
         return StepResult(
-            step=ticket.step, seconds=simulated.seconds, tokens=record["tokens"], errors=record["errors"]
+            step=ticket.step,
+            seconds=simulated.seconds,
+            tokens=record["tokens"],
+            errors=record["errors"],
+            tainted=frozenset(record.get("tainted", ())),
         )

@@ -10,9 +10,11 @@ from typing import Protocol
 import torch
 
 from penstock.kernels.attention import AttentionStep, KVCache, KVCacheSpec
+from penstock.kernels.cpu.decoder import DecoderStack
 
 from .config import ModelConfig
 from .layers import Embedding, LayerCache, LayerNorm, Linear, RMSNorm, Rotary, Rotation
+from .watch import NonFinite, Watch
 from .weights import Weights
 
 
@@ -38,7 +40,9 @@ class CausalLM:
         layers: list[Layer],
         norm: RMSNorm | LayerNorm,
         head: Linear,
+        stack: DecoderStack | None = None,
     ) -> None:
+        """stack: the same layers, for devices that compute all of them in one call."""
         self.config = config
         self.dtype = weights.dtype
         self.device = weights.device
@@ -46,8 +50,12 @@ class CausalLM:
         """Elements of the checkpoint's tensors, a tied output layer counted once."""
         self.weight_bytes = weights.nbytes
         """Bytes that the weights take in memory, in their packed form and with copies."""
+        shared = config.tie_word_embeddings and not head.copied
+        self.read_bytes = weights.nbytes - (0 if shared else embedding.nbytes)
+        """Bytes of them that a step reads: of the embedding only the rows of its tokens."""
         self._embedding = embedding
         self._layers = layers
+        self._stack = stack
         self._norm = norm
         self._head = head
         self._rotary = Rotary(config, weights.device)
@@ -74,11 +82,36 @@ class CausalLM:
         """
         x = self._embedding(token_ids)
         rotation = self._rotary(positions, x.dtype)
-        for layer, cache in zip(self._layers, kv_cache.layers, strict=True):
-            x = layer(x, rotation, attention, cache)
+        if self._stack is None or not self._stack.run(x, rotation, attention, kv_cache.layers):
+            for layer, cache in zip(self._layers, kv_cache.layers, strict=True):
+                x = layer(x, rotation, attention, cache)
         return self._norm(x)
 
     @torch.inference_mode()
     def logits(self, hidden: torch.Tensor) -> torch.Tensor:
         """[R, hidden] → float32 [R, vocab_size]. Give it only the rows that are sampled."""
         return self._head(hidden).float()
+
+    @torch.inference_mode()
+    def find_non_finite(
+        self, token_ids: torch.Tensor, positions: torch.Tensor, attention: AttentionStep, kv_cache: KVCache
+    ) -> NonFinite | None:
+        """Compute a step as forward does, and the logits of its last row; the first part, in the order of
+        computation, whose output has NaN or infinite numbers, or None if there is none.
+
+        A norm belongs to the part that it feeds. "The sum of layer 7" is one whose parts are finite and whose
+        output is not: the residual stream has overflowed.
+        """
+        watch = Watch()
+        x = self._embedding(token_ids)
+        watch.look("the embedding", x)
+        rotation = self._rotary(positions, x.dtype)
+        for number, (layer, cache) in enumerate(zip(self._layers, kv_cache.layers, strict=True)):
+            with watch.inside(layer, number):
+                x = layer(x, rotation, attention, cache)
+            watch.look(f"the sum of layer {number}", x, number)
+        x = self._norm(x)
+        watch.look("the final norm", x)
+        last = x.shape[0] - 1
+        watch.look("the output layer", self.logits(x[last:]), first_row=last)
+        return watch.found

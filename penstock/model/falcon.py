@@ -83,5 +83,5 @@ class FalconForCausalLM(CausalLM):
         if config.tie_word_embeddings:
             head = weights.tied_head(embedding)
         else:
-            head = weights.linear("lm_head", hidden, vocab)
+            head = weights.head("lm_head", hidden, vocab)
         super().__init__(config, weights, embedding=embedding, layers=layers, norm=norm, head=head)

@@ -6,9 +6,7 @@ bfloat16 agrees with it: norms and rotary angles are computed in float32 and rou
 
 from __future__ import annotations
 
-import functools
 import math
-import platform
 from collections.abc import Callable
 
 import torch
@@ -17,6 +15,7 @@ import torch.nn.functional as F
 from penstock.core.errors import ModelLoadError
 from penstock.kernels.attention import AttentionStep
 from penstock.kernels.cpu.elementwise import kernels
+from penstock.kernels.linear import matrix
 
 from .config import ModelConfig, RopeConfig
 
@@ -27,37 +26,24 @@ Rotation = tuple[torch.Tensor, torch.Tensor]
 
 
 class Linear:
-    """x Wᵀ + b. On CPU the weight is kept in oneDNN's blocked layout, packed once at load (see can_pack)."""
+    """x Wᵀ + b."""
 
-    def __init__(self, weight: torch.Tensor, bias: torch.Tensor | None = None) -> None:
-        """weight: [out, in]; it may be released after this call. bias: [out]."""
+    def __init__(
+        self, weight: torch.Tensor, bias: torch.Tensor | None = None, scheme: str | None = None
+    ) -> None:
+        """weight: [out, in], may be released after this call where `copied` says so. bias: [out].
+
+        scheme: how to quantise the weight; see penstock.kernels.quantization.
+        """
         self.out_features, self.in_features = weight.shape
         self.bias = bias
-        self.nbytes = weight.nbytes + (bias.nbytes if bias is not None else 0)
-        self.packed = can_pack(weight.dtype, weight.device)
-        self._weight = torch.ops.mkldnn._reorder_linear_weight(weight) if self.packed else weight
+        self.matrix = matrix(weight, scheme)
+        self.copied = self.matrix.copied
+        self.nbytes = self.matrix.nbytes + (bias.nbytes if bias is not None else 0)
 
     def __call__(self, x: torch.Tensor) -> torch.Tensor:
         """[T, in] → [T, out]."""
-        if self.packed:
-            out: torch.Tensor = torch.ops.mkldnn._linear_pointwise(x, self._weight, self.bias, "none", [], "")
-            return out
-        return F.linear(x, self._weight, self.bias)
-
-
-@functools.cache
-def can_pack(dtype: torch.dtype, device: torch.device) -> bool:
-    """Whether oneDNN's packed linear is there and fast. The operators are private; inductor emits them.
-
-    Over F.linear, measured on two Zen 4 cores: bfloat16 1.3x (1 row), 1.5x (32 rows); float32 1x and 1.7x.
-    On other processors than x86 they may end in reference kernels (pytorch#180447).
-    """
-    ops = torch.ops.mkldnn
-    if device.type != "cpu" or platform.machine() not in ("x86_64", "AMD64"):
-        return False
-    if not hasattr(ops, "_reorder_linear_weight") or not hasattr(ops, "_linear_pointwise"):
-        return False
-    return dtype == torch.float32 or (dtype == torch.bfloat16 and bool(ops._is_mkldnn_bf16_supported()))
+        return self.matrix(x, self.bias)
 
 
 class Embedding:

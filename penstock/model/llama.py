@@ -9,10 +9,12 @@ Mistral has a sliding window; Qwen2 has biases on q, k and v, and sliding window
 from __future__ import annotations
 
 import torch
+import torch.nn.functional as F
 
 from penstock.kernels.attention import AttentionStep
+from penstock.kernels.cpu.decoder import DecoderStack, LayerWeights
 
-from .causal_lm import CausalLM, Layer
+from .causal_lm import CausalLM
 from .config import ModelConfig
 from .layers import Attention, GatedMLP, LayerCache, RMSNorm, Rotation, activation
 from .weights import Weights
@@ -26,28 +28,31 @@ class LlamaLayer:
         q, kv = config.num_heads * config.head_dim, config.num_kv_heads * config.head_dim
         attention, mlp = f"{prefix}.self_attn", f"{prefix}.mlp"
         self._attention_norm = weights.rms_norm(f"{prefix}.input_layernorm", hidden, config.norm_eps)
-        self._attention = Attention(
-            config,
-            number,
-            weights.linear(
-                [f"{attention}.q_proj", f"{attention}.k_proj", f"{attention}.v_proj"],
-                hidden,
-                [q, kv, kv],
-                config.attention_bias,
-            ),
-            weights.linear(f"{attention}.o_proj", q, hidden, config.output_bias),
-            self._head_norm(config, weights, attention),
+        qkv = weights.linear(
+            [f"{attention}.q_proj", f"{attention}.k_proj", f"{attention}.v_proj"],
+            hidden,
+            [q, kv, kv],
+            config.attention_bias,
         )
+        out = weights.linear(f"{attention}.o_proj", q, hidden, config.output_bias)
+        head_norm = self._head_norm(config, weights, attention)
+        self._attention = Attention(config, number, qkv, out, head_norm)
         self._mlp_norm = weights.rms_norm(f"{prefix}.post_attention_layernorm", hidden, config.norm_eps)
-        self._mlp = GatedMLP(
-            weights.linear(
-                [f"{mlp}.gate_proj", f"{mlp}.up_proj"],
-                hidden,
-                [config.intermediate_size] * 2,
-                config.mlp_bias,
-            ),
-            weights.linear(f"{mlp}.down_proj", config.intermediate_size, hidden, config.mlp_bias),
-            activation(config),
+        middle = config.intermediate_size
+        gate_up = weights.linear(
+            [f"{mlp}.gate_proj", f"{mlp}.up_proj"], hidden, [middle, middle], config.mlp_bias
+        )
+        down = weights.linear(f"{mlp}.down_proj", middle, hidden, config.mlp_bias)
+        self._mlp = GatedMLP(gate_up, down, activation(config))
+        self.weights = LayerWeights(
+            attention_norm=self._attention_norm.weight,
+            qkv=(qkv.matrix, qkv.bias),
+            head_norm=None if head_norm is None else head_norm.weight,
+            out=(out.matrix, out.bias),
+            mlp_norm=self._mlp_norm.weight,
+            gate_up=(gate_up.matrix, gate_up.bias),
+            down=(down.matrix, down.bias),
+            window=config.windows[number],
         )
 
     def _head_norm(self, config: ModelConfig, weights: Weights, attention: str) -> RMSNorm | None:
@@ -69,12 +74,15 @@ class LlamaForCausalLM(CausalLM):
 
     def __init__(self, config: ModelConfig, weights: Weights) -> None:
         embedding = weights.embedding("model.embed_tokens", config.vocab_size, config.hidden_size)
-        layers: list[Layer] = [
-            *weights.layers(config.num_layers, lambda i: self.layer_class(config, weights, i))
-        ]
+        layers = weights.layers(config.num_layers, lambda i: self.layer_class(config, weights, i))
         norm = weights.rms_norm("model.norm", config.hidden_size, config.norm_eps)
         if config.tie_word_embeddings:
             head = weights.tied_head(embedding)
         else:
-            head = weights.linear("lm_head", config.hidden_size, config.vocab_size)
-        super().__init__(config, weights, embedding=embedding, layers=layers, norm=norm, head=head)
+            head = weights.head("lm_head", config.hidden_size, config.vocab_size)
+        stack = None
+        if activation(config) is F.silu and weights.device.type == "cpu":
+            stack = DecoderStack([layer.weights for layer in layers], config.norm_eps, config.head_dim**-0.5)
+        super().__init__(
+            config, weights, embedding=embedding, layers=[*layers], norm=norm, head=head, stack=stack
+        )

@@ -25,6 +25,7 @@ def load_model(
     device: torch.device,
     *,
     load_format: LoadFormat = "auto",
+    quantization: str | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> CausalLM:
     """Build the model of `config` with the weights in directory `path`.
@@ -32,6 +33,7 @@ def load_model(
     Args:
         dtype: to convert the weights to; also the dtype of all activations and of the KV cache.
         load_format: "auto" and "safetensors" read *.safetensors; "dummy" makes seeded random weights.
+        quantization: None, or how to store the weights of linear layers: "int8" or "int4".
         progress: called with (bytes done, bytes in all) while files are read.
 
     Raises:
@@ -40,9 +42,9 @@ def load_model(
     """
     weights: Weights
     if load_format == "dummy":
-        weights = DummyWeights(dtype, device)
+        weights = DummyWeights(dtype, device, quantization)
     elif load_format in ("auto", "safetensors"):
-        weights = SafetensorsWeights(path, dtype, device, progress)
+        weights = SafetensorsWeights(path, dtype, device, progress, quantization)
     else:
         raise StartupError(
             f"Unknown load format {load_format!r}.",

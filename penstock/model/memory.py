@@ -108,14 +108,14 @@ def activation_bytes(
 ) -> int:
     """Upper bound of what one step takes beside weights and KV cache.
 
-    Per token, the most that lives at one time in a layer: residual, normed input and output, with either the
-    projections, their rotation and the attention's output, or the MLP's middle; and float32 copies in norms.
+    Per token: residual, normed input and output, the projections, their rotation and the attention's output,
+    and the MLP's middle, which layers that are computed in one call keep; and float32 copies in norms.
     """
     hidden, q = config.hidden_size, config.num_heads * config.head_dim
     kv = config.num_kv_heads * config.head_dim
     attention = 3 * hidden + (q + 2 * kv) + 3 * (q + kv) + 2 * q
     mlp = 3 * hidden + 3 * config.intermediate_size
-    per_token = max(attention, mlp) * dtype_bytes + 2 * 4 * max(hidden, q + kv)
+    per_token = (attention + mlp) * dtype_bytes + 2 * 4 * max(hidden, q + kv)
     logits = max(max_num_seqs, _PROMPT_LOGITS_ROWS) * config.vocab_size * (dtype_bytes + _BYTES_PER_LOGIT)
     return (
         max_num_batched_tokens * per_token

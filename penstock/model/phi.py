@@ -77,5 +77,5 @@ class PhiForCausalLM(CausalLM):
         if config.tie_word_embeddings:
             head = weights.tied_head(embedding, bias="lm_head.bias")
         else:
-            head = weights.linear("lm_head", hidden, vocab, bias=True)
+            head = weights.head("lm_head", hidden, vocab, bias=True)
         super().__init__(config, weights, embedding=embedding, layers=layers, norm=norm, head=head)

@@ -22,9 +22,10 @@ import torch
 from safetensors import SafetensorError, safe_open
 
 from penstock.core.errors import ModelLoadError
+from penstock.kernels.linear import can_pack
 
 from .config import ModelConfig, read_json
-from .layers import Embedding, LayerNorm, Linear, RMSNorm, can_pack
+from .layers import Embedding, LayerNorm, Linear, RMSNorm
 
 #: Tensors of old checkpoints that are computed, not learnt.
 _COMPUTED = re.compile(r"rotary_emb\.inv_freq$|\.attention\.(masked_)?bias$")
@@ -44,9 +45,13 @@ class Weights(ABC):
         nbytes: bytes that they take on the device, copies included.
     """
 
-    def __init__(self, dtype: torch.dtype, device: torch.device) -> None:
+    def __init__(self, dtype: torch.dtype, device: torch.device, scheme: str | None = None) -> None:
+        """scheme: how to quantise the weights of linear layers; see penstock.kernels.quantization."""
         self.dtype = dtype
         self.device = device
+        self.scheme = scheme
+        # quarter bytes cost an output layer more than its size in time is worth: it stays at eight bits
+        self._head_scheme = "int8" if scheme == "int4" else scheme
         self.parameters = 0
         self.nbytes = 0
         self._lock = Lock()
@@ -98,6 +103,8 @@ class Weights(ABC):
         out_features: int | Sequence[int],
         bias: bool = False,
         order: RowOrder | None = None,
+        *,
+        scheme: str | None = None,
     ) -> Linear:
         """One or several linear layers over the same input as one matrix product.
 
@@ -105,18 +112,24 @@ class Weights(ABC):
             names: modules (without ".weight"), in the order of the product's columns.
             out_features: of each module.
             order: applied to the rows afterwards.
+            scheme: of quantisation, if not that of all.
         """
+        scheme = scheme or self.scheme
         names = [names] if isinstance(names, str) else names
         outs = [out_features] if isinstance(out_features, int) else out_features
         weight = self._take(
             [f"{name}.weight" for name in names],
             [(out, in_features) for out in outs],
-            view=order is not None or can_pack(self.dtype, self.device),  # copied anyway, in another order
+            # copied anyway, in another order
+            view=order is not None or scheme is not None or can_pack(self.dtype, self.device),
         )
         vector = self._take([f"{name}.bias" for name in names], [(out,) for out in outs]) if bias else None
         if order is not None:
             weight, vector = order(weight), order(vector) if vector is not None else None
-        return Linear(weight, vector)
+        made = Linear(weight, vector, scheme)
+        with self._lock:
+            self.nbytes += made.nbytes - weight.nbytes - (vector.nbytes if vector is not None else 0)
+        return made
 
     def embedding(self, name: str, rows: int, width: int) -> Embedding:
         """The table `name`.weight, [rows, width]."""
@@ -126,12 +139,17 @@ class Weights(ABC):
         """Whether the checkpoint has this tensor, for names that changed over the years."""
         return False
 
+    def head(self, name: str, in_features: int, out_features: int, bias: bool = False) -> Linear:
+        """The output layer `name`."""
+        return self.linear(name, in_features, out_features, bias, scheme=self._head_scheme)
+
     def tied_head(self, embedding: Embedding, bias: str | None = None) -> Linear:
         """The embedding as output layer. A packed copy costs memory, and pays: it is read every step."""
         rows = embedding.weight.shape[0]
-        head = Linear(embedding.weight, self.tensor(bias, rows) if bias is not None else None)
-        if head.packed:
-            self.nbytes += embedding.nbytes
+        vector = self.tensor(bias, rows) if bias is not None else None
+        head = Linear(embedding.weight, vector, self._head_scheme)
+        if head.copied:
+            self.nbytes += head.nbytes - (vector.nbytes if vector is not None else 0)
         return head
 
     def rms_norm(self, name: str, width: int, eps: float) -> RMSNorm:
@@ -174,8 +192,10 @@ class DummyWeights(Weights):
 
     _STRETCH = 1_048_573
 
-    def __init__(self, dtype: torch.dtype, device: torch.device, seed: int = 0) -> None:
-        super().__init__(dtype, device)
+    def __init__(
+        self, dtype: torch.dtype, device: torch.device, scheme: str | None = None, seed: int = 0
+    ) -> None:
+        super().__init__(dtype, device, scheme)
         generator = torch.Generator().manual_seed(seed)
         self._numbers = torch.randn(self._STRETCH, generator=generator)
 
@@ -201,12 +221,13 @@ class SafetensorsWeights(Weights):
         dtype: torch.dtype,
         device: torch.device,
         progress: Callable[[int, int], None] | None = None,
+        scheme: str | None = None,
     ) -> None:
         """Open all files. Raises ModelLoadError for missing, truncated or corrupt ones.
 
         progress is called with (bytes done, bytes in all) after each tensor, by one thread at a time.
         """
-        super().__init__(dtype, device)
+        super().__init__(dtype, device, scheme)
         self._progress = progress
         self._stack = ExitStack()
         self._files: dict[Path, Any] = {}

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from penstock.core.plan import TokenLogprob
+from penstock.kernels.cpu.sampling import kernels
 
 from .choose import ranked, tiles
 
@@ -24,10 +25,13 @@ def gather_logprobs(logits: Tensor, tokens: Sequence[int], counts: Sequence[int]
     """Logprobs of `tokens` and of the most probable alternatives, a few rows at a time.
 
     Args:
-        logits: [n, V] float32; not changed.
+        logits: [n, V]; not changed.
         tokens: the token at each position, n of them.
         counts: alternatives wanted at each position; -1 means the whole vocabulary.
     """
+    fast = _fast(logits, tokens, counts)
+    if fast is not None:
+        return fast
     found: list[TokenLogprob] = []
     for start, stop in tiles(logits):
         found += _tile(logits[start:stop], tokens[start:stop], counts[start:stop])
@@ -40,6 +44,20 @@ def prompt_logprobs(logits: Tensor, targets: Sequence[int], count: int) -> tuple
     Works in tiles: beside the logits it needs a few rows' memory. `count` alternatives, -1 for all.
     """
     return gather_logprobs(logits, targets, [count] * len(targets))
+
+
+def _fast(logits: Tensor, tokens: Sequence[int], counts: Sequence[int]) -> tuple[TokenLogprob, ...] | None:
+    """The same by the kernels; None where there are none, or where they would sort much of the vocabulary."""
+    kernel = kernels(logits)
+    if kernel is None or any(count < 0 or 8 * count > logits.shape[1] for count in counts):
+        return None
+    rows = kernel.logprobs(logits, tokens, counts)
+    if rows is None:
+        return None
+    return tuple(
+        TokenLogprob(token=token, logprob=value, rank=rank, top=tuple(zip(best, values, strict=True)))
+        for token, (value, rank, best, values) in zip(tokens, rows, strict=True)
+    )
 
 
 def _tile(logits: Tensor, tokens: Sequence[int], counts: Sequence[int]) -> list[TokenLogprob]:

@@ -4,10 +4,14 @@
 
 It knows rows. It knows no scheduler, no model and keeps nothing between steps. A row of broken logits fails
 alone, with its cause.
+
+Torch's operators in `choose` and `logprobs` are the specification. On a CPU with compiled kernels they do the
+same work in a few passes over the logits, in whichever of float32 and bfloat16 the model gives them.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -15,6 +19,7 @@ import torch
 from torch import Tensor
 
 from penstock.core.plan import TokenLogprob
+from penstock.kernels.cpu.sampling import Sampling, kernels
 
 from .choose import Draw, choose_cut, choose_greedy, choose_open
 from .logits import edit
@@ -42,7 +47,8 @@ class Sampler:
         """One token for each row.
 
         Args:
-            logits: [R, V]; float32 ones are edited in place, so not to be used afterwards.
+            logits: [R, V], of any floating type; float32 ones are edited in place, so not to be used
+                afterwards.
             rows: R rows, in the same order; their `tokens` do not contain the new token yet.
 
         Raises:
@@ -52,13 +58,15 @@ class Sampler:
             raise ValueError(f"need logits of shape [{len(rows)}, V], got {list(logits.shape)}.")
         if not rows:
             return []
-        logits = logits.float()
         asking = [i for i, row in enumerate(rows) if row.params.logprobs is not None]
         editing = [i for i, row in enumerate(rows) if row.edited]
         raw = _raw(logits, asking, editing)
+        fast = kernels(logits)
+        if editing or fast is None:
+            logits = logits.float()
         if editing:
             edit(logits, rows, editing)
-        tokens, fine = _choose(logits, rows)
+        tokens, fine = _choose(logits, rows) if fast is None else _choose_fast(fast, logits, rows)
         broken = {i: _cause(logits[i], rows[i]) for i, ok in enumerate(fine) if not ok}
         asking_at = {i: at for at, i in enumerate(asking) if i not in broken}
         logprobs: dict[int, TokenLogprob] = {}
@@ -77,7 +85,7 @@ def _raw(logits: Tensor, asking: Sequence[int], editing: Sequence[int]) -> Tenso
     """The logits of the rows that ask for logprobs, safe from the edits; None if there are none."""
     if not asking:
         return None
-    if len(asking) == len(logits) and not editing:
+    if len(asking) == len(logits) and (not editing or logits.dtype != torch.float32):
         return logits
     return logits[list(asking)]  # a copy
 
@@ -102,6 +110,20 @@ def _choose(logits: Tensor, rows: Sequence[Row]) -> tuple[list[int], list[bool]]
         for i, token, ok in zip(indices, *pairs, strict=True):
             tokens[i], fine[i] = token, bool(ok)
     return tokens, fine
+
+
+def _choose_fast(kernel: Sampling, logits: Tensor, rows: Sequence[Row]) -> tuple[list[int], list[bool]]:
+    """The same by the kernels, all kinds of rows in one go."""
+    params = [row.params for row in rows]
+    tokens, checks = kernel.sample(
+        logits,
+        temperatures=[0.0 if each.greedy else each.temperature for each in params],
+        uniforms=[0.0 if row.params.greedy else uniform(row.seed, row.generated) for row in rows],
+        min_ps=[each.min_p for each in params],
+        top_ks=[max(0, each.top_k) for each in params],
+        top_ps=[each.top_p for each in params],
+    )
+    return tokens, [math.isfinite(check) for check in checks]
 
 
 def _draw(row: Row) -> Draw:

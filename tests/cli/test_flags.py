@@ -91,7 +91,6 @@ def refused(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
         ("--gpu-memory-utilisation", "Did you mean --gpu-memory-utilization?"),
         ("--max-num-seq", "Did you mean --max-num-seqs?"),
         ("--max-num-partial-prefills", "--long-prefill-token-threshold"),
-        ("--quantization", "does not implement yet"),
         ("--xyzzy", "--help"),
         ("--show-hidden-metrics-for-version", "does not implement yet"),
         ("--chat-template-content-format", "does not implement yet"),

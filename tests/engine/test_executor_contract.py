@@ -210,3 +210,27 @@ def test_layers_of_the_checkpoint_are_real(tmp_path: Path) -> None:
     executor = torch_executor(num_blocks=32, block_size=4, device="cpu")
     assert len({tuple(decode(torch_executor(32, 4, "cpu"), (n, 5, 9), 4)) for n in range(1, 9)}) > 4
     executor.close()
+
+
+def test_a_plan_in_parts_gives_the_same_tokens(make: Make) -> None:
+    """This is how the engine computes a step that does not fit into memory; some parts are tried twice."""
+    a, b = (
+        PlanItem("a", 0, 6, (5, 2), True),
+        PlanItem("b", 4, 3, (5, 9), True),
+    )  # b reads a block that a fills
+    both = (admission("a", PROMPT), admission("b", (*PROMPT[:4], 8, 9, 10)))
+    more = (PlanItem("a", 6, 1, (), True), PlanItem("b", 7, 1, (), True))
+    last = (PlanItem("a", 7, 1, (), True), PlanItem("b", 8, 1, (30,), True))
+    executor = make()
+    whole = [run(executor, Plan(0, both, (a, b))), run(executor, Plan(1, items=more))]
+    whole.append(run(executor, Plan(2, items=last)))
+    executor = make()
+    head = PlanItem("a", 0, 4, (5, 2), False)
+    tail, start = PlanItem("a", 4, 2, (5, 2), True), PlanItem("b", 4, 1, (5, 9), False)
+    executor.submit(Plan(0, both, (head,)))  # as if it had not fitted
+    assert run(executor, Plan(0, both, (head,))) == {}
+    tokens = run(executor, Plan(0, both, (tail, start)))
+    tokens |= run(executor, Plan(0, both, (PlanItem("b", 5, 2, (5, 9), True),)))
+    assert tokens == whole[0]
+    assert run(executor, Plan(1, items=more[:1])) | run(executor, Plan(1, items=more[1:])) == whole[1]
+    assert run(executor, Plan(2, items=last)) == whole[2]

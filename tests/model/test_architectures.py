@@ -112,7 +112,7 @@ def test_parameters_are_counted(model: CausalLM, directory: Path) -> None:
     parameters = {id(p): p for p in oracle(directory).parameters()}  # a tied head is the same object
     assert model.num_parameters == sum(p.numel() for p in parameters.values())
     table = model.config.vocab_size * model.config.hidden_size
-    copied = table if model.config.tie_word_embeddings and model._head.packed else 0
+    copied = table if model.config.tie_word_embeddings and model._head.copied else 0
     assert model.weight_bytes == 4 * (model.num_parameters + copied)
 
 

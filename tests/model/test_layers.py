@@ -10,8 +10,9 @@ import torch
 import torch.nn.functional as F
 from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
+from penstock.kernels.linear import can_pack
 from penstock.model.config import RopeConfig
-from penstock.model.layers import LayerNorm, Linear, RMSNorm, can_pack, rotary_frequencies, rotate
+from penstock.model.layers import LayerNorm, Linear, RMSNorm, rotary_frequencies, rotate
 
 CPU = torch.device("cpu")
 
@@ -25,7 +26,7 @@ def test_linear_is_the_same_packed_or_not(dtype: torch.dtype, bias: bool, rows: 
     vector = torch.randn(72, generator=generator).to(dtype) if bias else None
     x = torch.randn(rows, 40, generator=generator).to(dtype)
     linear = Linear(weight, vector)
-    assert linear.packed == can_pack(dtype, CPU)
+    assert linear.copied == can_pack(dtype, CPU)
     assert (linear.in_features, linear.out_features) == (40, 72)
     torch.testing.assert_close(linear(x), F.linear(x, weight, vector))
     assert linear.nbytes == (72 * 40 + (72 if bias else 0)) * dtype.itemsize

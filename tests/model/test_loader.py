@@ -107,7 +107,7 @@ def test_a_packed_tied_head_is_counted_twice(tmp_path: Path) -> None:
     directory = make_checkpoint(tmp_path, "llama-tied")
     model = load(directory, torch.bfloat16)
     table = model.config.vocab_size * model.config.hidden_size
-    packed = model._head.packed
+    packed = model._head.copied
     assert model.weight_bytes == 2 * (model.num_parameters + (table if packed else 0))
 
 

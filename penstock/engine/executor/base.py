@@ -6,9 +6,12 @@ Everything that the scheduler's world knows about a device is here. Contract of 
 - `submit` takes plans in order of `step`; `collect` gives the result of a ticket exactly once.
 - A result has a token for every item with `sample`, or an error for that request, and nothing else.
 - Rows live from `Plan.admitted` to `Plan.released`; a released id may be admitted again later.
-- Submitting a part of the plan submitted last (same `step`, fewer items) computes those items again: keys and
-  values are written to the same places. This is how the loop finds out which request breaks a step.
-- An exception from submit or collect leaves rows as they were, so that a retry is possible.
+- A plan may be submitted in parts: plans of the same `step`, each with some of the items, or with some of the
+  tokens of an item, in order. Rows are made and dropped by the first part, and a request's blocks are taken
+  from its first one. Submitting items again computes them again: keys and values are written to the same
+  places. So the engine finds out which request breaks a step, and computes one that does not fit into memory.
+- An exception from submit or collect leaves rows as they were, so that a retry is possible. It is
+  DeviceOutOfMemory (or MemoryError) where a smaller part may succeed, and keeps nothing of the step alive.
 - `seconds` is the device's time; items of one step may share blocks that an earlier item of it fills.
 """
 

@@ -17,6 +17,7 @@ import numpy as np
 import torch
 
 from penstock.core.cost import Coefficients
+from penstock.core.errors import DeviceOutOfMemory, cause
 from penstock.core.plan import Admission, Plan, PlanItem, StepResult, TokenLogprob
 from penstock.kernels.attention import AttentionBackend, KVCache, Span, StepLayout
 from penstock.model.causal_lm import CausalLM
@@ -25,6 +26,7 @@ from penstock.sampling.rows import Row
 from penstock.sampling.sampler import Sampler
 
 from .base import Capacity, Ticket
+from .diagnosis import Diagnosis, finite_rows
 
 
 @dataclass(slots=True)
@@ -62,8 +64,11 @@ class TorchExecutor:
         self._prior = prior
         self._num_blocks = cache.num_blocks if num_blocks is None else num_blocks
         self._sampler = Sampler()
+        self._diagnosis = Diagnosis(model, cache, attention)
         self._seats: dict[str, _Seat] = {}
         self._applied = -1
+        self._extended: set[str] = set()
+        """Requests whose blocks of the step applied last are in their tables."""
 
     def capacity(self) -> Capacity:
         """Sizes of the cache and the model."""
@@ -75,14 +80,23 @@ class TorchExecutor:
         )
 
     def submit(self, plan: Plan) -> Ticket:
-        """Bring the rows up to date. A part of the plan submitted last changes no row."""
-        if plan.step != self._applied:
-            self._apply(plan)
+        """Bring the rows up to date."""
+        self._apply(plan)
         return Ticket(plan.step, plan.items)
 
-    @torch.inference_mode()
     def collect(self, ticket: Ticket) -> StepResult:
         """Compute the step; nothing of it is kept if this raises."""
+        try:
+            return self._compute(ticket)
+        except (MemoryError, RuntimeError) as error:
+            if not is_out_of_memory(error):
+                raise
+            what = cause(error).splitlines()[0]
+        # not in the handler: the traceback holds the failed step's tensors, which a retry needs the place of
+        raise DeviceOutOfMemory(what)
+
+    @torch.inference_mode()
+    def _compute(self, ticket: Ticket) -> StepResult:
         started = time.perf_counter()
         items: tuple[PlanItem, ...] = ticket.payload  # type: ignore[assignment]
         layout = StepLayout(
@@ -96,7 +110,7 @@ class TorchExecutor:
             self._cache,
         )
         prompt = self._prompt_logprobs(items, layout, hidden)
-        tokens, logprobs, errors = self._sample(items, layout, hidden)
+        tokens, logprobs, errors, tainted = self._sample(items, layout, hidden)
         for request, token in tokens.items():
             self._seats[request].row.tokens.append(token)
         return StepResult(
@@ -106,6 +120,7 @@ class TorchExecutor:
             logprobs=logprobs,
             prompt_logprobs=prompt,
             errors=errors,
+            tainted=tainted,
         )
 
     def close(self) -> None:
@@ -114,13 +129,17 @@ class TorchExecutor:
         self._cache.layers.clear()
 
     def _apply(self, plan: Plan) -> None:
-        for request in plan.released:
-            del self._seats[request]
-        for admission in plan.admitted:
-            self._seats[admission.request] = self._seat(admission)
+        if plan.step != self._applied:
+            for request in plan.released:
+                del self._seats[request]
+            for admission in plan.admitted:
+                self._seats[admission.request] = self._seat(admission)
+            self._extended.clear()
+            self._applied = plan.step
         for item in plan.items:
-            self._seats[item.request].blocks.extend(item.blocks)
-        self._applied = plan.step
+            if item.blocks and item.request not in self._extended:
+                self._extended.add(item.request)
+                self._seats[item.request].blocks.extend(item.blocks)
 
     def _seat(self, admission: Admission) -> _Seat:
         params = admission.params
@@ -151,24 +170,38 @@ class TorchExecutor:
 
     def _sample(
         self, items: Sequence[PlanItem], layout: StepLayout, hidden: torch.Tensor
-    ) -> tuple[dict[str, int], dict[str, TokenLogprob], dict[str, str]]:
+    ) -> tuple[dict[str, int], dict[str, TokenLogprob], dict[str, str], frozenset[str]]:
+        """(tokens, logprobs, errors, those of the errors that are the model's) by request."""
         sampled = [(item, row) for item, row in zip(items, layout.last_rows, strict=True) if item.sample]
         tokens: dict[str, int] = {}
         logprobs: dict[str, TokenLogprob] = {}
         errors: dict[str, str] = {}
+        failed: list[tuple[PlanItem, int]] = []
         if not sampled:
-            return tokens, logprobs, errors
+            return tokens, logprobs, errors, frozenset()
         last = self._on_device(torch.tensor([row for _, row in sampled]))
         logits = self._model.logits(hidden.index_select(0, last))
         rows = [self._seats[item.request].row for item, _ in sampled]
-        for row, choice in zip(rows, self._sampler.sample(logits, rows), strict=True):
+        for at, row, choice in zip(sampled, rows, self._sampler.sample(logits, rows), strict=True):
             if choice.error is not None:
                 errors[row.request] = choice.error
+                failed.append(at)
                 continue
             tokens[row.request] = choice.token
             if choice.logprob is not None:
                 logprobs[row.request] = choice.logprob
-        return tokens, logprobs, errors
+        return tokens, logprobs, errors, self._examine(failed, hidden) if failed else frozenset()
+
+    def _examine(self, failed: Sequence[tuple[PlanItem, int]], hidden: torch.Tensor) -> frozenset[str]:
+        """Which of the items (each with its last row) the model gave logits that are not finite, whatever the
+        request asked for; the log says where they come from."""
+        rows = self._on_device(torch.tensor([row for _, row in failed]))
+        finite = finite_rows(self._model.logits(hidden.index_select(0, rows)))
+        broken = [item for (item, _), fine in zip(failed, finite, strict=True) if not fine]
+        for item in broken:
+            span = Span(item.start, item.tokens, self._seats[item.request].blocks)
+            self._diagnosis.report(item.request, self._on_device(self._token_ids([item])), span)
+        return frozenset(item.request for item in broken)
 
     def _prompt_logprobs(
         self, items: Sequence[PlanItem], layout: StepLayout, hidden: torch.Tensor
@@ -189,6 +222,22 @@ class TorchExecutor:
             result[item.request] = tuple(parts)
         return result
 
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether the device's or the host's memory ran out. torch's CPU allocator, oneDNN and CUDA's libraries
+    have no class of their own for it, so their words are looked at."""
+    if isinstance(error, (MemoryError, torch.OutOfMemoryError)):
+        return True
+    text = str(error)
+    return isinstance(error, RuntimeError) and (
+        text in _ONEDNN_OUT_OF_MEMORY or any(words in text for words in _OUT_OF_MEMORY)
+    )
+
+
+_OUT_OF_MEMORY = ("can't allocate memory", "out of memory", "bad_alloc", "_ALLOC_FAILED")
+#: All that oneDNN says when there is no memory for its code or scratchpad. (What it has no implementation for
+#: fails one stage earlier, with "could not create a primitive descriptor …".)
+_ONEDNN_OUT_OF_MEMORY = ("could not create a primitive", "could not create a memory object")
 
 #: Rows of prompt logits that exist at one time: 128 rows of a 150k vocabulary are 78 MB.
 _LOGITS_ROWS = 128

@@ -20,11 +20,9 @@ import torch
 from penstock.core.errors import StartupError
 from penstock.kernels.attention import KVCacheSpec, StepLayout
 
-from .library import AttentionArguments, Library, available
+from .library import PATIENCE, AttentionArguments, Library, available
 
 DTYPES = (torch.float32, torch.bfloat16)
-#: Seconds to wait for a compiler when this backend was asked for by name.
-_PATIENCE = 120.0
 _UNIT, _GROUP = 9, 2  # int32 words of struct Unit and struct Group
 
 
@@ -41,7 +39,7 @@ class CpuAttention:
                 param="--attention-backend",
                 advice="Use --attention-backend auto.",
             )
-        found = library or available(_PATIENCE)
+        found = library or available(PATIENCE)
         if found is None:
             raise StartupError(
                 "The CPU kernels are not available.",
@@ -54,9 +52,9 @@ class CpuAttention:
         self._scratch = torch.empty(0, dtype=torch.uint8)
         self._partials = torch.empty(0)
 
-    def prepare(self, layout: StepLayout) -> _CpuStep:
+    def prepare(self, layout: StepLayout) -> CpuStep:
         """Flatten the block tables. The work is cut at the first call, when the number of heads is known."""
-        return _CpuStep(self, layout)
+        return CpuStep(self, layout)
 
     def scratch(self, nbytes: int) -> int:
         """Address of so many bytes."""
@@ -71,7 +69,9 @@ class CpuAttention:
         return self._partials.data_ptr()
 
 
-class _CpuStep:
+class CpuStep:
+    """One step's attention: a call per layer, or the plan for who goes through all layers at once."""
+
     def __init__(self, backend: CpuAttention, layout: StepLayout) -> None:
         self._backend = backend
         self._layout = layout
@@ -98,36 +98,46 @@ class _CpuStep:
         scale: float,
         window: int | None = None,
     ) -> torch.Tensor:
-        heads = q.shape[1] // key_cache.shape[1]
-        plan = self._plans.get((heads, window))
-        if plan is None:
-            plan = self._plans[heads, window] = self._plan(heads, window)
+        a = self.arguments(q.shape[1] // key_cache.shape[1], window, scale)
         q, k, v = _dense(q), _dense(k), _dense(v)
         self._check(q, k, v, key_cache, value_cache)
         out = torch.empty(q.shape, dtype=q.dtype)
-        backend, a = self._backend, plan.arguments
+        backend = self._backend
         a.q, a.k, a.v, a.out = q.data_ptr(), k.data_ptr(), v.data_ptr(), out.data_ptr()
         a.keys, a.values = key_cache.data_ptr(), value_cache.data_ptr()
         a.q_token, a.q_head, _ = q.stride()
         a.k_token, a.k_head, _ = k.stride()
         a.v_token, a.v_head, _ = v.stride()
-        a.scale = scale
-        a.scratch = backend.scratch(self._threads * a.scratch_bytes)
-        a.partials = backend.partials(plan.partials)
         backend.library.attention(a, backend.is_bf16)
         return out
 
-    def _check(self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, *caches: torch.Tensor) -> None:
-        """Raises ValueError or IndexError for what would make the kernels read foreign memory."""
-        spec, tokens = self._backend.spec, self._layout.num_tokens
-        dtype, shape = spec.dtype, (spec.num_kv_heads, spec.block_size, spec.head_dim)
+    def arguments(self, heads: int, window: int | None, scale: float) -> AttentionArguments:
+        """The plan for layers of this kind, complete but for inputs, output and caches. Valid in this step."""
+        plan = self._plans.get((heads, window))
+        if plan is None:
+            plan = self._plans[heads, window] = self._plan(heads, window)
+        a, backend = plan.arguments, self._backend
+        a.scale = scale
+        a.scratch = backend.scratch(self._threads * a.scratch_bytes)
+        a.partials = backend.partials(plan.partials)
+        return a
+
+    def check_caches(self, *caches: torch.Tensor) -> None:
+        """Raises ValueError or IndexError for caches that this step would read or write outside of."""
+        spec = self._backend.spec
+        shape = (spec.num_kv_heads, spec.block_size, spec.head_dim)
         for cache in caches:
-            if cache.shape[1:] != shape or cache.dtype != dtype or not cache.is_contiguous():
+            if cache.shape[1:] != shape or cache.dtype != spec.dtype or not cache.is_contiguous():
                 raise ValueError(
-                    f"cache {tuple(cache.shape)} {cache.dtype}; prepared for [blocks, *{shape}] {dtype}"
+                    f"cache {tuple(cache.shape)} {cache.dtype}; prepared for [blocks, *{shape}] {spec.dtype}"
                 )
             if self._blocks.start < 0 or self._blocks.stop > len(cache):
                 raise IndexError(f"blocks {self._blocks} of a cache of {len(cache)}")
+
+    def _check(self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, *caches: torch.Tensor) -> None:
+        """Raises ValueError or IndexError for what would make the kernels read foreign memory."""
+        spec, tokens, dtype = self._backend.spec, self._layout.num_tokens, self._backend.spec.dtype
+        self.check_caches(*caches)
         for tensor, number in ((k, spec.num_kv_heads), (v, spec.num_kv_heads), (q, q.shape[1])):
             wanted = (tokens, number, spec.head_dim)
             if tensor.shape != wanted or tensor.dtype != dtype:

@@ -24,12 +24,13 @@ import subprocess
 import sys
 import tempfile
 import time
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
 SOURCE_DIR = Path(__file__).parent / "csrc"
 #: -ffast-math is out of the question: NaN must stay NaN, and the bits of a row must not depend on its batch.
-FLAGS = ("-std=c++17", "-O3", "-march=native", "-fPIC", "-shared", "-fno-math-errno", "-Wno-psabi")
+FLAGS = ("-std=c++17", "-O3", "-march=native", "-fPIC", "-fno-math-errno", "-Wno-psabi")
 _COMPILERS = ("g++", "clang++", "c++")
 _COMPILE_SECONDS = 300
 
@@ -129,30 +130,36 @@ def start_build() -> subprocess.Popen[bytes]:
 
 
 def _compile(wanted: Target) -> None:
-    """Compile to a temporary file beside the target, then rename it."""
-    sources = sorted(str(path) for path in SOURCE_DIR.glob("*.cpp"))
-    handle, partial = tempfile.mkstemp(prefix="building-", suffix=".so", dir=wanted.path.parent)
-    os.close(handle)
-    command = [*wanted.compiler, *wanted.flags, "-o", partial, *sources]
+    """Compile in a temporary directory beside the target, file by file on all cores; rename the result."""
+    with tempfile.TemporaryDirectory(prefix="building-", dir=wanted.path.parent) as directory:
+        objects = {source: f"{directory}/{source.stem}.o" for source in sorted(SOURCE_DIR.glob("*.cpp"))}
+        compiling = [["-c", "-o", target, str(source)] for source, target in objects.items()]
+        with ThreadPoolExecutor(min(4, os.cpu_count() or 1)) as pool:
+            for _ in pool.map(lambda arguments: _run(wanted, arguments), compiling):
+                pass
+        library = f"{directory}/{wanted.path.name}"
+        _run(wanted, ["-shared", "-o", library, *objects.values()])
+        os.chmod(library, 0o700)
+        os.rename(library, wanted.path)
+
+
+def _run(wanted: Target, arguments: list[str]) -> None:
+    """Call the compiler. Raises BuildError with its first complaint."""
     try:
         done = subprocess.run(
-            command, capture_output=True, text=True, timeout=_COMPILE_SECONDS, stdin=subprocess.DEVNULL
+            [*wanted.compiler, *wanted.flags, *arguments],
+            capture_output=True,
+            text=True,
+            timeout=_COMPILE_SECONDS,
+            stdin=subprocess.DEVNULL,
         )
-        if done.returncode:
-            complaint = next(
-                (line for line in done.stderr.splitlines() if "error" in line), done.stderr[:500]
-            )
-            raise BuildError(
-                f"{shlex.join(command[:1])} failed: {complaint.strip()}.", "Try another one with CXX."
-            )
-        os.chmod(partial, 0o700)
-        os.rename(partial, wanted.path)
     except subprocess.TimeoutExpired as error:
         raise BuildError(
             f"{wanted.compiler[0]} took more than {_COMPILE_SECONDS} s.", "Try again."
         ) from error
-    finally:
-        Path(partial).unlink(missing_ok=True)
+    if done.returncode:
+        complaint = next((line for line in done.stderr.splitlines() if "error" in line), done.stderr[:500])
+        raise BuildError(f"{wanted.compiler[0]} failed: {complaint.strip()}.", "Try another one with CXX.")
 
 
 def _stem(flags: tuple[str, ...]) -> str:

@@ -25,11 +25,14 @@ from . import build
 
 logger = logging.getLogger("penstock.kernels")
 
-#: Seconds that a start waits for a compiler which is still running.
-WAIT_SECONDS = 5.0
+#: Seconds that a start waits for a compiler which is still running: several times what it needs, once per
+#: machine. Without the kernels, the engine would serve at half its speed for all its life.
+WAIT_SECONDS = 60.0
+#: The same, when the kernels were asked for by name.
+PATIENCE = 300.0
 #: Names of OpenMP runtimes; each exports the GNU entry points.
 _RUNTIMES = ("libgomp", "libomp", "libiomp5")
-_ENTRY_POINTS = ("GOMP_parallel", "GOMP_barrier", "omp_get_thread_num", "omp_get_num_threads")
+_ENTRY_POINTS = ("GOMP_parallel", "omp_get_thread_num", "omp_get_num_threads")
 
 
 class AttentionArguments(ctypes.Structure):
@@ -47,6 +50,36 @@ class AttentionArguments(ctypes.Structure):
     ]
 
 
+class LinearArguments(ctypes.Structure):
+    """struct Linear of csrc/linear.h, field by field."""
+
+    _fields_ = [
+        *((name, c_void_p) for name in "x out bias weight scales group_scales zeros scratch".split()),
+        *((name, c_int64) for name in "x_row out_row".split()),
+        *((name, c_int32) for name in "rows columns depth kind group is_bf16 threads adds".split()),
+    ]
+
+
+class DecoderLayer(ctypes.Structure):
+    """struct DecoderLayer of csrc/decoder.cpp, field by field."""
+
+    _fields_ = [
+        *((name, c_void_p) for name in "attention_norm mlp_norm head_norm".split()),
+        *((name, ctypes.POINTER(LinearArguments)) for name in "qkv out gate_up down".split()),
+    ]
+
+
+class DecoderStep(ctypes.Structure):
+    """struct DecoderStep of csrc/decoder.cpp, field by field."""
+
+    _fields_ = [
+        *((name, c_void_p) for name in "x normed heads attended gate_up active scratch cos sin".split()),
+        *((name, c_void_p) for name in "layers attention caches".split()),
+        *((name, c_int32) for name in "num_layers rows hidden rotary intermediate is_bf16 threads".split()),
+        ("eps", c_float),
+    ]
+
+
 class Library:
     """A loaded library.
 
@@ -61,7 +94,7 @@ class Library:
         self.path = path
         self._handle = ctypes.CDLL(str(path))
         self.runtime, team = _openmp()
-        self._function("penstock_init", None, [c_void_p] * 4)(*team)
+        self._function("penstock_init", None, [c_void_p] * 3)(*team)
         self.isa: str = self._function("penstock_isa", c_char_p, [])().decode()
         pointer = ctypes.POINTER(AttentionArguments)
         self.scratch_bytes = self._function("penstock_scratch_bytes", c_int64, [c_int] * 3)
@@ -79,6 +112,22 @@ class Library:
         self.silu_mul = self._function(
             "penstock_silu_mul", None, [address, address, size, count, count, count]
         )
+        linear = ctypes.POINTER(LinearArguments)
+        self.linear = self._function("penstock_linear", None, [linear])
+        self.decoder = self._function("penstock_decoder", None, [ctypes.POINTER(DecoderStep)])
+        self.linear_scratch = self._function("penstock_linear_scratch", size, [count] * 3)
+        self.restore = self._function("penstock_restore", None, [linear, address])
+        self.pack_int8 = self._function(
+            "penstock_pack_int8", None, [address, count, count, count, address, address]
+        )
+        self.pack_int4 = self._function(
+            "penstock_pack_int4", None, [address, count, count, count, count, address, address, address]
+        )
+        self.multiplies_bf16 = bool(self._function("penstock_multiplies_bf16", count, [])())
+        # their structures are in sampling.py
+        self.sampling_scratch = self._function("penstock_sampling_scratch", size, [count, count])
+        self.sample = self._function("penstock_sample", None, [address])
+        self.logprobs = self._function("penstock_logprobs", None, [address])
 
     def _function(self, name: str, result: Any, arguments: list[Any]) -> Any:
         function = getattr(self._handle, name)
@@ -182,6 +231,7 @@ def _wait(seconds: float) -> None:
     if builder is None:
         return
     started = time.monotonic()
+    logger.info("compiling the CPU kernels for this machine, once")
     try:
         _, complaint = builder.communicate(timeout=seconds)
     except subprocess.TimeoutExpired as error:

@@ -1,16 +1,14 @@
 // Entry points of attention: cut a step into units of work, and compute a layer of it.
 
 #include <algorithm>
-#include <atomic>
 #include <vector>
 
-#include "decode.h"
-#include "prefill.h"
-#include "team.h"
+#include "attend.h"
+
+template void attend_lots<bf16>(const Attention&, int, std::atomic<int>&);
+template void attend_lots<float>(const Attention&, int, std::atomic<int>&);
 
 namespace {
-
-INLINE bool is_decode(const Attention& a, int tokens) { return tokens == 1 && a.heads <= DECODE_HEADS; }
 
 // Query tokens of a tile: as many as fit, fewer if the threads would have too little to share.
 int query_tile(const Attention& a) {
@@ -88,39 +86,16 @@ struct Plan {
 };
 
 template <typename T>
-void write_cache(const Attention& a, int first, int last) {
-    const int64_t head_piece = (int64_t)a.block_size * a.dim;
-    for (int token = first; token < last; token++) {
-        const int64_t block = a.slots[token] / a.block_size, inside = a.slots[token] % a.block_size;
-        for (int head = 0; head < a.kv_heads; head++) {
-            const int64_t to = (block * a.kv_heads + head) * head_piece + inside * a.dim;
-            const T* k = (const T*)a.k + token * a.k_token + head * a.k_head;
-            const T* v = (const T*)a.v + token * a.v_token + head * a.v_head;
-            std::memcpy((T*)a.keys + to, k, a.dim * sizeof(T));
-            std::memcpy((T*)a.values + to, v, a.dim * sizeof(T));
-        }
-    }
-}
-
-template <typename T>
 void attend(const Attention& a) {
-    for (int i = 0; i < a.num_groups; i++) a.remaining[i] = a.groups[i].parts;
+    start_groups(a);
     std::atomic<int> next{0};
+    Barrier written;
     auto body = [&](int thread, int threads) {
         int64_t first, last;
         share(a.tokens, thread, threads, first, last);
         write_cache<T>(a, (int)first, (int)last);
-        barrier(threads);
-        char* scratch = a.scratch + thread * a.scratch_bytes;
-        for (int lot; (lot = next.fetch_add(1, std::memory_order_relaxed)) < a.num_lots;)
-            for (int i = a.lots[lot]; i < a.lots[lot + 1]; i++) {
-                const Unit& u = a.units[i];
-                if (is_decode(a, a.lengths[u.span]))
-                    reinterpret_cast<Decode<T>*>(scratch)->run(a, u);
-                else
-                    Prefill<T>::run(a, u, scratch);
-                finish_unit<T>(a, u);
-            }
+        written.wait(threads);
+        attend_lots<T>(a, thread, next);
     };
     run_team(a.threads, body);
 }
@@ -136,9 +111,8 @@ int64_t scratch_of(int heads, int dim) {
 extern "C" {
 
 // Of the OpenMP runtime in this process; without them everything runs on the calling thread.
-void penstock_init(void* parallel, void* barrier, void* thread, void* threads) {
+void penstock_init(void* parallel, void* thread, void* threads) {
     runtime.parallel = (decltype(runtime.parallel))parallel;
-    runtime.barrier = (decltype(runtime.barrier))barrier;
     runtime.thread = (decltype(runtime.thread))thread;
     runtime.threads = (decltype(runtime.threads))threads;
 }

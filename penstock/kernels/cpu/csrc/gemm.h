@@ -32,18 +32,25 @@ constexpr int VECTORS = 4;
 constexpr int VECTORS = 2;
 #endif
 
-template <typename Product, int V>
-INLINE void gemm_block(const uint32_t* a, int lda, const uint32_t* b, int ldb, float* c, int ldc, int steps, bool add) {
-    vf acc[ROWS][V];
-    for (int r = 0; r < ROWS; r++)
+// Fetches memory ahead, some lines at every step of a loop.
+struct NoFetch {
+    INLINE void step() {}
+};
+
+template <typename Product, int R, int V, typename Fetch = NoFetch>
+INLINE void gemm_block(const uint32_t* a, int lda, const uint32_t* b, int ldb, float* c, int ldc, int steps, bool add,
+                       Fetch fetch = {}) {
+    vf acc[R][V];
+    for (int r = 0; r < R; r++)
         for (int v = 0; v < V; v++) acc[r][v] = add ? load(c + r * ldc + v * W) : vf{};
     for (int k = 0; k < steps; k++) {
         vu column[V];
-        std::memcpy(column, b + (int64_t)k * ldb, sizeof column);
-        for (int r = 0; r < ROWS; r++)
+        for (int v = 0; v < V; v++) column[v] = load(b + (int64_t)k * ldb + v * W);
+        fetch.step();
+        for (int r = 0; r < R; r++)
             for (int v = 0; v < V; v++) acc[r][v] = Product::add(acc[r][v], a[r * lda + k], column[v]);
     }
-    for (int r = 0; r < ROWS; r++)
+    for (int r = 0; r < R; r++)
         for (int v = 0; v < V; v++) store(c + r * ldc + v * W, acc[r][v]);
 }
 
@@ -53,13 +60,13 @@ void gemm(const uint32_t* a, int lda, const uint32_t* b, int ldb, float* c, int 
     int n = 0;
     for (; n + VECTORS * W <= columns; n += VECTORS * W)
         for (int m = 0; m < rows; m += ROWS)
-            gemm_block<Product, VECTORS>(a + m * lda, lda, b + n, ldb, c + m * ldc + n, ldc, steps, add);
+            gemm_block<Product, ROWS, VECTORS>(a + m * lda, lda, b + n, ldb, c + m * ldc + n, ldc, steps, add);
     for (; n + 2 * W <= columns; n += 2 * W)
         for (int m = 0; m < rows; m += ROWS)
-            gemm_block<Product, 2>(a + m * lda, lda, b + n, ldb, c + m * ldc + n, ldc, steps, add);
+            gemm_block<Product, ROWS, 2>(a + m * lda, lda, b + n, ldb, c + m * ldc + n, ldc, steps, add);
     for (; n < columns; n += W)
         for (int m = 0; m < rows; m += ROWS)
-            gemm_block<Product, 1>(a + m * lda, lda, b + n, ldb, c + m * ldc + n, ldc, steps, add);
+            gemm_block<Product, ROWS, 1>(a + m * lda, lda, b + n, ldb, c + m * ldc + n, ldc, steps, add);
 }
 
 // to[j][i] = from[i][j] for `rows` × `columns` words.

@@ -63,6 +63,12 @@ INLINE vf load(const bf16* p) {
     return (vf)(__builtin_convertvector(h, vu) << 16);
 }
 
+INLINE vu load(const uint32_t* p) {
+    vu v;
+    std::memcpy(&v, p, sizeof v);
+    return v;
+}
+
 INLINE void store(float* p, vf v) { std::memcpy(p, &v, sizeof v); }
 
 // Rounds to nearest even; a NaN stays one.

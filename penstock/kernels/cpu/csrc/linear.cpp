@@ -1,0 +1,167 @@
+// Matrix products with packed weights; see linear.h.
+
+#include <cmath>
+#include <vector>
+
+#include "multiply.h"
+
+template void quantize_rows<bf16>(const Linear&, int, int);
+template void quantize_rows<float>(const Linear&, int, int);
+template void multiply_lots<bf16>(const Linear&, int, int, std::atomic<int>&);
+template void multiply_lots<float>(const Linear&, int, int, std::atomic<int>&);
+
+namespace {
+
+template <typename T>
+void multiply(const Linear& a) {
+    std::atomic<int> next{0};
+    Barrier quantized;
+    auto body = [&](int thread, int threads) {
+        quantize_rows<T>(a, thread, threads);
+        quantized.wait(threads);
+        multiply_lots<T>(a, thread, threads, next);
+    };
+    run_team(a.threads, body);
+}
+
+// ---------------------------------------------------------------------------------------------------- packing
+
+// Quantises as penstock/kernels/quantization.py does, bit for bit.
+template <typename T>
+struct Packer {
+    const T* weight;  // [columns][depth]
+    int columns, depth;
+    std::vector<float> row;
+
+    const float* column(int n) {
+        row.assign(round_up(depth, GROUP), 0.0f);
+        for (int i = 0; i < depth; i += W)
+            store(row.data() + i, load(weight + (int64_t)n * depth + i, depth - i), depth - i);
+        return row.data();
+    }
+
+    void int8(uint8_t* to, float* scales) {
+        const int padded = round_up(depth, GROUP);
+        for (int n = 0; n < round_up(columns, PANEL); n++) {
+            uint8_t* panel = to + (int64_t)(n / PANEL) * padded * PANEL + n % PANEL * 4;
+            if (n >= columns) {
+                for (int k = 0; k < padded; k++) panel[k / 4 * 4 * PANEL + k % 4] = 128;
+                continue;
+            }
+            const float* w = column(n);
+            float most = 0.0f;
+            for (int k = 0; k < depth; k++) most = std::max(most, std::fabs(w[k]));
+            const float scale = scales[n] = most > 0.0f ? most / 127.0f : 1.0f;
+            for (int k = 0; k < padded; k++)
+                panel[k / 4 * 4 * PANEL + k % 4] = (uint8_t)(128 + (int)std::nearbyintf(w[k] / scale));
+        }
+    }
+
+    void int4(uint8_t* to, bf16* scales, uint8_t* zeros, int group) {
+        const int padded = round_up(depth, GROUP), groups = padded / group;
+        for (int n = 0; n < round_up(columns, PANEL); n++) {
+            uint8_t* panel = to + (int64_t)(n / PANEL) * padded * (PANEL / 2) + n % PANEL * 4;
+            const float* w = n < columns ? column(n) : nullptr;
+            for (int g = 0; g < groups; g++) {
+                float low = 0.0f, high = 0.0f;
+                for (int k = g * group; w && k < std::min(depth, (g + 1) * group); k++)
+                    low = std::min(low, w[k]), high = std::max(high, w[k]);
+                bf16 scale = nearest((high - low) / 15.0f);
+                if (scale.bits == 0) scale.bits = 0x3f80;  // 1
+                const float step = value(scale);
+                const float zero = std::min(15.0f, std::nearbyintf(-low / step));
+                const int64_t at = ((int64_t)(n / PANEL) * groups + g) * PANEL + n % PANEL;
+                scales[at] = scale, zeros[at] = (uint8_t)zero;
+                for (int k = g * group; k < (g + 1) * group; k++) {
+                    const float q = w ? std::nearbyintf(w[k] / step) + zero : zero;
+                    const uint8_t bits = (uint8_t)std::min(15.0f, std::max(0.0f, q));
+                    uint8_t* byte = panel + k / 8 * 4 * PANEL + k % 4;
+                    *byte = k % 8 < 4 ? bits : (uint8_t)(*byte | bits << 4);
+                }
+            }
+        }
+    }
+
+    static bf16 nearest(float x) {
+        uint32_t u;
+        std::memcpy(&u, &x, 4);
+        return {(uint16_t)((u + 0x7fff + (u >> 16 & 1)) >> 16)};
+    }
+
+    static float value(bf16 x) {
+        const uint32_t u = (uint32_t)x.bits << 16;
+        float f;
+        std::memcpy(&f, &u, 4);
+        return f;
+    }
+};
+
+// The weight that integers stand for, as bfloat16 panels.
+void restore_panel(const Linear& a, int panel, bf16* to) {
+    const int padded = round_up(a.depth, GROUP);
+    const uint8_t* weight = a.weight + panel * panel_bytes(a);
+    for (int k = 0; k < a.depth; k += 2)
+        for (int v = 0; v < PANEL; v += W) {
+            vf pair[2];
+            for (int j = 0; j < 2; j++) {
+                const int i = k + j;
+                float whole[W];
+                if (a.kind == INT8) {
+                    for (int n = 0; n < W; n++) whole[n] = (float)weight[i / 4 * 4 * PANEL + (v + n) * 4 + i % 4] - 128;
+                    pair[j] = load(whole) * load(a.scales + panel * PANEL + v, std::max(0, a.columns - panel * PANEL - v));
+                } else {
+                    const int64_t at = ((int64_t)panel * (padded / a.group) + i / a.group) * PANEL + v;
+                    for (int n = 0; n < W; n++) {
+                        const uint8_t both = weight[i / 8 * 4 * PANEL + (v + n) * 4 + i % 4];
+                        whole[n] = (float)(i % 8 < 4 ? both & 15 : both >> 4) - (float)a.zeros[at + n];
+                    }
+                    pair[j] = load(whole) * load(a.group_scales + at);
+                }
+            }
+            bf16 even[W], odd[W];
+            store(even, pair[0]), store(odd, pair[1]);
+            bf16* out = to + ((int64_t)k / 2 * PANEL + v) * 2;
+            for (int n = 0; n < W; n++) out[2 * n] = even[n], out[2 * n + 1] = odd[n];
+        }
+}
+
+}  // namespace
+
+extern "C" {
+
+// Bytes of scratch memory for so many rows: their integers, and sums of each thread.
+int64_t penstock_linear_scratch(int rows, int depth, int threads) {
+    return Activations::bytes(rows, depth) + threads * sum_bytes(rows, depth);
+}
+
+void penstock_linear(const Linear* a) { a->is_bf16 ? multiply<bf16>(*a) : multiply<float>(*a); }
+
+// Whether bfloat16 panels can be multiplied by this library.
+int penstock_multiplies_bf16() { return PENSTOCK_DOT; }
+
+void penstock_pack_int8(const void* weight, int is_bf16, int columns, int depth, uint8_t* to, float* scales) {
+    if (is_bf16)
+        Packer<bf16>{(const bf16*)weight, columns, depth, {}}.int8(to, scales);
+    else
+        Packer<float>{(const float*)weight, columns, depth, {}}.int8(to, scales);
+}
+
+void penstock_pack_int4(const void* weight, int is_bf16, int columns, int depth, int group, uint8_t* to, bf16* scales,
+                        uint8_t* zeros) {
+    if (is_bf16)
+        Packer<bf16>{(const bf16*)weight, columns, depth, {}}.int4(to, scales, zeros, group);
+    else
+        Packer<float>{(const float*)weight, columns, depth, {}}.int4(to, scales, zeros, group);
+}
+
+// Writes the integer weight of `a` as bfloat16 panels; depth is a multiple of 64.
+void penstock_restore(const Linear* a, bf16* to) {
+    const int panels = (a->columns + PANEL - 1) / PANEL;
+    auto body = [&](int thread, int threads) {
+        int64_t first, last;
+        share(panels, thread, threads, first, last);
+        for (int64_t p = first; p < last; p++) restore_panel(*a, (int)p, to + p * a->depth * PANEL);
+    };
+    run_team(a->threads, body);
+}
+}

@@ -1,0 +1,160 @@
+"""Linear layers on the CPU whose weights lie in panels; see csrc/linear.h for the layouts and the arithmetic.
+
+    BF16Panels       reads what oneDNN packed, in place: the weight exists once, and oneDNN computes the
+                     batches for which the machine has something better (AMX)
+    IntegerPanels    int8 and int4, packed here
+
+Knows the library and torch's packed tensors. Knows nothing of models.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+
+from penstock.kernels.quantization import GROUP
+
+from .library import Library, LinearArguments
+
+_PANEL = 64
+_BF16, _INT8, _INT4 = 0, 1, 2
+#: Rows up to which these kernels beat AMX tiles: the weight's way from memory is the limit then.
+_ROWS_BESIDE_AMX = 8
+
+
+class _Scratch:
+    """Memory for one call at a time: steps run one after the other."""
+
+    memory = torch.empty(0, dtype=torch.uint8)
+
+    @classmethod
+    def address(cls, nbytes: int) -> int:
+        if cls.memory.numel() < nbytes:
+            cls.memory = torch.empty(nbytes, dtype=torch.uint8)
+        return cls.memory.data_ptr()
+
+
+def has_amx() -> bool:
+    """Whether the processor multiplies bfloat16 tiles, which oneDNN uses and these kernels do not."""
+    return bool(torch.cpu.get_capabilities().get("amx_bf16", False))
+
+
+class Panels:
+    """A weight in panels, and the call that multiplies with it.
+
+    Attributes:
+        arguments: of the call; the weight's part of it.
+        dtypes: of inputs.
+        most_rows: up to so many, these kernels are the fastest there are.
+    """
+
+    dtypes: tuple[torch.dtype, ...] = (torch.bfloat16,)
+    most_rows = 1 << 30
+
+    def __init__(self, library: Library, kind: int, columns: int, depth: int) -> None:
+        self._library = library
+        self.columns, self.depth = columns, depth
+        self.arguments = LinearArguments(columns=columns, depth=depth, kind=kind, group=GROUP)
+
+    def __call__(self, x: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
+        """[T, in] → [T, out], in the dtype of x. A row's bits depend on it alone.
+
+        BF16Panels take bfloat16, IntegerPanels float32 as well. Raises ValueError for another shape or dtype.
+        """
+        rows, depth = x.shape
+        if depth != self.depth or x.dtype not in self.dtypes:
+            raise ValueError(f"linear of {list(x.shape)} {x.dtype}; need [T, {self.depth}] of {self.dtypes}")
+        if x.stride(1) != 1 or x.stride(0) % 2:  # pairs are read as words
+            x = x.contiguous()
+        out = torch.empty((rows, self.columns), dtype=x.dtype)
+        a = self.arguments
+        a.x, a.out, a.bias = x.data_ptr(), out.data_ptr(), None if bias is None else bias.data_ptr()
+        a.x_row, a.out_row, a.rows = x.stride(0), self.columns, rows
+        a.is_bf16 = x.dtype == torch.bfloat16
+        a.threads = torch.get_num_threads()
+        a.scratch = _Scratch.address(self._library.linear_scratch(rows, depth, a.threads))
+        self._library.linear(a)
+        return out
+
+
+class BF16Panels(Panels):
+    """x Wᵀ + b with a bfloat16 weight that oneDNN has packed."""
+
+    def __init__(self, library: Library, packed: torch.Tensor, columns: int, depth: int) -> None:
+        """packed: the opaque tensor; can_read it, then see whether they agree."""
+        super().__init__(library, _BF16, columns, depth)
+        self._packed = packed  # owns the memory
+        self.arguments.weight = torch.ops.mkldnn.data_ptr(packed)
+        self.most_rows = _ROWS_BESIDE_AMX if has_amx() else 1 << 30
+
+    @staticmethod
+    def can_read(library: Library, columns: int, depth: int) -> bool:
+        """Whether panels of this shape, if they are panels, lie in memory as they should: without gaps."""
+        readable = library.multiplies_bf16 and depth % _PANEL == 0 and columns % _PANEL == 0
+        return readable and hasattr(torch.ops.mkldnn, "data_ptr")
+
+
+def agree(panels: BF16Panels, oracle: Callable[[torch.Tensor], torch.Tensor], depth: int) -> bool:
+    """Whether panels computes what oneDNN does, for one row that tells any two orders of the weight apart.
+
+    oneDNN keeps its layouts to itself and chooses them by processor and shape, so it is asked.
+    """
+    x = torch.randn(1, depth, generator=torch.Generator().manual_seed(depth)).bfloat16()
+    expected = oracle(x).float()
+    error = (panels(x, None).float() - expected).abs().max()
+    return bool(error <= 0.02 * expected.abs().max())
+
+
+class IntegerPanels(Panels):
+    """x Wᵀ + b with an int8 or int4 weight, quantised as penstock.kernels.quantization says.
+
+    Attributes:
+        nbytes: of the packed weight with its scales.
+    """
+
+    dtypes = (torch.bfloat16, torch.float32)
+
+    def __init__(self, library: Library, weight: torch.Tensor, scheme: str, group: int = GROUP) -> None:
+        """weight: [N, K], bfloat16 or float32, dense; not needed afterwards.
+
+        Raises ValueError for another scheme or group.
+        """
+        if scheme not in ("int8", "int4") or group not in (64, 128):
+            raise ValueError(f"scheme {scheme!r} in groups of {group}; need int8 or int4, 64 or 128")
+        columns, depth = weight.shape
+        super().__init__(library, _INT8 if scheme == "int8" else _INT4, columns, depth)
+        weight = weight.contiguous()
+        is_bf16 = int(weight.dtype == torch.bfloat16)
+        panels, padded = -(-columns // _PANEL), -(-depth // GROUP) * GROUP
+        a = self.arguments
+        if scheme == "int8":
+            self._values = torch.empty(panels * _PANEL * padded, dtype=torch.uint8)
+            self._scales = torch.empty(columns)
+            self._zeros = torch.empty(0, dtype=torch.uint8)
+            library.pack_int8(
+                weight.data_ptr(), is_bf16, columns, depth, self._values.data_ptr(), self._scales.data_ptr()
+            )
+            a.scales = self._scales.data_ptr()
+        else:
+            self._values = torch.empty(panels * _PANEL * padded // 2, dtype=torch.uint8)
+            self._scales = torch.empty((panels, padded // group, _PANEL), dtype=torch.bfloat16)
+            self._zeros = torch.empty((panels, padded // group, _PANEL), dtype=torch.uint8)
+            library.pack_int4(
+                weight.data_ptr(),
+                is_bf16,
+                columns,
+                depth,
+                group,
+                self._values.data_ptr(),
+                self._scales.data_ptr(),
+                self._zeros.data_ptr(),
+            )
+            a.group_scales, a.zeros, a.group = self._scales.data_ptr(), self._zeros.data_ptr(), group
+        a.weight = self._values.data_ptr()
+        self.nbytes = self._values.nbytes + self._scales.nbytes + self._zeros.nbytes
+
+    def restore(self, to: int) -> None:
+        """Write the weight as bfloat16 panels to this address; the inputs are a multiple of 64."""
+        self.arguments.threads = torch.get_num_threads()
+        self._library.restore(self.arguments, to)

@@ -1,0 +1,79 @@
+"""Weight-only quantisation: what the integers of a matrix mean. The specification that fast kernels follow.
+
+    int8    w ≈ scale · q                    q in [-127, 127], one float32 scale per output channel
+    int4    w ≈ scale · (q - zero)           q and zero in [0, 15], one bfloat16 scale and one zero per output
+                                             channel and group of 128 inputs (64 where asked)
+
+Both round to nearest: no calibration data, made while a checkpoint is read. The range of a group of int4
+always includes 0, so that a zero weight stays zero.
+
+Knows plain tensors. Knows nothing of layouts in memory: see kernels/cpu/csrc/linear.h.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+
+#: Inputs that share a scale and a zero in int4.
+GROUP = 128
+SCHEMES = ("int8", "int4")
+
+
+@dataclass(frozen=True, slots=True)
+class Quantized:
+    """A quantised [N, K] matrix.
+
+    Attributes:
+        values: int8: int8 [N, K]; int4: uint8 [N, K], one value per byte.
+        scales: int8: float32 [N]; int4: bfloat16 [N, ceil(K / group)].
+        zeros: int4: uint8 [N, ceil(K / group)].
+        group: int4: inputs per scale.
+    """
+
+    values: torch.Tensor
+    scales: torch.Tensor
+    zeros: torch.Tensor | None = None
+    group: int = GROUP
+
+
+def quantize(weight: torch.Tensor, scheme: str, group: int = GROUP) -> Quantized:
+    """Quantise [N, K] to "int8" or "int4". Raises ValueError for another scheme."""
+    if scheme == "int8":
+        return _quantize_int8(weight.float())
+    if scheme == "int4":
+        return _quantize_int4(weight.float(), group)
+    raise ValueError(f"scheme {scheme!r}; choose from {', '.join(SCHEMES)}")
+
+
+def dequantize(matrix: Quantized, dtype: torch.dtype) -> torch.Tensor:
+    """The [N, K] weight that the integers stand for, rounded once to `dtype`."""
+    values = matrix.values.float()
+    if matrix.zeros is None:
+        return (values * matrix.scales[:, None]).to(dtype)
+    depth = values.shape[1]
+    zeros = matrix.zeros.float().repeat_interleave(matrix.group, 1)[:, :depth]
+    scales = matrix.scales.float().repeat_interleave(matrix.group, 1)[:, :depth]
+    return ((values - zeros) * scales).to(dtype)
+
+
+def _quantize_int8(weight: torch.Tensor) -> Quantized:
+    scales = weight.abs().amax(1) / 127.0
+    scales[scales == 0] = 1.0
+    return Quantized((weight / scales[:, None]).round().to(torch.int8), scales)
+
+
+def _quantize_int4(weight: torch.Tensor, group: int) -> Quantized:
+    rows, depth = weight.shape
+    groups = -(-depth // group)
+    grouped = torch.nn.functional.pad(weight, (0, groups * group - depth)).view(rows, groups, group)
+    low = grouped.amin(2).clamp(max=0.0)
+    high = grouped.amax(2).clamp(min=0.0)
+    scales = ((high - low) / 15.0).bfloat16()
+    scales[scales == 0] = 1.0
+    step = scales.float()
+    zeros = (-low / step).round().clamp(max=15.0)
+    values = ((grouped / step[..., None]).round() + zeros[..., None]).clamp(0.0, 15.0)
+    values = values.view(rows, -1)[:, :depth].to(torch.uint8)
+    return Quantized(values, scales, zeros.to(torch.uint8), group)

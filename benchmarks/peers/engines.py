@@ -100,7 +100,7 @@ def _penstock(id: str, title: str, *flags: str, weights: str = "bf16", cold: boo
         *("--max-model-len", str(MAX_MODEL_LEN), "--disable-uvicorn-access-log", *flags),
     )
     caches = ("PENSTOCK_CACHE",) if cold else ()
-    # A first start does not wait for its compiler, and serves without the kernels until the next start.
+    # A first start waits for its compiler: that is the start without compiled code.
     build = ("{python}", "-m", "penstock.kernels.cpu.build")
     return Engine(id, title, "server", command, "penstock", weights=weights, cache_env=caches, prepare=build)
 

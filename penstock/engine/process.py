@@ -8,6 +8,7 @@ when the process that started it is gone: then the pipe `parent` reaches its end
 
 from __future__ import annotations
 
+import gc
 import logging
 import os
 import shutil
@@ -78,6 +79,8 @@ class EngineProcess:
         from .build import build_engine
 
         engine = build_engine(self._launch.config, Heartbeat(Path(self._launch.heartbeat)))
+        gc.collect()
+        gc.freeze()  # what is there now stays: collections need not look at it again
         self.send(Ready(engine.info))
         self.send(Output([], engine.loop.stats()))  # from here on, idle time is known
         loop: EngineLoop = engine.loop

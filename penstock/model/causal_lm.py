@@ -89,8 +89,8 @@ class CausalLM:
 
     @torch.inference_mode()
     def logits(self, hidden: torch.Tensor) -> torch.Tensor:
-        """[R, hidden] → float32 [R, vocab_size]. Give it only the rows that are sampled."""
-        return self._head(hidden).float()
+        """[R, hidden] → [R, vocab_size] in the model's dtype. Give it only the rows that are sampled."""
+        return self._head(hidden)
 
     @torch.inference_mode()
     def find_non_finite(

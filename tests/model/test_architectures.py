@@ -39,7 +39,7 @@ class Runner:
             self.cache,
         )
         assert hidden.shape == (layout.num_tokens, self.model.config.hidden_size)
-        logits = self.model.logits(hidden)
+        logits = self.model.logits(hidden).float()
         assert logits.dtype == torch.float32
         return list(torch.tensor_split(logits, layout.query_starts[1:-1]))
 

@@ -29,7 +29,7 @@ def logits(model: CausalLM) -> torch.Tensor:
     layout = StepLayout([Span(0, 9, [0, 1, 2])], 4)
     ids = torch.arange(9) + 5
     step = create_attention("auto", spec, CPU).prepare(layout)
-    return model.logits(model.forward(ids, torch.from_numpy(layout.positions), step, cache))
+    return model.logits(model.forward(ids, torch.from_numpy(layout.positions), step, cache)).float()
 
 
 def edit(directory: Path, change: str, name: str = "model.norm.weight") -> None:

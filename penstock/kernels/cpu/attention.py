@@ -112,7 +112,7 @@ class CpuStep:
         return out
 
     def arguments(self, heads: int, window: int | None, scale: float) -> AttentionArguments:
-        """The plan for layers of this kind, complete but for inputs, output and caches. Valid in this step."""
+        """The plan for layers of this kind, but for inputs, output and caches. Valid in this step."""
         plan = self._plans.get((heads, window))
         if plan is None:
             plan = self._plans[heads, window] = self._plan(heads, window)

@@ -3,11 +3,12 @@
 `penstock.sampling` asks `kernels(logits)` at each call, and does with torch's operators when there is
 nothing: another device or dtype, or no library. Both choose the same tokens wherever rounding cannot matter.
 It can where a draw, or the border of top_p or min_p, falls within about a millionth of the mass between two
-tokens: weights are computed with another exponential, and their sums in another order. Greedy choice, top_k
-and ranks compare logits and are exact. Log-probabilities agree to about 1e-6 of their size; ranks and order
-here are those of the logits, where torch's path compares log-probabilities, in which neighbouring float32
-logits may have become equal. All alternatives of a row are listed in the order (logit descending, id
-ascending), also where more than 32 equal ones stand at the border, of which torch's path takes any.
+tokens: weights are computed with another exponential, which may give 0 below 2⁻¹²⁶, and their sums in another
+order. Greedy choice, top_k and ranks compare logits and are exact. Log-probabilities agree to about 1e-6 of
+their size; ranks and order here are those of the logits, where torch's path compares log-probabilities, in
+which neighbouring float32 logits may have become equal. All alternatives of a row are listed in the order
+(logit descending, id ascending), also where more than 32 equal ones stand at the border, of which torch's
+path takes any.
 
 Knows logits and numbers; knows nothing of requests.
 """

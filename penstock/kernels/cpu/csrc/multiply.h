@@ -25,13 +25,14 @@ inline int64_t panel_bytes(const Linear& a) {
 }
 
 // Reads the next panel while this one is multiplied. Without it, memory would rest from the second block of rows on,
-// which finds the panel in the cache. Every block fetches its part.
+// which finds the panel in the cache. Every block fetches its part. It goes to the second-level cache: in the first,
+// it would push out what is being multiplied (a fifth slower at 8 rows).
 struct NextPanel {
     const char *at, *end;
 
     INLINE void step() {
         if (at >= end) return;
-        prefetch(at), prefetch(at + 64);
+        prefetch_far(at), prefetch_far(at + 64);
         at += 128;
     }
 };

@@ -111,6 +111,9 @@ INLINE vf rounded(const bf16*, vf x) {
 
 INLINE void prefetch(const void* p) { __builtin_prefetch(p, 0, 3); }
 
+// Into the second-level cache only.
+INLINE void prefetch_far(const void* p) { __builtin_prefetch(p, 0, 2); }
+
 // ------------------------------------------------------------------------------------------------ arithmetic
 
 INLINE vf max(vf a, vf b) { return a > b ? a : b; }

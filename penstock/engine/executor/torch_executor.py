@@ -179,9 +179,10 @@ class TorchExecutor:
         failed: list[tuple[PlanItem, int]] = []
         if not sampled:
             return tokens, logprobs, errors, frozenset()
+        last = hidden
         if len(sampled) < len(hidden):
-            hidden = hidden.index_select(0, self._on_device(torch.tensor([row for _, row in sampled])))
-        logits = self._model.logits(hidden)
+            last = hidden.index_select(0, self._on_device(torch.tensor([row for _, row in sampled])))
+        logits = self._model.logits(last)
         rows = [self._seats[item.request].row for item, _ in sampled]
         for at, row, choice in zip(sampled, rows, self._sampler.sample(logits, rows), strict=True):
             if choice.error is not None:

@@ -71,7 +71,7 @@ def build_engine(config: EngineConfig, heartbeat: Heartbeat | None = None) -> En
     record = open_log(config.record_steps)
     device = choose_device(config.device)
     if device.type == "cpu":
-        start_build()  # on the first start, the kernels are compiled while the weights are read
+        start_build()  # on a machine's first start, the kernels are compiled while the weights are read
         torch.set_num_threads(config.threads or usable_cores())
     path = resolve_model(config.model, config.revision)
     model_config = load_config(path)

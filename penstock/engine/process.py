@@ -25,6 +25,7 @@ import zmq
 
 from penstock.core.errors import PenstockError, StartupError, cause
 from penstock.core.plan import Event
+from penstock.kernels.cpu.library import start_build
 
 from .config import EngineConfig
 from .heartbeat import Heartbeat
@@ -76,6 +77,8 @@ class EngineProcess:
 
     def run(self) -> None:
         """Load, then serve until drained. Raises whatever ends the engine."""
+        if self._launch.config.device != "cuda":
+            start_build()  # on a machine's first start, the CPU kernels are compiled while torch is imported
         from .build import build_engine
 
         engine = build_engine(self._launch.config, Heartbeat(Path(self._launch.heartbeat)))

@@ -19,8 +19,6 @@ from ctypes import c_char_p, c_float, c_int, c_int32, c_int64, c_void_p
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from . import build
 
 logger = logging.getLogger("penstock.kernels")
@@ -141,6 +139,8 @@ def _openmp() -> tuple[str, list[c_void_p]]:
     Calling that very runtime gives the process one pool of threads; a second one would fight with it for the
     cores. Raises OSError if there is none.
     """
+    import torch  # late, so that the compiler can start before torch is imported
+
     home = str(Path(torch.__file__).parent)
     candidates = {line.split()[-1] for line in _maps() if Path(line.split()[-1]).name.startswith(_RUNTIMES)}
     candidates |= {

@@ -1,0 +1,112 @@
+"""Decode of one request at growing contexts: what a token costs, and what its keys and values should cost.
+
+    python -m benchmarks.long_context [--quantization int8]
+
+Steps at all contexts alternate. The target: a token at 8,192 tokens of context takes at most 1.3 times what it
+takes at 128, plus the bytes of its keys and values at the measured bandwidth of reading memory.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import statistics
+from typing import Any
+
+import torch
+
+from penstock.core.plan import Admission, Plan, PlanItem
+from penstock.core.sampling_params import SamplingParams
+from penstock.engine.environment import prepare
+from penstock.engine.executor.torch_executor import TorchExecutor
+from penstock.engine.hardware import inspect_hardware, prior, usable_cores
+from penstock.kernels.attention import KVCache, create_attention
+from penstock.model.config import load_config
+from penstock.model.loader import load_model
+
+from .checkpoint import write_checkpoint
+from .common import MODELS, save
+
+CONTEXTS = (128, 1024, 4096, 8192)
+BLOCK = 16
+
+
+def run(rounds: int = 15, quantization: str | None = None) -> dict[str, Any]:
+    """Median seconds of a step at each context, and the target."""
+    prepare(os.environ)
+    torch.set_num_threads(usable_cores())
+    device, dtype = torch.device("cpu"), torch.bfloat16
+    path = write_checkpoint(MODELS / "qwen3-0.6b", "qwen3-0.6b")
+    config = load_config(path)
+    limits = [inspect_hardware(device, dtype)]
+    model = load_model(path, config, dtype, device, quantization=quantization)
+    spec = model.cache_spec(BLOCK)
+    blocks = [-(-context // BLOCK) for context in CONTEXTS]
+    cache = KVCache(spec, sum(blocks), device)
+    for layer in cache.layers:
+        for half in layer:
+            half.normal_()
+    costs = prior(limits[0], model.read_bytes, model.num_parameters, spec.bytes_per_token)
+    executor = TorchExecutor(model, cache, create_attention("auto", spec, device), device, costs)
+    params = SamplingParams(temperature=0.0)
+    admitted = tuple(
+        Admission(str(context), tuple(i % 1000 for i in range(context)), context, params)
+        for context in CONTEXTS
+    )
+    seconds: dict[int, list[float]] = {context: [] for context in CONTEXTS}
+    for number in range(rounds + 1):
+        for at, context in enumerate(CONTEXTS):
+            first = sum(blocks[:at])
+            step = number * len(CONTEXTS) + at
+            own = tuple(range(first, first + blocks[at])) if number == 0 else ()
+            item = PlanItem(str(context), context - 1, 1, own, sample=True)
+            # the same last token again and again: the context does not grow
+            admissions = (admitted[at],) if number == 0 else ()
+            result = executor.collect(executor.submit(Plan(step, admissions, (item,))))
+            if number:
+                seconds[context].append(result.seconds)
+        if number % 5 == 0:
+            limits.append(inspect_hardware(device, dtype))
+    bandwidth = max(limit.bandwidth for limit in limits)
+    medians = {context: statistics.median(seconds[context]) for context in CONTEXTS}
+    rows = []
+    for context, median in medians.items():
+        kv = spec.bytes_per_token * context
+        allowed = 1.3 * medians[CONTEXTS[0]] + kv / bandwidth
+        rate = (model.read_bytes + kv) / median
+        rows.append(
+            {
+                "context": context,
+                "median_ms": 1e3 * median,
+                "allowed_ms": 1e3 * allowed,
+                "kv_ms_at_bandwidth": 1e3 * kv / bandwidth,
+                "gb_s": rate / 1e9,
+                "share_of_bandwidth": rate / bandwidth,
+            }
+        )
+        print(
+            f"{context:6} tokens  {1e3 * median:6.1f} ms, allowed {1e3 * allowed:6.1f}   "
+            f"{rate / 1e9:5.1f} GB/s = {rate / bandwidth:.0%} of measured"
+        )
+    return {
+        "model": "qwen3-0.6b",
+        "quantization": quantization or "none",
+        "bandwidth": bandwidth,
+        "contexts": rows,
+        "seconds": {str(context): values for context, values in seconds.items()},
+    }
+
+
+def main() -> None:
+    """Command line."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--quantization", choices=("int8", "int4"))
+    args = parser.parse_args()
+    name = "long_context" + (f"_{args.quantization}" if args.quantization else "")
+    save(name, run(quantization=args.quantization))
+
+
+if __name__ == "__main__":
+    main()

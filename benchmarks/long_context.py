@@ -102,7 +102,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--quantization", choices=("int8", "int4"))
+    parser.add_argument("--quantization", choices=("int8", "w8a8", "int4"))
     args = parser.parse_args()
     name = "long_context" + (f"_{args.quantization}" if args.quantization else "")
     save(name, run(quantization=args.quantization))

@@ -19,7 +19,7 @@ from tools.demo.corpus import IM_END, chat_prompt, held_out_questions, load_faq
 
 from .common import save
 
-SCHEMES = ("none", "int8", "int4")
+SCHEMES = ("none", "int8", "w8a8", "int4")
 QUESTIONS = 366
 
 

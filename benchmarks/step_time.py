@@ -40,7 +40,7 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=usable_cores())
     parser.add_argument("--dtype", default="bfloat16")
     parser.add_argument("--attention", default="auto")
-    parser.add_argument("--quantization", choices=("int8", "int4"))
+    parser.add_argument("--quantization", choices=("int8", "w8a8", "int4"))
     parser.add_argument("--profile", action="store_true")
     args = parser.parse_args()
     prepare(os.environ)

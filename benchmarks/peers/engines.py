@@ -168,6 +168,7 @@ ENGINES = {
         _llama("llama-bf16", "llama.cpp, bf16", "bf16"),
         _llama("llama-q8", "llama.cpp, Q8_0", "q8_0"),
         _penstock("penstock-int8", "Penstock, int8", "--quantization", "int8", weights="int8"),
+        _penstock("penstock-w8a8", "Penstock, w8a8", "--quantization", "w8a8", weights="int8"),
         _penstock("penstock-int4", "Penstock, int4", "--quantization", "int4", weights="int4"),
         _penstock("penstock", "Penstock", cold=True),
         _vllm("vllm-bound", "vLLM, all cores bound", **VLLM_BEST),

@@ -129,7 +129,9 @@ def targets(results: Results) -> list[Target]:
     """The targets of the engine on CPUs, each against what was measured."""
     rows = [_throughput(results, load, 1.2 if load == "c1" else 1.5) for load in THROUGHPUT_CURVE]
     ours = _single(results, "penstock")
-    int8, int4, q8 = (_single(results, id) for id in ("penstock-int8", "penstock-int4", "llama-q8"))
+    int8, w8a8, int4, q8 = (
+        _single(results, id) for id in ("penstock-int8", "penstock-w8a8", "penstock-int4", "llama-q8")
+    )
     for what, wanted, value, show in (
         ("Single-stream decode, share of the measured memory bandwidth", 0.85, ours.memory_share, percent),
         ("Prefill of 1,000 tokens, share of the measured matmul rate", 0.70, ours.matmul_share, percent),
@@ -137,6 +139,12 @@ def targets(results: Results) -> list[Target]:
         ("int4 against bf16, single-stream decode", 2.4, _ratio(ours.decode_ms, int4.decode_ms), times),
         ("int8 against llama.cpp Q8_0, decode", 1.0, _ratio(q8.decode_ms, int8.decode_ms), times),
         ("int8 against llama.cpp Q8_0, prefill", 2.0, _ratio(int8.prefill_long, q8.prefill_long), times),
+        (
+            "w8a8 against llama.cpp Q8_0, prefill (both round activations to 8 bits)",
+            2.0,
+            _ratio(w8a8.prefill_long, q8.prefill_long),
+            times,
+        ),
     ):
         rows.append(_at_least(what, wanted, value, show))
     start = results.seconds("penstock")

@@ -36,9 +36,10 @@ class EngineConfig:
     )
     quantization: str = option(
         "none",
-        "how to store weights, quantised while they are read: int8 (per channel) halves their bytes, int4 "
-        "(groups of 128, output layer int8) comes close to a quarter; CPU only",
-        choices=("none", "int8", "int4"),
+        "weights quantised while they are read: int8 (per channel) halves their bytes, int4 (groups of 128, "
+        "output layer int8) comes close to a quarter; w8a8 rounds activations to 8 bits as well and computes "
+        "prompts and batches faster; CPU only",
+        choices=("none", "int8", "w8a8", "int4"),
     )
     device: str = option("auto", "auto takes a GPU if there is one", choices=("auto", "cpu", "cuda"))
     load_format: str = option(

@@ -2,7 +2,7 @@
 
     matrix(weight, None)               CUDA, other processors    plain rows, F.linear
                                        x86                       oneDNN's panels, read by our own kernels too
-    matrix(weight, "int8" | "int4")    CPU                       our own panels; without a compiler, plain
+    matrix(weight, "int8" | …)         CPU                       our own panels; without a compiler, plain
                                                                  integers: less memory, but no faster
 
 Knows dtypes, devices and layouts. Knows nothing of models.
@@ -134,7 +134,9 @@ class _Integers:
     def __init__(self, panels: IntegerPanels) -> None:
         self.nbytes = panels.nbytes
         self._panels = panels
-        self._restores = has_amx() and panels.depth % 64 == 0 and panels.columns % 64 == 0
+        self._restores = (
+            has_amx() and not panels.rounds and panels.depth % 64 == 0 and panels.columns % 64 == 0
+        )
         if self._restores:
             panels.most_rows = self._ROWS_FOR_AMX - 1
 
@@ -174,11 +176,14 @@ class _Dequantized:
 
     def __init__(self, weight: torch.Tensor, scheme: str) -> None:
         self._quantized = quantized = quantization.quantize(weight, scheme)
+        self._rounds = scheme == "w8a8"
         self.nbytes = quantized.values.nbytes + quantized.scales.nbytes
         if quantized.zeros is not None:
             self.nbytes += quantized.zeros.nbytes
 
     def __call__(self, x: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
+        if self._rounds:
+            x = quantization.quantize_activations(x).to(x.dtype)
         return F.linear(x, quantization.dequantize(self._quantized, x.dtype), bias)
 
     def panels(self, dtype: torch.dtype) -> None:

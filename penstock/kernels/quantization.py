@@ -1,6 +1,8 @@
-"""Weight-only quantisation: what the integers of a matrix mean. The specification that fast kernels follow.
+"""Quantisation of weights: what the integers of a matrix mean. The specification that fast kernels follow.
 
     int8    w ≈ scale · q                    q in [-127, 127], one float32 scale per output channel
+    w8a8    the same weights                 and activations x ≈ scale · q, one scale per token and group of 128
+                                             inputs: as llama.cpp's Q8_0 has it for groups of 32
     int4    w ≈ scale · (q - zero)           q and zero in [0, 15], one bfloat16 scale and one zero per output
                                              channel and group of 128 inputs (64 where asked)
 
@@ -18,7 +20,7 @@ import torch
 
 #: Inputs that share a scale and a zero in int4.
 GROUP = 128
-SCHEMES = ("int8", "int4")
+SCHEMES = ("int8", "w8a8", "int4")
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,8 +41,8 @@ class Quantized:
 
 
 def quantize(weight: torch.Tensor, scheme: str, group: int = GROUP) -> Quantized:
-    """Quantise [N, K] to "int8" or "int4". Raises ValueError for another scheme."""
-    if scheme == "int8":
+    """Quantise [N, K] by one of SCHEMES. Raises ValueError for another one."""
+    if scheme in ("int8", "w8a8"):
         return _quantize_int8(weight.float())
     if scheme == "int4":
         return _quantize_int4(weight.float(), group)
@@ -56,6 +58,17 @@ def dequantize(matrix: Quantized, dtype: torch.dtype) -> torch.Tensor:
     zeros = matrix.zeros.float().repeat_interleave(matrix.group, 1)[:, :depth]
     scales = matrix.scales.float().repeat_interleave(matrix.group, 1)[:, :depth]
     return ((values - zeros) * scales).to(dtype)
+
+
+def quantize_activations(x: torch.Tensor) -> torch.Tensor:
+    """x [T, K] as w8a8 sees it: rounded to eight bits by groups of GROUP, and back to float32."""
+    rows, depth = x.shape
+    groups = -(-depth // GROUP)
+    grouped = torch.nn.functional.pad(x.float(), (0, groups * GROUP - depth)).view(rows, groups, GROUP)
+    most = grouped.abs().amax(2, keepdim=True)
+    inverse = torch.tensor(127.0) / most  # a number over a tensor would be the reciprocal, times the number
+    values = (grouped * inverse).round().where(most > 0, torch.zeros(()))
+    return (values * (most / 127.0)).view(rows, -1)[:, :depth]
 
 
 def _quantize_int8(weight: torch.Tensor) -> Quantized:

@@ -33,7 +33,7 @@ def load_model(
     Args:
         dtype: to convert the weights to; also the dtype of all activations and of the KV cache.
         load_format: "auto" and "safetensors" read *.safetensors; "dummy" makes seeded random weights.
-        quantization: None, or how to store the weights of linear layers: "int8" or "int4".
+        quantization: None, or how to store the weights of linear layers: see penstock.kernels.quantization.
         progress: called with (bytes done, bytes in all) while files are read.
 
     Raises:

@@ -50,8 +50,8 @@ class Weights(ABC):
         self.dtype = dtype
         self.device = device
         self.scheme = scheme
-        # quarter bytes cost an output layer more than its size in time is worth: it stays at eight bits
-        self._head_scheme = "int8" if scheme == "int4" else scheme
+        # an output layer loses more by four bits, or by rounded activations, than they save
+        self._head_scheme = None if scheme is None else "int8"
         self.parameters = 0
         self.nbytes = 0
         self._lock = Lock()

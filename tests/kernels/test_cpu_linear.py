@@ -12,7 +12,7 @@ from penstock.kernels.cpu import library
 from penstock.kernels.cpu.library import available
 from penstock.kernels.cpu.linear import BF16Panels, IntegerPanels, agree
 from penstock.kernels.linear import can_pack, matrix
-from penstock.kernels.quantization import SCHEMES, dequantize, quantize
+from penstock.kernels.quantization import SCHEMES, dequantize, quantize, quantize_activations
 
 LIBRARY = available(wait_seconds=120)
 pytestmark = pytest.mark.skipif(LIBRARY is None, reason="no C++ compiler, or PENSTOCK_CPU_KERNELS=0")
@@ -30,6 +30,11 @@ def tensors(columns: int, depth: int, rows: int, dtype: torch.dtype) -> tuple[to
 
 def exact(weight: torch.Tensor, bias: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
     return x.double() @ weight.double().T + bias.double()
+
+
+def seen(scheme: str | None, x: torch.Tensor) -> torch.Tensor:
+    """Activations as the scheme multiplies them."""
+    return quantize_activations(x) if scheme == "w8a8" else x
 
 
 def assert_near(got: torch.Tensor, want: torch.Tensor, error: float) -> None:
@@ -57,8 +62,8 @@ def test_integers_are_what_the_specification_says(
     weight, bias, x = tensors(*shape, rows=17, dtype=dtype)
     panels = IntegerPanels(LIBRARY, weight, scheme)
     restored = dequantize(quantize(weight, scheme), torch.float32)
-    assert_near(panels(x, bias), exact(restored, bias, x), 2e-4)
-    assert_near(panels(x, None), exact(restored, torch.zeros(1), x), 2e-4)
+    assert_near(panels(x, bias), exact(restored, bias, seen(scheme, x)), 2e-4)
+    assert_near(panels(x, None), exact(restored, torch.zeros(1), seen(scheme, x)), 2e-4)
 
 
 @pytest.mark.parametrize("scheme", SCHEMES)
@@ -95,7 +100,7 @@ def test_a_row_depends_on_itself_alone(
     together = panels(x, bias)
     assert torch.equal(together, torch.cat([panels(row[None], bias) for row in x]))
     restored = dequantize(quantize(weight, scheme), torch.float32)
-    assert_near(together, exact(restored, bias, x), 2e-4)
+    assert_near(together, exact(restored, bias, seen(scheme, x)), 2e-4)
 
 
 def test_an_outlier_costs_its_group_only() -> None:
@@ -127,7 +132,7 @@ def test_broken_numbers_are_not_hidden(scheme: str, value: float) -> None:
 def test_what_is_not_supported() -> None:
     assert LIBRARY is not None
     weight, _, x = tensors(64, 64, 2, torch.float32)
-    with pytest.raises(ValueError, match="int8 or int4"):
+    with pytest.raises(ValueError, match="int8, w8a8, int4"):
         IntegerPanels(LIBRARY, weight, "int2")
     with pytest.raises(ValueError, match="in groups of 32"):
         IntegerPanels(LIBRARY, weight, "int4", 32)
@@ -185,7 +190,7 @@ def test_every_form_of_a_matrix_is_the_same_product(
     """With our kernels, with oneDNN alone, without either, and as on a machine with AMX."""
     weight, bias, x = tensors(128, 192, 80, dtype)
     meant = weight if scheme is None else dequantize(quantize(weight, scheme), torch.float32)
-    want = exact(meant, bias, x)
+    want = exact(meant, bias, seen(scheme, x))
     forms = [matrix(weight, scheme)]
     with monkeypatch.context() as context:
         context.setattr(library._State, "library", None)

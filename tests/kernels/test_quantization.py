@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from penstock.kernels.quantization import dequantize, quantize
+from penstock.kernels.quantization import dequantize, quantize, quantize_activations
 
 WEIGHTS = arrays(
     "float32", st.tuples(st.integers(1, 5), st.integers(1, 200)), elements=st.floats(-8, 8, width=32)
@@ -50,6 +50,17 @@ def test_groups_do_not_see_each_other() -> None:
     assert not torch.equal(first[:, 128:], second[:, 128:])
 
 
+@given(WEIGHTS)
+def test_activations_are_off_by_half_a_step_of_their_group(array: object) -> None:
+    x = torch.tensor(array)
+    rounded = quantize_activations(x)
+    for first in range(0, x.shape[1], 128):
+        part, got = x[:, first : first + 128], rounded[:, first : first + 128]
+        most = part.abs().amax(1, keepdim=True)
+        assert ((got - part).abs() <= most / 127 * 0.5001).all()
+        assert (got[part == 0] == 0).all()
+
+
 def test_unknown_scheme() -> None:
-    with pytest.raises(ValueError, match=r"fp8.*int8, int4"):
+    with pytest.raises(ValueError, match=r"fp8.*int8, w8a8, int4"):
         quantize(torch.zeros(1, 1), "fp8")

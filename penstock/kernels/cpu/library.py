@@ -54,7 +54,7 @@ class LinearArguments(ctypes.Structure):
     _fields_ = [
         *((name, c_void_p) for name in "x out bias weight scales group_scales zeros scratch".split()),
         *((name, c_int64) for name in "x_row out_row".split()),
-        *((name, c_int32) for name in "rows columns depth kind group is_bf16 threads adds".split()),
+        *((name, c_int32) for name in "rows columns depth kind group is_bf16 threads adds parts".split()),
     ]
 
 

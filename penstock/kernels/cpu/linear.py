@@ -2,7 +2,7 @@
 
     BF16Panels       reads what oneDNN packed, in place: the weight exists once, and oneDNN computes the
                      batches for which the machine has something better (AMX)
-    IntegerPanels    int8 and int4, packed here
+    IntegerPanels    int8, w8a8 and int4, packed here
 
 Knows the library and torch's packed tensors. Knows nothing of models.
 """
@@ -13,7 +13,7 @@ from collections.abc import Callable
 
 import torch
 
-from penstock.kernels.quantization import GROUP
+from penstock.kernels.quantization import GROUP, SCHEMES
 
 from .library import Library, LinearArguments
 
@@ -107,10 +107,11 @@ def agree(panels: BF16Panels, oracle: Callable[[torch.Tensor], torch.Tensor], de
 
 
 class IntegerPanels(Panels):
-    """x Wᵀ + b with an int8 or int4 weight, quantised as penstock.kernels.quantization says.
+    """x Wᵀ + b with an integer weight, quantised as penstock.kernels.quantization says.
 
     Attributes:
         nbytes: of the packed weight with its scales.
+        rounds: whether activations are rounded to eight bits.
     """
 
     dtypes = (torch.bfloat16, torch.float32)
@@ -120,15 +121,19 @@ class IntegerPanels(Panels):
 
         Raises ValueError for another scheme or group.
         """
-        if scheme not in ("int8", "int4") or group not in (64, 128):
-            raise ValueError(f"scheme {scheme!r} in groups of {group}; need int8 or int4, 64 or 128")
+        if scheme not in SCHEMES or group not in (64, 128):
+            raise ValueError(
+                f"scheme {scheme!r} in groups of {group}; need one of {', '.join(SCHEMES)}, 64 or 128"
+            )
         columns, depth = weight.shape
-        super().__init__(library, _INT8 if scheme == "int8" else _INT4, columns, depth)
+        super().__init__(library, _INT4 if scheme == "int4" else _INT8, columns, depth)
         weight = weight.contiguous()
         is_bf16 = int(weight.dtype == torch.bfloat16)
         panels, padded = -(-columns // _PANEL), -(-depth // GROUP) * GROUP
         a = self.arguments
-        if scheme == "int8":
+        self.rounds = scheme == "w8a8"
+        a.parts = 1 if self.rounds else 2
+        if scheme != "int4":
             self._values = torch.empty(panels * _PANEL * padded, dtype=torch.uint8)
             self._scales = torch.empty(columns)
             self._zeros = torch.empty(0, dtype=torch.uint8)

@@ -13,7 +13,8 @@
 //
 //     x ≈ factor · (128 high + low)      |128 high + low| ≤ 16256
 //
-// whose error of 3e-5 of the group's greatest is below the rounding of bfloat16 itself for all but elements that
+// or, where activations may be rounded to eight bits as well (parts = 1), to one byte: x ≈ factor · high. The error of
+// two bytes, 3e-5 of the group's greatest is below the rounding of bfloat16 itself for all but elements that
 // are 128 times smaller than it. Sums of integers are exact and groups are added in order, so a row's bits do
 // not depend on the rows beside it, nor on threads.
 
@@ -31,7 +32,8 @@
 constexpr int PANEL = 64;
 constexpr int GROUP = 128;
 constexpr int PANEL_VECTORS = PANEL / W;
-constexpr int MOST = 16256;  // 127 · 128: the greatest integer of an activation
+constexpr int MOST = 127;                  // the greatest integer of an activation of one byte
+constexpr int MOST_OF_TWO = 127 * 128;     // of two
 
 enum Kind { BF16 = 0, INT8 = 1, INT4 = 2 };
 
@@ -47,12 +49,13 @@ struct Linear {
     char* scratch;              // penstock_linear_scratch bytes
     int64_t x_row, out_row;
     int32_t rows, columns, depth, kind, group, is_bf16, threads;
-    int32_t adds;  // out += instead of out =
+    int32_t adds;   // out += instead of out =
+    int32_t parts;  // bytes of an activation: 2, or 1
 };
 
 // ------------------------------------------------------------------------------------------------ activations
 
-// Rows as integers. A row is two of bytes: high, then low.
+// Rows as integers. A row is two of bytes: high, then low, which is left out where there is one part.
 struct Activations {
     uint32_t* quads;  // [2 · rows][depth / 4]
     float* factors;   // [rows][depth / GROUP]
@@ -71,7 +74,8 @@ struct Activations {
     }
 
     template <typename T>
-    void quantize(const T* x, int in, int row) {
+    void quantize(const T* x, int in, int row, int parts) {
+        const float limit = parts == 1 ? MOST : MOST_OF_TWO;
         int8_t* high = (int8_t*)(quads + (int64_t)2 * row * (depth / 4));
         int8_t* low = high + depth;
         int32_t* sum_high = sums + (int64_t)2 * row * (depth / 64);
@@ -86,15 +90,15 @@ struct Activations {
                 broken += values[i] * 0.0f;
             }
             const float greatest = max(most);
-            factors[row * (depth / GROUP) + g] = greatest / MOST + sum(broken);
-            const vf inverse = splat(greatest > 0.0f && greatest < INF ? MOST / greatest : 0.0f);
+            factors[row * (depth / GROUP) + g] = greatest / limit + sum(broken);
+            const vf inverse = splat(greatest > 0.0f && greatest < INF ? limit / greatest : 0.0f);
             for (int half = 0; half < 2; half++) {
                 vi all_high{}, all_low{};
                 for (int i = half * (64 / W); i < (half + 1) * (64 / W); i++) {
                     vi q = nearest(values[i] * inverse);
-                    vi h = (q + 64) >> 7, l = q - (h << 7);
+                    vi h = parts == 1 ? q : (q + 64) >> 7, l = parts == 1 ? vi{} : q - (h << 7);
                     narrow(high + g * GROUP + i * W, h);
-                    narrow(low + g * GROUP + i * W, l);
+                    if (parts == 2) narrow(low + g * GROUP + i * W, l);
                     all_high += h, all_low += l;
                 }
                 int32_t a = 0, b = 0;
@@ -104,10 +108,15 @@ struct Activations {
         }
     }
 
-    // Rounds to the nearest integer, to even from the middle; |v| < 2^22.
+    // Rounds to the nearest integer, to even from the middle.
     static INLINE vi nearest(vf v) {
-        const vf rounder = splat(12582912.0f);  // 1.5 · 2^23
-        return (vi)(v + rounder) - (vi)rounder;
+#if defined(__AVX512F__)
+        return (vi)_mm512_cvtps_epi32((__m512)v);
+#else
+        vi whole;
+        for (int i = 0; i < W; i++) whole[i] = (int32_t)std::nearbyint(v[i]);
+        return whole;
+#endif
     }
 
     static INLINE void narrow(int8_t* to, vi v) {
@@ -131,8 +140,8 @@ INLINE vi dot4(vi acc, vu w, uint32_t a) {
 #endif
 }
 
-// One panel for R rows from the group of k `first` to `last`: c[r][64] += …
-template <int R>
+// One panel for R rows of P parts from the group of k `first` to `last`: c[r][64] += …
+template <int R, int P>
 struct IntegerPanel {
     const uint32_t* quads;
     const float* factors;
@@ -152,9 +161,9 @@ struct IntegerPanel {
     INLINE void int8(const uint8_t* weight, int first, int last) const {
         for (int g = first; g < last; g++)
             for (int v = 0; v < PANEL_VECTORS; v += 4) {
-                vi acc[2 * R][4];
-                for (int r = 0; r < 2 * R; r++) {
-                    const int32_t* s = sums + r * stride_sums + 2 * g;
+                vi acc[P * R][4];
+                for (int r = 0; r < P * R; r++) {
+                    const int32_t* s = sums + at(r) * stride_sums + 2 * g;
                     for (int i = 0; i < 4; i++) acc[r][i] = vi{} - 128 * (s[0] + s[1]);
                 }
                 const uint8_t* w = weight + (int64_t)g * GROUP * PANEL + v * W * 4;
@@ -162,13 +171,13 @@ struct IntegerPanel {
                 for (int k = 0; k < GROUP / 4; k++, w += 4 * PANEL)
                     for (int i = 0; i < 4; i++) {
                         vu column = load((const uint32_t*)w + i * W);
-                        for (int r = 0; r < 2 * R; r++) acc[r][i] = dot4(acc[r][i], column, x[r * stride_quads + k]);
+                        for (int r = 0; r < P * R; r++)
+                            acc[r][i] = dot4(acc[r][i], column, x[at(r) * stride_quads + k]);
                     }
                 for (int r = 0; r < R; r++)
                     for (int i = 0; i < 4; i++) {
-                        float* at = c + r * PANEL + (v + i) * W;
-                        vf whole = __builtin_convertvector((acc[2 * r][i] << 7) + acc[2 * r + 1][i], vf);
-                        store(at, load(at) + whole * factors[r * stride_factors + g]);
+                        float* to = c + r * PANEL + (v + i) * W;
+                        store(to, load(to) + whole(acc, r, i) * factors[r * stride_factors + g]);
                     }
             }
     }
@@ -179,32 +188,39 @@ struct IntegerPanel {
         const int span = group / 64;
         for (int g = first * (GROUP / group); g < last * (GROUP / group); g++)
             for (int v = 0; v < PANEL_VECTORS; v += 4) {
-                vi acc[2 * R][4]{};
+                vi acc[P * R][4]{};
                 const uint8_t* w = weight + (int64_t)g * group * (PANEL / 2) + v * W * 4;
                 const uint32_t* x = quads + g * (group / 4);
                 for (int k = 0; k < group / 4; k += 2, w += 4 * PANEL)
                     for (int i = 0; i < 4; i++) {
                         vu both = load((const uint32_t*)w + i * W);
                         vu low = both & 0x0f0f0f0fu, high = (both >> 4) & 0x0f0f0f0fu;
-                        for (int r = 0; r < 2 * R; r++) {
-                            acc[r][i] = dot4(acc[r][i], low, x[r * stride_quads + k]);
-                            acc[r][i] = dot4(acc[r][i], high, x[r * stride_quads + k + 1]);
+                        for (int r = 0; r < P * R; r++) {
+                            acc[r][i] = dot4(acc[r][i], low, x[at(r) * stride_quads + k]);
+                            acc[r][i] = dot4(acc[r][i], high, x[at(r) * stride_quads + k + 1]);
                         }
                     }
                 for (int i = 0; i < 4; i++) {
-                    const int64_t at = (int64_t)g * PANEL + (v + i) * W;
-                    vf scale = load(scales + at);
-                    vf zero = bytes(zeros + at);
+                    const int64_t column = (int64_t)g * PANEL + (v + i) * W;
+                    vf scale = load(scales + column);
+                    vf zero = bytes(zeros + column);
                     for (int r = 0; r < R; r++) {
                         const int32_t *s = sums + 2 * r * stride_sums + g * span, *t = s + stride_sums;
-                        const int32_t total = span == 1 ? 128 * s[0] + t[0] : 128 * (s[0] + s[1]) + t[0] + t[1];
-                        vf whole = __builtin_convertvector((acc[2 * r][i] << 7) + acc[2 * r + 1][i], vf);
+                        const int32_t high = span == 1 ? s[0] : s[0] + s[1], low = span == 1 ? t[0] : t[0] + t[1];
+                        const int32_t total = P == 1 ? high : 128 * high + low;
                         float* to = c + r * PANEL + (v + i) * W;
                         vf factor = scale * factors[r * stride_factors + g * group / GROUP];
-                        store(to, load(to) + (whole - zero * (float)total) * factor);
+                        store(to, load(to) + (whole(acc, r, i) - zero * (float)total) * factor);
                     }
                 }
             }
+    }
+
+    // The row of bytes that sum r belongs to.
+    static constexpr int at(int r) { return P == 1 ? 2 * r : r; }
+
+    static INLINE vf whole(const vi (*acc)[4], int r, int i) {
+        return __builtin_convertvector(P == 1 ? acc[r][i] : (acc[P * r][i] << 7) + acc[P * r + P - 1][i], vf);
     }
 
     static INLINE vf bytes(const uint8_t* p) {

@@ -12,9 +12,9 @@ constexpr int CHUNK = 4096;
 // Shares of a thread: enough to make up for a core that others use as well, few enough for long runs of memory.
 constexpr int LOTS = 4;
 
-// Rows of a block: as many as leave their sums, and a row of the panel, in registers. Integers have two sums.
-constexpr int BF16_ROWS = 7;
-constexpr int INTEGER_ROWS = 3;
+// Rows of a block: as many as leave their sums, and a row of the panel, in registers.
+constexpr int BLOCK_ROWS = 7;
+INLINE int block_rows(const Linear& a) { return a.kind != BF16 && a.parts == 2 ? BLOCK_ROWS / 2 : BLOCK_ROWS; }
 
 inline int64_t panel_bytes(const Linear& a) {
     switch (a.kind) {
@@ -44,6 +44,14 @@ struct Block {
     float* c;  // [rows][64], added to
 };
 
+template <int R, int P>
+void integers(const Linear& a, const Activations& activations, const Block& b, const uint8_t* weight) {
+    const IntegerPanel<R, P> panel_of(activations, b.row, b.c);
+    if (a.kind == INT8) return panel_of.int8(weight, b.first / GROUP, b.last / GROUP);
+    const int64_t at = (int64_t)b.panel * (round_up(a.depth, GROUP) / a.group) * PANEL;
+    panel_of.int4(weight, a.group_scales + at, a.zeros + at, a.group, b.first / GROUP, b.last / GROUP);
+}
+
 template <typename T, int R>
 void block(const Linear& a, const Activations& activations, const Block& b) {
     const uint8_t* weight = a.weight + b.panel * panel_bytes(a);
@@ -58,11 +66,8 @@ void block(const Linear& a, const Activations& activations, const Block& b) {
 #endif
         return;
     }
-    if constexpr (R > INTEGER_ROWS) return;
-    const IntegerPanel<R> panel_of(activations, b.row, b.c);
-    if (a.kind == INT8) return panel_of.int8(weight, b.first / GROUP, b.last / GROUP);
-    const int64_t at = (int64_t)b.panel * (round_up(a.depth, GROUP) / a.group) * PANEL;
-    panel_of.int4(weight, a.group_scales + at, a.zeros + at, a.group, b.first / GROUP, b.last / GROUP);
+    if (a.parts == 1) return integers<R, 1>(a, activations, b, weight);
+    if constexpr (R <= BLOCK_ROWS / 2) integers<R, 2>(a, activations, b, weight);
 }
 
 template <typename T>
@@ -101,11 +106,11 @@ inline float* sums(const Linear& a, int thread) {
 
 template <typename T>
 void multiply_panel(const Linear& a, const Activations& activations, int panel, bool more, int thread) {
-    const int most = a.kind == BF16 ? BF16_ROWS : INTEGER_ROWS;
+    const int most = block_rows(a);
     const int blocks = (a.rows + most - 1) / most;
     const int depth = a.kind == BF16 ? a.depth : activations.depth;
     const bool whole = a.depth <= CHUNK;
-    float own[BF16_ROWS * PANEL];
+    float own[BLOCK_ROWS * PANEL];
     float* const all = whole ? own : sums(a, thread);
     const int chunks = (depth + CHUNK - 1) / CHUNK;
     const char* following = (const char*)a.weight + (panel + 1) * panel_bytes(a);
@@ -135,7 +140,7 @@ void quantize_rows(const Linear& a, int thread, int threads) {
     int64_t first, last;
     share(a.rows, thread, threads, first, last);
     for (int64_t row = first; row < last; row++)
-        activations.quantize((const T*)a.x + row * a.x_row, a.depth, (int)row);
+        activations.quantize((const T*)a.x + row * a.x_row, a.depth, (int)row, a.parts);
 }
 
 // Multiplies panels until there are none.

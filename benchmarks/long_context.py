@@ -2,8 +2,8 @@
 
     python -m benchmarks.long_context [--quantization int8]
 
-Steps at all contexts alternate. The target: a token at 8,192 tokens of context takes at most 1.3 times what it
-takes at 128, plus the bytes of its keys and values at the measured bandwidth of reading memory.
+Steps at all contexts alternate. The target: a token at 8,192 tokens of context takes at most 1.3 times what
+it takes at 128, plus the bytes of its keys and values at the measured bandwidth of reading memory.
 """
 
 from __future__ import annotations

@@ -1,6 +1,7 @@
 """docs/performance.md and docs/images from the result file; everything between the markers is replaced.
 
-<!-- peers:NAME -->      NAME: conditions, targets, images, throughput, ttft, tpot, single, startup
+<!-- peers:NAME -->      NAME: conditions, targets, images, throughput, ttft, tpot, single, startup,
+                         overhead, context, quality
 …
 <!-- /peers:NAME -->
 """
@@ -11,7 +12,7 @@ import re
 from collections.abc import Mapping
 from pathlib import Path
 
-from . import plots, summary
+from . import others, plots, summary
 from .engines import CHECKOUT
 from .results import Results
 
@@ -34,6 +35,9 @@ def write_report(results: Results, document: Path = DOCUMENT, images: Path = IMA
         "tpot": summary.latency_table(results, "tpot"),
         "single": summary.single_table(results),
         "startup": summary.startup_table(results),
+        "overhead": others.overhead_table(),
+        "context": others.context_table(),
+        "quality": others.quality_table(),
     }
     try:
         drawn = plots.draw(results, images)

@@ -76,7 +76,7 @@ def build_engine(config: EngineConfig, heartbeat: Heartbeat | None = None) -> En
     path = resolve_model(config.model, config.revision)
     model_config = load_config(path)
     dtype = _dtype(config.dtype, model_config, device)
-    scheme = _quantization(config, device)
+    scheme = _quantization(config, device, dtype)
     hardware = inspect_hardware(device, dtype)
     logger.info("%s", hardware.describe())
     timer.lap("inspect")
@@ -177,9 +177,15 @@ def _dtype(wanted: str, config: ModelConfig, device: torch.device) -> torch.dtyp
     return dtype
 
 
-def _quantization(config: EngineConfig, device: torch.device) -> str | None:
+def _quantization(config: EngineConfig, device: torch.device, dtype: torch.dtype) -> str | None:
     if config.quantization == "none":
         return None
+    if dtype == torch.float16:
+        raise StartupError(
+            f"--quantization {config.quantization} computes in bfloat16 or float32, not in float16.",
+            param="--dtype",
+            advice="Use --dtype bfloat16.",
+        )
     if device.type != "cpu":
         raise StartupError(
             f"--quantization {config.quantization} is implemented for CPU, not for {device.type}.",

@@ -168,13 +168,24 @@ def cpu_isa() -> str:
 
 
 def usable_cores() -> int:
-    """Cores that this process may run on, within its control group's quota."""
-    cores = len(os.sched_getaffinity(0))
+    """Physical cores that this process may run on, within its control group's quota.
+
+    Two threads of one core share its vector units and its cache: the second one makes a matrix product slower.
+    """
+    cores = len({_siblings(cpu) for cpu in os.sched_getaffinity(0)})
     try:
         quota, period = Path("/sys/fs/cgroup/cpu.max").read_text().split()
         return max(1, min(cores, math.ceil(int(quota) / int(period))))
     except (OSError, ValueError):  # no control group of version 2, or "max"
         return cores
+
+
+def _siblings(cpu: int) -> str:
+    """Names the core that a logical processor belongs to."""
+    try:
+        return Path(f"/sys/devices/system/cpu/cpu{cpu}/topology/thread_siblings_list").read_text()
+    except OSError:
+        return str(cpu)
 
 
 def _bandwidth(device: torch.device) -> float:

@@ -47,18 +47,31 @@ def test_this_machine_is_described_and_measured() -> None:
 
 
 @pytest.mark.parametrize(("quota", "cores"), [("150000 100000", 2), ("50000 100000", 1), ("max 100000", 64)])
-def test_cores_within_the_quota(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, quota: str, cores: int
-) -> None:
+def test_cores_within_the_quota(monkeypatch: pytest.MonkeyPatch, quota: str, cores: int) -> None:
     """A container with a quota of 1.5 cores on a node of 64 is not to start 64 threads."""
     monkeypatch.setattr(os, "sched_getaffinity", lambda pid: set(range(64)))
-    real = Path.read_text
 
-    def read_text(self: Path, *args: object, **kwargs: object) -> str:
-        return quota if str(self) == "/sys/fs/cgroup/cpu.max" else real(self, *args, **kwargs)  # type: ignore[arg-type]
+    def read_text(self: Path) -> str:
+        if str(self) == "/sys/fs/cgroup/cpu.max":
+            return quota
+        raise FileNotFoundError(self)
 
     monkeypatch.setattr(Path, "read_text", read_text)
     assert usable_cores() == cores
+
+
+def test_two_threads_of_a_core_are_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Eight logical processors on four cores, of which six may be used: all of three cores, say."""
+    monkeypatch.setattr(os, "sched_getaffinity", lambda pid: {0, 1, 2, 4, 5, 6})
+
+    def read_text(self: Path) -> str:
+        if "topology" not in str(self):
+            raise FileNotFoundError(self)
+        number = int(str(self).split("/cpu")[-1].split("/")[0]) % 4
+        return f"{number},{number + 4}\n"
+
+    monkeypatch.setattr(Path, "read_text", read_text)
+    assert usable_cores() == 3
 
 
 def test_files_in_the_page_cache_do_not_count_as_used(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -37,7 +37,8 @@ class _Scratch:
 
 def has_amx() -> bool:
     """Whether the processor multiplies bfloat16 tiles, which oneDNN uses and these kernels do not."""
-    return bool(torch.cpu.get_capabilities().get("amx_bf16", False))
+    capabilities = getattr(torch.cpu, "get_capabilities", dict)()  # not in every version
+    return bool(capabilities.get("amx_bf16", torch.cpu._is_amx_tile_supported()))
 
 
 class Panels:
@@ -119,12 +120,14 @@ class IntegerPanels(Panels):
     def __init__(self, library: Library, weight: torch.Tensor, scheme: str, group: int = GROUP) -> None:
         """weight: [N, K], bfloat16 or float32, dense; not needed afterwards.
 
-        Raises ValueError for another scheme or group.
+        Raises ValueError for another scheme, group or dtype.
         """
         if scheme not in SCHEMES or group not in (64, 128):
             raise ValueError(
                 f"scheme {scheme!r} in groups of {group}; need one of {', '.join(SCHEMES)}, 64 or 128"
             )
+        if weight.dtype not in self.dtypes:
+            raise ValueError(f"weight of {weight.dtype}; need one of {self.dtypes}")
         columns, depth = weight.shape
         super().__init__(library, _INT4 if scheme == "int4" else _INT8, columns, depth)
         weight = weight.contiguous()

@@ -1,0 +1,79 @@
+"""What needs no peer: step overhead, long contexts and the quality of quantised weights, as Markdown.
+
+Read from the result files of benchmarks.step_overhead, benchmarks.long_context and benchmarks.quality; a file
+that is not there leaves a line that says how to make it.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from benchmarks.common import RESULTS
+
+
+def overhead_table(results: Path = RESULTS) -> str:
+    """Time of a turn of the engine loop outside the model, by load."""
+    data = _load(results, "step_overhead")
+    if data is None:
+        return _missing("step_overhead")
+    lines = [
+        "| a step of | turn, ms | outside the model, ms | share | of it sampling, ms |",
+        "| --- | ---: | ---: | ---: | ---: |",
+    ]
+    for name, case in data["cases"].items():
+        requests, _, how = name.partition(" ")
+        lines.append(
+            f"| {requests} request{'s' if requests != '1' else ''}, {how} | {case['turn_ms']:.1f} "
+            f"| {case['overhead_ms']:.2f} | {case['overhead_share']:.1%} | {case['rows_ms']['sample']:.2f} |"
+        )
+    return "\n".join([*lines, "", f"Measured {data['date']}."])
+
+
+def context_table(results: Path = RESULTS) -> str:
+    """Time of a token against the length of its context."""
+    data = _load(results, "long_context")
+    if data is None:
+        return _missing("long_context")
+    lines = [
+        "| context, tokens | ms per token | allowed, ms | GB/s | of the measured bandwidth |",
+        "| ---: | ---: | ---: | ---: | ---: |",
+    ]
+    lines += [
+        f"| {row['context']:,} | {row['median_ms']:.1f} | {row['allowed_ms']:.1f} | {row['gb_s']:.1f} "
+        f"| {row['share_of_bandwidth']:.0%} |"
+        for row in data["contexts"]
+    ]
+    return "\n".join(
+        [*lines, "", f"Measured {data['date']}, at best {data['bandwidth'] / 1e9:.1f} GB/s at that time."]
+    )
+
+
+def quality_table(results: Path = RESULTS) -> str:
+    """Perplexity and word-for-word answers of the demo model by scheme."""
+    data = _load(results, "quality")
+    if data is None:
+        return _missing("quality")
+    lines = [
+        "| weights | perplexity, trained questions | word for word | perplexity, unseen paraphrases "
+        "| word for word |",
+        "| --- | ---: | ---: | ---: | ---: |",
+    ]
+    for scheme, groups in data["schemes"].items():
+        cells = []
+        for group in ("trained", "held out"):
+            values = groups[group]
+            change = "" if scheme == "none" else f" ({values['change']:+.2%})"
+            cells += [f"{values['perplexity']:.4f}{change}", f"{values['exact']:.1%}"]
+        lines.append(f"| {'bf16' if scheme == 'none' else scheme} | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def _load(results: Path, name: str) -> dict[str, Any] | None:
+    path = results / f"{name}.json"
+    return json.loads(path.read_text()) if path.exists() else None
+
+
+def _missing(name: str) -> str:
+    return f"Not measured yet: `python -m benchmarks.{name}`."

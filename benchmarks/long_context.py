@@ -13,19 +13,22 @@ import os
 import statistics
 from typing import Any
 
-import torch
-
-from penstock.core.plan import Admission, Plan, PlanItem
-from penstock.core.sampling_params import SamplingParams
 from penstock.engine.environment import prepare
-from penstock.engine.executor.torch_executor import TorchExecutor
-from penstock.engine.hardware import inspect_hardware, prior, usable_cores
-from penstock.kernels.attention import KVCache, create_attention
-from penstock.model.config import load_config
-from penstock.model.loader import load_model
 
-from .checkpoint import write_checkpoint
-from .common import MODELS, save
+prepare(os.environ)  # before torch is imported
+
+import torch  # noqa: E402
+
+from penstock.core.plan import Admission, Plan, PlanItem  # noqa: E402
+from penstock.core.sampling_params import SamplingParams  # noqa: E402
+from penstock.engine.executor.torch_executor import TorchExecutor  # noqa: E402
+from penstock.engine.hardware import inspect_hardware, prior, usable_cores  # noqa: E402
+from penstock.kernels.attention import KVCache, create_attention  # noqa: E402
+from penstock.model.config import load_config  # noqa: E402
+from penstock.model.loader import load_model  # noqa: E402
+
+from .checkpoint import write_checkpoint  # noqa: E402
+from .common import MODELS, save  # noqa: E402
 
 CONTEXTS = (128, 1024, 4096, 8192)
 BLOCK = 16
@@ -33,7 +36,6 @@ BLOCK = 16
 
 def run(rounds: int = 15, quantization: str | None = None) -> dict[str, Any]:
     """Median seconds of a step at each context, and the target."""
-    prepare(os.environ)
     torch.set_num_threads(usable_cores())
     device, dtype = torch.device("cpu"), torch.bfloat16
     path = write_checkpoint(MODELS / "qwen3-0.6b", "qwen3-0.6b")

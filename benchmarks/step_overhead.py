@@ -40,6 +40,7 @@ import zmq
 
 from penstock.core.sampling_params import SamplingParams
 from penstock.engine.config import EngineConfig
+from penstock.engine.environment import prepare
 from penstock.engine.heartbeat import Heartbeat
 from penstock.engine.messages import (
     Add,
@@ -200,9 +201,8 @@ class Driver:
             parent=reader,
             log_level="warning",
         )
-        environment = {"OMP_WAIT_POLICY": "passive", **os.environ}  # as RemoteEngine.launch does
-        if threads is not None:
-            environment["OMP_NUM_THREADS"] = str(threads)
+        environment = dict(os.environ)
+        prepare(environment, threads)  # as RemoteEngine.launch does
         command = [sys.executable, "-m", "benchmarks.step_overhead", "--engine", str(self._records)]
         self._process = subprocess.Popen(
             [*command, msgspec.json.encode(launch).decode()],

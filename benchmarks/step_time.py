@@ -13,16 +13,19 @@ import os
 import statistics
 from pathlib import Path
 
-import torch
-
-from penstock.core.plan import Admission, Plan, PlanItem
-from penstock.core.sampling_params import SamplingParams
 from penstock.engine.environment import prepare
-from penstock.engine.executor.torch_executor import TorchExecutor
-from penstock.engine.hardware import inspect_hardware, prior, usable_cores
-from penstock.kernels.attention import KVCache, create_attention
-from penstock.model.config import load_config
-from penstock.model.loader import load_model
+
+prepare(os.environ)  # before torch is imported
+
+import torch  # noqa: E402
+
+from penstock.core.plan import Admission, Plan, PlanItem  # noqa: E402
+from penstock.core.sampling_params import SamplingParams  # noqa: E402
+from penstock.engine.executor.torch_executor import TorchExecutor  # noqa: E402
+from penstock.engine.hardware import inspect_hardware, prior, usable_cores  # noqa: E402
+from penstock.kernels.attention import KVCache, create_attention  # noqa: E402
+from penstock.model.config import load_config  # noqa: E402
+from penstock.model.loader import load_model  # noqa: E402
 
 BLOCK = 16
 
@@ -43,7 +46,6 @@ def main() -> None:
     parser.add_argument("--quantization", choices=("int8", "w8a8", "int4"))
     parser.add_argument("--profile", action="store_true")
     args = parser.parse_args()
-    prepare(os.environ)
     torch.set_num_threads(args.threads)
     device, dtype = torch.device("cpu"), getattr(torch, args.dtype)
     config = load_config(args.model)

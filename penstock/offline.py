@@ -12,6 +12,7 @@ the order of the prompts. Names follow vLLM's LLM class.
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields
@@ -26,6 +27,7 @@ from penstock.core.request import FinishReason
 from penstock.core.sampling_params import SamplingParams
 from penstock.engine.build import build_engine
 from penstock.engine.config import EngineConfig
+from penstock.engine.environment import prepare
 from penstock.engine.messages import Abort, Add
 from penstock.model.generation import generation_defaults
 from penstock.text.chat_template import ChatTemplate
@@ -113,6 +115,7 @@ class LLM:
                 advice="Options are the engine flags of penstock serve --help, with underscores.",
             )
         config = EngineConfig(**{"model": model, **settings})
+        prepare(os.environ)  # takes effect as far as torch has not been used yet
         self._policy = config.scheduling_policy
         self._engine = build_engine(config)
         path = Path(self._engine.info.path)

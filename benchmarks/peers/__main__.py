@@ -59,7 +59,7 @@ def _run(args: argparse.Namespace) -> None:
     head = {
         "benchmark": "peers",
         "date": time.strftime("%Y-%m-%d %H:%M:%S UTC", time.gmtime()),
-        "command": f"python -m benchmarks.peers {' '.join(sys.argv[1:])}",
+        "command": f"python -m benchmarks.peers run --rounds {args.rounds}",
         "machine": describe_machine(),
         "model": shape,
         "loads": {load.id: load.describe() for load in loads},

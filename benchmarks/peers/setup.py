@@ -91,7 +91,7 @@ def vllm_requirements(metadata: str) -> list[str]:
 
 
 def _llama(home: Path) -> None:
-    """From source, for this processor; without AMX, whose kernels for Q8_0 were seen to crash."""
+    """From source, for this processor; without AMX, whose Q8_0 kernels others saw crash."""
     flags = "-DGGML_NATIVE=ON"
     if platform.machine() == "x86_64":
         flags += (

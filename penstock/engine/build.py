@@ -30,7 +30,7 @@ from penstock.core.plan import Admission, Plan, PlanItem
 from penstock.core.sampling_params import SamplingParams
 from penstock.core.scheduler import Scheduler
 from penstock.kernels.attention import KVCache, create_attention
-from penstock.kernels.cpu.library import start_build
+from penstock.kernels.cpu.library import PATIENCE, available, start_build
 from penstock.model.causal_lm import CausalLM
 from penstock.model.config import ModelConfig, load_config
 from penstock.model.generation import generation_defaults
@@ -191,6 +191,19 @@ def _quantization(config: EngineConfig, device: torch.device, dtype: torch.dtype
             f"--quantization {config.quantization} is implemented for CPU, not for {device.type}.",
             param="--quantization",
             advice="Drop the flag, or use --device cpu.",
+        )
+    found = available(PATIENCE)
+    if found is None:
+        raise StartupError(
+            f"--quantization {config.quantization} needs the CPU kernels, which are not there.",
+            param="--quantization",
+            advice="The log says why; most often a C++ compiler is missing (apt-get install g++).",
+        )
+    if not found.multiplies_integers:
+        logger.warning(
+            "This processor has no instructions for products of 8-bit integers: "
+            "--quantization %s saves memory here, and costs speed.",
+            config.quantization,
         )
     return config.quantization
 

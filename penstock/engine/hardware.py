@@ -170,7 +170,7 @@ def cpu_isa() -> str:
 def usable_cores() -> int:
     """Physical cores that this process may run on, within its control group's quota.
 
-    Two threads of one core share its vector units and its cache: the second one makes a matrix product slower.
+    Two threads of one core share its vector units and its cache: the second one makes products slower.
     """
     cores = len({_siblings(cpu) for cpu in os.sched_getaffinity(0)})
     try:

@@ -77,7 +77,8 @@ class EngineProcess:
 
     def run(self) -> None:
         """Load, then serve until drained. Raises whatever ends the engine."""
-        if self._launch.config.device != "cuda":
+        device = self._launch.config.device
+        if device == "cpu" or (device == "auto" and not Path("/dev/nvidiactl").exists()):
             start_build()  # on a machine's first start, the CPU kernels are compiled while torch is imported
         from .build import build_engine
 

@@ -65,7 +65,8 @@ class StepLog:
 
     def stepped(self, now: float, plan: Plan, result: StepResult, end: float) -> None:
         """A step was planned at `now` and committed at `end`."""
-        # not the result itself: the logprobs of a long prompt are large, and no part of the log
+        # not the result itself: the logprobs of a long prompt are large, and no part of the log; nor are the
+        # classes of errors, which change what a client is told and not what is planned
         self._keep(("step", now, plan, result.seconds, result.tokens, result.errors, result.tainted, end))
 
     def dump(self, path: Path) -> None:

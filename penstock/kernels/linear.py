@@ -2,8 +2,7 @@
 
     matrix(weight, None)               CUDA, other processors    plain rows, F.linear
                                        x86                       oneDNN's panels, read by our own kernels too
-    matrix(weight, "int8" | …)         CPU                       our own panels; without a compiler, plain
-                                                                 integers: less memory, but no faster
+    matrix(weight, "int8" | …)         CPU                       our own panels
 
 Knows dtypes, devices and layouts. Knows nothing of models.
 """
@@ -17,7 +16,6 @@ from typing import Protocol
 import torch
 import torch.nn.functional as F
 
-from . import quantization
 from .cpu import library
 from .cpu.linear import BF16Panels, IntegerPanels, Panels, agree, has_amx
 
@@ -45,13 +43,14 @@ class Matrix(Protocol):
 def matrix(weight: torch.Tensor, scheme: str | None = None) -> Matrix:
     """The fastest form of a [out, in] weight on its device.
 
-    scheme: None, or one of quantization.SCHEMES. Raises ValueError for another one.
+    scheme: None, or one of kernels.quantization.SCHEMES. Raises ValueError for another one, for a dtype that
+    it does not compute in, and where there are no kernels to compute with.
     """
     if scheme is not None:
         found = library.available(library.PATIENCE) if weight.device.type == "cpu" else None
-        if found is not None:
-            return _Integers(IntegerPanels(found, weight, scheme))
-        return _Dequantized(weight, scheme)
+        if found is None:
+            raise ValueError(f"{scheme} on {weight.device} needs the CPU kernels")
+        return _Integers(found, IntegerPanels(found, weight, scheme), weight.dtype)
     if can_pack(weight.dtype, weight.device):
         return _Packed(weight)
     return _Plain(weight)
@@ -112,7 +111,7 @@ class _Packed:
     def panels(self, dtype: torch.dtype) -> Panels | None:
         if not self._decided:
             self._decide()
-        return self._panels
+        return self._panels if dtype == torch.bfloat16 else None
 
     def _decide(self) -> None:
         """At the first call, when it is known whether there is a library."""
@@ -128,63 +127,38 @@ class _Integers:
     """Our own panels; with AMX, large batches go through oneDNN with the weight restored on the fly."""
 
     copied = True
-    #: From so many rows on, restoring the weight costs less than AMX saves.
+    #: From so many rows on, AMX should save more than restoring the weight costs. Reckoned, not measured.
     _ROWS_FOR_AMX = 64
 
-    def __init__(self, panels: IntegerPanels) -> None:
+    def __init__(self, found: library.Library, panels: IntegerPanels, dtype: torch.dtype) -> None:
         self.nbytes = panels.nbytes
         self._panels = panels
-        self._restores = (
-            has_amx() and not panels.rounds and panels.depth % 64 == 0 and panels.columns % 64 == 0
-        )
-        if self._restores:
+        self._restored: torch.Tensor | None = None
+        if has_amx() and dtype == torch.bfloat16 and not panels.rounds:
+            made = _restorable.cache_info().misses
+            self._restored = _restorable(found, panels.columns, panels.depth)
+        if self._restored is not None:
             panels.most_rows = self._ROWS_FOR_AMX - 1
+            if _restorable.cache_info().misses > made:
+                self.nbytes += 2 * panels.columns * panels.depth
 
     def __call__(self, x: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
-        if self._restores and x.shape[0] > self._panels.most_rows and x.dtype == torch.bfloat16:
-            packed = _restored(self._panels.columns, self._panels.depth)
-            if packed is not None:
-                self._panels.restore(torch.ops.mkldnn.data_ptr(packed))
-                return _onednn(x, packed, bias)
+        if self._restored is not None and x.shape[0] > self._panels.most_rows:
+            self._panels.restore(torch.ops.mkldnn.data_ptr(self._restored))
+            return _onednn(x, self._restored, bias)
         return self._panels(x, bias)
 
     def panels(self, dtype: torch.dtype) -> Panels | None:
-        return self._panels
+        return self._panels if dtype in self._panels.dtypes else None
 
 
 @functools.cache
-def _restored(columns: int, depth: int) -> torch.Tensor | None:
+def _restorable(found: library.Library, columns: int, depth: int) -> torch.Tensor | None:
     """oneDNN's packed tensor of this shape, to be overwritten for each use; None if its layout is foreign."""
-    found, device = library.loaded(), torch.device("cpu")
-    if (
-        found is None
-        or not can_pack(torch.bfloat16, device)
-        or not BF16Panels.can_read(found, columns, depth)
-    ):
+    if not can_pack(torch.bfloat16, torch.device("cpu")) or not BF16Panels.can_read(found, columns, depth):
         return None
     generator = torch.Generator().manual_seed(0)
-    weight = torch.randn(columns, depth, generator=generator).bfloat16()
+    weight = torch.randn(columns, depth, generator=generator, dtype=torch.bfloat16)
     packed = torch.ops.mkldnn._reorder_linear_weight(weight)
     oracle = functools.partial(_onednn, packed=packed, bias=None)
     return packed if agree(BF16Panels(found, packed, columns, depth), oracle, depth) else None
-
-
-class _Dequantized:
-    """Without kernels: the integers, and a weight made of them for every call."""
-
-    copied = True
-
-    def __init__(self, weight: torch.Tensor, scheme: str) -> None:
-        self._quantized = quantized = quantization.quantize(weight, scheme)
-        self._rounds = scheme == "w8a8"
-        self.nbytes = quantized.values.nbytes + quantized.scales.nbytes
-        if quantized.zeros is not None:
-            self.nbytes += quantized.zeros.nbytes
-
-    def __call__(self, x: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
-        if self._rounds:
-            x = quantization.quantize_activations(x).to(x.dtype)
-        return F.linear(x, quantization.dequantize(self._quantized, x.dtype), bias)
-
-    def panels(self, dtype: torch.dtype) -> None:
-        return None

@@ -18,7 +18,7 @@ from dataclasses import dataclass
 
 import torch
 
-#: Inputs that share a scale and a zero in int4.
+#: Inputs that share a scale and a zero in int4, and a scale of activations in w8a8.
 GROUP = 128
 SCHEMES = ("int8", "w8a8", "int4")
 
@@ -67,7 +67,8 @@ def quantize_activations(x: torch.Tensor) -> torch.Tensor:
     grouped = torch.nn.functional.pad(x.float(), (0, groups * GROUP - depth)).view(rows, groups, GROUP)
     most = grouped.abs().amax(2, keepdim=True)
     inverse = torch.tensor(127.0) / most  # a number over a tensor would be the reciprocal, times the number
-    values = (grouped * inverse).round().where(most > 0, torch.zeros(()))
+    # below the smallest, the inverse is no number; such groups are zero
+    values = (grouped * inverse).round().where(most >= 127.0 * torch.finfo().tiny, torch.zeros(()))
     return (values * (most / 127.0)).view(rows, -1)[:, :depth]
 
 

@@ -120,7 +120,7 @@ def _choose_fast(kernel: Sampling, logits: Tensor, rows: Sequence[Row]) -> tuple
         temperatures=[0.0 if each.greedy else each.temperature for each in params],
         uniforms=[0.0 if row.params.greedy else uniform(row.seed, row.generated) for row in rows],
         min_ps=[each.min_p for each in params],
-        top_ks=[max(0, each.top_k) for each in params],
+        top_ks=[min(max(0, each.top_k), logits.shape[1]) for each in params],
         top_ps=[each.top_p for each in params],
     )
     return tokens, [math.isfinite(check) for check in checks]

@@ -183,7 +183,7 @@ def test_what_does_not_work_costs_one_warning(
     assert create_attention("auto", SPEC, CPU).name == "torch"
     assert create_attention("auto", SPEC, CPU).name == "torch"
     (warning,) = warnings_of(caplog)
-    assert "attention runs through torch's operators" in warning
+    assert "all runs through torch's operators" in warning
     assert reason in warning
     with pytest.raises(StartupError, match="not available"):
         create_attention("cpu", SPEC, CPU)

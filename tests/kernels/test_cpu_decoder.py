@@ -9,6 +9,8 @@ import torch
 
 from penstock.kernels.attention import KVCache, Span, StepLayout, create_attention
 from penstock.kernels.cpu.library import available
+from penstock.kernels.cpu.linear import has_amx
+from penstock.kernels.linear import can_pack
 from penstock.model.causal_lm import CausalLM
 from penstock.model.config import load_config
 from penstock.model.loader import load_model
@@ -20,49 +22,114 @@ pytestmark = pytest.mark.skipif(
 CPU = torch.device("cpu")
 
 
-def steps(model: CausalLM) -> tuple[list[torch.Tensor], list[bool]]:
-    """Hidden states of a prompt, of more prompt beside decode, and of decode; whether one call made them."""
+#: (first position, tokens, block table) of each request in each step: prompts, more beside decode, decode.
+SHORT = [
+    [(0, 19, range(10, 1, -1)), (0, 6, range(11, 20))],
+    [(19, 1, range(10, 1, -1)), (6, 11, range(11, 20)), (0, 3, range(20, 24))],
+    [(20, 1, range(10, 1, -1)), (17, 1, range(11, 20)), (3, 1, range(20, 24))],
+    [(21, 1, range(10, 1, -1))],
+]
+#: Contexts that are cut into parts by keys, more of them where there is no window.
+LONG = [
+    [(0, 1250, range(330, 0, -1)), (0, 40, range(340, 360))],
+    [(1250, 1, range(330, 0, -1)), (40, 9, range(340, 360))],
+    [(1251, 1, range(330, 0, -1)), (49, 1, range(340, 360))],
+]
+
+
+def hidden_states(
+    model: CausalLM, script: list[list[tuple[int, int, range]]]
+) -> tuple[list[torch.Tensor], list[bool]]:
+    """Of every step; and whether one call computed all of its layers."""
     spec = model.cache_spec(4)
-    cache, backend = KVCache(spec, 32, CPU), create_attention("cpu", spec, CPU)
+    cache, backend = KVCache(spec, 400, CPU), create_attention("cpu", spec, CPU)
     generator = torch.Generator().manual_seed(0)
-    first, second, third = list(range(10, 1, -1)), list(range(11, 20)), list(range(20, 24))
-    layouts = [
-        [Span(0, 19, first), Span(0, 6, second)],
-        [Span(19, 1, first), Span(6, 11, second), Span(0, 3, third)],
-        [Span(20, 1, first), Span(17, 1, second), Span(3, 1, third)],
-        [Span(21, 1, first)],
-    ]
     hidden, fused = [], []
-    run = model._stack.run if model._stack is not None else None
-    if run is not None and model._stack is not None:
-        model._stack.run = lambda *arguments: fused.append(run(*arguments)) or fused[-1]  # type: ignore[method-assign]
-    for spans in layouts:
+    stack = model._stack
+    if stack is not None:
+        run = stack.run
+
+        def noted(*arguments: object) -> bool:
+            fused.append(run(*arguments))  # type: ignore[arg-type]
+            return fused[-1]
+
+        stack.run = noted  # type: ignore[method-assign]
+    for entries in script:
+        spans = [Span(start, tokens, list(blocks)) for start, tokens, blocks in entries]
         layout = StepLayout(spans, spec.block_size)
         ids = torch.randint(0, model.config.vocab_size, (layout.num_tokens,), generator=generator)
         hidden.append(model.forward(ids, torch.from_numpy(layout.positions), backend.prepare(layout), cache))
     return hidden, fused
 
 
+def assert_same(directory: Path, dtype: torch.dtype, scheme: str | None, threads: int, long: bool) -> None:
+    model = load_model(directory, load_config(directory), dtype, CPU, quantization=scheme)
+    script = LONG if long else SHORT
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        together, fused = hidden_states(model, script)
+        assert model._stack is not None
+        model._stack = None
+        one_by_one, _ = hidden_states(model, script)
+    finally:
+        torch.set_num_threads(before)
+    assert all(fused) == (scheme is not None or (dtype == torch.bfloat16 and _reads_onednn()))
+    for got, want in zip(together, one_by_one, strict=True):
+        assert torch.equal(got, want)
+        assert got.float().std() > 0.1
+
+
+def _reads_onednn() -> bool:
+    found = available()
+    assert found is not None
+    return can_pack(torch.bfloat16, CPU) and found.multiplies_bf16 and not has_amx()
+
+
 @pytest.mark.parametrize("threads", [1, 3])
 @pytest.mark.parametrize("scheme", [None, "int8", "w8a8", "int4"])
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
-@pytest.mark.parametrize("kind", ["llama", "qwen2", "qwen3", "mistral"])
+@pytest.mark.parametrize("kind", ["llama", "llama-bias", "qwen2", "qwen3", "mistral"])
 def test_bits_are_those_of_single_calls(
     kind: str, dtype: torch.dtype, scheme: str | None, threads: int, tmp_path: Path
 ) -> None:
     directory = make_checkpoint(tmp_path, kind, hidden_size=128, intermediate_size=192)
-    model = load_model(directory, load_config(directory), dtype, CPU, quantization=scheme)
-    before = torch.get_num_threads()
-    torch.set_num_threads(threads)
-    try:
-        together, fused = steps(model)
-        assert model._stack is not None
-        model._stack = None
-        one_by_one, _ = steps(model)
-    finally:
-        torch.set_num_threads(before)
-    if scheme is not None:
-        assert all(fused)
-    for got, want in zip(together, one_by_one, strict=True):
-        assert torch.equal(got, want)
-        assert got.float().std() > 0.1
+    assert_same(directory, dtype, scheme, threads, long=False)
+
+
+@pytest.mark.parametrize("threads", [1, 3])
+@pytest.mark.parametrize("kind", ["qwen2-window", "qwen3"])
+def test_long_contexts_of_layers_with_and_without_a_window(kind: str, threads: int, tmp_path: Path) -> None:
+    """Two kinds of layers share the memory for partial results, and need different amounts of it."""
+    options = {"sliding_window": 600} if kind == "qwen2-window" else {}
+    directory = make_checkpoint(
+        tmp_path, kind, hidden_size=128, intermediate_size=192, max_position_embeddings=2048, **options
+    )
+    assert_same(directory, torch.bfloat16, "int8", threads, long=True)
+
+
+def test_what_the_stack_refuses(tmp_path: Path) -> None:
+    directory = make_checkpoint(tmp_path, "llama", hidden_size=128, intermediate_size=192)
+    model = load_model(directory, load_config(directory), torch.bfloat16, CPU, quantization="int8")
+    spec = model.cache_spec(4)
+    cache, backend = KVCache(spec, 8, CPU), create_attention("cpu", spec, CPU)
+    layout = StepLayout([Span(0, 5, [1, 2])], 4)
+    positions = torch.arange(6)
+    with pytest.raises(ValueError, match="6 rows; prepared for 5"):
+        model.forward(torch.arange(6), positions, backend.prepare(layout), cache)
+    outside = backend.prepare(StepLayout([Span(0, 5, [1, 20])], 4))
+    with pytest.raises(IndexError, match="blocks"):
+        model.forward(torch.arange(5), positions[:5], outside, cache)
+
+
+@pytest.mark.parametrize("rows", [8, 9])
+def test_batches_that_amx_computes_faster_are_left_to_it(
+    rows: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if not _reads_onednn():
+        pytest.skip("oneDNN's panels are not read here")
+    monkeypatch.setattr("penstock.kernels.cpu.linear.has_amx", lambda: True)
+    directory = make_checkpoint(tmp_path, "llama", hidden_size=128, intermediate_size=192)
+    model = load_model(directory, load_config(directory), torch.bfloat16, CPU)
+    _, fused = hidden_states(model, [[(0, rows, range(1, 10))]])
+    assert fused == [rows <= 8]

@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 from penstock.kernels import linear as seam
 from penstock.kernels.cpu import library
+from penstock.kernels.cpu import linear as panels_module
 from penstock.kernels.cpu.library import available
 from penstock.kernels.cpu.linear import BF16Panels, IntegerPanels, agree
 from penstock.kernels.linear import can_pack, matrix
@@ -86,7 +87,7 @@ def test_packing_loses_nothing(scheme: str, group: int, dtype: torch.dtype) -> N
     scheme=st.sampled_from(SCHEMES),
     dtype=st.sampled_from(DTYPES),
     rows=st.integers(1, 20),
-    magnitude=st.sampled_from([1e-30, 1e-3, 1.0, 1e4, 1e30]),
+    magnitude=st.sampled_from([1e-38, 1e-36, 1e-30, 1e-3, 1.0, 1e4, 1e30]),
     seed=st.integers(0, 9),
 )
 def test_a_row_depends_on_itself_alone(
@@ -174,7 +175,14 @@ def test_rows_that_are_not_dense() -> None:
 def test_a_foreign_layout_is_not_read() -> None:
     weight, _, _ = tensors(128, 128, 1, torch.bfloat16)
     panels = onednn(weight)
-    assert agree(panels, lambda x: x @ weight.T, 128) == agree(panels, lambda x: x @ weight.T, 128)
+    assert agree(panels, lambda x: x @ weight.T, 128)
+    louder = weight.clone()
+    louder[3] *= 1000  # one loud output hides no other
+    louder_panels = onednn(louder)
+    assert agree(louder_panels, lambda x: x @ louder.T, 128)
+    quiet = louder.clone()
+    quiet[[7, 99]] = louder[[99, 7]]
+    assert not agree(louder_panels, lambda x: x @ quiet.T, 128)
     swapped = weight.clone()
     swapped[[7, 99]] = weight[[99, 7]]
     assert not agree(panels, lambda x: x @ swapped.T, 128)
@@ -187,22 +195,59 @@ def test_a_foreign_layout_is_not_read() -> None:
 def test_every_form_of_a_matrix_is_the_same_product(
     scheme: str | None, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """With our kernels, with oneDNN alone, without either, and as on a machine with AMX."""
+    """With our kernels, with oneDNN alone, without either, and as with AMX: on both sides of its switch."""
     weight, bias, x = tensors(128, 192, 80, dtype)
     meant = weight if scheme is None else dequantize(quantize(weight, scheme), torch.float32)
     want = exact(meant, bias, seen(scheme, x))
     forms = [matrix(weight, scheme)]
-    with monkeypatch.context() as context:
-        context.setattr(library._State, "library", None)
-        forms.append(matrix(weight, scheme))
-        forms[-1](x[:1], bias)  # what a matrix may use is decided at its first call
-        context.setattr(seam, "can_pack", lambda dtype, device: False)
-        forms.append(matrix(weight, scheme))
-    monkeypatch.setattr(seam, "has_amx", lambda: True)
+    if scheme is None:
+        with monkeypatch.context() as context:
+            context.setattr(library._State, "library", None)
+            forms.append(matrix(weight))
+            forms[-1](x[:1], bias)  # what a matrix may use is decided at its first call
+            assert forms[-1].panels(dtype) is None
+            context.setattr(seam, "can_pack", lambda dtype, device: False)
+            forms.append(matrix(weight))
+    seam._restorable.cache_clear()
+    for module in (seam, panels_module):
+        monkeypatch.setattr(module, "has_amx", lambda: True)
     forms.append(matrix(weight, scheme))
     for form in forms:
-        # restored weights are rounded to bfloat16
-        assert_near(form(x, bias), want, 5e-3 if dtype == torch.bfloat16 else 2e-4)
-        assert_near(form(x[:3], bias), want[:3], 5e-3 if dtype == torch.bfloat16 else 2e-4)
-        assert 0 < form.nbytes <= weight.nbytes
-    assert len({type(form) for form in forms}) >= 2
+        for rows in (1, 8, 9, 63, 64, 80):
+            # restored weights are rounded to bfloat16
+            assert_near(form(x[:rows], bias), want[:rows], 5e-3 if dtype == torch.bfloat16 else 2e-4)
+        assert form.nbytes > 0
+    found = forms[-1].panels(dtype)
+    if scheme is None:
+        assert found is None or found.most_rows == 8
+    else:
+        assert found is not None
+        assert (found.most_rows == 63) == (dtype == torch.bfloat16 and scheme != "w8a8" and _packs())
+        assert forms[-1].panels(torch.float16) is None
+    seam._restorable.cache_clear()
+
+
+def _packs() -> bool:
+    assert LIBRARY is not None
+    return can_pack(torch.bfloat16, CPU) and BF16Panels.can_read(LIBRARY, 128, 192)
+
+
+def test_integers_want_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(library._State, "library", None)
+    with pytest.raises(ValueError, match="int8 on cpu needs the CPU kernels"):
+        matrix(torch.zeros(64, 64), "int8")
+
+
+@pytest.mark.parametrize("scheme", SCHEMES)
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])
+def test_a_broken_weight_is_not_hidden(scheme: str, value: float) -> None:
+    """Its output channel gives NaN or inf, as in the specification, and only this one."""
+    assert LIBRARY is not None
+    weight, _, x = tensors(64, 256, 5, torch.float32)
+    want = IntegerPanels(LIBRARY, weight, scheme)(x, None)
+    weight[7, 200] = value
+    got = IntegerPanels(LIBRARY, weight, scheme)(x, None)
+    assert not got[:, 7].isfinite().any()
+    fine = [channel for channel in range(64) if channel != 7]
+    assert torch.equal(got[:, fine], want[:, fine])
+    assert not dequantize(quantize(weight, scheme), torch.float32)[7].isfinite().all()

@@ -61,6 +61,11 @@ def test_activations_are_off_by_half_a_step_of_their_group(array: object) -> Non
         assert (got[part == 0] == 0).all()
 
 
+def test_activations_without_an_inverse_are_zero() -> None:
+    x = torch.tensor([[1e-38, 0.0, -1e-39]])
+    assert torch.equal(quantize_activations(x), torch.zeros(1, 3))
+
+
 def test_unknown_scheme() -> None:
     with pytest.raises(ValueError, match=r"fp8.*int8, w8a8, int4"):
         quantize(torch.zeros(1, 1), "fp8")

@@ -87,6 +87,7 @@ CUTS: list[dict[str, float]] = [
     {"temperature": 1.3, "top_k": 40, "top_p": 0.8, "min_p": 0.05},
     {"top_p": 0.999, "min_p": 0.001},
     {"top_k": 300},
+    {"top_k": 3_000_000_000},
     {"top_k": 300, "top_p": 0.9},
 ]
 

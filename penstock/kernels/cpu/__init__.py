@@ -4,7 +4,10 @@
     build            source ─▶ shared library in the user's cache directory, ahead or in the background
     library          loads it, checks it against the specification, or says once what is lost without it
     attention        the backend "cpu"
+    linear           products with weights in panels: bfloat16, int8, int4
     elementwise      norms, rotations and activations, each one pass
+    decoder          all layers of a step in one call
+    sampling         tokens and log-probabilities from logits
 
 Importing this package imports nothing.
 """

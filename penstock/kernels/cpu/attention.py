@@ -11,6 +11,7 @@ on the number of threads.
 from __future__ import annotations
 
 import ctypes
+from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
@@ -84,7 +85,7 @@ class CpuStep:
         self._lengths = np.array([span.tokens for span in spans], np.int32)
         self._rows = np.array(layout.query_starts, np.int32)
         self._blocks = range(int(self._tables.min()), int(self._tables.max()) + 1)
-        self._threads = torch.get_num_threads()
+        self.threads = torch.get_num_threads()
         self._plans: dict[tuple[int, int | None], _Plan] = {}
 
     def __call__(
@@ -98,7 +99,7 @@ class CpuStep:
         scale: float,
         window: int | None = None,
     ) -> torch.Tensor:
-        a = self.arguments(q.shape[1] // key_cache.shape[1], window, scale)
+        a = self.arguments(q.shape[1] // key_cache.shape[1], (window,), scale)[window]
         q, k, v = _dense(q), _dense(k), _dense(v)
         self._check(q, k, v, key_cache, value_cache)
         out = torch.empty(q.shape, dtype=q.dtype)
@@ -111,16 +112,26 @@ class CpuStep:
         backend.library.attention(a, backend.is_bf16)
         return out
 
-    def arguments(self, heads: int, window: int | None, scale: float) -> AttentionArguments:
-        """The plan for layers of this kind, but for inputs, output and caches. Valid in this step."""
-        plan = self._plans.get((heads, window))
-        if plan is None:
-            plan = self._plans[heads, window] = self._plan(heads, window)
-        a, backend = plan.arguments, self._backend
-        a.scale = scale
-        a.scratch = backend.scratch(self._threads * a.scratch_bytes)
-        a.partials = backend.partials(plan.partials)
-        return a
+    def arguments(
+        self, heads: int, windows: Iterable[int | None], scale: float
+    ) -> dict[int | None, AttentionArguments]:
+        """By window, what layers of this kind are called with, but for inputs, output and caches.
+
+        Valid until the next call of this method of any step of the backend: all share their working memory.
+        """
+        plans = {window: self._plan(heads, window) for window in windows}
+        backend = self._backend
+        scratch = backend.scratch(max(self.threads * plan.arguments.scratch_bytes for plan in plans.values()))
+        partials = backend.partials(max(plan.partials for plan in plans.values()))
+        for plan in plans.values():
+            a = plan.arguments
+            a.scale, a.scratch, a.partials = scale, scratch, partials
+        return {window: plan.arguments for window, plan in plans.items()}
+
+    def check_rows(self, rows: int) -> None:
+        """Raises ValueError for a batch of another number of tokens than this step's."""
+        if rows != self._layout.num_tokens:
+            raise ValueError(f"{rows} rows; prepared for {self._layout.num_tokens}")
 
     def check_caches(self, *caches: torch.Tensor) -> None:
         """Raises ValueError or IndexError for caches that this step would read or write outside of."""
@@ -144,6 +155,12 @@ class CpuStep:
                 raise ValueError(f"{tuple(tensor.shape)} {tensor.dtype}; need {wanted} {dtype}")
 
     def _plan(self, heads: int, window: int | None) -> _Plan:
+        plan = self._plans.get((heads, window))
+        if plan is None:
+            plan = self._plans[heads, window] = self._make_plan(heads, window)
+        return plan
+
+    def _make_plan(self, heads: int, window: int | None) -> _Plan:
         backend, spec = self._backend, self._backend.spec
         a = AttentionArguments(
             starts=_address(self._starts),
@@ -160,7 +177,7 @@ class CpuStep:
             dim=spec.head_dim,
             block_size=spec.block_size,
             window=window or 0,
-            threads=self._threads,
+            threads=self.threads,
         )
         return _Plan(backend.library, a)
 

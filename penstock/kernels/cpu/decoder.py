@@ -9,6 +9,7 @@ Knows weights and attention plans. Knows nothing of models.
 from __future__ import annotations
 
 import ctypes
+from collections import defaultdict
 from collections.abc import Sequence
 from ctypes import c_void_p
 from dataclasses import dataclass
@@ -19,6 +20,7 @@ from penstock.kernels.linear import Matrix
 
 from .attention import CpuStep
 from .library import DecoderLayer, DecoderStep, Library, LinearArguments, loaded
+from .scratch import Scratch
 
 #: A weight [out, in] and a bias [out].
 Product = tuple[Matrix, torch.Tensor | None]
@@ -52,12 +54,11 @@ class DecoderStack:
         self._layers = layers
         self._eps, self._scale = eps, scale
         self._windows = {layer.window for layer in layers}
-        self._buffers: dict[str, torch.Tensor] = {}
+        self._buffers: dict[str, Scratch] = defaultdict(Scratch)
         self._array: ctypes.Array[DecoderLayer] | None = None
         self._deepest = 0
         self._products: list[LinearArguments] = []  # what the array points to
         self._most_rows = 0
-        self._caches: tuple[Sequence[LayerCache], ctypes.Array[c_void_p]] | None = None
 
     def run(
         self,
@@ -117,12 +118,13 @@ class DecoderStack:
         attended = first[1].depth
         kv_heads, dim = caches[0][0].shape[1], caches[0][0].shape[3]
         heads = attended // (kv_heads * dim)
-        plans = {window: step.arguments(heads, window, self._scale) for window in self._windows}
+        step.check_rows(rows)
+        plans = step.arguments(heads, self._windows, self._scale)
         attention = (c_void_p * len(self._layers))(
             *(ctypes.addressof(plans[layer.window]) for layer in self._layers)
         )
-        threads = torch.get_num_threads()
-        scratch = library.linear_scratch(rows, self._deepest, threads)
+        scratch = library.linear_scratch(first[0].kind, rows, self._deepest, step.threads)
+        addresses = self._addresses(step, caches)
         call = DecoderStep(
             x=x.data_ptr(),
             normed=self._buffer("normed", rows * hidden, x.dtype),
@@ -135,29 +137,26 @@ class DecoderStack:
             sin=sin.data_ptr(),
             layers=None if self._array is None else ctypes.addressof(self._array),
             attention=ctypes.addressof(attention),
-            caches=ctypes.addressof(self._addresses(step, caches)),
+            caches=ctypes.addressof(addresses),
             num_layers=len(self._layers),
             rows=rows,
             hidden=hidden,
             rotary=cos.shape[-1],
             intermediate=gate_up // 2,
             is_bf16=x.dtype == torch.bfloat16,
-            threads=threads,
+            threads=step.threads,
             eps=self._eps,
         )
         library.decoder(call)
 
     def _addresses(self, step: CpuStep, caches: Sequence[LayerCache]) -> ctypes.Array[c_void_p]:
-        """Of keys and values of each layer. All caches of a model are alike, so one is checked."""
-        step.check_caches(*caches[0])
-        if self._caches is None or self._caches[0] is not caches:
-            addresses = [tensor.data_ptr() for layer in caches for tensor in layer]
-            self._caches = caches, (c_void_p * len(addresses))(*addresses)
-        return self._caches[1]
+        """Of keys and values of each layer."""
+        if len(caches) != len(self._layers):
+            raise ValueError(f"caches of {len(caches)} layers for a model of {len(self._layers)}")
+        step.check_caches(*caches[0])  # all caches of a model are alike
+        addresses = [tensor.data_ptr() for layer in caches for tensor in layer]
+        return (c_void_p * len(addresses))(*addresses)
 
     def _buffer(self, name: str, count: int, dtype: torch.dtype) -> int:
-        """Address of memory that is kept: fresh pages for every step would cost more than the arithmetic."""
-        buffer = self._buffers.get(name)
-        if buffer is None or buffer.numel() < count:
-            buffer = self._buffers[name] = torch.empty(count, dtype=dtype)
-        return buffer.data_ptr()
+        """Address of memory for so many elements."""
+        return self._buffers[name].address(count * dtype.itemsize)

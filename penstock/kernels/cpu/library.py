@@ -14,6 +14,7 @@ import ctypes
 import logging
 import os
 import subprocess
+import threading
 import time
 from ctypes import c_char_p, c_float, c_int, c_int32, c_int64, c_void_p
 from pathlib import Path
@@ -85,6 +86,7 @@ class Library:
         path: its file.
         runtime: the file of the OpenMP runtime that it shares with torch.
         isa: the instructions that it was compiled for.
+        multiplies_bf16, multiplies_integers: whether the processor has instructions for these products.
     """
 
     def __init__(self, path: Path) -> None:
@@ -96,7 +98,7 @@ class Library:
         self.isa: str = self._function("penstock_isa", c_char_p, [])().decode()
         pointer = ctypes.POINTER(AttentionArguments)
         self.scratch_bytes = self._function("penstock_scratch_bytes", c_int64, [c_int] * 3)
-        self.plan = self._function("penstock_plan", None, [pointer, c_void_p, c_int64, c_int64 * 4])
+        self.plan = self._allocating("penstock_plan", [pointer, c_void_p, c_int64, c_int64 * 4])
         self.attention = self._function("penstock_attention", None, [pointer, c_int])
         address, size, count, real = c_void_p, c_int64, c_int, c_float
         self.rms_norm = self._function(
@@ -112,16 +114,17 @@ class Library:
         )
         linear = ctypes.POINTER(LinearArguments)
         self.linear = self._function("penstock_linear", None, [linear])
-        self.decoder = self._function("penstock_decoder", None, [ctypes.POINTER(DecoderStep)])
-        self.linear_scratch = self._function("penstock_linear_scratch", size, [count] * 3)
+        self.decoder = self._allocating("penstock_decoder", [ctypes.POINTER(DecoderStep)])
+        self.linear_scratch = self._function("penstock_linear_scratch", size, [count] * 4)
         self.restore = self._function("penstock_restore", None, [linear, address])
-        self.pack_int8 = self._function(
-            "penstock_pack_int8", None, [address, count, count, count, address, address]
+        self.pack_int8 = self._allocating(
+            "penstock_pack_int8", [address, count, count, count, address, address]
         )
-        self.pack_int4 = self._function(
-            "penstock_pack_int4", None, [address, count, count, count, count, address, address, address]
+        self.pack_int4 = self._allocating(
+            "penstock_pack_int4", [address, count, count, count, count, address, address, address]
         )
         self.multiplies_bf16 = bool(self._function("penstock_multiplies_bf16", count, [])())
+        self.multiplies_integers = bool(self._function("penstock_multiplies_integers", count, [])())
         # their structures are in sampling.py
         self.sampling_scratch = self._function("penstock_sampling_scratch", size, [count, count])
         self.sample = self._function("penstock_sample", None, [address])
@@ -131,6 +134,17 @@ class Library:
         function = getattr(self._handle, name)
         function.restype, function.argtypes = result, arguments
         return function
+
+    def _allocating(self, name: str, arguments: list[Any]) -> Any:
+        """A function that answers 1 where it found no memory; then MemoryError is raised."""
+        function = self._function(name, c_int, arguments)
+        function.errcheck = _check_memory
+        return function
+
+
+def _check_memory(result: int, function: Any, arguments: Any) -> None:
+    if result:
+        raise MemoryError(f"{function.__name__} found no memory")
 
 
 def _openmp() -> tuple[str, list[c_void_p]]:
@@ -168,6 +182,8 @@ class _State:
     settled = False
     """Whether `library` is final."""
     builder: subprocess.Popen[bytes] | None = None
+    lock = threading.Lock()
+    """Of available(): weights are loaded by several threads."""
 
 
 def enabled() -> bool:
@@ -191,14 +207,18 @@ def available(wait_seconds: float = WAIT_SECONDS) -> Library | None:
 
     Waits at most so long for a compiler. None means that torch has to do; a warning has said why.
     """
-    if not _State.settled:
-        try:
-            _State.library = _load(wait_seconds) if enabled() else None
-        except build.BuildError as error:
-            _warn(error.reason, error.advice)
-        except Exception as error:
-            _warn(f"{type(error).__name__}: {error}.", "Please report this; PENSTOCK_CPU_KERNELS=0 hides it.")
-        _State.settled = True
+    with _State.lock:
+        if not _State.settled:
+            try:
+                _State.library = _load(wait_seconds) if enabled() else None
+            except build.BuildError as error:
+                _warn(error.reason, error.advice)
+            except Exception as error:
+                _warn(
+                    f"{type(error).__name__}: {error}.",
+                    "Please report this; PENSTOCK_CPU_KERNELS=0 hides it.",
+                )
+            _State.settled = True
     return _State.library
 
 
@@ -248,7 +268,7 @@ def _wait(seconds: float) -> None:
 
 def _warn(reason: str, advice: str) -> None:
     logger.warning(
-        "No CPU kernels: attention runs through torch's operators, at about half the decode speed. %s %s",
+        "No CPU kernels: all runs through torch's operators, at about half the speed. %s %s",
         reason,
         advice,
     )

@@ -16,29 +16,21 @@ import torch
 from penstock.kernels.quantization import GROUP, SCHEMES
 
 from .library import Library, LinearArguments
+from .scratch import Scratch
 
 _PANEL = 64
 _BF16, _INT8, _INT4 = 0, 1, 2
-#: Rows up to which these kernels beat AMX tiles: the weight's way from memory is the limit then.
+#: Rows up to which these kernels should beat AMX tiles: the weight's way from memory is the limit then.
+#: Reckoned from the rates of both; not measured.
 _ROWS_BESIDE_AMX = 8
 
 
-class _Scratch:
-    """Memory for one call at a time: steps run one after the other."""
-
-    memory = torch.empty(0, dtype=torch.uint8)
-
-    @classmethod
-    def address(cls, nbytes: int) -> int:
-        if cls.memory.numel() < nbytes:
-            cls.memory = torch.empty(nbytes, dtype=torch.uint8)
-        return cls.memory.data_ptr()
+_scratch = Scratch()
 
 
 def has_amx() -> bool:
     """Whether the processor multiplies bfloat16 tiles, which oneDNN uses and these kernels do not."""
-    capabilities = getattr(torch.cpu, "get_capabilities", dict)()  # not in every version
-    return bool(capabilities.get("amx_bf16", torch.cpu._is_amx_tile_supported()))
+    return bool(torch.cpu._is_amx_tile_supported())
 
 
 class Panels:
@@ -74,7 +66,7 @@ class Panels:
         a.x_row, a.out_row, a.rows = x.stride(0), self.columns, rows
         a.is_bf16 = x.dtype == torch.bfloat16
         a.threads = torch.get_num_threads()
-        a.scratch = _Scratch.address(self._library.linear_scratch(rows, depth, a.threads))
+        a.scratch = _scratch.address(self._library.linear_scratch(a.kind, rows, depth, a.threads))
         self._library.linear(a)
         return out
 
@@ -97,14 +89,15 @@ class BF16Panels(Panels):
 
 
 def agree(panels: BF16Panels, oracle: Callable[[torch.Tensor], torch.Tensor], depth: int) -> bool:
-    """Whether panels computes what oneDNN does, for one row that tells any two orders of the weight apart.
+    """Whether panels computes what oneDNN does, for rows that tell any two orders of the weight apart.
 
-    oneDNN keeps its layouts to itself and chooses them by processor and shape, so it is asked.
+    oneDNN keeps its layouts to itself and chooses them by processor and shape, so it is asked. Every output
+    is judged by its own size.
     """
-    x = torch.randn(1, depth, generator=torch.Generator().manual_seed(depth)).bfloat16()
+    x = torch.randn(4, depth, generator=torch.Generator().manual_seed(depth)).bfloat16()
     expected = oracle(x).float()
-    error = (panels(x, None).float() - expected).abs().max()
-    return bool(error <= 0.02 * expected.abs().max())
+    error = (panels(x, None).float() - expected).abs().amax(0)
+    return bool((error <= 0.02 * expected.abs().amax(0) + 1e-30).all())
 
 
 class IntegerPanels(Panels):

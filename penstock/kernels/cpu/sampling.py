@@ -16,7 +16,6 @@ Knows logits and numbers; knows nothing of requests.
 from __future__ import annotations
 
 import ctypes
-import threading
 from array import array
 from collections.abc import Sequence
 from ctypes import c_int32, c_int64, c_void_p
@@ -24,6 +23,7 @@ from ctypes import c_int32, c_int64, c_void_p
 import torch
 
 from .library import Library, loaded
+from .scratch import Scratch
 
 _IS_BF16 = {torch.float32: 0, torch.bfloat16: 1}
 
@@ -54,19 +54,7 @@ class _LogprobArguments(ctypes.Structure):
     ]
 
 
-class _Scratch(threading.local):
-    """Memory that each calling thread keeps: fresh pages for every step would cost more than the sampling."""
-
-    def __init__(self) -> None:
-        self.memory = torch.empty(0, dtype=torch.uint8)
-
-    def address(self, nbytes: int) -> int:
-        if self.memory.numel() < nbytes:
-            self.memory = torch.empty(nbytes, dtype=torch.uint8)
-        return self.memory.data_ptr()
-
-
-_scratch = _Scratch()
+_scratch = Scratch()
 
 
 def kernels(logits: torch.Tensor) -> Sampling | None:

@@ -139,14 +139,16 @@ int64_t penstock_scratch_bytes(int is_bf16, int heads, int dim) {
 
 // Writes units, groups and lots one after the other to `to`, if it has room for them, and their numbers and the
 // rows of partial results to `sizes`. Reads the spans, heads, window and threads of `a`.
-void penstock_plan(const Attention* a, int32_t* to, int64_t room, int64_t sizes[4]) {
-    Plan plan(*a);
-    sizes[0] = (int64_t)plan.units.size(), sizes[1] = (int64_t)plan.groups.size();
-    sizes[2] = (int64_t)plan.lots.size() - 1, sizes[3] = plan.partial_rows;
-    const int64_t bytes = sizes[0] * (int64_t)sizeof(Unit) + sizes[1] * (int64_t)sizeof(Group) + (sizes[2] + 1) * 4;
-    if (bytes > room * 4) return;
-    auto* groups = (Group*)std::copy(plan.units.begin(), plan.units.end(), (Unit*)to);
-    std::copy(plan.lots.begin(), plan.lots.end(), (int32_t*)std::copy(plan.groups.begin(), plan.groups.end(), groups));
+int penstock_plan(const Attention* a, int32_t* to, int64_t room, int64_t sizes[4]) {
+    return guarded([=] {
+        Plan plan(*a);
+        sizes[0] = (int64_t)plan.units.size(), sizes[1] = (int64_t)plan.groups.size();
+        sizes[2] = (int64_t)plan.lots.size() - 1, sizes[3] = plan.partial_rows;
+        const int64_t bytes = sizes[0] * (int64_t)sizeof(Unit) + sizes[1] * (int64_t)sizeof(Group) + (sizes[2] + 1) * 4;
+        if (bytes > room * 4) return;
+        auto* groups = (Group*)std::copy(plan.units.begin(), plan.units.end(), (Unit*)to);
+        std::copy(plan.lots.begin(), plan.lots.end(), (int32_t*)std::copy(plan.groups.begin(), plan.groups.end(), groups));
+    });
 }
 
 // Writes the step's keys and values to the cache, then attends.

@@ -127,6 +127,6 @@ struct Stack {
 
 }  // namespace
 
-extern "C" void penstock_decoder(const DecoderStep* s) {
-    s->is_bf16 ? Stack<bf16>(*s).run() : Stack<float>(*s).run();
+extern "C" int penstock_decoder(const DecoderStep* s) {
+    return guarded([=] { s->is_bf16 ? Stack<bf16>(*s).run() : Stack<float>(*s).run(); });
 }

@@ -50,10 +50,16 @@ struct Packer {
             }
             const float* w = column(n);
             float most = 0.0f;
-            for (int k = 0; k < depth; k++) most = std::max(most, std::fabs(w[k]));
-            const float scale = scales[n] = most > 0.0f ? most / 127.0f : 1.0f;
-            for (int k = 0; k < padded; k++)
-                panel[k / 4 * 4 * PANEL + k % 4] = (uint8_t)(128 + (int)std::nearbyintf(w[k] / scale));
+            for (int k = 0; k < depth; k++)
+                if (!(std::fabs(w[k]) <= most)) most = std::fabs(w[k]);  // a NaN stays, unless another one comes
+            for (int k = 0; k < depth; k++)
+                if (w[k] != w[k]) most = w[k];
+            // a channel with a NaN or inf gives nothing but such numbers: they must not be hidden
+            const float scale = scales[n] = most == 0.0f ? 1.0f : most / 127.0f;
+            for (int k = 0; k < padded; k++) {
+                const float q = std::nearbyintf(w[k] / scale);
+                panel[k / 4 * 4 * PANEL + k % 4] = (uint8_t)(128 + (q >= -127.0f && q <= 127.0f ? (int)q : 0));
+            }
         }
     }
 
@@ -63,18 +69,20 @@ struct Packer {
             uint8_t* panel = to + (int64_t)(n / PANEL) * padded * (PANEL / 2) + n % PANEL * 4;
             const float* w = n < columns ? column(n) : nullptr;
             for (int g = 0; g < groups; g++) {
-                float low = 0.0f, high = 0.0f;
+                float low = 0.0f, high = 0.0f, broken = 0.0f;
                 for (int k = g * group; w && k < std::min(depth, (g + 1) * group); k++)
-                    low = std::min(low, w[k]), high = std::max(high, w[k]);
+                    low = std::min(low, w[k]), high = std::max(high, w[k]), broken += w[k] * 0.0f;
+                if (broken != 0.0f) low = high = 0.0f;  // NaN or inf
                 bf16 scale = nearest((high - low) / 15.0f);
                 if (scale.bits == 0) scale.bits = 0x3f80;  // 1
                 const float step = value(scale);
+                if (broken != 0.0f) scale.bits = 0x7fc0;  // NaN: all that the group is multiplied with
                 const float zero = std::min(15.0f, std::nearbyintf(-low / step));
                 const int64_t at = ((int64_t)(n / PANEL) * groups + g) * PANEL + n % PANEL;
                 scales[at] = scale, zeros[at] = (uint8_t)zero;
                 for (int k = g * group; k < (g + 1) * group; k++) {
                     const float q = w ? std::nearbyintf(w[k] / step) + zero : zero;
-                    const uint8_t bits = (uint8_t)std::min(15.0f, std::max(0.0f, q));
+                    const uint8_t bits = q > 0.0f ? (uint8_t)std::min(15.0f, q) : 0;  // 0 for a NaN
                     uint8_t* byte = panel + k / 8 * 4 * PANEL + k % 4;
                     *byte = k % 8 < 4 ? bits : (uint8_t)(*byte | bits << 4);
                 }
@@ -130,8 +138,8 @@ void restore_panel(const Linear& a, int panel, bf16* to) {
 extern "C" {
 
 // Bytes of scratch memory for so many rows: their integers, and sums of each thread.
-int64_t penstock_linear_scratch(int rows, int depth, int threads) {
-    return Activations::bytes(rows, depth) + threads * sum_bytes(rows, depth);
+int64_t penstock_linear_scratch(int kind, int rows, int depth, int threads) {
+    return activation_bytes(kind, rows, depth) + threads * sum_bytes(rows, depth);
 }
 
 void penstock_linear(const Linear* a) { a->is_bf16 ? multiply<bf16>(*a) : multiply<float>(*a); }
@@ -139,19 +147,26 @@ void penstock_linear(const Linear* a) { a->is_bf16 ? multiply<bf16>(*a) : multip
 // Whether bfloat16 panels can be multiplied by this library.
 int penstock_multiplies_bf16() { return PENSTOCK_DOT; }
 
-void penstock_pack_int8(const void* weight, int is_bf16, int columns, int depth, uint8_t* to, float* scales) {
-    if (is_bf16)
-        Packer<bf16>{(const bf16*)weight, columns, depth, {}}.int8(to, scales);
-    else
-        Packer<float>{(const float*)weight, columns, depth, {}}.int8(to, scales);
+// Whether the processor multiplies integers of eight bits; without, they are many times slower than floats.
+int penstock_multiplies_integers() { return PENSTOCK_VNNI; }
+
+int penstock_pack_int8(const void* weight, int is_bf16, int columns, int depth, uint8_t* to, float* scales) {
+    return guarded([=] {
+        if (is_bf16)
+            Packer<bf16>{(const bf16*)weight, columns, depth, {}}.int8(to, scales);
+        else
+            Packer<float>{(const float*)weight, columns, depth, {}}.int8(to, scales);
+    });
 }
 
-void penstock_pack_int4(const void* weight, int is_bf16, int columns, int depth, int group, uint8_t* to, bf16* scales,
-                        uint8_t* zeros) {
-    if (is_bf16)
-        Packer<bf16>{(const bf16*)weight, columns, depth, {}}.int4(to, scales, zeros, group);
-    else
-        Packer<float>{(const float*)weight, columns, depth, {}}.int4(to, scales, zeros, group);
+int penstock_pack_int4(const void* weight, int is_bf16, int columns, int depth, int group, uint8_t* to, bf16* scales,
+                       uint8_t* zeros) {
+    return guarded([=] {
+        if (is_bf16)
+            Packer<bf16>{(const bf16*)weight, columns, depth, {}}.int4(to, scales, zeros, group);
+        else
+            Packer<float>{(const float*)weight, columns, depth, {}}.int4(to, scales, zeros, group);
+    });
 }
 
 // Writes the integer weight of `a` as bfloat16 panels; depth is a multiple of 64.

@@ -15,7 +15,7 @@
 //
 // or, where activations may be rounded to eight bits as well (parts = 1), to one byte: x ≈ factor · high. The error of
 // two bytes, 3e-5 of the group's greatest is below the rounding of bfloat16 itself for all but elements that
-// are 128 times smaller than it. Sums of integers are exact and groups are added in order, so a row's bits do
+// are 128 times smaller than it. Sums of integers are exact and groups are added in order, as floats, so a row's bits do
 // not depend on the rows beside it, nor on threads.
 
 #pragma once
@@ -55,7 +55,7 @@ struct Linear {
 
 // ------------------------------------------------------------------------------------------------ activations
 
-// Rows as integers. A row is two of bytes: high, then low, which is left out where there is one part.
+// Rows as integers. A row is two of bytes: high, then low, which is not written where there is one part.
 struct Activations {
     uint32_t* quads;  // [2 · rows][depth / 4]
     float* factors;   // [rows][depth / GROUP]
@@ -76,6 +76,7 @@ struct Activations {
     template <typename T>
     void quantize(const T* x, int in, int row, int parts) {
         const float limit = parts == 1 ? MOST : MOST_OF_TWO;
+        const float least = limit * std::numeric_limits<float>::min();  // below, its inverse would not be a number
         int8_t* high = (int8_t*)(quads + (int64_t)2 * row * (depth / 4));
         int8_t* low = high + depth;
         int32_t* sum_high = sums + (int64_t)2 * row * (depth / 64);
@@ -91,7 +92,7 @@ struct Activations {
             }
             const float greatest = max(most);
             factors[row * (depth / GROUP) + g] = greatest / limit + sum(broken);
-            const vf inverse = splat(greatest > 0.0f && greatest < INF ? limit / greatest : 0.0f);
+            const vf inverse = splat(greatest >= least && greatest < INF ? limit / greatest : 0.0f);
             for (int half = 0; half < 2; half++) {
                 vi all_high{}, all_low{};
                 for (int i = half * (64 / W); i < (half + 1) * (64 / W); i++) {

@@ -100,8 +100,12 @@ void write_rows(const Linear& a, int panel, int row, int count, const float* c) 
 // Of a deep layer, each thread keeps the sums of all rows between two parts of a panel.
 inline int64_t sum_bytes(int rows, int depth) { return depth > CHUNK ? (int64_t)rows * PANEL * 4 : 0; }
 
+inline int64_t activation_bytes(int kind, int rows, int depth) {
+    return kind == BF16 ? 0 : Activations::bytes(rows, depth);
+}
+
 inline float* sums(const Linear& a, int thread) {
-    return (float*)(a.scratch + Activations::bytes(a.rows, a.depth) + thread * sum_bytes(a.rows, a.depth));
+    return (float*)(a.scratch + activation_bytes(a.kind, a.rows, a.depth) + thread * sum_bytes(a.rows, a.depth));
 }
 
 template <typename T>

@@ -10,6 +10,7 @@
 
 #include <atomic>
 #include <cstdint>
+#include <new>
 
 #if defined(__x86_64__)
 #include <immintrin.h>
@@ -49,6 +50,17 @@ public:
         }
     }
 };
+
+// Runs what allocates; 1 if there is no memory. Exceptions must not reach C.
+template <typename Work>
+int guarded(const Work& work) {
+    try {
+        work();
+        return 0;
+    } catch (const std::bad_alloc&) {
+        return 1;
+    }
+}
 
 // The part of [0, n) that falls to a thread.
 inline void share(int64_t n, int thread, int threads, int64_t& first, int64_t& last) {

@@ -8,6 +8,9 @@ import pytest
 
 from penstock import LLM, SamplingParams
 from penstock.core.errors import ContextLengthExceeded, InvalidRequest, ModelLoadError, StartupError
+from penstock.kernels.cpu.library import available
+from penstock.kernels.cpu.linear import has_amx
+from penstock.kernels.quantization import SCHEMES
 
 GREEDY = SamplingParams(temperature=0.0, max_tokens=24)
 
@@ -135,3 +138,28 @@ def test_a_prompt_over_the_context_says_both_lengths(llm: LLM) -> None:
 def test_a_model_that_is_not_there() -> None:
     with pytest.raises(ModelLoadError, match="does not exist"):
         LLM("./no such model")
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float32"])
+@pytest.mark.parametrize("scheme", SCHEMES)
+def test_quantised_weights_give_the_same_answer_in_less_memory(llm: LLM, scheme: str, dtype: str) -> None:
+    """Whatever the batch: company and chunks change no bit of a quantised row."""
+    if available() is None:
+        pytest.skip("no C++ compiler, or PENSTOCK_CPU_KERNELS=0")
+    questions = ["What is a Pod?", "What is PagedAttention?", "What is continuous batching?"]
+    chats = [[{"role": "user", "content": question}] for question in questions]
+    want = [output.outputs[0].text for output in llm.chat(chats, GREEDY)]
+    quantised = LLM("demo", quantization=scheme, dtype=dtype, kv_cache_memory_bytes=32 << 20, threads=1)
+    try:
+        together = quantised.chat(chats, GREEDY.with_(logprobs=0))
+        assert [output.outputs[0].text for output in together] == want
+        alone = [quantised.chat(chat, GREEDY.with_(logprobs=0))[0] for chat in chats]
+        if dtype == "float32" or not has_amx():
+            assert [each.outputs[0].logprobs for each in alone] == [
+                each.outputs[0].logprobs for each in together
+            ]
+        model = quantised._engine.loop.executor._model  # type: ignore[attr-defined]
+        assert model.read_bytes < 1.4 * model.num_parameters  # 8 bits, and what rounds 192 inputs up to 256
+        assert model.weight_bytes < (4 if dtype == "float32" else 2) * model.num_parameters
+    finally:
+        quantised.close()

@@ -36,10 +36,9 @@ class EngineConfig:
     )
     quantization: str = option(
         "none",
-        "weights quantised while they are read: int8 (per channel) halves their bytes, int4 (groups of 128, "
-        "output layer int8) comes close to a quarter; w8a8 rounds activations to 8 bits as well and computes "
-        "prompts and batches faster; CPU only",
+        "quantise weights at load, w8a8 activations, too; CPU only",
         choices=("none", "int8", "w8a8", "int4"),
+        metavar="SCHEME",
     )
     device: str = option("auto", "auto takes a GPU if there is one", choices=("auto", "cpu", "cuda"))
     load_format: str = option(

@@ -116,9 +116,16 @@ def test_no_flag_is_both_there_and_explained_away() -> None:
             assert named in there, f"{named} is recommended, but is no flag"
 
 
-@pytest.mark.parametrize("flag", ["-O0", "-O", "-q"])
+@pytest.mark.parametrize("flag", ["-O0", "-O"])
 def test_short_flags_of_vllm_are_explained(capsys: pytest.CaptureFixture[str], flag: str) -> None:
     assert "does not implement yet" in refused(capsys, flag, "3")
+
+
+def test_an_unsupported_quantisation_lists_the_supported_ones(capsys: pytest.CaptureFixture[str]) -> None:
+    assert engine("-q", "INT8").quantization == "int8"
+    message = refused(capsys, "-q", "awq")
+    assert "awq" in message
+    assert all(name in message for name in ("none", "int8", "w8a8", "int4"))
 
 
 def test_flags_of_vllm_that_change_nothing_are_accepted() -> None:

@@ -57,7 +57,8 @@ def test_activations_are_off_by_half_a_step_of_their_group(array: object) -> Non
     for first in range(0, x.shape[1], 128):
         part, got = x[:, first : first + 128], rounded[:, first : first + 128]
         most = part.abs().amax(1, keepdim=True)
-        assert ((got - part).abs() <= most / 127 * 0.5001).all()
+        smallest = 127 * torch.finfo().tiny  # has no inverse
+        assert ((got - part).abs() <= (most / 127 * 0.5001).clamp(min=smallest)).all()
         assert (got[part == 0] == 0).all()
 
 

@@ -236,7 +236,7 @@ def add_config(parser: argparse.ArgumentParser, config: type[Any], title: str) -
         if entry.metadata.get("choices"):
             options["choices"] = entry.metadata["choices"]
             options["type"] = str.lower  # vLLM's `--quantization None`
-            options["metavar"] = entry.name.split("_")[-1].upper()
+            options["metavar"] = entry.metadata.get("metavar") or entry.name.split("_")[-1].upper()
             options["help"] = f"{'|'.join(entry.metadata['choices'])}: {help_}"
         group.add_argument(name, *filter(None, [_ALIASES.get(name)]), **options)
 

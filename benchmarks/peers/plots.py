@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 COLOURS = {"penstock": "#0b62a4", "vllm": "#e07b00", "transformers": "#3a923a", "llama.cpp": "#8c4fb5"}
-STYLES: tuple[Any, ...] = ("-", (0, (5, 2)), (0, (1.5, 1.5)))
+STYLES: tuple[Any, ...] = ("-", (0, (5, 2)), (0, (1.5, 1.5)), (0, (6, 2, 1.5, 2)))
 """Line styles within a family, in the order of the engines."""
 INK, FAINT, LIMIT = "#222222", "#d8d8d8", "#777777"
 _STARTS = ("startup", "cold-startup")
@@ -100,16 +100,13 @@ def _draw_ceiling(
 def _label_ends(axes: Axes, ends: Sequence[tuple[float, float, str, str]]) -> None:
     """Names beside the last points, moved apart where they would touch.
 
-    Lines are named to the right of the picture; an engine for one request, which is a point, to its left.
+    To the right of a line; an engine for one request, which is a point, to its left.
     """
     figure = axes.figure
     figure.canvas.draw()
-    last = max((x for x, *_ in ends), default=1.0)
     height = 13.0 * figure.dpi / 72.0
-    for group, side in (
-        ([end for end in ends if end[0] == last], 1),
-        ([end for end in ends if end[0] != last], -1),
-    ):
+    for at in sorted({x for x, *_ in ends}):
+        group, side = [end for end in ends if end[0] == at], -1 if at == 1 else 1
         floor = float("-inf")
         for x, y, title, colour in sorted(group, key=lambda end: end[1]):
             _, pixel = axes.transData.transform((x, y))
@@ -124,6 +121,7 @@ def _label_ends(axes: Axes, ends: Sequence[tuple[float, float, str, str]]) -> No
                 color=colour,
                 fontsize=9,
                 annotation_clip=False,
+                bbox={"facecolor": "white", "edgecolor": "none", "alpha": 0.8, "pad": 0.5},
             )
 
 

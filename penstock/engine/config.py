@@ -51,7 +51,7 @@ class EngineConfig:
     )
     max_num_seqs: int | None = option(None, "most requests in one step; default 256 (64 on CPU)", size=True)
     max_num_batched_tokens: int | None = option(
-        None, "token budget of one step; default 8192 (512 on CPU)", size=True
+        None, "token budget of one step; default 8192 (256 on CPU)", size=True
     )
     block_size: int = option(16, "tokens per block of the KV cache")
     enable_prefix_caching: bool = option(True, "share cached blocks between requests with equal prefixes")
@@ -141,8 +141,9 @@ class EngineConfig:
                 )
 
 
-DEFAULT_LIMITS = {"cpu": (64, 512), "cuda": (256, 8192)}
-"""device → (max_num_seqs, max_num_batched_tokens)"""
+DEFAULT_LIMITS = {"cpu": (64, 256), "cuda": (256, 8192)}
+"""device → (max_num_seqs, max_num_batched_tokens). Whoever decodes waits for a step: 512 tokens take two CPU cores
+more than a second, and go no faster than 256 (docs/log.md)."""
 
 
 def step_limits(config: EngineConfig, device: str) -> tuple[int, int]:

@@ -142,8 +142,8 @@ class EngineConfig:
 
 
 DEFAULT_LIMITS = {"cpu": (64, 256), "cuda": (256, 8192)}
-"""device → (max_num_seqs, max_num_batched_tokens). Whoever decodes waits for a step: 512 tokens take two CPU cores
-more than a second, and go no faster than 256 (docs/log.md)."""
+"""device → (max_num_seqs, max_num_batched_tokens). Whoever decodes waits for a step: 512 tokens take two CPU
+cores more than a second, and go no faster than 256 (docs/log.md)."""
 
 
 def step_limits(config: EngineConfig, device: str) -> tuple[int, int]:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import json
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -15,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from penstock.bench.report import describe_machine
+from penstock.bench.startup import free_port
 
 RESULTS = Path(__file__).parent / "results"
 MODELS = Path(__file__).parents[1] / "models"
@@ -23,9 +23,7 @@ MODELS = Path(__file__).parents[1] / "models"
 @contextlib.contextmanager
 def serving(model: str | Path, *flags: str, seconds: float = 300.0) -> Iterator[str]:
     """`penstock serve` on a free port for the length of a with block; yields its URL."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    port = free_port()
     url = f"http://127.0.0.1:{port}"
     command = [
         sys.executable,

@@ -9,47 +9,32 @@ it takes at 128, plus the bytes of its keys and values at the measured bandwidth
 from __future__ import annotations
 
 import argparse
-import os
 import statistics
 from typing import Any
 
-from penstock.engine.environment import prepare
+from .steps import BLOCK, make_bench  # isort: skip (before torch is imported)
 
-prepare(os.environ)  # before torch is imported
+from penstock.core.plan import Admission, Plan, PlanItem
+from penstock.core.sampling_params import SamplingParams
+from penstock.engine.hardware import inspect_hardware, usable_cores
+from penstock.kernels.quantization import SCHEMES
 
-import torch  # noqa: E402
-
-from penstock.core.plan import Admission, Plan, PlanItem  # noqa: E402
-from penstock.core.sampling_params import SamplingParams  # noqa: E402
-from penstock.engine.executor.torch_executor import TorchExecutor  # noqa: E402
-from penstock.engine.hardware import inspect_hardware, prior, usable_cores  # noqa: E402
-from penstock.kernels.attention import KVCache, create_attention  # noqa: E402
-from penstock.model.config import load_config  # noqa: E402
-from penstock.model.loader import load_model  # noqa: E402
-
-from .checkpoint import write_checkpoint  # noqa: E402
-from .common import MODELS, save  # noqa: E402
+from .checkpoint import write_checkpoint
+from .common import MODELS, save
 
 CONTEXTS = (128, 1024, 4096, 8192)
-BLOCK = 16
 
 
 def run(rounds: int = 15, quantization: str | None = None) -> dict[str, Any]:
     """Median seconds of a step at each context, and the target."""
-    torch.set_num_threads(usable_cores())
-    device, dtype = torch.device("cpu"), torch.bfloat16
     path = write_checkpoint(MODELS / "qwen3-0.6b", "qwen3-0.6b")
-    config = load_config(path)
-    limits = [inspect_hardware(device, dtype)]
-    model = load_model(path, config, dtype, device, quantization=quantization)
-    spec = model.cache_spec(BLOCK)
     blocks = [-(-context // BLOCK) for context in CONTEXTS]
-    cache = KVCache(spec, sum(blocks), device)
-    for layer in cache.layers:
+    bench = make_bench(path, sum(blocks), threads=usable_cores(), quantization=quantization)
+    model, spec, executor = bench.model, bench.spec, bench.executor
+    limits = [bench.hardware]
+    for layer in bench.cache.layers:
         for half in layer:
             half.normal_()
-    costs = prior(limits[0], model.read_bytes, model.num_parameters, spec.bytes_per_token)
-    executor = TorchExecutor(model, cache, create_attention("auto", spec, device), device, costs)
     params = SamplingParams(temperature=0.0)
     admitted = tuple(
         Admission(str(context), tuple(i % 1000 for i in range(context)), context, params)
@@ -68,7 +53,7 @@ def run(rounds: int = 15, quantization: str | None = None) -> dict[str, Any]:
             if number:
                 seconds[context].append(result.seconds)
         if number % 5 == 0:
-            limits.append(inspect_hardware(device, dtype))
+            limits.append(inspect_hardware(model.device, model.dtype))
     bandwidth = max(limit.bandwidth for limit in limits)
     medians = {context: statistics.median(seconds[context]) for context in CONTEXTS}
     rows = []
@@ -104,7 +89,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--quantization", choices=("int8", "w8a8", "int4"))
+    parser.add_argument("--quantization", choices=SCHEMES)
     args = parser.parse_args()
     name = "long_context" + (f"_{args.quantization}" if args.quantization else "")
     save(name, run(quantization=args.quantization))

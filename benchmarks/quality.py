@@ -15,11 +15,11 @@ import random
 from typing import Any
 
 from penstock import LLM, SamplingParams
+from penstock.kernels.quantization import SCHEMES
 from tools.demo.corpus import IM_END, chat_prompt, held_out_questions, load_faq
 
 from .common import save
 
-SCHEMES = ("none", "int8", "w8a8", "int4")
 QUESTIONS = 366
 
 
@@ -70,7 +70,7 @@ def run() -> dict[str, Any]:
     """Every scheme, on the same questions."""
     groups = cases()
     result: dict[str, Any] = {}
-    for scheme in SCHEMES:
+    for scheme in ("none", *SCHEMES):
         llm = LLM("demo", quantization=scheme)
         result[scheme] = {name: measure(llm, pairs) for name, pairs in groups.items()}
         for name, values in result[scheme].items():

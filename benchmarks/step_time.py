@@ -9,25 +9,16 @@ measured read bandwidth.
 from __future__ import annotations
 
 import argparse
-import os
 import statistics
 from pathlib import Path
 
-from penstock.engine.environment import prepare
+from .steps import BLOCK, make_bench  # isort: skip (before torch is imported)
+import torch
 
-prepare(os.environ)  # before torch is imported
-
-import torch  # noqa: E402
-
-from penstock.core.plan import Admission, Plan, PlanItem  # noqa: E402
-from penstock.core.sampling_params import SamplingParams  # noqa: E402
-from penstock.engine.executor.torch_executor import TorchExecutor  # noqa: E402
-from penstock.engine.hardware import inspect_hardware, prior, usable_cores  # noqa: E402
-from penstock.kernels.attention import KVCache, create_attention  # noqa: E402
-from penstock.model.config import load_config  # noqa: E402
-from penstock.model.loader import load_model  # noqa: E402
-
-BLOCK = 16
+from penstock.core.plan import Admission, Plan, PlanItem
+from penstock.core.sampling_params import SamplingParams
+from penstock.engine.hardware import usable_cores
+from penstock.kernels.quantization import SCHEMES
 
 
 def main() -> None:
@@ -43,20 +34,20 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=usable_cores())
     parser.add_argument("--dtype", default="bfloat16")
     parser.add_argument("--attention", default="auto")
-    parser.add_argument("--quantization", choices=("int8", "w8a8", "int4"))
+    parser.add_argument("--quantization", choices=SCHEMES)
     parser.add_argument("--profile", action="store_true")
     args = parser.parse_args()
-    torch.set_num_threads(args.threads)
-    device, dtype = torch.device("cpu"), getattr(torch, args.dtype)
-    config = load_config(args.model)
-    hardware = inspect_hardware(device, dtype)
-    model = load_model(args.model, config, dtype, device, quantization=args.quantization)
-    spec = model.cache_spec(BLOCK)
     each = -(-(args.prompt + args.steps + 8) // BLOCK)
-    cache = KVCache(spec, each * args.batch, device)
-    attention = create_attention(args.attention, spec, device)
-    costs = prior(hardware, model.weight_bytes, model.num_parameters, spec.bytes_per_token)
-    executor = TorchExecutor(model, cache, attention, device, costs)
+    bench = make_bench(
+        args.model,
+        each * args.batch,
+        threads=args.threads,
+        dtype=getattr(torch, args.dtype),
+        attention=args.attention,
+        quantization=args.quantization,
+    )
+    model, spec, executor, hardware = bench.model, bench.spec, bench.executor, bench.hardware
+    config = model.config
     print(hardware.describe())
 
     params = SamplingParams(temperature=0.0)

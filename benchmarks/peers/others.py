@@ -12,23 +12,28 @@ from typing import Any
 
 from benchmarks.common import RESULTS
 
+from .summary import table
+
 
 def overhead_table(results: Path = RESULTS) -> str:
     """Time of a turn of the engine loop outside the model, by load."""
     data = _load(results, "step_overhead")
     if data is None:
         return _missing("step_overhead")
-    lines = [
-        "| a step of | turn, ms | outside the model, ms | share | of it sampling, ms |",
-        "| --- | ---: | ---: | ---: | ---: |",
-    ]
+    rows = []
     for name, case in data["cases"].items():
         requests, _, how = name.partition(" ")
-        lines.append(
-            f"| {requests} request{'s' if requests != '1' else ''}, {how} | {case['turn_ms']:.1f} "
-            f"| {case['overhead_ms']:.2f} | {case['overhead_share']:.1%} | {case['rows_ms']['sample']:.2f} |"
+        rows.append(
+            [
+                f"{requests} request{'s' if requests != '1' else ''}, {how}",
+                f"{case['turn_ms']:.1f}",
+                f"{case['overhead_ms']:.2f}",
+                f"{case['overhead_share']:.1%}",
+                f"{case['rows_ms']['sample']:.2f}",
+            ]
         )
-    return "\n".join([*lines, "", f"Measured {data['date']}."])
+    head = ["a step of", "turn, ms", "outside the model, ms", "share", "of it sampling, ms"]
+    return f"{table(head, rows)}\n\nMeasured {data['date']}."
 
 
 def context_table(results: Path = RESULTS) -> str:
@@ -36,18 +41,19 @@ def context_table(results: Path = RESULTS) -> str:
     data = _load(results, "long_context")
     if data is None:
         return _missing("long_context")
-    lines = [
-        "| context, tokens | ms per token | allowed, ms | GB/s | of the measured bandwidth |",
-        "| ---: | ---: | ---: | ---: | ---: |",
-    ]
-    lines += [
-        f"| {row['context']:,} | {row['median_ms']:.1f} | {row['allowed_ms']:.1f} | {row['gb_s']:.1f} "
-        f"| {row['share_of_bandwidth']:.0%} |"
+    rows = [
+        [
+            f"{row['context']:,}",
+            f"{row['median_ms']:.1f}",
+            f"{row['allowed_ms']:.1f}",
+            f"{row['gb_s']:.1f}",
+            f"{row['share_of_bandwidth']:.0%}",
+        ]
         for row in data["contexts"]
     ]
-    return "\n".join(
-        [*lines, "", f"Measured {data['date']}, at best {data['bandwidth'] / 1e9:.1f} GB/s at that time."]
-    )
+    head = ["context, tokens", "ms per token", "allowed, ms", "GB/s", "of the measured bandwidth"]
+    best = f"at best {data['bandwidth'] / 1e9:.1f} GB/s at that time"
+    return f"{table(head, rows)}\n\nMeasured {data['date']}, {best}."
 
 
 def quality_table(results: Path = RESULTS) -> str:
@@ -55,19 +61,16 @@ def quality_table(results: Path = RESULTS) -> str:
     data = _load(results, "quality")
     if data is None:
         return _missing("quality")
-    lines = [
-        "| weights | perplexity, trained questions | word for word | perplexity, unseen paraphrases "
-        "| word for word |",
-        "| --- | ---: | ---: | ---: | ---: |",
-    ]
+    rows = []
     for scheme, groups in data["schemes"].items():
         cells = []
         for group in ("trained", "held out"):
             values = groups[group]
             change = "" if scheme == "none" else f" ({values['change']:+.2%})"
             cells += [f"{values['perplexity']:.4f}{change}", f"{values['exact']:.1%}"]
-        lines.append(f"| {'bf16' if scheme == 'none' else scheme} | {' | '.join(cells)} |")
-    return "\n".join(lines)
+        rows.append(["bf16" if scheme == "none" else scheme, *cells])
+    trained, unseen = "perplexity, trained questions", "perplexity, unseen paraphrases"
+    return table(["weights", trained, "word for word", unseen, "word for word"], rows)
 
 
 def _load(results: Path, name: str) -> dict[str, Any] | None:

@@ -204,7 +204,8 @@ def _cell(value: float | None, show: Callable[[float], str] = whole) -> str:
     return NONE if value is None else show(value)
 
 
-def _table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """Markdown, with numbers aligned to the right in all columns but the first."""
     lines = [head, ["---", *["---:"] * (len(head) - 1)], *rows]
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
@@ -236,7 +237,7 @@ def _by_load(results: Results, cell: Callable[[str, str], str]) -> str:
         [results.data["engines"][id]["title"], *(cell(id, load) for load in loads)]
         for id in measured_engines(results)
     ]
-    return _table(["", *(entry["title"] for entry in loads.values())], rows)
+    return table(["", *(entry["title"] for entry in loads.values())], rows)
 
 
 def single_table(results: Results) -> str:
@@ -251,7 +252,7 @@ def single_table(results: Results) -> str:
         numbers = (_cell(one.decode_ms), _cell(one.memory_share, percent), _cell(one.prefill_short))
         more = (_cell(one.prefill_long), _cell(one.matmul_share, percent))
         rows.append([results.data["engines"][id]["title"], *numbers, *more])
-    return _table(head, rows)
+    return table(head, rows)
 
 
 def startup_table(results: Results) -> str:
@@ -264,14 +265,14 @@ def startup_table(results: Results) -> str:
         ]
         for id in measured_engines(results)
     ]
-    return _table(["", "warm", "without its compiled code"], rows)
+    return table(["", "warm", "without its compiled code"], rows)
 
 
 def target_table(results: Results) -> str:
     """The targets and whether they are met."""
     marks = {True: "yes", False: "**no**", None: NONE}
     rows = [[row.what, row.wanted, row.measured, marks[row.met]] for row in targets(results)]
-    return _table(["target", "wanted", "measured", "met"], rows)
+    return table(["target", "wanted", "measured", "met"], rows)
 
 
 def conditions(results: Results) -> str:

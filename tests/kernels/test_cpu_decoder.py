@@ -62,18 +62,13 @@ def hidden_states(
     return hidden, fused
 
 
-def assert_same(directory: Path, dtype: torch.dtype, scheme: str | None, threads: int, long: bool) -> None:
+def assert_same(directory: Path, dtype: torch.dtype, scheme: str | None, long: bool) -> None:
     model = load_model(directory, load_config(directory), dtype, CPU, quantization=scheme)
     script = LONG if long else SHORT
-    before = torch.get_num_threads()
-    torch.set_num_threads(threads)
-    try:
-        together, fused = hidden_states(model, script)
-        assert model._stack is not None
-        model._stack = None
-        one_by_one, _ = hidden_states(model, script)
-    finally:
-        torch.set_num_threads(before)
+    together, fused = hidden_states(model, script)
+    assert model._stack is not None
+    model._stack = None
+    one_by_one, _ = hidden_states(model, script)
     assert all(fused) == (scheme is not None or (dtype == torch.bfloat16 and _reads_onednn()))
     for got, want in zip(together, one_by_one, strict=True):
         assert torch.equal(got, want)
@@ -86,7 +81,7 @@ def _reads_onednn() -> bool:
     return can_pack(torch.bfloat16, CPU) and found.multiplies_bf16 and not has_amx()
 
 
-@pytest.mark.parametrize("threads", [1, 3])
+@pytest.mark.parametrize("threads", [1, 3], indirect=True)
 @pytest.mark.parametrize("scheme", [None, "int8", "w8a8", "int4"])
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
 @pytest.mark.parametrize("kind", ["llama", "llama-bias", "qwen2", "qwen3", "mistral"])
@@ -94,10 +89,10 @@ def test_bits_are_those_of_single_calls(
     kind: str, dtype: torch.dtype, scheme: str | None, threads: int, tmp_path: Path
 ) -> None:
     directory = make_checkpoint(tmp_path, kind, hidden_size=128, intermediate_size=192)
-    assert_same(directory, dtype, scheme, threads, long=False)
+    assert_same(directory, dtype, scheme, long=False)
 
 
-@pytest.mark.parametrize("threads", [1, 3])
+@pytest.mark.parametrize("threads", [1, 3], indirect=True)
 @pytest.mark.parametrize("kind", ["qwen2-window", "qwen3"])
 def test_long_contexts_of_layers_with_and_without_a_window(kind: str, threads: int, tmp_path: Path) -> None:
     """Two kinds of layers share the memory for partial results, and need different amounts of it."""
@@ -105,7 +100,7 @@ def test_long_contexts_of_layers_with_and_without_a_window(kind: str, threads: i
     directory = make_checkpoint(
         tmp_path, kind, hidden_size=128, intermediate_size=192, max_position_embeddings=2048, **options
     )
-    assert_same(directory, torch.bfloat16, "int8", threads, long=True)
+    assert_same(directory, torch.bfloat16, "int8", long=True)
 
 
 def test_what_the_stack_refuses(tmp_path: Path) -> None:

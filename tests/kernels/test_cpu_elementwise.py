@@ -42,14 +42,6 @@ def assert_same(got: torch.Tensor, want: torch.Tensor, atol: float = 1e-6) -> No
         torch.testing.assert_close(got, want, atol=1e-6, rtol=2e-6)
 
 
-@pytest.fixture(params=[1, 2, 5])
-def threads(request: pytest.FixtureRequest) -> object:
-    before = torch.get_num_threads()
-    torch.set_num_threads(request.param)
-    yield request.param
-    torch.set_num_threads(before)
-
-
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("width", [8, 100, 128, 1024, 1037])
 @pytest.mark.parametrize("rows", [1, 77])

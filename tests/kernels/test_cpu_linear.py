@@ -45,14 +45,6 @@ def assert_near(got: torch.Tensor, want: torch.Tensor, error: float) -> None:
     assert (difference <= error * want.abs().max() + rounding * want.abs()).all(), difference.max()
 
 
-@pytest.fixture(params=[1, 2, 5])
-def threads(request: pytest.FixtureRequest) -> object:
-    before = torch.get_num_threads()
-    torch.set_num_threads(request.param)
-    yield request.param
-    torch.set_num_threads(before)
-
-
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("scheme", SCHEMES)
 @pytest.mark.parametrize("shape", SHAPES, ids=str)

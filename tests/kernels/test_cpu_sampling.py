@@ -64,14 +64,6 @@ def random_logits(rows: int, vocabulary: int, seed: int = 0, scale: float = 3.0)
     return torch.randn(rows, vocabulary, generator=torch.Generator().manual_seed(seed)) * scale
 
 
-@pytest.fixture(params=[1, 2, 5])
-def threads(request: pytest.FixtureRequest) -> object:
-    before = torch.get_num_threads()
-    torch.set_num_threads(request.param)
-    yield request.param
-    torch.set_num_threads(before)
-
-
 NUMBERS = st.sampled_from([0.0, -0.0, 1.0, 1.0, -1.0, 1e-30, 3.0, -3e38, 3e38, -math.inf])
 
 

@@ -8,6 +8,8 @@
     elementwise      norms, rotations and activations, each one pass
     decoder          all layers of a step in one call
     sampling         tokens and log-probabilities from logits
+    tensors          which tensors they take
+    scratch          memory that they work in
 
 Importing this package imports nothing.
 """

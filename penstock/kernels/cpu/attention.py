@@ -22,8 +22,9 @@ from penstock.core.errors import StartupError
 from penstock.kernels.attention import KVCacheSpec, StepLayout
 
 from .library import PATIENCE, AttentionArguments, Library, available
+from .scratch import Scratch
+from .tensors import IS_BF16, dense
 
-DTYPES = (torch.float32, torch.bfloat16)
 _UNIT, _GROUP = 9, 2  # int32 words of struct Unit and struct Group
 
 
@@ -34,7 +35,7 @@ class CpuAttention:
 
     def __init__(self, spec: KVCacheSpec, device: torch.device, library: Library | None = None) -> None:
         """Raises StartupError if there is no library, or no kernel for this device and dtype."""
-        if device.type != "cpu" or spec.dtype not in DTYPES:
+        if device.type != "cpu" or spec.dtype not in IS_BF16:
             raise StartupError(
                 f"The attention backend 'cpu' computes float32 and bfloat16, not {spec.dtype} on {device}.",
                 param="--attention-backend",
@@ -49,25 +50,12 @@ class CpuAttention:
             )
         self.library = found
         self.spec = spec
-        self.is_bf16 = int(spec.dtype == torch.bfloat16)
-        self._scratch = torch.empty(0, dtype=torch.uint8)
-        self._partials = torch.empty(0)
+        self.is_bf16 = IS_BF16[spec.dtype]
+        self.scratch, self.partials = Scratch(), Scratch()
 
     def prepare(self, layout: StepLayout) -> CpuStep:
         """Flatten the block tables. The work is cut at the first call, when the number of heads is known."""
         return CpuStep(self, layout)
-
-    def scratch(self, nbytes: int) -> int:
-        """Address of so many bytes."""
-        if self._scratch.numel() < nbytes:
-            self._scratch = torch.empty(nbytes, dtype=torch.uint8)
-        return self._scratch.data_ptr()
-
-    def partials(self, count: int) -> int:
-        """Address of so many floats."""
-        if self._partials.numel() < count:
-            self._partials = torch.empty(count)
-        return self._partials.data_ptr()
 
 
 class CpuStep:
@@ -100,7 +88,7 @@ class CpuStep:
         window: int | None = None,
     ) -> torch.Tensor:
         a = self.arguments(q.shape[1] // key_cache.shape[1], (window,), scale)[window]
-        q, k, v = _dense(q), _dense(k), _dense(v)
+        q, k, v = dense(q), dense(k), dense(v)
         self._check(q, k, v, key_cache, value_cache)
         out = torch.empty(q.shape, dtype=q.dtype)
         backend = self._backend
@@ -121,8 +109,10 @@ class CpuStep:
         """
         plans = {window: self._plan(heads, window) for window in windows}
         backend = self._backend
-        scratch = backend.scratch(max(self.threads * plan.arguments.scratch_bytes for plan in plans.values()))
-        partials = backend.partials(max(plan.partials for plan in plans.values()))
+        scratch = backend.scratch.address(
+            max(self.threads * plan.arguments.scratch_bytes for plan in plans.values())
+        )
+        partials = backend.partials.address(max(plan.partial_bytes for plan in plans.values()))
         for plan in plans.values():
             a = plan.arguments
             a.scale, a.scratch, a.partials = scale, scratch, partials
@@ -202,12 +192,7 @@ class _Plan:
         a.groups = a.units + 4 * _UNIT * a.num_units
         a.lots = a.groups + 4 * _GROUP * a.num_groups
         a.remaining = _address(self._remaining)
-        self.partials = rows * (a.dim + 2)
-
-
-def _dense(tensor: torch.Tensor) -> torch.Tensor:
-    """The tensor, copied unless its last dimension is dense."""
-    return tensor if tensor.stride(-1) == 1 else tensor.contiguous()
+        self.partial_bytes = 4 * rows * (a.dim + 2)
 
 
 def _address(array: npt.NDArray[Any]) -> int:

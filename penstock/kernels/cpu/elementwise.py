@@ -8,17 +8,14 @@ from __future__ import annotations
 
 import torch
 
-from .library import Library, loaded
-
-_IS_BF16 = {torch.float32: 0, torch.bfloat16: 1}
+from .library import Library
+from .tensors import IS_BF16, library_for
 
 
 def kernels(x: torch.Tensor) -> Elementwise | None:
     """The kernels for tensors like x, or None."""
-    library = loaded()
-    if library is None or x.device.type != "cpu" or x.dtype not in _IS_BF16:
-        return None
-    return Elementwise(library, _IS_BF16[x.dtype])
+    library = library_for(x)
+    return None if library is None else Elementwise(library, IS_BF16[x.dtype])
 
 
 class Elementwise:

@@ -22,10 +22,9 @@ from ctypes import c_int32, c_int64, c_void_p
 
 import torch
 
-from .library import Library, loaded
+from .library import Library
 from .scratch import Scratch
-
-_IS_BF16 = {torch.float32: 0, torch.bfloat16: 1}
+from .tensors import IS_BF16, dense, library_for
 
 
 class _SampleArguments(ctypes.Structure):
@@ -59,10 +58,8 @@ _scratch = Scratch()
 
 def kernels(logits: torch.Tensor) -> Sampling | None:
     """The kernels for logits like these, or None."""
-    library = loaded()
-    if library is None or logits.device.type != "cpu" or logits.dtype not in _IS_BF16:
-        return None
-    return Sampling(library)
+    library = library_for(logits)
+    return None if library is None else Sampling(library)
 
 
 class Sampling:
@@ -103,7 +100,7 @@ class Sampling:
             array("i", top_ks),
         )
         _check(logits, rows, *(len(setting) for setting in settings))
-        logits = _dense(logits)
+        logits = dense(logits)
         tokens, checks = array("q", bytes(8 * rows)), array("f", bytes(4 * rows))
         vocabulary, threads = logits.shape[1], torch.get_num_threads()
         self._library.sample(
@@ -117,7 +114,7 @@ class Sampling:
                     _scratch.address(self._library.sampling_scratch(vocabulary, threads)),
                     rows,
                     vocabulary,
-                    _IS_BF16[logits.dtype],
+                    IS_BF16[logits.dtype],
                     threads,
                 )
             )
@@ -141,7 +138,7 @@ class Sampling:
         for values, least, most in ((tokens, 0, vocabulary - 1), (counts, 0, vocabulary)):
             if rows and not (least <= min(values) and max(values) <= most):
                 raise ValueError(f"{list(values)}: each must be {least} to {most}.")
-        logits = _dense(logits)
+        logits = dense(logits)
         most, threads = max(counts, default=0), torch.get_num_threads()
         own, wanted = array("q", tokens), array("i", counts)
         logprobs, ranks = array("d", bytes(8 * rows)), array("q", bytes(8 * rows))
@@ -159,7 +156,7 @@ class Sampling:
                     rows,
                     vocabulary,
                     most,
-                    _IS_BF16[logits.dtype],
+                    IS_BF16[logits.dtype],
                     threads,
                 )
             )
@@ -184,7 +181,3 @@ def _check(logits: torch.Tensor, rows: int, *lengths: int) -> None:
             f"need logits of shape [{rows}, V] and {rows} of everything else, got {list(logits.shape)} "
             f"and {list(lengths)}."
         )
-
-
-def _dense(logits: torch.Tensor) -> torch.Tensor:
-    return logits if logits.stride(1) == 1 else logits.contiguous()

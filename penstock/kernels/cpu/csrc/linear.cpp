@@ -51,9 +51,7 @@ struct Packer {
             const float* w = column(n);
             float most = 0.0f;
             for (int k = 0; k < depth; k++)
-                if (!(std::fabs(w[k]) <= most)) most = std::fabs(w[k]);  // a NaN stays, unless another one comes
-            for (int k = 0; k < depth; k++)
-                if (w[k] != w[k]) most = w[k];
+                if (most == most && !(std::fabs(w[k]) <= most)) most = std::fabs(w[k]);  // a NaN stays
             // a channel with a NaN or inf gives nothing but such numbers: they must not be hidden
             const float scale = scales[n] = most == 0.0f ? 1.0f : most / 127.0f;
             for (int k = 0; k < padded; k++) {

@@ -6,7 +6,9 @@ Rules of a step, in this order:
 
 1. Requests that need one token (decode) go first, then the rest of prompts already begun, each in policy
    order. So a long prompt can never push a token stream out of a step; it takes what the token budget leaves.
-2. No prompt takes more than `long_prefill_token_threshold` tokens of one step (0: no such limit).
+2. No prompt takes more than `long_prefill_token_threshold` tokens of a step, and all prompts together, where
+   others decode, take at most `max_num_mixed_prefill_tokens` (0: no such limits). The latter bounds the gap
+   between two tokens of a stream.
 3. A running request that needs a block when none is available preempts the policy's victim, which may be
    itself. A victim loses its blocks and its computed tokens, keeps its generated ones, and goes back to the
    queue; its full blocks stay in the prefix index until they are evicted, so it usually resumes cheaply.
@@ -47,6 +49,8 @@ class SchedulerConfig:
     enable_prefix_caching: bool = True
     long_prefill_token_threshold: int = 0
     """Most tokens of one prompt in one step; 0 means no limit of its own."""
+    max_num_mixed_prefill_tokens: int = 0
+    """Most tokens of all prompts in a step that also decodes; 0 means no limit of its own."""
     policy: str = "fcfs"
     max_num_queued_reqs: int | None = None
     """Most requests left waiting after a step was planned."""
@@ -80,9 +84,29 @@ class _Draft:
     """A plan in the making."""
 
     budget: int
+    """Tokens left."""
+    prompts: int
+    """Tokens that prompts may still take, as far as the budget goes."""
     items: dict[str, PlanItem] = field(default_factory=dict)
     admitted: list[Admission] = field(default_factory=list)
     preempted: bool = False
+
+    @property
+    def room(self) -> int:
+        """Tokens left for prompts."""
+        return min(self.budget, self.prompts)
+
+    def drop(self, request: str) -> None:
+        """Take back what was planned for this request, if anything was."""
+        item = self.items.pop(request, None)
+        if item is not None:
+            self.budget += item.tokens
+            self.prompts += item.tokens if _of_prompt(item) else 0
+
+
+def _of_prompt(item: PlanItem) -> bool:
+    """Whether it is counted as a prompt's; the last token of one is counted as decode."""
+    return item.tokens > 1 or not item.sample
 
 
 class Scheduler:
@@ -188,7 +212,7 @@ class Scheduler:
 
     def schedule(self, now: float) -> Plan:
         """Plan the next step. A plan without items means that there is nothing to do."""
-        draft = _Draft(self.config.max_num_batched_tokens)
+        draft = _Draft(self.config.max_num_batched_tokens, self.config.max_num_batched_tokens)
         self._continue_running(draft)
         if not draft.preempted:
             self._admit_waiting(draft, now)
@@ -248,37 +272,40 @@ class Scheduler:
     def _continue_running(self, draft: _Draft) -> None:
         decoding = [r for r in self._running if r.target - r.computed == 1]
         prefilling = [r for r in self._running if r.target - r.computed > 1]
-        for request in decoding + prefilling:
-            if (
-                request.state is not State.RUNNING
-                or request.generated + request.pending >= request.max_tokens
-            ):
-                continue
-            count = self._chunk(request.target - request.computed, draft.budget)
-            if count == 0:
-                break
-            missing = self.pool.blocks_for(request.computed + count) - len(request.blocks)
-            if not self._make_room(request, missing, draft):
-                continue
-            blocks = self.pool.allocate(missing) if missing > 0 else []
-            request.blocks.extend(blocks)
-            self._put(draft, request, count, tuple(blocks))
+        for request in decoding:
+            self._continue(request, min(1, draft.budget), draft)
+        if draft.items and self.config.max_num_mixed_prefill_tokens:
+            draft.prompts = self.config.max_num_mixed_prefill_tokens
+        for request in prefilling:
+            self._continue(request, self._chunk(request, draft), draft)
         # only now: a victim above may have lost its place in this plan
         for item in draft.items.values():
             self._advance(self._requests[item.request], item)
 
-    def _chunk(self, wanted: int, budget: int) -> int:
+    def _continue(self, request: Request, count: int, draft: _Draft) -> None:
+        """Plan `count` more tokens of a running request, unless it was preempted or has all it may get."""
+        full = request.generated + request.pending >= request.max_tokens
+        if count == 0 or full or request.state is not State.RUNNING:
+            return
+        missing = self.pool.blocks_for(request.computed + count) - len(request.blocks)
+        if not self._make_room(request, missing, draft):
+            return
+        blocks = self.pool.allocate(missing) if missing > 0 else []
+        request.blocks.extend(blocks)
+        self._put(draft, request, count, tuple(blocks))
+
+    def _chunk(self, request: Request, draft: _Draft) -> int:
+        """Tokens of its prompt that this step computes."""
+        wanted = min(request.target - request.computed, draft.room)
         limit = self.config.long_prefill_token_threshold
-        return min(wanted, budget, limit) if limit > 0 else min(wanted, budget)
+        return min(wanted, limit) if limit > 0 else wanted
 
     def _make_room(self, request: Request, missing: int, draft: _Draft) -> bool:
         """Preempt until `missing` blocks are available; False if the request itself had to go."""
         while missing > self.pool.available:
             victim = self.policy.victim(self._running)
             draft.preempted = True
-            dropped = draft.items.pop(victim.id, None)
-            if dropped is not None:
-                draft.budget += dropped.tokens
+            draft.drop(victim.id)
             self._preempt(victim)
             if victim is request:
                 return False
@@ -307,7 +334,7 @@ class Scheduler:
 
     def _admit_waiting(self, draft: _Draft, now: float) -> None:
         position = 0
-        while position < len(self._waiting) and draft.budget > 0:
+        while position < len(self._waiting) and draft.room > 0:
             if len(self._running) >= self.config.max_num_seqs:
                 break
             request = self._waiting[position]
@@ -345,8 +372,7 @@ class Scheduler:
                 eos_ids=tuple(sorted(request.eos_ids)),
             )
         )
-        count = self._chunk(request.target - request.computed, draft.budget)
-        self._put(draft, request, count, tuple(request.blocks))
+        self._put(draft, request, self._chunk(request, draft), tuple(request.blocks))
         self._advance(request, draft.items[request.id])
 
     def _leader_is_ready(self, request: Request) -> bool:
@@ -404,14 +430,16 @@ class Scheduler:
     # ------------------------------------------------------------------ items
 
     def _put(self, draft: _Draft, request: Request, count: int, blocks: tuple[int, ...]) -> None:
-        draft.budget -= count
-        draft.items[request.id] = PlanItem(
+        item = PlanItem(
             request=request.id,
             start=request.computed,
             tokens=count,
             blocks=blocks,
             sample=request.computed + count == request.target,
         )
+        draft.budget -= count
+        draft.prompts -= count if _of_prompt(item) else 0
+        draft.items[request.id] = item
 
     def _advance(self, request: Request, item: PlanItem) -> None:
         """Count the item as computed: the device works in order, so later plans may build on it."""

@@ -124,7 +124,12 @@ def build_engine(config: EngineConfig, heartbeat: Heartbeat | None = None) -> En
             advice="Lower --kv-cache-memory-bytes or --gpu-memory-utilization.",
         ) from error
     timer.lap("warm up")
-    limits = resolve(config, device=device.type, max_model_len=budget.max_model_len)
+    limits = resolve(
+        config,
+        device=device.type,
+        max_model_len=budget.max_model_len,
+        operations_per_byte=hardware.flops / hardware.bandwidth,
+    )
     logger.info("%s", ", ".join(f"{entry.name} {getattr(limits, entry.name)}" for entry in fields(limits)))
     capacity = executor.capacity()
     scheduler = Scheduler(

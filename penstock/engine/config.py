@@ -59,6 +59,11 @@ class EngineConfig:
     long_prefill_token_threshold: int = option(
         0, "most tokens of one prompt in one step, 0 is no limit of its own", size=True
     )
+    max_num_mixed_prefill_tokens: int | None = option(
+        None,
+        "most prompt tokens in a step that also decodes, 0 is no limit; default 0 (64 or more on CPU)",
+        size=True,
+    )
     scheduling_policy: str = option("fcfs", "priority serves lower numbers first", choices=tuple(POLICIES))
     max_num_queued_reqs: int | None = option(
         None, "most requests that may wait; more are refused with 503 and Retry-After", size=True
@@ -101,6 +106,7 @@ class EngineConfig:
             ("max_num_queued_reqs", 0),
             ("max_num_queued_tokens", 0),
             ("long_prefill_token_threshold", 0),
+            ("max_num_mixed_prefill_tokens", 0),
             ("kv_cache_memory_bytes", 1),
             ("threads", 1),
             ("liveness_grace", 0),
@@ -160,8 +166,27 @@ def step_limits(config: EngineConfig, device: str) -> tuple[int, int]:
     return wanted, tokens
 
 
-def resolve(config: EngineConfig, *, device: str, max_model_len: int) -> SchedulerConfig:
-    """Every limit of the scheduler, decided; `max_model_len` comes from the memory plan."""
+def mixed_prefill_tokens(config: EngineConfig, device: str, operations_per_byte: float) -> int:
+    """Most prompt tokens in a step that also decodes.
+
+    Who decodes waits for all of a step. On a CPU, prompts are computed in small pieces at about the same rate
+    as in large ones, once a piece takes longer than reading the weights: that is a token for every FLOP that
+    the device computes while it reads a byte, whatever the size of the model. Five times that, and 64 at
+    least: thinner, prompts wait too long (docs/log.md). On GPUs this has not been measured: no limit.
+    """
+    wanted = config.max_num_mixed_prefill_tokens
+    if wanted is not None or device != "cpu":
+        return wanted or 0
+    return max(64, round(5 * operations_per_byte / 16) * 16)
+
+
+def resolve(
+    config: EngineConfig, *, device: str, max_model_len: int, operations_per_byte: float
+) -> SchedulerConfig:
+    """Every limit of the scheduler, decided.
+
+    max_model_len: from the memory plan. operations_per_byte: FLOP/s over bytes/s, as measured.
+    """
     seqs, tokens = step_limits(config, device)
     return SchedulerConfig(
         max_num_seqs=seqs,
@@ -169,6 +194,7 @@ def resolve(config: EngineConfig, *, device: str, max_model_len: int) -> Schedul
         max_model_len=max_model_len,
         enable_prefix_caching=config.enable_prefix_caching,
         long_prefill_token_threshold=config.long_prefill_token_threshold,
+        max_num_mixed_prefill_tokens=mixed_prefill_tokens(config, device, operations_per_byte),
         policy=config.scheduling_policy,
         max_num_queued_reqs=config.max_num_queued_reqs,
         max_num_queued_tokens=config.max_num_queued_tokens,

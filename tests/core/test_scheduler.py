@@ -10,6 +10,7 @@ from penstock.core.errors import ContextLengthExceeded, InvalidRequest
 from penstock.core.plan import Plan, StepResult
 from penstock.core.request import FinishReason
 from penstock.core.sampling_params import SamplingParams
+from penstock.core.scheduler import SchedulerConfig
 
 from .world import World, config, request
 
@@ -35,6 +36,18 @@ def test_the_threshold_limits_one_prompt_but_not_several() -> None:
     world.add(request("a", 12))
     world.add(request("b", [5] * 12))
     assert shape(world.step()) == {"a": 5, "b": 5}
+
+
+def test_all_prompts_together_are_limited_where_others_decode() -> None:
+    world = World(config(max_num_mixed_prefill_tokens=5), num_blocks=32)
+    world.add(request("a", 3, max_tokens=3))
+    world.add(request("b", [5] * 11))
+    assert shape(world.step()) == {"a": 3, "b": 11}
+    world.add(request("c", [6] * 7))
+    world.add(request("d", [7] * 7))
+    assert shape(world.step()) == {"a": 1, "b": 1, "c": 5}
+    assert shape(world.step()) == {"a": 1, "b": 1, "c": 2, "d": 3}
+    world.run()
 
 
 def test_admission_is_strict_in_order() -> None:
@@ -264,6 +277,7 @@ limits = st.builds(
     policy=st.sampled_from(["fcfs", "priority"]),
     enable_prefix_caching=st.booleans(),
     long_prefill_token_threshold=st.integers(0, 7),
+    max_num_mixed_prefill_tokens=st.integers(0, 6),
     max_num_queued_reqs=st.one_of(st.none(), st.integers(0, 4)),
     watermark=st.sampled_from([0.0, 0.2]),
 )
@@ -312,6 +326,24 @@ def test_any_history_ends_clean(history: list[tuple[object, ...]], settings_: ob
     assert world.scheduler.pool.available == blocks
     assert not world.scheduler.running
     assert not world.scheduler.waiting
+
+
+@settings(max_examples=100, deadline=None)
+@given(histories, limits, st.integers(11, 24))
+def test_limits_of_a_step_hold(
+    history: list[tuple[object, ...]], settings_: SchedulerConfig, blocks: int
+) -> None:
+    for line in play(history, settings_, blocks).log:
+        plan = Plan.from_json(line)
+        prompts = [item.tokens for item in plan.items if item.tokens > 1 or not item.sample]
+        fresh = {admission.request for admission in plan.admitted}
+        decodes = any(i.tokens == 1 and i.sample and i.request not in fresh for i in plan.items)
+        assert plan.tokens <= settings_.max_num_batched_tokens
+        assert len(plan.items) <= settings_.max_num_seqs
+        if settings_.long_prefill_token_threshold:
+            assert max(prompts, default=0) <= settings_.long_prefill_token_threshold
+        if settings_.max_num_mixed_prefill_tokens and decodes:
+            assert sum(prompts) <= settings_.max_num_mixed_prefill_tokens
 
 
 @settings(max_examples=100, deadline=None)

@@ -5,6 +5,7 @@ Knows tensors and the attention seam; knows nothing of requests, sampling or sch
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Protocol
 
 import torch
@@ -67,7 +68,12 @@ class CausalLM:
 
     @torch.inference_mode()
     def forward(
-        self, token_ids: torch.Tensor, positions: torch.Tensor, attention: AttentionStep, kv_cache: KVCache
+        self,
+        token_ids: torch.Tensor,
+        positions: torch.Tensor,
+        attention: AttentionStep,
+        kv_cache: KVCache,
+        wanted: Sequence[int] | None = None,
     ) -> torch.Tensor:
         """Hidden states after the final norm.
 
@@ -75,16 +81,22 @@ class CausalLM:
             token_ids: int64 [T], the step's flattened batch.
             positions: int64 [T].
             attention: prepared for this step's layout, from a backend made for this cache.
-            kv_cache: read and written.
+            kv_cache: read and written, for all rows.
+            wanted: rows whose hidden states are needed, ascending; all by default.
 
         Returns:
-            [T, hidden] in the model's dtype.
+            [R, hidden] in the model's dtype, of the rows wanted.
         """
         x = self._embedding(token_ids)
         rotation = self._rotary(positions, x.dtype)
-        if self._stack is None or not self._stack.run(x, rotation, attention, kv_cache.layers):
-            for layer, cache in zip(self._layers, kv_cache.layers, strict=True):
-                x = layer(x, rotation, attention, cache)
+        if self._stack is not None:
+            done = self._stack.run(x, rotation, attention, kv_cache.layers, wanted)
+            if done is not None:
+                return self._norm(done)
+        for layer, cache in zip(self._layers, kv_cache.layers, strict=True):
+            x = layer(x, rotation, attention, cache)
+        if wanted is not None and len(wanted) < len(x):
+            x = x.index_select(0, torch.tensor(wanted, dtype=torch.int64, device=x.device))
         return self._norm(x)
 
     @torch.inference_mode()

@@ -49,9 +49,10 @@ def hidden_states(
     if stack is not None:
         run = stack.run
 
-        def noted(*arguments: object) -> bool:
-            fused.append(run(*arguments))  # type: ignore[arg-type]
-            return fused[-1]
+        def noted(*arguments: object) -> torch.Tensor | None:
+            result = run(*arguments)  # type: ignore[arg-type]
+            fused.append(result is not None)
+            return result
 
         stack.run = noted  # type: ignore[method-assign]
     for entries in script:
@@ -103,6 +104,40 @@ def test_long_contexts_of_layers_with_and_without_a_window(kind: str, threads: i
     assert_same(directory, torch.bfloat16, "int8", long=True)
 
 
+@pytest.mark.parametrize("threads", [1, 3], indirect=True)
+@pytest.mark.parametrize("scheme", [None, "int8"])
+def test_only_the_rows_that_are_wanted_leave_the_last_layer(
+    scheme: str | None, threads: int, tmp_path: Path
+) -> None:
+    """Their bits, and all keys and values in the cache, are those of computing all rows."""
+    directory = make_checkpoint(tmp_path, "qwen3", hidden_size=128, intermediate_size=192)
+    model = load_model(directory, load_config(directory), torch.bfloat16, CPU, quantization=scheme)
+    spec = model.cache_spec(4)
+    layout = StepLayout([Span(0, 9, range(3)), Span(0, 1, [4]), Span(0, 6, [6, 5])], 4)
+    ids = torch.randint(0, model.config.vocab_size, (16,), generator=torch.Generator().manual_seed(1))
+    rows: list[list[int] | None] = [None, [9], [0, 8, 9, 15], [], list(range(16))]
+    for stack in (model._stack, None):
+        model._stack = stack
+        states, caches = [], []
+        for wanted in rows:
+            cache, backend = KVCache(spec, 8, CPU), create_attention("cpu", spec, CPU)
+            for half in (half for layer in cache.layers for half in layer):
+                half.zero_()
+            positions = torch.from_numpy(layout.positions)
+            states.append(model.forward(ids, positions, backend.prepare(layout), cache, wanted))
+            caches.append(torch.stack([half for layer in cache.layers for half in layer]))
+        for wanted, got, written in zip(rows, states, caches, strict=True):
+            assert torch.equal(got, states[0] if wanted is None else states[0][wanted])
+            assert torch.equal(written, caches[0])
+
+
+def test_gates_that_do_not_fill_panels_are_left_to_single_calls(tmp_path: Path) -> None:
+    directory = make_checkpoint(tmp_path, "llama", hidden_size=128, intermediate_size=96)
+    model = load_model(directory, load_config(directory), torch.bfloat16, CPU, quantization="int8")
+    _, fused = hidden_states(model, SHORT)
+    assert not any(fused)
+
+
 def test_what_the_stack_refuses(tmp_path: Path) -> None:
     directory = make_checkpoint(tmp_path, "llama", hidden_size=128, intermediate_size=192)
     model = load_model(directory, load_config(directory), torch.bfloat16, CPU, quantization="int8")
@@ -115,6 +150,9 @@ def test_what_the_stack_refuses(tmp_path: Path) -> None:
     outside = backend.prepare(StepLayout([Span(0, 5, [1, 20])], 4))
     with pytest.raises(IndexError, match="blocks"):
         model.forward(torch.arange(5), positions[:5], outside, cache)
+    for wanted in ([5], [-1], [2, 1], [3, 3]):
+        with pytest.raises(ValueError, match="need ascending ones"):
+            model.forward(torch.arange(5), positions[:5], backend.prepare(layout), cache, wanted)
 
 
 @pytest.mark.parametrize("rows", [8, 9])

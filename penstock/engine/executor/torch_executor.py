@@ -1,6 +1,9 @@
 """Computes steps with torch, on a CPU or a CUDA device, in plain torch operations.
 
-    Plan ─▶ rows ─▶ StepLayout ─▶ model ─▶ hidden [T, H] ─▶ logits of sampled rows ─▶ Sampler ─▶ tokens
+    Plan ─▶ rows ─▶ StepLayout ─▶ model ─▶ hidden [R, H] ─▶ logits of sampled rows ─▶ Sampler ─▶ tokens
+
+R are the rows whose hidden states are needed: those that are sampled, and all of a prompt whose logprobs were
+asked for.
 
 It keeps one row per admitted request: token ids, block table, sampling parameters, seed. It does not decide
 anything: which tokens, which blocks and who is sampled is the plan's.
@@ -35,6 +38,15 @@ class _Seat:
 
     row: Row
     blocks: array[int]
+
+
+@dataclass(frozen=True, slots=True)
+class _Part:
+    """One request's part of a step, and which of the hidden states are its own: rows [first, end)."""
+
+    item: PlanItem
+    first: int
+    end: int
 
 
 class TorchExecutor:
@@ -103,14 +115,16 @@ class TorchExecutor:
             [Span(item.start, item.tokens, self._seats[item.request].blocks) for item in items],
             self._cache.spec.block_size,
         )
+        parts, wanted = self._wanted(items, layout)
         hidden = self._model.forward(
             self._on_device(self._token_ids(items)),
             self._on_device(torch.from_numpy(layout.positions)),
             self._attention.prepare(layout),
             self._cache,
+            wanted,
         )
-        prompt = self._prompt_logprobs(items, layout, hidden)
-        tokens, logprobs, errors, tainted = self._sample(items, layout, hidden)
+        prompt = self._prompt_logprobs(parts, hidden)
+        tokens, logprobs, errors, tainted = self._sample(parts, hidden)
         for request, token in tokens.items():
             self._seats[request].row.tokens.append(token)
         return StepResult(
@@ -168,11 +182,29 @@ class TorchExecutor:
     def _on_device(self, tensor: torch.Tensor) -> torch.Tensor:
         return tensor if self._device.type == "cpu" else tensor.to(self._device, non_blocking=True)
 
+    def _wanted(self, items: Sequence[PlanItem], layout: StepLayout) -> tuple[list[_Part], list[int]]:
+        """The parts of the step, and the flat rows of the hidden states that they need."""
+        parts: list[_Part] = []
+        wanted: list[int] = []
+        for item, first, last in zip(items, layout.query_starts, layout.last_rows, strict=False):
+            at = len(wanted)
+            if self._logprobs_of_prompt(item) is not None:
+                wanted.extend(range(first, last + 1))
+            elif item.sample:
+                wanted.append(last)
+            parts.append(_Part(item, at, len(wanted)))
+        return parts, wanted
+
+    def _logprobs_of_prompt(self, item: PlanItem) -> int | None:
+        """How many logprobs are wanted of each prompt token that follows one of the item's."""
+        row = self._seats[item.request].row
+        return row.params.prompt_logprobs if item.start < row.prompt_len else None
+
     def _sample(
-        self, items: Sequence[PlanItem], layout: StepLayout, hidden: torch.Tensor
+        self, parts: Sequence[_Part], hidden: torch.Tensor
     ) -> tuple[dict[str, int], dict[str, TokenLogprob], dict[str, str], frozenset[str]]:
         """(tokens, logprobs, errors, those of the errors that are the model's) by request."""
-        sampled = [(item, row) for item, row in zip(items, layout.last_rows, strict=True) if item.sample]
+        sampled = [(part.item, part.end - 1) for part in parts if part.item.sample]
         tokens: dict[str, int] = {}
         logprobs: dict[str, TokenLogprob] = {}
         errors: dict[str, str] = {}
@@ -195,8 +227,8 @@ class TorchExecutor:
         return tokens, logprobs, errors, self._examine(failed, hidden) if failed else frozenset()
 
     def _examine(self, failed: Sequence[tuple[PlanItem, int]], hidden: torch.Tensor) -> frozenset[str]:
-        """Which of the items (each with its last row) the model gave logits that are not finite, whatever the
-        request asked for; the log says where they come from."""
+        """Which of the items (each with the row of its last state) the model gave logits that are not finite,
+        whatever the request asked for; the log says where they come from."""
         rows = self._on_device(torch.tensor([row for _, row in failed]))
         finite = finite_rows(self._model.logits(hidden.index_select(0, rows)))
         broken = [item for (item, _), fine in zip(failed, finite, strict=True) if not fine]
@@ -206,22 +238,23 @@ class TorchExecutor:
         return frozenset(item.request for item in broken)
 
     def _prompt_logprobs(
-        self, items: Sequence[PlanItem], layout: StepLayout, hidden: torch.Tensor
+        self, parts: Sequence[_Part], hidden: torch.Tensor
     ) -> dict[str, tuple[TokenLogprob, ...]]:
         """Of the prompt tokens that follow this step's positions, for requests that ask."""
         result: dict[str, tuple[TokenLogprob, ...]] = {}
-        for item, first in zip(items, layout.query_starts, strict=False):
-            row = self._seats[item.request].row
-            count = row.params.prompt_logprobs
-            if count is None or item.start >= row.prompt_len:
+        for part in parts:
+            item, first = part.item, part.first
+            count = self._logprobs_of_prompt(item)
+            if count is None:
                 continue
+            row = self._seats[item.request].row
             targets = row.tokens[item.start + 1 : min(item.start + item.tokens + 1, row.prompt_len)]
-            parts: list[TokenLogprob] = []
+            rows: list[TokenLogprob] = []
             for begin in range(0, len(targets), _LOGITS_ROWS):
                 some = targets[begin : begin + _LOGITS_ROWS]
                 logits = self._model.logits(hidden[first + begin : first + begin + len(some)])
-                parts.extend(prompt_logprobs(logits, some, count))
-            result[item.request] = tuple(parts)
+                rows.extend(prompt_logprobs(logits, some, count))
+            result[item.request] = tuple(rows)
         return result
 
 

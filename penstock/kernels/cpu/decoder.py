@@ -14,12 +14,14 @@ from collections.abc import Sequence
 from ctypes import c_void_p
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 
 from penstock.kernels.linear import Matrix
 
 from .attention import CpuStep
 from .library import DecoderLayer, DecoderStep, Library, LinearArguments, loaded
+from .linear import PANEL
 from .scratch import Scratch
 
 #: A weight [out, in] and a bias [out].
@@ -66,21 +68,24 @@ class DecoderStack:
         rotation: tuple[torch.Tensor, torch.Tensor],
         step: object,
         caches: Sequence[LayerCache],
-    ) -> bool:
-        """Take [T, hidden] through all layers, in place. False: nothing was done, single calls must do it.
+        wanted: Sequence[int] | None = None,
+    ) -> torch.Tensor | None:
+        """Take x [T, hidden] through all layers, in its memory.
 
-        That is so on other devices, without the library, with other attention kernels, and for batches that
-        oneDNN multiplies faster.
+        wanted: rows, ascending; all by default. Returns theirs, [R, hidden]. Raises ValueError for others.
+
+        None: nothing was done, single calls must do it. That is so on other devices, without the library,
+        with other attention kernels, for batches that oneDNN multiplies faster, and if gate and up do not
+        fill whole panels.
         """
         library = loaded()
         if library is None or not isinstance(step, CpuStep) or not x.is_contiguous():
-            return False
+            return None
         if self._array is None:
             self._prepare(x.dtype)
         if x.shape[0] > self._most_rows:
-            return False
-        self._run(library, x, rotation, step, caches)
-        return True
+            return None
+        return self._run(library, x, rotation, step, caches, wanted)
 
     def _prepare(self, dtype: torch.dtype) -> None:
         """Point to the weights, once. Without panels for all of them, no batch is small enough."""
@@ -92,12 +97,13 @@ class DecoderStack:
             for name in ("qkv", "out", "gate_up", "down"):
                 weight, bias = getattr(layer, name)
                 panels = weight.panels(dtype)
-                if panels is None:
+                if panels is None or (name == "gate_up" and panels.columns % (2 * PANEL)):
                     return
                 limits.append(panels.most_rows)
                 product = LinearArguments.from_buffer_copy(panels.arguments)
                 product.bias = None if bias is None else bias.data_ptr()
                 product.is_bf16 = int(dtype == torch.bfloat16)
+                product.gated = name == "gate_up"
                 self._products.append(product)
                 setattr(to, name, ctypes.pointer(product))
                 self._deepest = max(self._deepest, product.depth)
@@ -110,8 +116,12 @@ class DecoderStack:
         rotation: tuple[torch.Tensor, torch.Tensor],
         step: CpuStep,
         caches: Sequence[LayerCache],
-    ) -> None:
+        wanted: Sequence[int] | None,
+    ) -> torch.Tensor:
         rows, hidden = x.shape
+        chosen = np.arange(rows, dtype=np.int32) if wanted is None else np.array(wanted, np.int32)
+        if len(chosen) and (chosen[0] < 0 or chosen[-1] >= rows or (np.diff(chosen) <= 0).any()):
+            raise ValueError(f"rows {wanted} of {rows}; need ascending ones")
         cos, sin = rotation
         first = self._products[:4]
         qkv, _, gate_up, _ = (product.columns for product in first)
@@ -130,8 +140,8 @@ class DecoderStack:
             normed=self._buffer("normed", rows * hidden, x.dtype),
             heads=self._buffer("heads", rows * qkv, x.dtype),
             attended=self._buffer("attended", rows * attended, x.dtype),
-            gate_up=self._buffer("gate_up", rows * gate_up, x.dtype),
             active=self._buffer("active", rows * gate_up // 2, x.dtype),
+            wanted=chosen.ctypes.data,
             scratch=self._buffer("scratch", scratch, torch.uint8),
             cos=cos.data_ptr(),
             sin=sin.data_ptr(),
@@ -140,14 +150,15 @@ class DecoderStack:
             caches=ctypes.addressof(addresses),
             num_layers=len(self._layers),
             rows=rows,
+            num_wanted=len(chosen),
             hidden=hidden,
             rotary=cos.shape[-1],
-            intermediate=gate_up // 2,
             is_bf16=x.dtype == torch.bfloat16,
             threads=step.threads,
             eps=self._eps,
         )
         library.decoder(call)
+        return x[: len(chosen)]
 
     def _addresses(self, step: CpuStep, caches: Sequence[LayerCache]) -> ctypes.Array[c_void_p]:
         """Of keys and values of each layer."""

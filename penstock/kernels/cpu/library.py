@@ -55,7 +55,8 @@ class LinearArguments(ctypes.Structure):
     _fields_ = [
         *((name, c_void_p) for name in "x out bias weight scales group_scales zeros scratch".split()),
         *((name, c_int64) for name in "x_row out_row".split()),
-        *((name, c_int32) for name in "rows columns depth kind group is_bf16 threads adds parts".split()),
+        *((name, c_int32) for name in "rows columns depth kind group is_bf16 threads".split()),
+        *((name, c_int32) for name in "adds parts gated".split()),
     ]
 
 
@@ -72,9 +73,9 @@ class DecoderStep(ctypes.Structure):
     """struct DecoderStep of csrc/decoder.cpp, field by field."""
 
     _fields_ = [
-        *((name, c_void_p) for name in "x normed heads attended gate_up active scratch cos sin".split()),
+        *((name, c_void_p) for name in "x normed heads attended active wanted scratch cos sin".split()),
         *((name, c_void_p) for name in "layers attention caches".split()),
-        *((name, c_int32) for name in "num_layers rows hidden rotary intermediate is_bf16 threads".split()),
+        *((name, c_int32) for name in "num_layers rows num_wanted hidden rotary is_bf16 threads".split()),
         ("eps", c_float),
     ]
 

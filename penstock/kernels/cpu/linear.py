@@ -18,7 +18,8 @@ from penstock.kernels.quantization import GROUP, SCHEMES
 from .library import Library, LinearArguments
 from .scratch import Scratch
 
-_PANEL = 64
+PANEL = 64
+"""Outputs per panel."""
 _BF16, _INT8, _INT4 = 0, 1, 2
 #: Rows up to which these kernels should beat AMX tiles: the weight's way from memory is the limit then.
 #: Reckoned from the rates of both; not measured.
@@ -84,7 +85,7 @@ class BF16Panels(Panels):
     @staticmethod
     def can_read(library: Library, columns: int, depth: int) -> bool:
         """Whether panels of this shape, if they are panels, lie in memory as they should: without gaps."""
-        readable = library.multiplies_bf16 and depth % _PANEL == 0 and columns % _PANEL == 0
+        readable = library.multiplies_bf16 and depth % PANEL == 0 and columns % PANEL == 0
         return readable and hasattr(torch.ops.mkldnn, "data_ptr")
 
 
@@ -125,12 +126,12 @@ class IntegerPanels(Panels):
         super().__init__(library, _INT4 if scheme == "int4" else _INT8, columns, depth)
         weight = weight.contiguous()
         is_bf16 = int(weight.dtype == torch.bfloat16)
-        panels, padded = -(-columns // _PANEL), -(-depth // GROUP) * GROUP
+        panels, padded = -(-columns // PANEL), -(-depth // GROUP) * GROUP
         a = self.arguments
         self.rounds = scheme == "w8a8"
         a.parts = 1 if self.rounds else 2
         if scheme != "int4":
-            self._values = torch.empty(panels * _PANEL * padded, dtype=torch.uint8)
+            self._values = torch.empty(panels * PANEL * padded, dtype=torch.uint8)
             self._scales = torch.empty(columns)
             self._zeros = torch.empty(0, dtype=torch.uint8)
             library.pack_int8(
@@ -138,9 +139,9 @@ class IntegerPanels(Panels):
             )
             a.scales = self._scales.data_ptr()
         else:
-            self._values = torch.empty(panels * _PANEL * padded // 2, dtype=torch.uint8)
-            self._scales = torch.empty((panels, padded // group, _PANEL), dtype=torch.bfloat16)
-            self._zeros = torch.empty((panels, padded // group, _PANEL), dtype=torch.uint8)
+            self._values = torch.empty(panels * PANEL * padded // 2, dtype=torch.uint8)
+            self._scales = torch.empty((panels, padded // group, PANEL), dtype=torch.bfloat16)
+            self._zeros = torch.empty((panels, padded // group, PANEL), dtype=torch.uint8)
             library.pack_int4(
                 weight.data_ptr(),
                 is_bf16,

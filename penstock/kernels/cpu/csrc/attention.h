@@ -20,8 +20,10 @@ constexpr int DECODE_HEADS = 8;
 // A decode unit has so many query heads at most: their scores stay in the second-level cache.
 constexpr int UNIT_HEADS = 32;
 // Keys of one tile of the prefill kernel, and its rows (query tokens times heads per KV head) at most.
-constexpr int KEY_TILE = 64;
-constexpr int TILE_ROWS = 96;
+constexpr int KEY_TILE = 128;
+constexpr int TILE_ROWS = 192;
+// A span that begins before this has half as many: of the keys beyond the diagonal, fewer are computed in vain.
+constexpr int LONG_START = 256;
 
 struct Unit {
     int32_t span;

@@ -6,6 +6,9 @@
 // One team goes through all layers, with a barrier between two stages: some thousand calls and as many wakings of
 // threads are one. Each stage computes and rounds as its own entry point does, so the result is the same to the
 // last bit.
+//
+// Of the last layer, whose keys and values all rows must leave in the cache, only the rows that are wanted go on
+// from there: of a prompt's chunk one, or none.
 
 #include <vector>
 
@@ -17,18 +20,19 @@
 struct DecoderLayer {
     const void *attention_norm, *mlp_norm;  // [hidden]
     const void* head_norm;                  // [heads + kv_heads, dim], or none
-    const Linear *qkv, *out, *gate_up, *down;
+    const Linear *qkv, *out, *gate_up, *down;  // gate_up is gated
 };
 
 struct DecoderStep {
-    void* x;  // [rows][hidden]: embedded tokens, then the sum after the last layer
-    void *normed, *heads, *attended, *gate_up, *active;
+    void* x;  // [rows][hidden]: embedded tokens, then the sum after the last layer of the rows wanted
+    void *normed, *heads, *attended, *active;
+    const int32_t* wanted;  // ascending
     char* scratch;          // of activations
     const void *cos, *sin;  // [rows][rotary]
     const DecoderLayer* layers;
     const Attention* const* attention;  // per layer; its inputs, output and cache are set here
     void* const* caches;                // per layer: keys, values
-    int32_t num_layers, rows, hidden, rotary, intermediate, is_bf16, threads;
+    int32_t num_layers, rows, num_wanted, hidden, rotary, is_bf16, threads;
     float eps;
 };
 
@@ -55,64 +59,80 @@ struct Stack {
         }
     }
 
+    // Moves the rows that are wanted to the front.
+    void gather(T* x, int width) const {
+        for (int i = 0; i < s.num_wanted; i++)
+            if (s.wanted[i] != i) std::memcpy(x + i * width, x + (int64_t)s.wanted[i] * width, width * sizeof(T));
+    }
+
     struct Member {
         Stack& stack;
-        int thread, threads, turn = 0, stage = 0;
+        int thread, threads, rows = stack.s.rows, turn = 0, stage = 0;
 
         void wait() { stack.barrier.wait(threads, turn++); }
 
         template <typename Row>
-        void rows(const Row& row) const {
+        void each_row(const Row& row) const {
             int64_t first, last;
-            share(stack.s.rows, thread, threads, first, last);
+            share(rows, thread, threads, first, last);
             for (int64_t r = first; r < last; r++) row(r);
         }
 
-        // The rows of x are this thread's own work: they become integers without waiting.
-        Linear product(const Linear* weight, const void* x, void* out, bool adds) const {
-            Linear a = *weight;
-            a.x = x, a.out = out, a.scratch = stack.s.scratch;
-            a.rows = stack.s.rows, a.x_row = a.depth, a.out_row = a.columns;
-            a.adds = adds;
-            quantize_rows<T>(a, thread, threads);
-            return a;
+        void norm(const void* weight) const {
+            const int hidden = stack.s.hidden;
+            const T* x = (const T*)stack.s.x;
+            T* normed = (T*)stack.s.normed;
+            each_row([=](int64_t r) {
+                norm_row(x + r * hidden, (const T*)weight, normed + r * hidden, hidden, stack.s.eps);
+            });
         }
 
-        void multiply(const Linear& a) {
+        // out = x Wᵀ, or out += x Wᵀ. `then`: the product after this one, if there is one.
+        void multiply(const Linear* weight, const void* x, void* out, bool adds, const Linear* then) {
+            Linear a = *weight;
+            a.x = x, a.out = out, a.scratch = stack.s.scratch;
+            a.rows = rows, a.x_row = a.depth, a.out_row = a.gated ? a.columns / 2 : a.columns;
+            a.adds = adds;
+            quantize_rows<T>(a, thread, threads);  // of those that this thread has just made: without waiting
             wait();
-            multiply_lots<T>(a, thread, threads, stack.next[stage++]);
+            multiply_lots<T>(a, thread, threads, stack.next[stage++], then);
             wait();
+        }
+
+        void attend(const Attention& a, const void* head_norm, bool last) {
+            const DecoderStep& s = stack.s;
+            T* heads = (T*)s.heads;
+            const int rotated = a.kv_heads * (a.heads + 1);
+            each_row([&](int64_t r) {
+                rotate_heads(heads + r * a.q_token, (const T*)head_norm, rotated, a.dim, s.eps,
+                             (const T*)s.cos + r * s.rotary, (const T*)s.sin + r * s.rotary, s.rotary);
+                write_cache<T>(a, (int)r, (int)r + 1);
+            });
+            if (last && s.num_wanted == 0) return;
+            if (thread == 0) start_groups(a);
+            wait();
+            attend_lots<T>(a, thread, stack.next[stage++]);
+            wait();
+            if (last && s.num_wanted < s.rows) {
+                if (thread == 0) stack.gather((T*)s.x, s.hidden);
+                if (thread == threads - 1) stack.gather((T*)s.attended, (int)(a.kv_heads * a.heads * a.dim));
+                wait();
+                rows = s.num_wanted;
+            }
         }
 
         void layer(int number) {
             const DecoderStep& s = stack.s;
             const DecoderLayer& l = s.layers[number];
-            const Attention& a = stack.attention[number];
-            const int hidden = s.hidden, middle = s.intermediate;
-            T *x = (T*)s.x, *normed = (T*)s.normed, *heads = (T*)s.heads, *gate_up = (T*)s.gate_up;
-            T* active = (T*)s.active;
-
-            rows([=](int64_t r) { norm_row(x + r * hidden, (const T*)l.attention_norm, normed + r * hidden, hidden, s.eps); });
-            multiply(product(l.qkv, normed, heads, false));
-
-            const int rotated = a.kv_heads * (a.heads + 1);
-            rows([&](int64_t r) {
-                rotate_heads(heads + r * a.q_token, (const T*)l.head_norm, rotated, a.dim, s.eps,
-                             (const T*)s.cos + r * s.rotary, (const T*)s.sin + r * s.rotary, s.rotary);
-                write_cache<T>(a, (int)r, (int)r + 1);
-            });
-            if (thread == 0) start_groups(a);
-            wait();
-            attend_lots<T>(a, thread, stack.next[stage++]);
-            wait();
-            multiply(product(l.out, s.attended, x, true));
-
-            rows([=](int64_t r) { norm_row(x + r * hidden, (const T*)l.mlp_norm, normed + r * hidden, hidden, s.eps); });
-            multiply(product(l.gate_up, normed, gate_up, false));
-            rows([=](int64_t r) {
-                silu_mul_row(gate_up + 2 * r * middle, gate_up + (2 * r + 1) * middle, active + r * middle, middle);
-            });
-            multiply(product(l.down, active, x, true));
+            const bool last = number + 1 == s.num_layers;
+            norm(l.attention_norm);
+            multiply(l.qkv, s.normed, s.heads, false, l.out);
+            attend(stack.attention[number], l.head_norm, last);
+            if (last && s.num_wanted == 0) return;
+            multiply(l.out, s.attended, s.x, true, l.gate_up);
+            norm(l.mlp_norm);
+            multiply(l.gate_up, s.normed, s.active, false, l.down);
+            multiply(l.down, s.active, s.x, true, last ? nullptr : s.layers[number + 1].qkv);
         }
     };
 

@@ -32,9 +32,21 @@ constexpr int VECTORS = 4;
 constexpr int VECTORS = 2;
 #endif
 
-// Fetches memory ahead, some lines at every step of a loop.
 struct NoFetch {
     INLINE void step() {}
+};
+
+// Reads ahead, at every step of a loop a little, what comes after it; into the second-level cache: in the first, it would
+// push out what is being multiplied (a fifth slower at 8 rows).
+struct Fetch {
+    const char* at;
+    int64_t pace;  // bytes per step, 128 at most
+
+    INLINE void step() {
+        prefetch_far(at);
+        if (pace > 64) prefetch_far(at + 64);
+        at += pace;
+    }
 };
 
 template <typename Product, int R, int V, typename Fetch = NoFetch>

@@ -7,8 +7,8 @@
 
 template void quantize_rows<bf16>(const Linear&, int, int);
 template void quantize_rows<float>(const Linear&, int, int);
-template void multiply_lots<bf16>(const Linear&, int, int, std::atomic<int>&);
-template void multiply_lots<float>(const Linear&, int, int, std::atomic<int>&);
+template void multiply_lots<bf16>(const Linear&, int, int, std::atomic<int>&, const Linear*);
+template void multiply_lots<float>(const Linear&, int, int, std::atomic<int>&, const Linear*);
 
 namespace {
 
@@ -19,7 +19,7 @@ void multiply(const Linear& a) {
     auto body = [&](int thread, int threads) {
         quantize_rows<T>(a, thread, threads);
         quantized.wait(threads);
-        multiply_lots<T>(a, thread, threads, next);
+        multiply_lots<T>(a, thread, threads, next, nullptr);
     };
     run_team(a.threads, body);
 }
@@ -135,9 +135,9 @@ void restore_panel(const Linear& a, int panel, bf16* to) {
 
 extern "C" {
 
-// Bytes of scratch memory for so many rows: their integers, and sums of each thread.
+// Bytes of scratch memory for so many rows: their integers, and what each thread keeps.
 int64_t penstock_linear_scratch(int kind, int rows, int depth, int threads) {
-    return activation_bytes(kind, rows, depth) + threads * sum_bytes(rows, depth);
+    return linear_scratch(kind, rows, depth, threads);
 }
 
 void penstock_linear(const Linear* a) { a->is_bf16 ? multiply<bf16>(*a) : multiply<float>(*a); }

@@ -9,14 +9,14 @@
 // K of the integer kinds is rounded up to GROUP, N of all to 64; what is added is zero.
 //
 // Integers are multiplied with integers (AVX512-VNNI: four products of unsigned and signed bytes per lane and
-// instruction), so x is made one: for every row and GROUP of k, a float factor and 15-bit integers in two bytes,
+// instruction), so x is made one: for every row and span of k, a float factor and 15-bit integers in two bytes,
 //
 //     x ≈ factor · (128 high + low)      |128 high + low| ≤ 16256
 //
 // or, where activations may be rounded to eight bits as well (parts = 1), to one byte: x ≈ factor · high. The error of
-// two bytes, 3e-5 of the group's greatest is below the rounding of bfloat16 itself for all but elements that
-// are 128 times smaller than it. Sums of integers are exact and groups are added in order, as floats, so a row's bits do
-// not depend on the rows beside it, nor on threads.
+// two bytes, 3e-5 of the span's greatest, is below the rounding of bfloat16 itself for all but elements that are 128
+// times smaller than it. Sums of integers are exact and spans are added in order, as floats, so a row's bits do not
+// depend on the rows beside it, nor on threads. A span of two bytes is two groups: each costs a tenth of its products.
 
 #pragma once
 
@@ -35,6 +35,9 @@ constexpr int PANEL_VECTORS = PANEL / W;
 constexpr int MOST = 127;                  // the greatest integer of an activation of one byte
 constexpr int MOST_OF_TWO = 127 * 128;     // of two
 
+// Of k that share a factor of an activation.
+constexpr int span_of(int parts) { return parts == 2 ? 2 * GROUP : GROUP; }
+
 enum Kind { BF16 = 0, INT8 = 1, INT4 = 2 };
 
 // What Python hands over; see LinearArguments in library.py. Strides count elements.
@@ -51,6 +54,7 @@ struct Linear {
     int32_t rows, columns, depth, kind, group, is_bf16, threads;
     int32_t adds;   // out += instead of out =
     int32_t parts;  // bytes of an activation: 2, or 1
+    int32_t gated;  // columns are [gate | up], both in whole panels, and out = silu(gate) · up
 };
 
 // ------------------------------------------------------------------------------------------------ activations
@@ -58,11 +62,13 @@ struct Linear {
 // Rows as integers. A row is two of bytes: high, then low, which is not written where there is one part.
 struct Activations {
     uint32_t* quads;  // [2 · rows][depth / 4]
-    float* factors;   // [rows][depth / GROUP]
+    float* factors;   // [rows][spans]
     int32_t* sums;    // [2 · rows][depth / 64]
     int depth;        // rounded up to GROUP
+    int parts, spans;
 
-    Activations(char* at, int rows, int in) : depth(round_up(in, GROUP)) {
+    Activations(char* at, int rows, int in, int parts)
+        : depth(round_up(in, GROUP)), parts(parts), spans((depth + span_of(parts) - 1) / span_of(parts)) {
         quads = (uint32_t*)at;
         factors = (float*)(at + (int64_t)2 * rows * depth);
         sums = (int32_t*)(factors + (int64_t)rows * (depth / GROUP));
@@ -74,38 +80,47 @@ struct Activations {
     }
 
     template <typename T>
-    void quantize(const T* x, int in, int row, int parts) {
-        const float limit = parts == 1 ? MOST : MOST_OF_TWO;
-        const float least = limit * std::numeric_limits<float>::min();  // below, its inverse would not be a number
-        int8_t* high = (int8_t*)(quads + (int64_t)2 * row * (depth / 4));
-        int8_t* low = high + depth;
-        int32_t* sum_high = sums + (int64_t)2 * row * (depth / 64);
-        int32_t* sum_low = sum_high + depth / 64;
-        for (int g = 0; g < depth / GROUP; g++) {
-            vf values[GROUP / W];
-            vf most{}, broken{};  // broken: zeros, or NaN
-            for (int i = 0; i < GROUP / W; i++) {
-                const int left = in - g * GROUP - i * W;
-                values[i] = left > 0 ? load(x + g * GROUP + i * W, left) : vf{};
-                most = max(most, values[i] < 0.0f ? -values[i] : values[i]);
-                broken += values[i] * 0.0f;
+    void quantize(const T* x, int in, int row) {
+        for (int first = 0; first < depth; first += span_of(parts)) {
+            if (parts == 1)
+                quantize_span<1, 1>(x, in, row, first);
+            else if (first + span_of(2) <= depth)
+                quantize_span<2, 2>(x, in, row, first);
+            else
+                quantize_span<2, 1>(x, in, row, first);
+        }
+    }
+
+    // A span of G groups.
+    template <int P, int G, typename T>
+    INLINE void quantize_span(const T* x, int in, int row, int first) {
+        constexpr float limit = P == 1 ? MOST : MOST_OF_TWO;
+        constexpr float least = limit * std::numeric_limits<float>::min();  // below, its inverse would not be a number
+        int8_t* high = (int8_t*)(quads + (int64_t)2 * row * (depth / 4)) + first;
+        int32_t* sum_high = sums + (int64_t)2 * row * (depth / 64) + first / 64;
+        vf values[G * GROUP / W];
+        vf most{}, broken{};  // broken: zeros, or NaN
+        for (int i = 0; i < G * GROUP / W; i++) {
+            const int left = in - first - i * W;
+            values[i] = left > 0 ? load(x + first + i * W, left) : vf{};
+            most = max(most, values[i] < 0.0f ? -values[i] : values[i]);
+            broken += values[i] * 0.0f;
+        }
+        const float greatest = max(most);
+        factors[row * spans + first / span_of(P)] = greatest / limit + sum(broken);
+        const vf inverse = splat(greatest >= least && greatest < INF ? limit / greatest : 0.0f);
+        for (int part = 0; part < G * GROUP / 64; part++) {
+            vi all_high{}, all_low{};
+            for (int i = part * (64 / W); i < (part + 1) * (64 / W); i++) {
+                vi q = nearest(values[i] * inverse);
+                vi h = P == 1 ? q : (q + 64) >> 7, l = P == 1 ? vi{} : q - (h << 7);
+                narrow(high + i * W, h);
+                if (P == 2) narrow(high + depth + i * W, l);
+                all_high += h, all_low += l;
             }
-            const float greatest = max(most);
-            factors[row * (depth / GROUP) + g] = greatest / limit + sum(broken);
-            const vf inverse = splat(greatest >= least && greatest < INF ? limit / greatest : 0.0f);
-            for (int half = 0; half < 2; half++) {
-                vi all_high{}, all_low{};
-                for (int i = half * (64 / W); i < (half + 1) * (64 / W); i++) {
-                    vi q = nearest(values[i] * inverse);
-                    vi h = parts == 1 ? q : (q + 64) >> 7, l = parts == 1 ? vi{} : q - (h << 7);
-                    narrow(high + g * GROUP + i * W, h);
-                    if (parts == 2) narrow(low + g * GROUP + i * W, l);
-                    all_high += h, all_low += l;
-                }
-                int32_t a = 0, b = 0;
-                for (int i = 0; i < W; i++) a += all_high[i], b += all_low[i];
-                sum_high[2 * g + half] = a, sum_low[2 * g + half] = b;
-            }
+            int32_t a = 0, b = 0;
+            for (int i = 0; i < W; i++) a += all_high[i], b += all_low[i];
+            sum_high[part] = a, sum_high[depth / 64 + part] = b;
         }
     }
 
@@ -141,9 +156,11 @@ INLINE vi dot4(vi acc, vu w, uint32_t a) {
 #endif
 }
 
-// One panel for R rows of P parts from the group of k `first` to `last`: c[r][64] += …
+// One panel for R rows of P parts and k from `first` to `last`, whole spans but for the end: c[r][64] += …
 template <int R, int P>
 struct IntegerPanel {
+    static constexpr int SPAN = span_of(P);
+
     const uint32_t* quads;
     const float* factors;
     const int32_t* sums;
@@ -152,42 +169,44 @@ struct IntegerPanel {
 
     IntegerPanel(const Activations& a, int row, float* c)
         : quads(a.quads + (int64_t)2 * row * (a.depth / 4)),
-          factors(a.factors + (int64_t)row * (a.depth / GROUP)),
+          factors(a.factors + (int64_t)row * a.spans),
           sums(a.sums + (int64_t)2 * row * (a.depth / 64)),
           stride_quads(a.depth / 4),
-          stride_factors(a.depth / GROUP),
+          stride_factors(a.spans),
           stride_sums(a.depth / 64),
           c(c) {}
 
-    INLINE void int8(const uint8_t* weight, int first, int last) const {
-        for (int g = first; g < last; g++)
+    INLINE void int8(const uint8_t* weight, int first, int last, Fetch fetch) const {
+        for (int begin = first; begin < last; begin += SPAN) {
+            const int count = P == 1 ? SPAN : std::min(SPAN, last - begin);
             for (int v = 0; v < PANEL_VECTORS; v += 4) {
-                vi acc[P * R][4];
-                for (int r = 0; r < P * R; r++) {
-                    const int32_t* s = sums + at(r) * stride_sums + 2 * g;
-                    for (int i = 0; i < 4; i++) acc[r][i] = vi{} - 128 * (s[0] + s[1]);
-                }
-                const uint8_t* w = weight + (int64_t)g * GROUP * PANEL + v * W * 4;
-                const uint32_t* x = quads + g * (GROUP / 4);
-                for (int k = 0; k < GROUP / 4; k++, w += 4 * PANEL)
+                vi acc[P * R][4]{};
+                const uint8_t* w = weight + (int64_t)begin * PANEL + v * W * 4;
+                const uint32_t* x = quads + begin / 4;
+                for (int k = 0; k < count / 4; k++, w += 4 * PANEL) {
+                    fetch.step();
                     for (int i = 0; i < 4; i++) {
                         vu column = load((const uint32_t*)w + i * W);
                         for (int r = 0; r < P * R; r++)
                             acc[r][i] = dot4(acc[r][i], column, x[at(r) * stride_quads + k]);
                     }
-                for (int r = 0; r < R; r++)
+                }
+                for (int r = 0; r < R; r++) {
+                    const int32_t excess = 128 * total(r, begin / 64, count / 64);  // weights are stored as q + 128
+                    const float factor = factors[r * stride_factors + begin / SPAN];
                     for (int i = 0; i < 4; i++) {
                         float* to = c + r * PANEL + (v + i) * W;
-                        store(to, load(to) + whole(acc, r, i) * factors[r * stride_factors + g]);
+                        store(to, load(to) + __builtin_convertvector(whole(acc, r, i) - excess, vf) * factor);
                     }
+                }
             }
+        }
     }
 
     // group: 64 or 128, of the weights. Per column: scale · (Σ q a − zero Σ a)
     INLINE void int4(const uint8_t* weight, const bf16* scales, const uint8_t* zeros, int group, int first,
                      int last) const {
-        const int span = group / 64;
-        for (int g = first * (GROUP / group); g < last * (GROUP / group); g++)
+        for (int g = first / group; g < last / group; g++)
             for (int v = 0; v < PANEL_VECTORS; v += 4) {
                 vi acc[P * R][4]{};
                 const uint8_t* w = weight + (int64_t)g * group * (PANEL / 2) + v * W * 4;
@@ -201,17 +220,17 @@ struct IntegerPanel {
                             acc[r][i] = dot4(acc[r][i], high, x[at(r) * stride_quads + k + 1]);
                         }
                     }
+                float excess[R];
+                for (int r = 0; r < R; r++) excess[r] = (float)total(r, g * group / 64, group / 64);
                 for (int i = 0; i < 4; i++) {
                     const int64_t column = (int64_t)g * PANEL + (v + i) * W;
                     vf scale = load(scales + column);
                     vf zero = bytes(zeros + column);
                     for (int r = 0; r < R; r++) {
-                        const int32_t *s = sums + 2 * r * stride_sums + g * span, *t = s + stride_sums;
-                        const int32_t high = span == 1 ? s[0] : s[0] + s[1], low = span == 1 ? t[0] : t[0] + t[1];
-                        const int32_t total = P == 1 ? high : 128 * high + low;
                         float* to = c + r * PANEL + (v + i) * W;
-                        vf factor = scale * factors[r * stride_factors + g * group / GROUP];
-                        store(to, load(to) + (whole(acc, r, i) - zero * (float)total) * factor);
+                        vf factor = scale * factors[r * stride_factors + g * group / SPAN];
+                        vf products = __builtin_convertvector(whole(acc, r, i), vf);
+                        store(to, load(to) + (products - zero * excess[r]) * factor);
                     }
                 }
             }
@@ -220,8 +239,18 @@ struct IntegerPanel {
     // The row of bytes that sum r belongs to.
     static constexpr int at(int r) { return P == 1 ? 2 * r : r; }
 
-    static INLINE vf whole(const vi (*acc)[4], int r, int i) {
-        return __builtin_convertvector(P == 1 ? acc[r][i] : (acc[P * r][i] << 7) + acc[P * r + P - 1][i], vf);
+    static INLINE vi whole(const vi (*acc)[4], int r, int i) {
+        return P == 1 ? acc[r][i] : (acc[P * r][i] << 7) + acc[P * r + P - 1][i];
+    }
+
+    // Sum of row r's integers, from 64 · first on.
+    INLINE int32_t total(int r, int first, int count) const {
+        int32_t high = 0, low = 0;
+        for (int i = first; i < first + count; i++) {
+            high += sums[2 * r * stride_sums + i];
+            if (P == 2) low += sums[(2 * r + 1) * stride_sums + i];
+        }
+        return P == 1 ? high : 128 * high + low;
     }
 
     static INLINE vf bytes(const uint8_t* p) {

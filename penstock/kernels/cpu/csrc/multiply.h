@@ -6,6 +6,7 @@
 #include <type_traits>
 
 #include "linear.h"
+#include "rows.h"
 
 // The part of a panel that many rows read from the second-level cache, in inputs k.
 constexpr int CHUNK = 4096;
@@ -24,32 +25,22 @@ inline int64_t panel_bytes(const Linear& a) {
     }
 }
 
-// Reads the next panel while this one is multiplied. Without it, memory would rest from the second block of rows on,
-// which finds the panel in the cache. Every block fetches its part. It goes to the second-level cache: in the first,
-// it would push out what is being multiplied (a fifth slower at 8 rows).
-struct NextPanel {
-    const char *at, *end;
-
-    INLINE void step() {
-        if (at >= end) return;
-        prefetch_far(at), prefetch_far(at + 64);
-        at += 128;
-    }
-};
+// Loop steps of a block of rows, over so many inputs.
+INLINE int64_t steps_of(const Linear& a, int depth) { return depth / (a.kind == BF16 ? 2 : a.kind == INT8 ? 4 : 8); }
 
 // What a block of rows needs to know.
 struct Block {
     int panel, row, first, last;  // inputs [first, last)
-    const char *fetch, *fetch_end;
+    Fetch fetch;
     float* c;  // [rows][64], added to
 };
 
 template <int R, int P>
 void integers(const Linear& a, const Activations& activations, const Block& b, const uint8_t* weight) {
     const IntegerPanel<R, P> panel_of(activations, b.row, b.c);
-    if (a.kind == INT8) return panel_of.int8(weight, b.first / GROUP, b.last / GROUP);
+    if (a.kind == INT8) return panel_of.int8(weight, b.first, b.last, b.fetch);
     const int64_t at = (int64_t)b.panel * (round_up(a.depth, GROUP) / a.group) * PANEL;
-    panel_of.int4(weight, a.group_scales + at, a.zeros + at, a.group, b.first / GROUP, b.last / GROUP);
+    panel_of.int4(weight, a.group_scales + at, a.zeros + at, a.group, b.first, b.last);
 }
 
 template <typename T, int R>
@@ -61,7 +52,7 @@ void block(const Linear& a, const Activations& activations, const Block& b) {
             const uint32_t* x = (const uint32_t*)((const bf16*)a.x + b.row * a.x_row + b.first);
             const uint32_t* w = (const uint32_t*)weight + b.first / 2 * PANEL;
             gemm_block<PairProduct, R, PANEL_VECTORS>(x, (int)(a.x_row / 2), w, PANEL, b.c, PANEL,
-                                                      (b.last - b.first) / 2, true, NextPanel{b.fetch, b.fetch_end});
+                                                      (b.last - b.first) / 2, true, b.fetch);
         }
 #endif
         return;
@@ -83,55 +74,84 @@ void some_rows(const Linear& a, const Activations& activations, int count, const
     }
 }
 
+inline int panels_of(const Linear& a) { return (a.columns + PANEL - 1) / PANEL; }
+
+// Of a deep layer, each thread keeps the sums of all rows between two parts of a panel.
+inline int64_t sum_bytes(int rows, int depth) { return depth > CHUNK ? (int64_t)rows * PANEL * 4 : 0; }
+
+// Of a gated layer, each thread keeps the gates of one panel until the other factor is there.
+inline int64_t gate_bytes(int rows) { return (int64_t)rows * PANEL * 4; }
+
+inline int64_t activation_bytes(int kind, int rows, int depth) {
+    return kind == BF16 ? 0 : Activations::bytes(rows, depth);
+}
+
+inline int64_t linear_scratch(int kind, int rows, int depth, int threads) {
+    return activation_bytes(kind, rows, depth) + threads * (sum_bytes(rows, depth) + gate_bytes(rows));
+}
+
+// A thread's part of the scratch memory.
+inline char* own_scratch(const Linear& a, int thread) {
+    return a.scratch + linear_scratch(a.kind, a.rows, a.depth, thread);
+}
+
+// Ends the sums of some rows of a panel, in registers' order: scale, bias, activation, what is added to.
 template <typename T>
-void write_rows(const Linear& a, int panel, int row, int count, const float* c) {
+void write_rows(const Linear& a, int panel, int row, int count, const float* c, T* gates) {
+    const int half = a.gated ? a.columns / 2 : 0;
     const int column = panel * PANEL, columns = std::min(PANEL, a.columns - column);
+    const bool is_gate = column < half;
+    T* to = is_gate ? gates + row * PANEL : (T*)a.out + row * a.out_row + column - half;
+    const int64_t to_row = is_gate ? PANEL : a.out_row;
     for (int r = 0; r < count; r++)
         for (int i = 0; i < columns; i += W) {
             const int n = columns - i;
             vf value = load(c + r * PANEL + i);
             if (a.kind == INT8) value *= load(a.scales + column + i, n);
             if (a.bias) value += load((const T*)a.bias + column + i, n);
-            T* out = (T*)a.out + (row + r) * a.out_row + column + i;
+            T* out = to + r * to_row + i;
+            if (half && !is_gate) value = silu_mul(out, load(gates + (row + r) * PANEL + i), rounded(out, value));
             store(out, a.adds ? load(out, n) + rounded(out, value) : value, n);
         }
 }
 
-// Of a deep layer, each thread keeps the sums of all rows between two parts of a panel.
-inline int64_t sum_bytes(int rows, int depth) { return depth > CHUNK ? (int64_t)rows * PANEL * 4 : 0; }
-
-inline int64_t activation_bytes(int kind, int rows, int depth) {
-    return kind == BF16 ? 0 : Activations::bytes(rows, depth);
+template <typename T>
+INLINE void expect_rows(const Linear& a, int panel, int row, int count) {
+    const int half = a.gated ? a.columns / 2 : 0, column = panel * PANEL;
+    if (column < half) return;
+    const char* out = (const char*)((T*)a.out + row * a.out_row + column - half);
+    for (int r = 0; r < count; r++, out += a.out_row * sizeof(T))
+        for (int i = 0; i < PANEL * (int)sizeof(T); i += 64) __builtin_prefetch(out + i, 1, 3);
 }
 
-inline float* sums(const Linear& a, int thread) {
-    return (float*)(a.scratch + activation_bytes(a.kind, a.rows, a.depth) + thread * sum_bytes(a.rows, a.depth));
-}
+// What is read meanwhile.
+struct Following {
+    const void* at;
+    int64_t bytes;
+};
 
 template <typename T>
-void multiply_panel(const Linear& a, const Activations& activations, int panel, bool more, int thread) {
+void multiply_panel(const Linear& a, const Activations& activations, int panel, const Following& following, int thread) {
     const int most = block_rows(a);
     const int blocks = (a.rows + most - 1) / most;
     const int depth = a.kind == BF16 ? a.depth : activations.depth;
     const bool whole = a.depth <= CHUNK;
     float own[BLOCK_ROWS * PANEL];
-    float* const all = whole ? own : sums(a, thread);
-    const int chunks = (depth + CHUNK - 1) / CHUNK;
-    const char* following = (const char*)a.weight + (panel + 1) * panel_bytes(a);
-    int64_t parts = blocks > 1 && more ? (int64_t)blocks * chunks : 0, part = 0;
+    float* const sums = (float*)own_scratch(a, thread);
+    T* const gates = (T*)(own_scratch(a, thread) + sum_bytes(a.rows, a.depth));
+    // Memory would rest from the second block of rows on, which finds the panel in the cache.
+    const int64_t steps = blocks * steps_of(a, depth);
+    Fetch fetch{(const char*)following.at, std::min<int64_t>(128, (following.bytes + steps - 1) / steps)};
     for (int first = 0; first < depth; first += CHUNK) {
         const int last = std::min(depth, first + CHUNK);
         for (int i = 0; i < blocks; i++) {
             const int row = (int)((int64_t)a.rows * i / blocks), end = (int)((int64_t)a.rows * (i + 1) / blocks);
-            float* c = all + (whole ? 0 : row * PANEL);
+            float* c = whole ? own : sums + row * PANEL;
             if (first == 0) std::fill(c, c + (end - row) * PANEL, 0.0f);
-            const char *fetch = following, *fetch_end = following;
-            if (parts) {
-                fetch += panel_bytes(a) * part / parts / 64 * 64;
-                fetch_end += panel_bytes(a) * ++part / parts / 64 * 64;
-            }
-            some_rows<T>(a, activations, end - row, {panel, row, first, last, fetch, fetch_end, c});
-            if (last == depth) write_rows<T>(a, panel, row, end - row, c);
+            if (last == depth) expect_rows<T>(a, panel, row, end - row);
+            some_rows<T>(a, activations, end - row, {panel, row, first, last, fetch, c});
+            fetch.at += fetch.pace * steps_of(a, last - first);
+            if (last == depth) write_rows<T>(a, panel, row, end - row, c, gates);
         }
     }
 }
@@ -140,26 +160,57 @@ void multiply_panel(const Linear& a, const Activations& activations, int panel, 
 template <typename T>
 void quantize_rows(const Linear& a, int thread, int threads) {
     if (a.kind == BF16) return;
-    Activations activations(a.scratch, a.rows, a.depth);
+    Activations activations(a.scratch, a.rows, a.depth, a.parts);
     int64_t first, last;
     share(a.rows, thread, threads, first, last);
     for (int64_t row = first; row < last; row++)
-        activations.quantize((const T*)a.x + row * a.x_row, a.depth, (int)row, a.parts);
+        activations.quantize((const T*)a.x + row * a.x_row, a.depth, (int)row);
 }
 
-// Multiplies panels until there are none.
+// Panels in the order in which they are multiplied: of a gated layer, a gate's and then its factor's.
+struct Order {
+    const Linear& a;
+    int panels, lot, first;  // the lots of a thread begin with panel `first` in this order
+
+    Order(const Linear& a, int thread, int threads) : a(a), panels(panels_of(a)) {
+        const int each = a.gated ? 2 : 1;
+        lot = std::max(each, panels / (LOTS * threads) / each * each);
+        first = thread * lot;
+    }
+
+    int panel(int i) const { return a.gated ? i % 2 * (panels / 2) + i / 2 : i; }
+
+    Following following(int i) const {
+        if (i >= panels) return {nullptr, 0};
+        return {a.weight + panel(i) * panel_bytes(a), panel_bytes(a)};
+    }
+};
+
+// Multiplies panels until there are none. A thread's first lot is given, and it takes the next one before it
+// multiplies the last panel of the one before: what follows is always known, and read ahead. After the last panel,
+// that is the first of the product that comes `then`.
 template <typename T>
-void multiply_lots(const Linear& a, int thread, int threads, std::atomic<int>& next) {
-    const Activations activations(a.scratch, a.rows, a.depth);
-    const int panels = (a.columns + PANEL - 1) / PANEL;
-    const int lot = std::max(1, panels / (LOTS * threads));
-    for (int panel; (panel = next.fetch_add(lot, std::memory_order_relaxed)) < panels;)
-        for (int end = std::min(panels, panel + lot); panel < end; panel++)
-            multiply_panel<T>(a, activations, panel, panel + 1 < end, thread);
+void multiply_lots(const Linear& a, int thread, int threads, std::atomic<int>& taken, const Linear* then) {
+    const Activations activations(a.scratch, a.rows, a.depth, a.parts);
+    const Order order(a, thread, threads);
+    for (int i = order.first, end = i + order.lot; i < order.panels;) {
+        int next = i + 1;
+        if (next == end) {
+            next = (threads + taken.fetch_add(1, std::memory_order_relaxed)) * order.lot;
+            end = next + order.lot;
+        }
+        Following following = order.following(next);
+        if (!following.at && then) {
+            const Order after(*then, thread, threads);
+            following = after.following(after.first);
+        }
+        multiply_panel<T>(a, activations, order.panel(i), following, thread);
+        i = next;
+    }
 }
 
 // Compiled once, in linear.cpp.
 extern template void quantize_rows<bf16>(const Linear&, int, int);
 extern template void quantize_rows<float>(const Linear&, int, int);
-extern template void multiply_lots<bf16>(const Linear&, int, int, std::atomic<int>&);
-extern template void multiply_lots<float>(const Linear&, int, int, std::atomic<int>&);
+extern template void multiply_lots<bf16>(const Linear&, int, int, std::atomic<int>&, const Linear*);
+extern template void multiply_lots<float>(const Linear&, int, int, std::atomic<int>&, const Linear*);

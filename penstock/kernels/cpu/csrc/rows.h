@@ -54,12 +54,14 @@ INLINE void rotate_heads(T* x, const T* weight, int heads, int dim, float eps, c
     for (int h = 0; h < heads; h++) head(x + h * dim, weight ? weight + h * dim : nullptr, dim, eps, cos, sin, width);
 }
 
-// out = silu(gate) · up
+// silu(gate) · up; the pointer says how the first factor is rounded.
+template <typename T>
+INLINE vf silu_mul(const T* type, vf gate, vf up) {
+    return rounded(type, gate / (1.0f + exp2(gate * -LOG2E))) * up;
+}
+
 template <typename T>
 INLINE void silu_mul_row(const T* gate, const T* up, T* out, int n) {
-    for (int i = 0; i < n; i += W) {
-        vf g = load(gate + i, n - i);
-        vf active = g / (1.0f + exp2(g * -LOG2E));
-        store(out + i, rounded(gate, active) * load(up + i, n - i), n - i);
-    }
+    for (int i = 0; i < n; i += W)
+        store(out + i, silu_mul(gate, load(gate + i, n - i), load(up + i, n - i)), n - i);
 }

@@ -30,6 +30,6 @@ def test_prompts_beside_decodes_are_limited_by_what_the_device_computes_while_it
 def test_limits_that_make_no_sense_are_refused() -> None:
     with pytest.raises(StartupError, match="--max-num-mixed-prefill-tokens must be at least 0, got -1"):
         EngineConfig(max_num_mixed_prefill_tokens=-1)
+    config = EngineConfig(max_num_seqs=9, max_num_batched_tokens=8)
     with pytest.raises(StartupError, match="--max-num-seqs 9 is more than the 8 tokens of a step"):
-        config = EngineConfig(max_num_seqs=9, max_num_batched_tokens=8)
         resolve(config, device="cpu", max_model_len=64, operations_per_byte=12.0)

@@ -43,7 +43,8 @@ def run(rounds: int = 40, quantization: str | None = None) -> dict[str, Any]:
     )
     seconds: dict[int, list[float]] = {context: [] for context in CONTEXTS}
     for number in range(rounds + 1):
-        for at, context in enumerate(CONTEXTS):
+        # in both directions, so that none always follows the measurement of the bandwidth
+        for at, context in sorted(enumerate(CONTEXTS), reverse=bool(number % 2)):
             first = sum(blocks[:at])
             step = number * len(CONTEXTS) + at
             own = tuple(range(first, first + blocks[at])) if number == 0 else ()

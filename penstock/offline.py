@@ -114,7 +114,8 @@ class LLM:
                 param=unknown[0],
                 advice="Options are the engine flags of penstock serve --help, with underscores.",
             )
-        config = EngineConfig(**{"model": model, **settings})
+        # nobody waits for single tokens: prompts take all of a step that they can
+        config = EngineConfig(**{"model": model, "max_num_mixed_prefill_tokens": 0, **settings})
         prepare(os.environ)  # takes effect as far as torch has not been used yet
         self._policy = config.scheduling_policy
         self._engine = build_engine(config)

@@ -7,8 +7,8 @@ Rules of a step, in this order:
 1. Requests that need one token (decode) go first, then the rest of prompts already begun, each in policy
    order. So a long prompt can never push a token stream out of a step; it takes what the token budget leaves.
 2. No prompt takes more than `long_prefill_token_threshold` tokens of a step, and all prompts together, where
-   others decode, take at most `max_num_mixed_prefill_tokens` (0: no such limits). The latter bounds the gap
-   between two tokens of a stream.
+   others decode, take at most `max_num_mixed_prefill_tokens`, and four for each that decodes (0: no such
+   limits). The latter bounds the gap between two tokens of a stream.
 3. A running request that needs a block when none is available preempts the policy's victim, which may be
    itself. A victim loses its blocks and its computed tokens, keeps its generated ones, and goes back to the
    queue; its full blocks stay in the prefix index until they are evicted, so it usually resumes cheaply.
@@ -35,6 +35,10 @@ from .plan import Admission, Event, Plan, PlanItem, StepResult, TokenLogprob
 from .policy import Policy, create_policy
 from .request import FinishReason, Request, State
 
+PROMPT_TOKENS_PER_DECODE = 4
+"""Where prompts are limited in a step that also decodes, each request that decodes lets so many more pass: it
+makes the step longer by itself, and more prompts wait behind more requests."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SchedulerConfig:
@@ -50,7 +54,8 @@ class SchedulerConfig:
     long_prefill_token_threshold: int = 0
     """Most tokens of one prompt in one step; 0 means no limit of its own."""
     max_num_mixed_prefill_tokens: int = 0
-    """Most tokens of all prompts in a step that also decodes; 0 means no limit of its own."""
+    """Most tokens of all prompts in a step that also decodes, besides PROMPT_TOKENS_PER_DECODE for each
+    request that does; 0 means no limit of its own."""
     policy: str = "fcfs"
     max_num_queued_reqs: int | None = None
     """Most requests left waiting after a step was planned."""
@@ -275,7 +280,8 @@ class Scheduler:
         for request in decoding:
             self._continue(request, min(1, draft.budget), draft)
         if draft.items and self.config.max_num_mixed_prefill_tokens:
-            draft.prompts = self.config.max_num_mixed_prefill_tokens
+            more = PROMPT_TOKENS_PER_DECODE * len(draft.items)
+            draft.prompts = self.config.max_num_mixed_prefill_tokens + more
         for request in prefilling:
             self._continue(request, self._chunk(request, draft), draft)
         # only now: a victim above may have lost its place in this plan

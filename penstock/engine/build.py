@@ -128,7 +128,7 @@ def build_engine(config: EngineConfig, heartbeat: Heartbeat | None = None) -> En
         config,
         device=device.type,
         max_model_len=budget.max_model_len,
-        operations_per_byte=hardware.flops / hardware.bandwidth,
+        weight_tokens=coefficients.fixed / coefficients.per_token,
     )
     logger.info("%s", ", ".join(f"{entry.name} {getattr(limits, entry.name)}" for entry in fields(limits)))
     capacity = executor.capacity()

@@ -61,7 +61,8 @@ class EngineConfig:
     )
     max_num_mixed_prefill_tokens: int | None = option(
         None,
-        "most prompt tokens in a step that also decodes, 0 is no limit; default 0 (64 or more on CPU)",
+        "most prompt tokens in a step that also decodes, and 4 for each that does, 0 is no limit; "
+        "default 0 (48 or more on CPU)",
         size=True,
     )
     scheduling_policy: str = option("fcfs", "priority serves lower numbers first", choices=tuple(POLICIES))
@@ -166,26 +167,27 @@ def step_limits(config: EngineConfig, device: str) -> tuple[int, int]:
     return wanted, tokens
 
 
-def mixed_prefill_tokens(config: EngineConfig, device: str, operations_per_byte: float) -> int:
-    """Most prompt tokens in a step that also decodes.
+def mixed_prefill_tokens(config: EngineConfig, device: str, weight_tokens: float) -> int:
+    """Most prompt tokens in a step that also decodes, besides four for each request that does.
 
     Who decodes waits for all of a step. On a CPU, prompts are computed in small pieces at about the same rate
-    as in large ones, once a piece takes longer than reading the weights: that is a token for every FLOP that
-    the device computes while it reads a byte, whatever the size of the model. Five times that, and 64 at
-    least: thinner, prompts wait too long (docs/log.md). On GPUs this has not been measured: no limit.
+    as in large ones, once a piece takes longer than reading the weights, which is `weight_tokens`. Four times
+    that: prompts make a step at most five times as long as its decodes alone would. And 48 at least: thinner,
+    prompts wait too long (docs/log.md). On GPUs this has not been measured: no limit.
     """
     wanted = config.max_num_mixed_prefill_tokens
     if wanted is not None or device != "cpu":
         return wanted or 0
-    return max(64, round(5 * operations_per_byte / 16) * 16)
+    return max(48, round(4 * weight_tokens))
 
 
 def resolve(
-    config: EngineConfig, *, device: str, max_model_len: int, operations_per_byte: float
+    config: EngineConfig, *, device: str, max_model_len: int, weight_tokens: float
 ) -> SchedulerConfig:
     """Every limit of the scheduler, decided.
 
-    max_model_len: from the memory plan. operations_per_byte: FLOP/s over bytes/s, as measured.
+    max_model_len: from the memory plan. weight_tokens: how many prompt tokens are computed in the time that
+    reading the weights takes.
     """
     seqs, tokens = step_limits(config, device)
     return SchedulerConfig(
@@ -194,7 +196,7 @@ def resolve(
         max_model_len=max_model_len,
         enable_prefix_caching=config.enable_prefix_caching,
         long_prefill_token_threshold=config.long_prefill_token_threshold,
-        max_num_mixed_prefill_tokens=mixed_prefill_tokens(config, device, operations_per_byte),
+        max_num_mixed_prefill_tokens=mixed_prefill_tokens(config, device, weight_tokens),
         policy=config.scheduling_policy,
         max_num_queued_reqs=config.max_num_queued_reqs,
         max_num_queued_tokens=config.max_num_queued_tokens,

@@ -11,7 +11,7 @@ from typing import Protocol
 import torch
 
 from penstock.kernels.attention import AttentionStep, KVCache, KVCacheSpec
-from penstock.kernels.cpu.decoder import DecoderStack
+from penstock.kernels.cpu.decoder import DecoderStack, ascending
 
 from .config import ModelConfig
 from .layers import Embedding, LayerCache, LayerNorm, Linear, RMSNorm, Rotary, Rotation
@@ -86,6 +86,9 @@ class CausalLM:
 
         Returns:
             [R, hidden] in the model's dtype, of the rows wanted.
+
+        Raises:
+            ValueError: rows that are not there, or not in ascending order.
         """
         x = self._embedding(token_ids)
         rotation = self._rotary(positions, x.dtype)
@@ -95,8 +98,10 @@ class CausalLM:
                 return self._norm(done)
         for layer, cache in zip(self._layers, kv_cache.layers, strict=True):
             x = layer(x, rotation, attention, cache)
-        if wanted is not None and len(wanted) < len(x):
-            x = x.index_select(0, torch.tensor(wanted, dtype=torch.int64, device=x.device))
+        if wanted is not None:
+            rows = ascending(wanted, len(x))
+            if len(rows) < len(x):
+                x = x.index_select(0, torch.from_numpy(rows).to(x.device))
         return self._norm(x)
 
     @torch.inference_mode()

@@ -109,7 +109,8 @@ def activation_bytes(
     """Upper bound of what one step takes beside weights and KV cache.
 
     Per token: residual, normed input and output, the projections, their rotation and the attention's output,
-    and the MLP's middle, which layers that are computed in one call keep; and float32 copies in norms.
+    and the MLP's middle (gate and up apart where layers are computed one call after the other); and float32
+    copies in norms.
     """
     hidden, q = config.hidden_size, config.num_heads * config.head_dim
     kv = config.num_kv_heads * config.head_dim

@@ -11,7 +11,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from benchmarks.peers import engines, run, session, setup, summary
+from benchmarks.peers import engines, others, run, session, setup, summary
 from benchmarks.peers.engines import ENGINES, Engine
 from benchmarks.peers.loads import FIRST_TOKEN_ID, LOADS, QUICK, VOCABULARY, Load, LogNormal
 from benchmarks.peers.report import DOCUMENT, fill
@@ -50,6 +50,13 @@ def add(
 @pytest.fixture(autouse=True)
 def raw_files_elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("benchmarks.peers.results.RAW", tmp_path / "raw")
+
+
+@pytest.mark.parametrize("name", ["overhead", "context", "quality"])
+def test_tables_of_what_needs_no_peer_are_made_from_the_published_results(name: str) -> None:
+    lines = getattr(others, f"{name}_table")().splitlines()
+    assert lines[0].startswith("| ")
+    assert sum(line.startswith("| ") for line in lines) >= 5
 
 
 class TestLoads:

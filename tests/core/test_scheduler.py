@@ -10,7 +10,7 @@ from penstock.core.errors import ContextLengthExceeded, InvalidRequest
 from penstock.core.plan import Plan, StepResult
 from penstock.core.request import FinishReason
 from penstock.core.sampling_params import SamplingParams
-from penstock.core.scheduler import SchedulerConfig
+from penstock.core.scheduler import PROMPT_TOKENS_PER_DECODE, SchedulerConfig
 
 from .world import World, config, request
 
@@ -39,14 +39,14 @@ def test_the_threshold_limits_one_prompt_but_not_several() -> None:
 
 
 def test_all_prompts_together_are_limited_where_others_decode() -> None:
-    world = World(config(max_num_mixed_prefill_tokens=5), num_blocks=32)
+    world = World(config(max_num_mixed_prefill_tokens=1), num_blocks=32)
     world.add(request("a", 3, max_tokens=3))
     world.add(request("b", [5] * 11))
     assert shape(world.step()) == {"a": 3, "b": 11}
-    world.add(request("c", [6] * 7))
+    world.add(request("c", [6] * 12))
     world.add(request("d", [7] * 7))
-    assert shape(world.step()) == {"a": 1, "b": 1, "c": 5}
-    assert shape(world.step()) == {"a": 1, "b": 1, "c": 2, "d": 3}
+    assert shape(world.step()) == {"a": 1, "b": 1, "c": 9}  # 1, and 4 for each of a and b
+    assert shape(world.step()) == {"a": 1, "b": 1, "c": 3, "d": 6}
     world.run()
 
 
@@ -337,13 +337,14 @@ def test_limits_of_a_step_hold(
         plan = Plan.from_json(line)
         prompts = [item.tokens for item in plan.items if item.tokens > 1 or not item.sample]
         fresh = {admission.request for admission in plan.admitted}
-        decodes = any(i.tokens == 1 and i.sample and i.request not in fresh for i in plan.items)
+        decodes = sum(i.tokens == 1 and i.sample and i.request not in fresh for i in plan.items)
         assert plan.tokens <= settings_.max_num_batched_tokens
         assert len(plan.items) <= settings_.max_num_seqs
         if settings_.long_prefill_token_threshold:
             assert max(prompts, default=0) <= settings_.long_prefill_token_threshold
         if settings_.max_num_mixed_prefill_tokens and decodes:
-            assert sum(prompts) <= settings_.max_num_mixed_prefill_tokens
+            most = settings_.max_num_mixed_prefill_tokens + PROMPT_TOKENS_PER_DECODE * decodes
+            assert sum(prompts) <= most
 
 
 @settings(max_examples=100, deadline=None)

@@ -10,7 +10,7 @@ import torch
 
 from penstock.core.blocks import BlockPool
 from penstock.core.cost import Coefficients
-from penstock.core.plan import Admission, Plan, PlanItem
+from penstock.core.plan import Admission, Plan, PlanItem, StepResult
 from penstock.core.request import FinishReason, Request
 from penstock.core.sampling_params import SamplingParams
 from penstock.core.scheduler import Scheduler, SchedulerConfig
@@ -173,6 +173,51 @@ def test_logprobs_come_for_those_who_ask(make: Make) -> None:
     assert [entry.token for entry in result.prompt_logprobs["c"]] == list(PROMPT[1:5])
     rest = executor.collect(executor.submit(Plan(1, items=(PlanItem("c", 4, 2, (), True),))))
     assert [entry.token for entry in rest.prompt_logprobs["c"]] == [PROMPT[5]]
+
+
+def test_each_gets_its_own_rows_of_a_mixed_step(make: Make) -> None:
+    """Prompts with and without logprobs, ends of prompts, a chunk, a decode: tokens and values as alone."""
+    prompts = {"a": PROMPT, "b": (8, 9, 10), "c": (7, 6, 5, 4, 3), "d": (20, 21, 22, 23)}
+    asks: dict[str, dict[str, object]] = {
+        "a": {"prompt_logprobs": 1},
+        "d": {"prompt_logprobs": 0, "logprobs": 2},
+    }
+    blocks = {"a": (5, 2), "b": (0,), "c": (3, 4), "d": (6,)}
+
+    def parts(name: str, *chunks: int) -> list[PlanItem]:
+        items, start = [], 0
+        for tokens in chunks:
+            own = blocks[name] if start == 0 else ()
+            items.append(PlanItem(name, start, tokens, own, start + tokens == len(prompts[name])))
+            start += tokens
+        return items
+
+    def admitted(name: str) -> Admission:
+        return admission(name, prompts[name], **asks.get(name, {}))
+
+    alone: dict[str, StepResult] = {}
+    for name, prompt in prompts.items():
+        executor = make()
+        plan = Plan(0, (admitted(name),), tuple(parts(name, len(prompt))))
+        alone[name] = executor.collect(executor.submit(plan))
+    executor = make()
+    # b begins alone, so that it decodes beside the rest
+    begin = Plan(0, (admitted("b"),), tuple(parts("b", 3)))
+    assert run(executor, begin)["b"] == alone["b"].tokens["b"]
+    c, rest_of_c = parts("c", 3, 2)
+    items = (*parts("a", 6), PlanItem("b", 3, 1, (), True), c, *parts("d", 4))
+    mixed = executor.collect(executor.submit(Plan(1, tuple(admitted(name) for name in "acd"), items)))
+    last = executor.collect(executor.submit(Plan(2, items=(rest_of_c,))))
+    assert mixed.tokens["b"] == decode(make(), prompts["b"], 2, blocks=(1,))[1]
+    assert last.tokens == alone["c"].tokens
+    for name in "ad":
+        assert mixed.tokens[name] == alone[name].tokens[name]
+        got, want = mixed.prompt_logprobs[name], alone[name].prompt_logprobs[name]
+        assert [entry.token for entry in got] == list(prompts[name][1:])
+        assert [entry.logprob for entry in got] == pytest.approx([entry.logprob for entry in want], abs=1e-4)
+        assert [entry.rank for entry in got] == [entry.rank for entry in want]
+    assert mixed.logprobs["d"].logprob == pytest.approx(alone["d"].logprobs["d"].logprob, abs=1e-4)
+    assert set(mixed.prompt_logprobs) == {"a", "d"}
 
 
 def test_a_scheduler_can_drive_it(make: Make) -> None:

@@ -19,7 +19,7 @@ LIBRARY = available(wait_seconds=120)
 pytestmark = pytest.mark.skipif(LIBRARY is None, reason="no C++ compiler, or PENSTOCK_CPU_KERNELS=0")
 CPU = torch.device("cpu")
 DTYPES = [torch.float32, torch.bfloat16]
-SHAPES = [(64, 64), (100, 96), (7, 3), (1000, 70), (192, 1024), (130, 5000)]
+SHAPES = [(64, 64), (100, 96), (7, 3), (1000, 70), (192, 1024), (130, 4200), (130, 5000)]
 
 
 def tensors(columns: int, depth: int, rows: int, dtype: torch.dtype) -> tuple[torch.Tensor, ...]:
@@ -155,6 +155,14 @@ def test_bf16_panels(rows: int, shape: tuple[int, int], threads: int) -> None:
     got = panels(x, bias)
     assert_near(got, exact(weight, bias, x), 1e-5)
     assert torch.equal(got, torch.cat([panels(row[None], bias) for row in x]))
+
+
+@pytest.mark.parametrize("scheme", [None, *SCHEMES])
+def test_no_rows(scheme: str | None, threads: int) -> None:
+    assert LIBRARY is not None
+    weight, bias, x = tensors(192, 1024, 0, torch.bfloat16)
+    panels = onednn(weight) if scheme is None else IntegerPanels(LIBRARY, weight, scheme)
+    assert panels(x, bias).shape == (0, 192)
 
 
 def test_rows_that_are_not_dense() -> None:

@@ -15,6 +15,7 @@ from ctypes import c_void_p
 from dataclasses import dataclass
 
 import numpy as np
+import numpy.typing as npt
 import torch
 
 from penstock.kernels.linear import Matrix
@@ -46,6 +47,14 @@ class LayerWeights:
     down: Product
     window: int | None
     """Of sliding attention."""
+
+
+def ascending(wanted: Sequence[int], rows: int) -> npt.NDArray[np.int32]:
+    """These rows of so many. Raises ValueError unless they are ascending."""
+    chosen = np.array(wanted, np.int32)
+    if len(chosen) and (chosen[0] < 0 or chosen[-1] >= rows or (np.diff(chosen) <= 0).any()):
+        raise ValueError(f"rows {list(wanted)} of {rows}; need ascending ones")
+    return chosen
 
 
 class DecoderStack:
@@ -119,9 +128,7 @@ class DecoderStack:
         wanted: Sequence[int] | None,
     ) -> torch.Tensor:
         rows, hidden = x.shape
-        chosen = np.arange(rows, dtype=np.int32) if wanted is None else np.array(wanted, np.int32)
-        if len(chosen) and (chosen[0] < 0 or chosen[-1] >= rows or (np.diff(chosen) <= 0).any()):
-            raise ValueError(f"rows {wanted} of {rows}; need ascending ones")
+        chosen = np.arange(rows, dtype=np.int32) if wanted is None else ascending(wanted, rows)
         cos, sin = rotation
         first = self._products[:4]
         qkv, _, gate_up, _ = (product.columns for product in first)

@@ -7,8 +7,8 @@
 // threads are one. Each stage computes and rounds as its own entry point does, so the result is the same to the
 // last bit.
 //
-// Of the last layer, whose keys and values all rows must leave in the cache, only the rows that are wanted go on
-// from there: of a prompt's chunk one, or none.
+// All rows must leave keys and values of the last layer in the cache; beyond its attention, only the rows that are
+// wanted go on: of a prompt's chunk one, or none.
 
 #include <vector>
 
@@ -62,7 +62,7 @@ struct Stack {
     // Moves the rows that are wanted to the front.
     void gather(T* x, int width) const {
         for (int i = 0; i < s.num_wanted; i++)
-            if (s.wanted[i] != i) std::memcpy(x + i * width, x + (int64_t)s.wanted[i] * width, width * sizeof(T));
+            if (s.wanted[i] != i) std::memcpy(x + (int64_t)i * width, x + (int64_t)s.wanted[i] * width, width * sizeof(T));
     }
 
     struct Member {
@@ -93,7 +93,7 @@ struct Stack {
             a.x = x, a.out = out, a.scratch = stack.s.scratch;
             a.rows = rows, a.x_row = a.depth, a.out_row = a.gated ? a.columns / 2 : a.columns;
             a.adds = adds;
-            quantize_rows<T>(a, thread, threads);  // of those that this thread has just made: without waiting
+            quantize_rows<T>(a, thread, threads);  // this thread's own, or all have waited: none is being written
             wait();
             multiply_lots<T>(a, thread, threads, stack.next[stage++], then);
             wait();

@@ -36,11 +36,11 @@ struct NoFetch {
     INLINE void step() {}
 };
 
-// Reads ahead, at every step of a loop a little, what comes after it; into the second-level cache: in the first, it would
-// push out what is being multiplied (a fifth slower at 8 rows).
+// Reads ahead, at every step of a loop a little, what comes after it; into the second-level cache: in the first, it
+// would push out what is being multiplied (a fifth slower at 8 rows).
 struct Fetch {
     const char* at;
-    int64_t pace;  // bytes per step, 128 at most
+    int64_t pace;  // bytes per step, 128 at most: two lines are what a step can ask for
 
     INLINE void step() {
         prefetch_far(at);
@@ -49,16 +49,16 @@ struct Fetch {
     }
 };
 
-template <typename Product, int R, int V, typename Fetch = NoFetch>
+template <typename Product, int R, int V, typename Ahead = NoFetch>
 INLINE void gemm_block(const uint32_t* a, int lda, const uint32_t* b, int ldb, float* c, int ldc, int steps, bool add,
-                       Fetch fetch = {}) {
+                       Ahead ahead = {}) {
     vf acc[R][V];
     for (int r = 0; r < R; r++)
         for (int v = 0; v < V; v++) acc[r][v] = add ? load(c + r * ldc + v * W) : vf{};
     for (int k = 0; k < steps; k++) {
         vu column[V];
         for (int v = 0; v < V; v++) column[v] = load(b + (int64_t)k * ldb + v * W);
-        fetch.step();
+        ahead.step();
         for (int r = 0; r < R; r++)
             for (int v = 0; v < V; v++) acc[r][v] = Product::add(acc[r][v], a[r * lda + k], column[v]);
     }

@@ -16,7 +16,8 @@
 // or, where activations may be rounded to eight bits as well (parts = 1), to one byte: x ≈ factor · high. The error of
 // two bytes, 3e-5 of the span's greatest, is below the rounding of bfloat16 itself for all but elements that are 128
 // times smaller than it. Sums of integers are exact and spans are added in order, as floats, so a row's bits do not
-// depend on the rows beside it, nor on threads. A span of two bytes is two groups: each costs a tenth of its products.
+// depend on the rows beside it, nor on threads. Two bytes have a factor for two groups: to end a span's sums takes a
+// tenth of the time of a group's products.
 
 #pragma once
 

@@ -77,7 +77,7 @@ def test_a_recorded_run_replays_on_a_simulated_device_to_identical_plans(
 ) -> None:
     """The golden log: a real model and real clients, with preemptions, prefix hits, siblings and an abort."""
     record = tmp_path / "steps.jsonl"
-    tight = ("--dtype", "float32", "--kv-cache-memory-bytes", "600k", "--max-model-len", "256")
+    tight = ("--dtype", "float32", "--kv-cache-memory-bytes", "450k", "--max-model-len", "200")
     with serving(*tight, "--record-steps", str(record), log=tmp_path / "log") as server:
         with openai.OpenAI(base_url=f"{server.url}/v1", api_key="-", max_retries=0) as client:
 
@@ -90,7 +90,7 @@ def test_a_recorded_run_replays_on_a_simulated_device_to_identical_plans(
 
             with concurrent.futures.ThreadPoolExecutor(8) as pool:
                 assert all(isinstance(text, str) for text in pool.map(ask, range(16)))
-        connection, answer = open_stream(server, max_tokens=200)
+        connection, answer = open_stream(server, max_tokens=150)
         answer.close()
         connection.close()
         eventually(lambda: server.metric("vllm:num_requests_running") == 0)

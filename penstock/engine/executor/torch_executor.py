@@ -14,7 +14,7 @@ from __future__ import annotations
 import time
 from array import array
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 import torch
@@ -40,13 +40,16 @@ class _Seat:
     blocks: array[int]
 
 
-@dataclass(frozen=True, slots=True)
-class _Part:
-    """One request's part of a step, and which of the hidden states are its own: rows [first, end)."""
+@dataclass(slots=True)
+class _Wanted:
+    """Which hidden states a step needs, and for what."""
 
-    item: PlanItem
-    first: int
-    end: int
+    rows: list[int] = field(default_factory=list)
+    """Flat rows, ascending."""
+    sampled: list[tuple[PlanItem, int]] = field(default_factory=list)
+    """Each with the index, in `rows`, of its last position."""
+    prompts: list[tuple[PlanItem, int]] = field(default_factory=list)
+    """Those that want logprobs of their prompts, each with the index of its first position."""
 
 
 class TorchExecutor:
@@ -115,16 +118,16 @@ class TorchExecutor:
             [Span(item.start, item.tokens, self._seats[item.request].blocks) for item in items],
             self._cache.spec.block_size,
         )
-        parts, wanted = self._wanted(items, layout)
+        wanted = self._wanted(items, layout)
         hidden = self._model.forward(
             self._on_device(self._token_ids(items)),
             self._on_device(torch.from_numpy(layout.positions)),
             self._attention.prepare(layout),
             self._cache,
-            wanted,
+            wanted.rows,
         )
-        prompt = self._prompt_logprobs(parts, hidden)
-        tokens, logprobs, errors, tainted = self._sample(parts, hidden)
+        prompt = self._prompt_logprobs(wanted.prompts, hidden)
+        tokens, logprobs, errors, tainted = self._sample(wanted.sampled, hidden)
         for request, token in tokens.items():
             self._seats[request].row.tokens.append(token)
         return StepResult(
@@ -182,29 +185,24 @@ class TorchExecutor:
     def _on_device(self, tensor: torch.Tensor) -> torch.Tensor:
         return tensor if self._device.type == "cpu" else tensor.to(self._device, non_blocking=True)
 
-    def _wanted(self, items: Sequence[PlanItem], layout: StepLayout) -> tuple[list[_Part], list[int]]:
-        """The parts of the step, and the flat rows of the hidden states that they need."""
-        parts: list[_Part] = []
-        wanted: list[int] = []
+    def _wanted(self, items: Sequence[PlanItem], layout: StepLayout) -> _Wanted:
+        wanted = _Wanted()
+        rows = wanted.rows
         for item, first, last in zip(items, layout.query_starts, layout.last_rows, strict=False):
-            at = len(wanted)
-            if self._logprobs_of_prompt(item) is not None:
-                wanted.extend(range(first, last + 1))
+            row = self._seats[item.request].row
+            if row.params.prompt_logprobs is not None and item.start < row.prompt_len:
+                wanted.prompts.append((item, len(rows)))
+                rows.extend(range(first, last + 1))
             elif item.sample:
-                wanted.append(last)
-            parts.append(_Part(item, at, len(wanted)))
-        return parts, wanted
-
-    def _logprobs_of_prompt(self, item: PlanItem) -> int | None:
-        """How many logprobs are wanted of each prompt token that follows one of the item's."""
-        row = self._seats[item.request].row
-        return row.params.prompt_logprobs if item.start < row.prompt_len else None
+                rows.append(last)
+            if item.sample:
+                wanted.sampled.append((item, len(rows) - 1))
+        return wanted
 
     def _sample(
-        self, parts: Sequence[_Part], hidden: torch.Tensor
+        self, sampled: Sequence[tuple[PlanItem, int]], hidden: torch.Tensor
     ) -> tuple[dict[str, int], dict[str, TokenLogprob], dict[str, str], frozenset[str]]:
         """(tokens, logprobs, errors, those of the errors that are the model's) by request."""
-        sampled = [(part.item, part.end - 1) for part in parts if part.item.sample]
         tokens: dict[str, int] = {}
         logprobs: dict[str, TokenLogprob] = {}
         errors: dict[str, str] = {}
@@ -238,22 +236,18 @@ class TorchExecutor:
         return frozenset(item.request for item in broken)
 
     def _prompt_logprobs(
-        self, parts: Sequence[_Part], hidden: torch.Tensor
+        self, prompts: Sequence[tuple[PlanItem, int]], hidden: torch.Tensor
     ) -> dict[str, tuple[TokenLogprob, ...]]:
-        """Of the prompt tokens that follow this step's positions, for requests that ask."""
+        """Of the prompt tokens that follow this step's positions."""
         result: dict[str, tuple[TokenLogprob, ...]] = {}
-        for part in parts:
-            item, first = part.item, part.first
-            count = self._logprobs_of_prompt(item)
-            if count is None:
-                continue
+        for item, first in prompts:
             row = self._seats[item.request].row
             targets = row.tokens[item.start + 1 : min(item.start + item.tokens + 1, row.prompt_len)]
             rows: list[TokenLogprob] = []
             for begin in range(0, len(targets), _LOGITS_ROWS):
                 some = targets[begin : begin + _LOGITS_ROWS]
                 logits = self._model.logits(hidden[first + begin : first + begin + len(some)])
-                rows.extend(prompt_logprobs(logits, some, count))
+                rows.extend(prompt_logprobs(logits, some, row.params.prompt_logprobs or 0))
             result[item.request] = tuple(rows)
         return result
 

@@ -60,10 +60,7 @@ class EngineConfig:
         0, "most tokens of one prompt in one step, 0 is no limit of its own", size=True
     )
     max_num_mixed_prefill_tokens: int | None = option(
-        None,
-        "most prompt tokens in a step that also decodes, and 4 for each that does, 0 is no limit; "
-        "default 0 (48 or more on CPU)",
-        size=True,
+        None, "most prompt tokens beside decodes, plus 4 for each; 0 is no limit, as on CUDA", size=True
     )
     scheduling_policy: str = option("fcfs", "priority serves lower numbers first", choices=tuple(POLICIES))
     max_num_queued_reqs: int | None = option(

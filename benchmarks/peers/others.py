@@ -7,6 +7,7 @@ that is not there leaves a line that says how to make it.
 from __future__ import annotations
 
 import json
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -15,11 +16,17 @@ from benchmarks.common import RESULTS
 from .summary import table
 
 
-def overhead_table(results: Path = RESULTS) -> str:
+def tables(results: Path = RESULTS) -> dict[str, str]:
+    """By the name of its marker in the document."""
+    made = {}
+    for name, (benchmark, make) in _TABLES.items():
+        path = results / f"{benchmark}.json"
+        made[name] = make(json.loads(path.read_text())) if path.exists() else _missing(benchmark)
+    return made
+
+
+def _overhead(data: Mapping[str, Any]) -> str:
     """Time of a turn of the engine loop outside the model, by load."""
-    data = _load(results, "step_overhead")
-    if data is None:
-        return _missing("step_overhead")
     rows = []
     for name, case in data["cases"].items():
         requests, _, how = name.partition(" ")
@@ -36,11 +43,8 @@ def overhead_table(results: Path = RESULTS) -> str:
     return f"{table(head, rows)}\n\nMeasured {data['date']}."
 
 
-def context_table(results: Path = RESULTS) -> str:
+def _context(data: Mapping[str, Any]) -> str:
     """Time of a token against the length of its context."""
-    data = _load(results, "long_context")
-    if data is None:
-        return _missing("long_context")
     rounds = len(data["bandwidths"])
     rows = [
         [
@@ -57,11 +61,8 @@ def context_table(results: Path = RESULTS) -> str:
     return f"{table(head, rows)}\n\nMeasured {data['date']}, at {low:.1f} to {high:.1f} GB/s."
 
 
-def quality_table(results: Path = RESULTS) -> str:
+def _quality(data: Mapping[str, Any]) -> str:
     """Perplexity and word-for-word answers of the demo model by scheme."""
-    data = _load(results, "quality")
-    if data is None:
-        return _missing("quality")
     rows = []
     for scheme, groups in data["schemes"].items():
         cells = []
@@ -74,10 +75,13 @@ def quality_table(results: Path = RESULTS) -> str:
     return table(["weights", trained, "word for word", unseen, "word for word"], rows)
 
 
-def _load(results: Path, name: str) -> dict[str, Any] | None:
-    path = results / f"{name}.json"
-    return json.loads(path.read_text()) if path.exists() else None
+def _missing(benchmark: str) -> str:
+    return f"Not measured yet: `python -m benchmarks.{benchmark}`."
 
 
-def _missing(name: str) -> str:
-    return f"Not measured yet: `python -m benchmarks.{name}`."
+_TABLES: dict[str, tuple[str, Callable[[Mapping[str, Any]], str]]] = {
+    "overhead": ("step_overhead", _overhead),
+    "context": ("long_context", _context),
+    "quality": ("quality", _quality),
+}
+"""Marker → (result file, what makes the table of it)."""

@@ -35,9 +35,7 @@ def write_report(results: Results, document: Path = DOCUMENT, images: Path = IMA
         "tpot": summary.latency_table(results, "tpot"),
         "single": summary.single_table(results),
         "startup": summary.startup_table(results),
-        "overhead": others.overhead_table(),
-        "context": others.context_table(),
-        "quality": others.quality_table(),
+        **others.tables(),
     }
     try:
         drawn = plots.draw(results, images)

@@ -40,8 +40,8 @@ struct Plan {
 
     explicit Plan(const Attention& a) {
         const int tile = query_tile(a), heads = head_tile(a);
+        const int half = std::max(1, std::min(tile, TILE_ROWS / 2 / a.heads));
         for (int s = 0; s < a.spans; s++) {
-            const int half = std::max(1, std::min(tile, TILE_ROWS / 2 / a.heads));
             const int mine = a.starts[s] < LONG_START ? half : tile;
             for (int first = 0; first < a.lengths[s]; first += mine)
                 add(a, s, first, std::min(mine, a.lengths[s] - first), is_decode(a, a.lengths[s]) ? heads : 1);

@@ -99,7 +99,8 @@ struct Stack {
             wait();
         }
 
-        void attend(const Attention& a, const void* head_norm, bool last) {
+        // The queries and keys of this thread's rows; keys and values go to the cache.
+        void rotate(const Attention& a, const void* head_norm) const {
             const DecoderStep& s = stack.s;
             T* heads = (T*)s.heads;
             const int rotated = a.kv_heads * (a.heads + 1);
@@ -108,27 +109,36 @@ struct Stack {
                              (const T*)s.cos + r * s.rotary, (const T*)s.sin + r * s.rotary, s.rotary);
                 write_cache<T>(a, (int)r, (int)r + 1);
             });
-            if (last && s.num_wanted == 0) return;
+        }
+
+        void attend(const Attention& a) {
             if (thread == 0) start_groups(a);
             wait();
             attend_lots<T>(a, thread, stack.next[stage++]);
             wait();
-            if (last && s.num_wanted < s.rows) {
-                if (thread == 0) stack.gather((T*)s.x, s.hidden);
-                if (thread == threads - 1) stack.gather((T*)s.attended, (int)(a.kv_heads * a.heads * a.dim));
-                wait();
-                rows = s.num_wanted;
-            }
+        }
+
+        // From here on, there are no rows but those that are wanted.
+        void keep_wanted(const Attention& a) {
+            const DecoderStep& s = stack.s;
+            if (s.num_wanted == s.rows) return;
+            if (thread == 0) stack.gather((T*)s.x, s.hidden);
+            if (thread == threads - 1) stack.gather((T*)s.attended, (int)(a.kv_heads * a.heads * a.dim));
+            wait();
+            rows = s.num_wanted;
         }
 
         void layer(int number) {
             const DecoderStep& s = stack.s;
             const DecoderLayer& l = s.layers[number];
+            const Attention& a = stack.attention[number];
             const bool last = number + 1 == s.num_layers;
             norm(l.attention_norm);
             multiply(l.qkv, s.normed, s.heads, false, l.out);
-            attend(stack.attention[number], l.head_norm, last);
+            rotate(a, l.head_norm);
             if (last && s.num_wanted == 0) return;
+            attend(a);
+            if (last) keep_wanted(a);
             multiply(l.out, s.attended, s.x, true, l.gate_up);
             norm(l.mlp_norm);
             multiply(l.gate_up, s.normed, s.active, false, l.down);

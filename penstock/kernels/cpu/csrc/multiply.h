@@ -98,34 +98,42 @@ inline char* own_scratch(const Linear& a, int thread) {
     return a.scratch + linear_scratch(a.kind, a.rows, a.depth, thread);
 }
 
-// Ends the sums of some rows of a panel, in registers' order: scale, bias, activation, what is added to.
+// Where the columns of a panel go: to the output, or those of a gate to where its factor finds them.
 template <typename T>
-void write_rows(const Linear& a, int panel, int row, int count, const float* c, T* gates) {
-    const int half = a.gated ? a.columns / 2 : 0;
-    const int column = panel * PANEL, columns = std::min(PANEL, a.columns - column);
-    const bool is_gate = column < half;
-    T* to = is_gate ? gates + row * PANEL : (T*)a.out + row * a.out_row + column - half;
-    const int64_t to_row = is_gate ? PANEL : a.out_row;
-    for (int r = 0; r < count; r++)
-        for (int i = 0; i < columns; i += W) {
-            const int n = columns - i;
-            vf value = load(c + r * PANEL + i);
-            if (a.kind == INT8) value *= load(a.scales + column + i, n);
-            if (a.bias) value += load((const T*)a.bias + column + i, n);
-            T* out = to + r * to_row + i;
-            if (half && !is_gate) value = silu_mul(out, load(gates + (row + r) * PANEL + i), rounded(out, value));
-            store(out, a.adds ? load(out, n) + rounded(out, value) : value, n);
-        }
-}
+struct Target {
+    T *at, *gates;  // of the first row; gates only for their factors
+    int64_t row;    // from one row to the next
 
-template <typename T>
-INLINE void expect_rows(const Linear& a, int panel, int row, int count) {
-    const int half = a.gated ? a.columns / 2 : 0, column = panel * PANEL;
-    if (column < half) return;
-    const char* out = (const char*)((T*)a.out + row * a.out_row + column - half);
-    for (int r = 0; r < count; r++, out += a.out_row * sizeof(T))
-        for (int i = 0; i < PANEL * (int)sizeof(T); i += 64) __builtin_prefetch(out + i, 1, 3);
-}
+    Target(const Linear& a, int panel, int first, T* all_gates) {
+        const int half = a.gated ? a.columns / 2 : 0, column = panel * PANEL;
+        const bool is_gate = column < half;
+        T* own = all_gates + first * PANEL;
+        at = is_gate ? own : (T*)a.out + first * a.out_row + column - half;
+        gates = half && !is_gate ? own : nullptr;
+        row = is_gate ? PANEL : a.out_row;
+    }
+
+    // Has the memory of some rows ready for writing.
+    INLINE void expect(int count) const {
+        for (int r = 0; r < count; r++)
+            for (int i = 0; i < PANEL; i += 64 / (int)sizeof(T)) __builtin_prefetch(at + r * row + i, 1, 3);
+    }
+
+    // Ends the sums of some rows: scale, bias, activation, what is added to.
+    void write(const Linear& a, int panel, int count, const float* c) const {
+        const int column = panel * PANEL, columns = std::min(PANEL, a.columns - column);
+        for (int r = 0; r < count; r++)
+            for (int i = 0; i < columns; i += W) {
+                const int n = columns - i;
+                vf value = load(c + r * PANEL + i);
+                if (a.kind == INT8) value *= load(a.scales + column + i, n);
+                if (a.bias) value += load((const T*)a.bias + column + i, n);
+                T* out = at + r * row + i;
+                if (gates) value = silu_mul(out, load(gates + r * PANEL + i), rounded(out, value));
+                store(out, a.adds ? load(out, n) + rounded(out, value) : value, n);
+            }
+    }
+};
 
 // What is read meanwhile.
 struct Following {
@@ -140,8 +148,9 @@ void multiply_panel(const Linear& a, const Activations& activations, int panel, 
     const int depth = a.kind == BF16 ? a.depth : activations.depth;
     const bool whole = a.depth <= CHUNK;
     float own[BLOCK_ROWS * PANEL];
-    float* const sums = (float*)own_scratch(a, thread);
-    T* const gates = (T*)(own_scratch(a, thread) + sum_bytes(a.rows, a.depth));
+    char* const scratch = own_scratch(a, thread);
+    float* const sums = (float*)scratch;
+    T* const gates = (T*)(scratch + sum_bytes(a.rows, a.depth));
     // Memory would rest from the second block of rows on, which finds the panel in the cache.
     const int64_t steps = blocks * steps_of(a, depth);
     Fetch fetch{(const char*)following.at, std::min<int64_t>(128, (following.bytes + steps - 1) / steps)};
@@ -151,10 +160,11 @@ void multiply_panel(const Linear& a, const Activations& activations, int panel, 
             const int row = (int)((int64_t)a.rows * i / blocks), end = (int)((int64_t)a.rows * (i + 1) / blocks);
             float* c = whole ? own : sums + row * PANEL;
             if (first == 0) std::fill(c, c + (end - row) * PANEL, 0.0f);
-            if (last == depth) expect_rows<T>(a, panel, row, end - row);
+            const Target<T> target(a, panel, row, gates);
+            if (last == depth) target.expect(end - row);
             some_rows<T>(a, activations, end - row, {panel, row, first, last, fetch, c});
             fetch.at += fetch.pace * steps_of(a, last - first);
-            if (last == depth) write_rows<T>(a, panel, row, end - row, c, gates);
+            if (last == depth) target.write(a, panel, end - row, c);
         }
     }
 }

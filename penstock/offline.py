@@ -23,7 +23,8 @@ from typing import Any, TypeAlias
 
 from penstock.core.errors import BY_NAME, ContextLengthExceeded, InvalidRequest, RequestFailed, StartupError
 from penstock.core.plan import Event, TokenLogprob
-from penstock.core.request import FinishReason
+from penstock.core.request import Prompt as EnginePrompt
+from penstock.core.request import RequestSpec
 from penstock.core.sampling_params import SamplingParams
 from penstock.engine.build import build_engine
 from penstock.engine.config import EngineConfig
@@ -163,22 +164,21 @@ class LLM:
                 param="priority",
                 advice='Make the LLM with scheduling_policy="priority".',
             )
-        adds: list[Add] = []
+        specs: list[RequestSpec] = []
         sequences: dict[str, _Sequence] = {}
         requests = []
         for index, (prompt, chosen) in enumerate(zip(every, params, strict=True)):
             text, ids, salt = self._encode(prompt)
             request = RequestOutput(str(next(self._numbers)), text, ids, [])
             requests.append(request)
-            rank = priority[index] if priority else 0
-            for add in self._adds(request, chosen, rank, salt):
-                adds.append(add)
+            spec = self._spec(request, chosen, priority[index] if priority else 0, salt)
+            specs.append(spec)
+            for name in spec.ids:
                 output = CompletionOutput(len(request.outputs))
                 request.outputs.append(output)
-                processor = OutputProcessor(self._tokenizer, ids, add.params)
-                sequences[add.id] = _Sequence(request, output, processor)
-        with _Progress(len(adds), use_tqdm) as progress:
-            for event in self._run(adds):
+                sequences[name] = _Sequence(request, output, OutputProcessor(self._tokenizer, ids, chosen))
+        with _Progress(len(sequences), use_tqdm) as progress:
+            for event in self._run(specs):
                 if self._take(event, sequences[event.request]):
                     progress.advance()
         return requests
@@ -251,10 +251,10 @@ class LLM:
             return prompt, self._tokenizer.encode(prompt), salt
         return None, [int(token) for token in prompt], salt
 
-    def _adds(
+    def _spec(
         self, request: RequestOutput, params: SamplingParams, priority: int, salt: str
-    ) -> Iterator[Add]:
-        """The engine's requests for one prompt: n siblings, which share its blocks."""
+    ) -> RequestSpec:
+        """The engine's request for one prompt and its n sequences."""
         info, ids = self._engine.info, request.prompt_token_ids
         params.verify(info.vocab_size, -1)
         outside = next((token for token in ids if not 0 <= token < info.vocab_size), None)
@@ -267,34 +267,34 @@ class LLM:
             raise ContextLengthExceeded(
                 f"the prompt has {len(ids)} tokens; the context, with the output, is {info.max_model_len}."
             )
-        for index in range(params.n):
-            yield Add(
-                id=request.request_id if index == 0 else f"{request.request_id}-{index}",
-                prompt=tuple(ids),
-                params=params.sibling(index),
-                max_tokens=min(room, params.max_tokens or room),
-                arrived_at=0.0,
-                priority=priority,
-                cache_salt=salt,
-                leader=request.request_id if index else None,
-            )
+        return RequestSpec(
+            id=request.request_id,
+            prompts=(EnginePrompt(tuple(ids), min(room, params.max_tokens or room)),),
+            sampling=params.sampling,
+            n=params.n,
+            priority=priority,
+            cache_salt=salt,
+        )
 
-    def _run(self, adds: Iterable[Add]) -> Iterator[Event]:
+    def _run(self, specs: Iterable[RequestSpec]) -> Iterator[Event]:
         loop = self._engine.loop
         try:
-            for add in adds:
-                yield from loop.handle(add)
+            for spec in specs:
+                yield from loop.handle(Add(spec))
             while loop.has_work:
                 yield from loop.step()
         finally:
             if loop.has_work:  # interrupted or failed: leave nothing behind for the next call
                 loop.handle(Abort(loop.scheduler.unfinished))
+                while loop.has_work:
+                    loop.step()
 
     def _take(self, event: Event, sequence: _Sequence) -> bool:
         """Add an event to its sequence; whether it was the last."""
-        if event.finish is FinishReason.ERROR:
-            raise BY_NAME.get(event.error_type, RequestFailed)(
-                f"request {event.request} failed: {event.error}"
+        if event.failure is not None:
+            failure = event.failure
+            raise BY_NAME.get(failure.type, RequestFailed)(
+                f"request {event.request} failed: {failure.cause}", param=failure.param, advice=failure.advice
             )
         ended = sequence.processor.finished
         delta = sequence.processor.push(event)
@@ -311,13 +311,11 @@ class LLM:
             output.finish_reason, output.stop_reason = delta.finish_reason, delta.stop_reason
         if output.index == 0:
             request.num_cached_tokens = event.cached
-        if delta.stop_found and event.finish is None:
-            for last in self._engine.loop.handle(Abort((event.request,))):
-                request.device_seconds += last.device_seconds
-            return True
         if event.finish is not None:
             request.device_seconds += event.device_seconds
             return True
+        if delta.stop_found:  # its last event comes at once, or with the step that is under way
+            return any([self._take(last, sequence) for last in self._engine.loop.handle(Abort((event.request,)))])
         return False
 
     def _decode(self, logprobs: Sequence[TokenLogprob]) -> list[dict[int, Logprob]]:

@@ -53,7 +53,7 @@ NOT_IMPLEMENTED = frozenset(
     --lora-modules --max-cpu-loras --enable-auto-tool-choice --tool-call-parser --reasoning-parser
     --kv-offloading-size --kv-offloading-backend --kv-transfer-config --enable-sleep-mode
     --otlp-traces-endpoint --compilation-config --optimization-level -O -cc --performance-mode --hf-overrides
-    --limit-mm-per-prompt --tokenizer --async-scheduling
+    --limit-mm-per-prompt --tokenizer
     --logits-processors --structured-outputs-config --rope-scaling
     --rope-theta --sse-keep-alive-interval --num-gpu-blocks-override
     --override-generation-config --prefix-caching-hash-algo --config --show-hidden-metrics-for-version

@@ -12,8 +12,9 @@ Prefix index: the hash of a full block covers everything before it, so equal has
 
     h0 = H(salt,  t[0:bs])     h1 = H(h0, t[bs:2bs])     h2 = H(h1, …)
 
-The hash is blake2b-128, keyed by nothing but content and salt: the same in every process and every run. It
-knows nothing of devices, models or requests; block ids index whatever memory the executor has.
+The hash is blake2b-128, keyed by nothing but content and salt: the same in every process and every run. Where
+positions stand for something else than their token ids, the content's hash enters, too. It knows nothing of
+devices, models or requests; block ids index whatever memory the executor has.
 """
 
 from __future__ import annotations
@@ -24,13 +25,18 @@ from collections.abc import Iterable, Sequence
 from hashlib import blake2b
 
 
-def hash_block(parent: bytes, tokens: Sequence[int], salt: str = "") -> bytes:
-    """Chained hash of one full block: 16 bytes over the parent's hash (or the salt) and the token ids."""
+def hash_block(parent: bytes, tokens: Sequence[int], salt: str = "", content: str = "") -> bytes:
+    """Chained hash of one full block: 16 bytes over the parent's hash (or the salt) and the token ids.
+
+    content: what else these positions hold.
+    """
     digest = blake2b(parent, digest_size=16)
     if not parent:
         digest.update(salt.encode())
         digest.update(b"\0")
     digest.update(array("q", tokens).tobytes())
+    if content:
+        digest.update(content.encode())
     return digest.digest()
 
 
@@ -131,9 +137,13 @@ class BlockPool:
             self._index[digest] = block
             self._hash_of[block] = digest
 
-    def unregister(self, block: int) -> None:
-        """Make a referenced block unfindable: its content turned out to be worthless."""
-        self._forget(block)
+    def unregister(self, blocks: Iterable[int]) -> None:
+        """Make these blocks unfindable: their content turned out to be worthless."""
+        for block in blocks:
+            self._forget(block)
+            if block in self._cached:
+                del self._cached[block]
+                self._free.append(block)
 
     def check(self, tables: Iterable[Sequence[int]] | None = None) -> None:
         """Raise AssertionError if an invariant is broken; `tables` are the block tables of all holders."""

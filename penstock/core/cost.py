@@ -19,7 +19,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from .plan import Plan, PlanItem
+from .plan import Plan
 
 Features = tuple[float, float, float, float]
 
@@ -38,19 +38,10 @@ class Coefficients:
         return (self.fixed, self.per_token, self.per_context, self.per_sample)
 
 
-def item_features(item: PlanItem) -> Features:
-    """(its presence, tokens, context, samples) of one request's part."""
-    return (1.0, float(item.tokens), float(item.context), float(item.sample))
-
-
 def plan_features(plan: Plan) -> Features:
-    """Features of a whole step; the fixed cost counts once."""
-    tokens = context = samples = 0
-    for item in plan.items:
-        tokens += item.tokens
-        context += item.context
-        samples += item.sample
-    return (1.0, float(tokens), float(context), float(samples))
+    """Of a whole step; the fixed cost counts once."""
+    load = plan.load
+    return (1.0, float(load.tokens), float(load.context), float(load.samples))
 
 
 class StepCost:
@@ -106,22 +97,24 @@ class StepCost:
         if self.observed <= self._every or self.observed % self._every == 0:
             self._refit()
 
-    def attribute(self, plan: Plan, seconds: float) -> dict[str, float]:
-        """Seconds of the step for each request in it; they add up to `seconds` (to rounding)."""
+    def attribute(self, plan: Plan, seconds: float) -> list[float]:
+        """Seconds of the step for each of its items; they add up to `seconds` (to rounding)."""
         if not plan.items:
-            return {}
+            return []
         fixed, per_token, per_context, per_sample = self.coefficients.as_tuple()
         presence = fixed / len(plan.items)
         weights = [
-            presence + per_token * item.tokens + per_context * item.context + per_sample * item.sample
-            for item in plan.items
+            presence
+            + per_token * count
+            + per_context * (count * start + count * (count + 1) // 2)
+            + per_sample * samples
+            for _, _, start, count, _, samples, _, _ in plan.items
         ]
         total = sum(weights)
         if total <= 0.0:
             weights, total = [float(item.tokens) for item in plan.items], float(plan.tokens)
-        return {
-            item.request: seconds * weight / total for item, weight in zip(plan.items, weights, strict=True)
-        }
+        scale = seconds / total
+        return [scale * weight for weight in weights]
 
     def _refit(self) -> None:
         """Non-negative least squares by coordinate descent: four unknowns, so a few sweeps will do."""

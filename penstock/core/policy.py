@@ -1,13 +1,13 @@
-"""Who goes first, who yields, and how much of a prompt goes into one step: pure functions of state.
+"""Who goes first, and who yields: pure functions of requests and time.
 
-A policy knows requests; it does not know blocks, plans or devices. Every order ends in the arrival number,
-so no two requests ever tie and the same input gives the same plans.
+A policy knows requests, the time, and what each tenant has had; it does not know blocks, plans or devices.
+Every order ends in the arrival number, so no two requests ever tie and the same input gives the same plans.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Protocol
 
 from .request import Request
@@ -15,51 +15,68 @@ from .request import Request
 OrderKey = tuple[float, ...]
 
 
+@dataclass(slots=True)
+class View:
+    """What a policy may look at besides the request."""
+
+    now: float = 0.0
+    """Of the step that is planned, in the caller's seconds."""
+    served: Mapping[str, float] = field(default_factory=dict)
+    """Device seconds that each tenant has used, as far as steps are committed."""
+
+
 class Policy(Protocol):
     """The decisions of a scheduler that are a matter of taste."""
 
     @property
     def name(self) -> str:
-        """As in --scheduling-policy."""
+        """What it is chosen by."""
         ...
 
-    def order(self, request: Request) -> OrderKey:
+    @property
+    def dynamic(self) -> bool:
+        """Whether keys change while a request is here: then all are asked for again in every step."""
+        ...
+
+    def order(self, request: Request, view: View) -> OrderKey:
         """Sort key, smallest first: in the queue, for the token budget, and (reversed) for preemption."""
         ...
 
-    def victim(self, running: Sequence[Request]) -> Request:
-        """Which of these running requests gives up its blocks."""
+    def victim(self, running: Sequence[Request], view: View) -> Request:
+        """Which of these running requests, in order, gives up its blocks."""
         ...
 
 
-@dataclass(frozen=True, slots=True)
-class Fcfs:
+class _LastYields:
+    """Whoever goes last yields first."""
+
+    dynamic = False
+
+    def victim(self, running: Sequence[Request], view: View) -> Request:
+        """The last in order."""
+        return running[-1]
+
+
+@dataclass(frozen=True)
+class Fcfs(_LastYields):
     """First come, first served; the last to come yields first."""
 
     name: str = "fcfs"
 
-    def order(self, request: Request) -> OrderKey:
+    def order(self, request: Request, view: View) -> OrderKey:
         """Arrival."""
         return (request.arrival,)
 
-    def victim(self, running: Sequence[Request]) -> Request:
-        """The youngest."""
-        return max(running, key=self.order)
 
-
-@dataclass(frozen=True, slots=True)
-class Priority:
+@dataclass(frozen=True)
+class Priority(_LastYields):
     """Lower priority numbers first, then arrival; the least urgent and youngest yields first."""
 
     name: str = "priority"
 
-    def order(self, request: Request) -> OrderKey:
+    def order(self, request: Request, view: View) -> OrderKey:
         """Priority, then arrival."""
-        return (request.priority, request.arrival)
-
-    def victim(self, running: Sequence[Request]) -> Request:
-        """The least urgent, and of these the youngest."""
-        return max(running, key=self.order)
+        return (request.spec.priority, request.arrival)
 
 
 POLICIES: dict[str, Callable[[], Policy]] = {"fcfs": Fcfs, "priority": Priority}

@@ -1,4 +1,9 @@
-"""A request as the scheduler sees it: token ids, counts, limits, and where it stands.
+"""What a client asked for, once and frozen; and what became of each of its sequences so far.
+
+    RequestSpec   one request of a client: prompts once, parameters once, n. Travels whole, from whoever
+                  encodes it to the executor; nobody copies it field by field.
+    Request       one of its sequences (prompts × n of them) as the scheduler sees it: the specification, an
+                  index into it, and everything that grows. `Request.of(spec)` is where they are made.
 
 There are no phases. A request has a list of known tokens (prompt, then what was generated) and a number of
 *computed* ones, whose keys and values lie in its blocks:
@@ -9,24 +14,31 @@ There are no phases. A request has a list of known tokens (prompt, then what was
     blocks    [ b0 ][ b1 ][ b2 ][ b3 ][ b4 ]
 
 A step computes some of the rest. When it reaches the last token, the executor samples one more: until its id
-is known the request has one *pending* token. Decode, chunked prefill, a prefix hit and resuming after a
-preemption are the same thing with other numbers.
+is known the request has one *pending* token (several, where drafts are verified). Decode, chunked prefill, a
+prefix hit and resuming after a preemption are the same thing with other numbers.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from collections.abc import Iterator
+from dataclasses import dataclass
 from enum import StrEnum
+from typing import TYPE_CHECKING
 
-from .sampling_params import SamplingParams
+from .errors import InvalidRequest
+from .sampling_params import Sampling
+
+if TYPE_CHECKING:
+    from .plan import TokenLogprob
 
 
 class State(StrEnum):
     """Where a request stands."""
 
+    HELD = "held"  # waits until its leader has computed the prompt that they share
     WAITING = "waiting"  # in the queue: new, or preempted
     RUNNING = "running"  # holds blocks
-    FINISHED = "finished"  # holds nothing
+    FINISHED = "finished"  # holds nothing; is there until the last step that it was in has been committed
 
 
 class FinishReason(StrEnum):
@@ -38,62 +50,244 @@ class FinishReason(StrEnum):
     ERROR = "error"  # it failed in the engine; the event says why
 
 
-@dataclass(slots=True, eq=False)
-class Request:
-    """One sequence to generate. All times are seconds of the caller's clock, given as `now`."""
+class ServiceClass(StrEnum):
+    """Who waits for it: what a policy may put first."""
+
+    REALTIME = "realtime"
+    BACKGROUND = "background"
+
+
+@dataclass(frozen=True, slots=True)
+class InputSpan:
+    """Positions of a prompt that stand for something else than their token ids, such as an image."""
+
+    start: int
+    length: int
+    digest: str
+    """Hash of the content: prefixes are equal only where these are, too."""
+
+
+@dataclass(frozen=True, slots=True)
+class Prompt:
+    """One prompt of a request."""
+
+    token_ids: tuple[int, ...]
+    max_tokens: int = 16
+    """Most tokens to generate, already cut to the context length; 0 where nothing is (pooling)."""
+    inputs: tuple[InputSpan, ...] = ()
+    """In ascending order."""
+
+
+@dataclass(frozen=True, slots=True)
+class Pooling:
+    """One vector of the whole prompt is wanted, and no token."""
+
+    type: str = "last"
+    """"last": the hidden state of the last position, after the final norm."""
+    normalize: bool = True
+    """To length 1."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RequestSpec:
+    """One request of a client, as it travels. All times are seconds of the engine's clock."""
 
     id: str
-    prompt: tuple[int, ...]
-    params: SamplingParams
-    eos_ids: frozenset[int] = frozenset()
-    """End-of-sequence ids of the model; empty when the request ignores them."""
-    max_tokens: int = 16
-    """Most tokens to generate, already cut to the context length."""
+    prompts: tuple[Prompt, ...]
+    sampling: Sampling | None = None
+    """Of a request that generates; shared by all of its sequences."""
+    pooling: Pooling | None = None
+    """Of a request that does not."""
+    n: int = 1
+    """Sequences of each prompt."""
+    arrived_at: float = 0.0
     priority: int = 0
     """Lower is served first, under the priority policy."""
+    service_class: ServiceClass = ServiceClass.REALTIME
+    deadline: float | None = None
+    """When the answer is wanted: for policies, nothing is ended by it."""
+    tenant: str = ""
+    """Whose it is. Tenants share no cached prefixes; policies may share the device between them."""
     cache_salt: str = ""
     """Requests share cached prefixes only with requests of the same salt."""
-    leader: str | None = None
-    """With n > 1: the request whose prompt this one shares; it waits for the leader to compute the prompt."""
-
-    # ---- progress, owned by the scheduler ----
-    arrival: int = -1
-    """Arrival number, given by the scheduler: the tie-breaker of every order."""
-    state: State = State.WAITING
-    tokens: list[int] = field(default_factory=list)
-    computed: int = 0
-    pending: int = 0
-    blocks: list[int] = field(default_factory=list)
-    hashes: list[bytes] = field(default_factory=list)
-    """Chained hash of each full block of `tokens`, filled as far as needed."""
-    registered: int = 0
-    """Number of leading blocks that were offered to the prefix index."""
-    reached: int = 0
-    """Most tokens that were ever computed at once: what is below is computed again after a preemption."""
-    has_siblings: bool = False
-    """Another request shares this one's prompt (n > 1)."""
-    cached: int | None = None
-    """Prompt tokens found in the prefix cache at first admission; None before it."""
-    preemptions: int = 0
-    device_seconds: float = 0.0
-
-    # ---- times ----
-    arrived_at: float = 0.0
-    scheduled_at: float | None = None
-    first_token_at: float | None = None
-
-    def __post_init__(self) -> None:
-        self.tokens = list(self.prompt)
+    adapter: str | None = None
+    """Id of a LoRA adapter: other keys and values, so other prefixes."""
+    grammar: str | None = None
+    """Id of a compiled grammar that restricts the tokens."""
+    eos_ids: tuple[int, ...] = ()
+    """End-of-sequence ids, ascending; the engine fills them in."""
+    drawn_seed: int | None = None
+    """For a request that samples without a seed: the engine draws one, so that it goes on with the same
+    numbers after a preemption, and a replay is the same."""
 
     @property
-    def prompt_len(self) -> int:
-        """Number of prompt tokens."""
-        return len(self.prompt)
+    def ids(self) -> tuple[str, ...]:
+        """Ids of its sequences, prompt by prompt."""
+        count = len(self.prompts) * self.n
+        return (self.id,) if count == 1 else tuple(f"{self.id}:{index}" for index in range(count))
+
+    @property
+    def needs(self) -> frozenset[str]:
+        """What an executor must be able to do for it, beyond tokens and logprobs (`Capacity.features`)."""
+        wanted = {
+            "pooling": self.pooling is not None,
+            "adapter": self.adapter is not None,
+            "grammar": self.grammar is not None,
+            "inputs": any(prompt.inputs for prompt in self.prompts),
+        }
+        return frozenset(name for name, needed in wanted.items() if needed)
+
+    @property
+    def salt(self) -> str:
+        """What separates its cached prefixes from those of others."""
+        return repr((self.tenant, self.adapter, self.cache_salt))
+
+    def prompt_of(self, index: int) -> Prompt:
+        """The prompt of sequence `index`."""
+        return self.prompts[index // self.n]
+
+    def seed_of(self, index: int) -> int | None:
+        """The seed of sequence `index`: those of one prompt differ. None for greedy and pooling requests."""
+        if self.sampling is None or self.sampling.greedy:
+            return None
+        given = self.sampling.seed
+        if given is not None:
+            return _in_64_bits(given + index % self.n)
+        return None if self.drawn_seed is None else _in_64_bits(self.drawn_seed + index)
+
+    def prompt_logprobs_of(self, index: int) -> int | None:
+        """How many logprobs of its prompt sequence `index` gives: the first of n computes it, the others
+        share."""
+        return None if self.sampling is None or index % self.n else self.sampling.prompt_logprobs
+
+    def check(self) -> None:
+        """Raise InvalidRequest for what can never be served anywhere."""
+        if (self.sampling is None) == (self.pooling is None):
+            raise InvalidRequest("a request either samples or pools: give one of the two.")
+        if not self.prompts or self.n < 1:
+            raise InvalidRequest(
+                f"a request needs a prompt and n of at least 1, got {len(self.prompts)} and {self.n}.",
+                param="prompt" if not self.prompts else "n",
+            )
+        for prompt in self.prompts:
+            if not prompt.token_ids:
+                raise InvalidRequest("the prompt is empty.", param="prompt")
+            if (prompt.max_tokens > 0) == (self.sampling is None):
+                raise InvalidRequest(
+                    f"max_tokens is {prompt.max_tokens}: a request that samples needs 1 or more, "
+                    "one that pools 0.",
+                    param="max_tokens",
+                )
+
+
+def _in_64_bits(seed: int) -> int:
+    wrapped = (seed + 2**63) % 2**64 - 2**63
+    return 0 if wrapped == -1 else wrapped  # -1 would mean no seed
+
+
+class Request:
+    """One sequence under way. The specification's part is read-only; the scheduler owns the rest.
+
+    Attributes:
+        id, spec, index: of the specification, and which of its sequences this is.
+        prompt_len, max_tokens: number of prompt tokens; most tokens to generate.
+        leader: the request whose prompt this one shares, while it waits for it.
+        followers: requests that wait until this one has computed its prompt.
+        arrival: number given by the scheduler, the tie-breaker of every order.
+        rank: the policy's sort key.
+        epoch: number of its admission; no result of an earlier one reaches a later one.
+        tokens: known token ids.
+        computed: number of tokens whose keys and values lie in its blocks.
+        pending: positions whose sampled tokens are not known yet.
+        speculating: drafts are being verified, so what comes next is unknown.
+        inflight: submitted steps that it is in and that are not committed.
+        blocks: its block table. The list is never emptied: who still holds it sees what it was.
+        hashes: chained hash of each full block of `tokens`, filled as far as needed.
+        registered: number of leading blocks that were offered to the prefix index.
+        reached: most tokens that were ever computed: what is below is computed again after a preemption.
+        cached: prompt tokens found in the prefix index at first admission; None before it.
+        prompt_logprobs: what has come so far of them.
+    """
+
+    __slots__ = (
+        "arrival",
+        "arrived_at",
+        "blocks",
+        "cached",
+        "computed",
+        "device_seconds",
+        "epoch",
+        "first_token_at",
+        "followers",
+        "hashes",
+        "id",
+        "index",
+        "inflight",
+        "leader",
+        "max_tokens",
+        "pending",
+        "preemptions",
+        "prompt_len",
+        "prompt_logprobs",
+        "rank",
+        "reached",
+        "registered",
+        "scheduled_at",
+        "shares",
+        "spec",
+        "speculating",
+        "state",
+        "tokens",
+    )
+
+    def __init__(self, spec: RequestSpec, index: int, id: str) -> None:
+        prompt = spec.prompt_of(index)
+        self.id = id
+        self.spec = spec
+        self.index = index
+        self.prompt_len = len(prompt.token_ids)
+        self.max_tokens = prompt.max_tokens
+        self.leader: Request | None = None
+        self.followers: list[Request] = []
+        self.shares = spec.n > 1
+        self.arrival = -1
+        self.rank: tuple[float, ...] = ()
+        self.state = State.WAITING
+        self.epoch = -1
+        self.tokens = list(prompt.token_ids)
+        self.computed = 0
+        self.pending = 0
+        self.speculating = False
+        self.inflight = 0
+        self.blocks: list[int] = []
+        self.hashes: list[bytes] = []
+        self.registered = 0
+        self.reached = 0
+        self.cached: int | None = None
+        self.prompt_logprobs: list[TokenLogprob] = []
+        self.preemptions = 0
+        self.device_seconds = 0.0
+        self.arrived_at = spec.arrived_at
+        self.scheduled_at: float | None = None
+        self.first_token_at: float | None = None
+
+    @classmethod
+    def of(cls, spec: RequestSpec) -> Iterator[Request]:
+        """The sequences of a specification, each prompt's first one before its siblings, which follow it."""
+        leader: Request | None = None
+        for index, id in enumerate(spec.ids):
+            request = cls(spec, index, id)
+            if leader is None or index % spec.n == 0:
+                leader = request
+            else:
+                request.leader, request.state = leader, State.HELD
+                leader.followers.append(request)
+            yield request
 
     @property
     def generated(self) -> int:
         """Number of generated tokens whose ids are known."""
-        return len(self.tokens) - len(self.prompt)
+        return len(self.tokens) - self.prompt_len
 
     @property
     def target(self) -> int:
@@ -101,6 +295,6 @@ class Request:
         return len(self.tokens) + self.pending
 
     @property
-    def max_len(self) -> int:
-        """Longest that `tokens` can become."""
-        return len(self.prompt) + self.max_tokens
+    def prompt_is_computed(self) -> bool:
+        """Whether the followers find the prompt in the prefix index."""
+        return self.computed >= self.prompt_len or len(self.tokens) > self.prompt_len

@@ -1,25 +1,29 @@
-"""What a request asks of the sampler: plain data; names, defaults and ranges are those of vLLM.
+"""What a request asks for: plain data; names, defaults and ranges are those of vLLM.
 
-It knows the ranges of its own fields; it does not know the model (vocabulary, context length), which
+    SamplingParams = Sampling   what the engine needs for every token; travels to it
+                   + n, max_tokens, stop strings and how text is made: what is settled before or after it
+
+They know the ranges of their own fields; they do not know the model (vocabulary, context length), which
 `verify` is told.
 """
 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 
 from .errors import InvalidRequest
 
-_MAY_BE_NONE = frozenset({"max_tokens", "seed", "logprobs", "prompt_logprobs"})
+_MAY_BE_NONE = frozenset({"seed", "logprobs", "prompt_logprobs"})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class SamplingParams:
-    """Sampling of one request. Raises InvalidRequest, naming the field, when a value is out of range."""
+class Sampling:
+    """How the tokens of a request are chosen, and what is told of them.
 
-    n: int = 1
-    """Number of completions of the same prompt."""
+    Raises InvalidRequest, naming the field, when a value is out of range.
+    """
+
     temperature: float = 1.0
     """Divides the logits; 0 means greedy."""
     top_p: float = 1.0
@@ -40,27 +44,16 @@ class SamplingParams:
     """Only these token ids may be generated."""
     seed: int | None = None
     """Makes the sampled tokens of this request repeatable, whatever else is in the batch; -1 means none."""
-    stop: tuple[str, ...] = ()
-    """Strings that end the text; not part of it unless include_stop_str_in_output."""
     stop_token_ids: tuple[int, ...] = ()
     """Token ids that end the output."""
-    include_stop_str_in_output: bool = False
-    """Keep the stop string (or stop token's text) at the end of the text."""
     ignore_eos: bool = False
     """Do not stop at the end-of-sequence token."""
     min_tokens: int = 0
     """No end-of-sequence or stop token before this many tokens."""
-    max_tokens: int | None = 16
-    """Largest number of generated tokens; None means up to the context length."""
     logprobs: int | None = None
     """Return the logprob of each token and of this many most probable ones; -1 means the whole vocabulary."""
     prompt_logprobs: int | None = None
     """The same for the tokens of the prompt."""
-    skip_special_tokens: bool = True
-    """Leave special tokens out of the text."""
-    spaces_between_special_tokens: bool = True
-    """Accepted for compatibility: fast tokenizers put no spaces of their own there."""
-
     def __post_init__(self) -> None:
         self._normalise()
         for name in (
@@ -75,13 +68,8 @@ class SamplingParams:
             if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
                 raise InvalidRequest(f"{name} must be a finite number, got {value!r}.", param=name)
             object.__setattr__(self, name, float(value))  # equal parameters are equal in a log, too
-        for name in ("n", "top_k", "min_tokens", "max_tokens", "seed", "logprobs", "prompt_logprobs"):
-            value = getattr(self, name)
-            if value is None and name in _MAY_BE_NONE:
-                continue
-            if isinstance(value, bool) or not isinstance(value, int):
-                raise InvalidRequest(f"{name} must be an integer, got {value!r}.", param=name)
-        _in_range("n", self.n, 1, 128)
+        for name in ("top_k", "min_tokens", "seed", "logprobs", "prompt_logprobs"):
+            _integer(name, getattr(self, name), name in _MAY_BE_NONE)
         _in_range("temperature", self.temperature, 0.0, 100.0)
         if not 0.0 < self.top_p <= 1.0:
             raise InvalidRequest(f"top_p must be in (0, 1], got {self.top_p}.", param="top_p")
@@ -105,36 +93,24 @@ class SamplingParams:
                 )
         if self.seed is not None and not -(2**63) <= self.seed < 2**63:
             raise InvalidRequest(f"seed must fit in 64 bits, got {self.seed}.", param="seed")
-        if self.max_tokens is not None and self.max_tokens < 1:
-            raise InvalidRequest(f"max_tokens must be at least 1, got {self.max_tokens}.", param="max_tokens")
         if self.min_tokens < 0:
             raise InvalidRequest(f"min_tokens must be at least 0, got {self.min_tokens}.", param="min_tokens")
-        if self.max_tokens is not None and self.min_tokens > self.max_tokens:
-            raise InvalidRequest(
-                f"min_tokens must not be over max_tokens={self.max_tokens}, got {self.min_tokens}.",
-                param="min_tokens",
-            )
         for name in ("logprobs", "prompt_logprobs"):
             count = getattr(self, name)
             if count is not None and count < -1:
                 raise InvalidRequest(f"{name} must be -1 or at least 0, got {count}.", param=name)
-        if any(not text for text in self.stop):
-            raise InvalidRequest("stop must not contain an empty string.", param="stop")
         if self.allowed_token_ids is not None and not self.allowed_token_ids:
             raise InvalidRequest("allowed_token_ids must not be empty.", param="allowed_token_ids")
 
     def _normalise(self) -> None:
-        """What vLLM's users write: None for empty, a string for one stop, any sequence, seed -1 for none."""
-        given: object = self.stop
-        if given is None or isinstance(given, str):
-            object.__setattr__(self, "stop", () if given is None else (given,))
+        """What vLLM's users write: None for empty, any sequence, seed -1 for none."""
         bias: object = self.logit_bias
         if bias is None:
             object.__setattr__(self, "logit_bias", {})
         ids: object = self.stop_token_ids
         if ids is None:
             object.__setattr__(self, "stop_token_ids", ())
-        for name in ("stop", "stop_token_ids", "allowed_token_ids"):
+        for name in ("stop_token_ids", "allowed_token_ids"):
             value = getattr(self, name)
             if value is not None and not isinstance(value, tuple):
                 object.__setattr__(self, name, tuple(value))
@@ -146,8 +122,11 @@ class SamplingParams:
         """Whether the most probable token is taken; as in vLLM, a temperature under 1e-5 counts as 0."""
         return self.temperature < 1e-5
 
-    def verify(self, vocab_size: int, max_logprobs: int) -> None:
-        """Check what depends on the model. Raises InvalidRequest naming the field and the limit."""
+    def verify(self, vocab_size: int, max_logprobs: int, limit: str = "") -> None:
+        """Check what depends on the model and the server. Raises InvalidRequest naming the field.
+
+        max_logprobs: -1 for any number. limit: what sets it, for the advice.
+        """
         for name, tokens in (
             ("logit_bias", self.logit_bias),
             ("stop_token_ids", self.stop_token_ids),
@@ -167,21 +146,71 @@ class SamplingParams:
                 raise InvalidRequest(
                     f"{name} must be at most {max_logprobs}, got {count}.",
                     param=name,
-                    advice="The server's limit is set by --max-logprobs.",
+                    advice=f"The limit is set by {limit}." if limit else "",
                 )
 
-    def sibling(self, index: int) -> SamplingParams:
-        """Parameters of choice `index` of n: one sequence, with a seed of its own (seed + index, in 64 bits).
 
-        The prompt's logprobs are computed once, by choice 0; the others share its prompt.
-        """
-        seed = None if self.seed is None else (self.seed + index + 2**63) % 2**64 - 2**63
-        seed = 0 if seed == -1 else seed  # -1 would mean no seed
-        return self.with_(n=1, seed=seed, prompt_logprobs=None if index else self.prompt_logprobs)
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SamplingParams(Sampling):
+    """Everything that may be asked of one generation.
+
+    Raises InvalidRequest, naming the field, when a value is out of range.
+    """
+
+    n: int = 1
+    """Number of completions of the same prompt."""
+    max_tokens: int | None = 16
+    """Largest number of generated tokens; None means up to the context length."""
+    stop: tuple[str, ...] = ()
+    """Strings that end the text; not part of it unless include_stop_str_in_output."""
+    include_stop_str_in_output: bool = False
+    """Keep the stop string (or stop token's text) at the end of the text."""
+    skip_special_tokens: bool = True
+    """Leave special tokens out of the text."""
+    spaces_between_special_tokens: bool = True
+    """Accepted for compatibility: fast tokenizers put no spaces of their own there."""
+
+    def __post_init__(self) -> None:
+        Sampling.__post_init__(self)
+        given: object = self.stop
+        if isinstance(given, str) or given is None:
+            object.__setattr__(self, "stop", () if given is None else (given,))
+        elif not isinstance(given, tuple):
+            object.__setattr__(self, "stop", tuple(self.stop))
+        _integer("n", self.n)
+        _integer("max_tokens", self.max_tokens, may_be_none=True)
+        _in_range("n", self.n, 1, 128)
+        if self.max_tokens is not None and self.max_tokens < 1:
+            raise InvalidRequest(f"max_tokens must be at least 1, got {self.max_tokens}.", param="max_tokens")
+        if self.max_tokens is not None and self.min_tokens > self.max_tokens:
+            raise InvalidRequest(
+                f"min_tokens must not be over max_tokens={self.max_tokens}, got {self.min_tokens}.",
+                param="min_tokens",
+            )
+        if any(not text for text in self.stop):
+            raise InvalidRequest("stop must not contain an empty string.", param="stop")
+
+    @property
+    def sampling(self) -> Sampling:
+        """The engine's part. The values were checked when this was made, and are not again."""
+        part = object.__new__(Sampling)
+        for name in _ENGINE:
+            object.__setattr__(part, name, getattr(self, name))
+        return part
 
     def with_(self, **changes: object) -> SamplingParams:
         """A copy with some fields changed."""
         return replace(self, **changes)  # type: ignore[arg-type]
+
+
+_ENGINE = tuple(entry.name for entry in fields(Sampling))
+
+
+def _integer(name: str, value: object, may_be_none: bool = False) -> None:
+    if may_be_none and value is None:
+        return
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise InvalidRequest(f"{name} must be an integer, got {value!r}.", param=name)
 
 
 def _in_range(name: str, value: float, low: float, high: float) -> None:

@@ -20,24 +20,42 @@ Rules of a step, in this order:
 6. What still waits beyond the queue's bounds is refused, from the end of policy order, siblings with their
    leader.
 
+Steps may be planned ahead: `schedule` may be called again before the last plan is committed (plans are
+committed in order). A request then has tokens whose ids are not known yet; a plan says how many, not which.
+Whoever ends, yields or starts over meanwhile is still in a step under way: what that step says of it is told
+from what a later one says by the epoch of its admission, and its last event waits until its last step is
+committed, so that its bill is whole.
+
 It knows no clock, no device and no text. Time is an argument; the same calls give byte-identical plans.
 """
 
 from __future__ import annotations
 
-from bisect import insort
+from bisect import bisect_left, insort
+from collections import deque
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from operator import attrgetter
 
-from .blocks import BlockPool, hash_block
+from .blocks import BlockPool
 from .cost import StepCost
 from .errors import ContextLengthExceeded, InvalidRequest
-from .plan import Admission, Event, Plan, PlanItem, StepResult, TokenLogprob
-from .policy import Policy, create_policy
-from .request import FinishReason, Request, State
+from .plan import Admission, Event, Failure, Outcome, Plan, PlanItem, StepResult
+from .policy import Policy, View, create_policy
+from .prefix import Prefixes
+from .queue import Queue
+from .request import FinishReason, Request, RequestSpec, State
+from .stats import Totals
 
 PROMPT_TOKENS_PER_DECODE = 4
 """Where prompts are limited in a step that also decodes, each request that decodes lets so many more pass: it
 makes the step longer by itself, and more prompts wait behind more requests."""
+
+Drafter = Callable[[Request, int], Sequence[int]]
+"""(request, most) → at most so many guesses of its next token ids"""
+
+_rank = attrgetter("rank")
+_NO_EPOCH = -1
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -66,25 +84,6 @@ class SchedulerConfig:
 
 
 @dataclass(slots=True)
-class Totals:
-    """Counters since the start."""
-
-    steps: int = 0
-    preemptions: int = 0
-    prefix_queries: int = 0
-    """Tokens looked up in the prefix index."""
-    prefix_hits: int = 0
-    """Tokens found there."""
-    prompt_tokens: int = 0
-    """Prompt tokens computed for the first time."""
-    recomputed_tokens: int = 0
-    """Tokens computed again after a preemption."""
-    generation_tokens: int = 0
-    cached_tokens: int = 0
-    """Prompt tokens of newly admitted requests found in the prefix index."""
-
-
-@dataclass(slots=True)
 class _Draft:
     """A plan in the making."""
 
@@ -92,7 +91,9 @@ class _Draft:
     """Tokens left."""
     prompts: int
     """Tokens that prompts may still take, as far as the budget goes."""
-    items: dict[str, PlanItem] = field(default_factory=dict)
+    requests: list[Request] = field(default_factory=list)
+    items: list[PlanItem] = field(default_factory=list)
+    """One for each of `requests`."""
     admitted: list[Admission] = field(default_factory=list)
     preempted: bool = False
 
@@ -101,17 +102,34 @@ class _Draft:
         """Tokens left for prompts."""
         return min(self.budget, self.prompts)
 
-    def drop(self, request: str) -> None:
+    def put(self, request: Request, item: PlanItem) -> None:
+        """Plan it."""
+        self.budget -= item.tokens
+        self.prompts -= item.tokens if _of_prompt(item) else 0
+        self.requests.append(request)
+        self.items.append(item)
+
+    def drop(self, request: Request) -> None:
         """Take back what was planned for this request, if anything was."""
-        item = self.items.pop(request, None)
-        if item is not None:
+        if request in self.requests:
+            place = self.requests.index(request)
+            del self.requests[place]
+            item = self.items.pop(place)
             self.budget += item.tokens
             self.prompts += item.tokens if _of_prompt(item) else 0
 
 
 def _of_prompt(item: PlanItem) -> bool:
     """Whether it is counted as a prompt's; the last token of one is counted as decode."""
-    return item.tokens > 1 or not item.sample
+    return item.tokens > max(1, item.samples) or not (item.samples or item.pools)
+
+
+@dataclass(frozen=True, slots=True)
+class _Flight:
+    """A step under way: the block tables that its items had. Tables grow; who loses his gets a new list."""
+
+    plan: Plan
+    tables: list[list[int]]
 
 
 class Scheduler:
@@ -122,6 +140,7 @@ class Scheduler:
         pool: the blocks of the KV cache.
         cost: model that divides each step's seconds among its requests; learns from every commit.
         policy: overrides config.policy with an object.
+        drafter: guesses tokens, to be verified several at a time; called for requests that decode.
     """
 
     def __init__(
@@ -130,42 +149,47 @@ class Scheduler:
         pool: BlockPool,
         cost: StepCost | None = None,
         policy: Policy | None = None,
+        drafter: Drafter | None = None,
     ) -> None:
         self.config = config
         self.pool = pool
         self.cost = cost or StepCost()
         self.policy = policy or create_policy(config.policy)
         self.totals = Totals()
-        self.unbilled = 0.0
-        """Seconds of steps that fell to requests which had ended meanwhile."""
+        self._served: dict[str, float] = {}
+        self._view = View(served=self._served)
+        self._drafter = drafter
+        self._prefixes = Prefixes(pool, config.enable_prefix_caching)
         self._requests: dict[str, Request] = {}
-        self._waiting: list[Request] = []
+        self._queue = Queue()
         self._running: list[Request] = []
-        self._arrivals = 0
+        self._endings: dict[str, Event] = {}
+        """Last events of requests that are still in a step under way."""
+        self._flights: deque[_Flight] = deque()
+        self._arrivals = self._epochs = 0
         self._released: list[str] = []
         self._events: list[Event] = []
-        self._prompt_logprobs: dict[str, list[TokenLogprob]] = {}
 
     # ------------------------------------------------------------------ what is there
 
     @property
-    def running(self) -> tuple[Request, ...]:
-        """Requests that hold blocks, in policy order."""
-        return tuple(self._running)
+    def running(self) -> Sequence[Request]:
+        """Requests that hold blocks, in policy order; not to be changed."""
+        return self._running
 
     @property
-    def waiting(self) -> tuple[Request, ...]:
-        """Requests in the queue, in policy order."""
-        return tuple(self._waiting)
+    def waiting(self) -> int:
+        """Number of requests that hold none."""
+        return len(self._queue) + self._queue.held
 
     @property
     def deferred(self) -> int:
         """Waiting requests that are held back until their leader has computed the prompt."""
-        return sum(1 for request in self._waiting if not self._leader_is_ready(request))
+        return self._queue.held
 
     @property
     def has_work(self) -> bool:
-        """Whether any request is unfinished."""
+        """Whether any request is unfinished, or has a step under way."""
         return bool(self._requests)
 
     @property
@@ -173,50 +197,68 @@ class Scheduler:
         """Ids of all requests that are here, in order of arrival."""
         return tuple(self._requests)
 
+    def backlog(self) -> tuple[int, int]:
+        """Tokens still to be computed of prompts, and at most to be generated, of all requests."""
+        requests = self._requests.values()
+        return (
+            sum(max(0, each.prompt_len - each.computed) for each in requests),
+            sum(each.max_tokens - each.generated for each in requests),
+        )
+
     # ------------------------------------------------------------------ coming and going
 
-    def add(self, request: Request, now: float) -> None:
-        """Put a new request into the queue.
+    def add(self, spec: RequestSpec, now: float) -> None:
+        """Put the sequences of a new request into the queue: all of them or, with an error, none.
 
         Raises ContextLengthExceeded or InvalidRequest when it could never run here.
         """
-        if request.id in self._requests:
-            raise InvalidRequest(f"request id {request.id!r} is already in use.", param="request_id")
-        if not request.prompt:
-            raise InvalidRequest("the prompt is empty.", param="prompt")
+        spec.check()
+        for request_id in spec.ids:
+            if request_id in self._requests:
+                raise InvalidRequest(f"request id {request_id!r} is already in use.", param="request_id")
         limit = self.config.max_model_len
-        if request.prompt_len + request.max_tokens > limit:
-            raise ContextLengthExceeded(
-                f"prompt ({request.prompt_len} tokens) and max_tokens ({request.max_tokens}) together are "
-                f"longer than the context of {limit} tokens.",
-                param="max_tokens",
-            )
-        if self.pool.blocks_for(request.max_len) > self.pool.num_blocks:
-            raise ContextLengthExceeded(
-                f"the request may grow to {request.max_len} tokens, but the whole KV cache holds "
-                f"{self.pool.num_blocks * self.pool.block_size}.",
-                param="max_tokens",
-                advice="Ask for fewer tokens, or start the server with more KV cache.",
-            )
-        request.arrival = self._arrivals
-        self._arrivals += 1
-        request.arrived_at = min(request.arrived_at, now) if request.arrived_at else now
-        self._requests[request.id] = request
-        if request.leader in self._requests:
-            self._requests[request.leader].has_siblings = True
-        insort(self._waiting, request, key=self.policy.order)
+        for prompt in spec.prompts:
+            length = len(prompt.token_ids)
+            if length + prompt.max_tokens > limit:
+                raise ContextLengthExceeded(
+                    f"prompt ({length} tokens) and max_tokens ({prompt.max_tokens}) together are "
+                    f"longer than the context of {limit} tokens.",
+                    param="max_tokens",
+                )
+            if self.pool.blocks_for(length + prompt.max_tokens) > self.pool.num_blocks:
+                raise ContextLengthExceeded(
+                    f"the request may grow to {length + prompt.max_tokens} tokens, but the whole KV cache "
+                    f"holds {self.pool.num_blocks * self.pool.block_size}.",
+                    param="max_tokens",
+                    advice="Ask for fewer tokens, or start the server with more KV cache.",
+                )
+        self._view.now = now
+        for request in Request.of(spec):
+            request.arrival = self._arrivals
+            self._arrivals += 1
+            request.arrived_at = min(request.arrived_at, now) if request.arrived_at else now
+            request.rank = self._order(request)
+            self._requests[request.id] = request
+            self._queue.add(request)
 
     def abort(self, request_id: str, now: float) -> Event | None:
-        """End a request now; its last event, or None if it is not here (any more)."""
+        """End a request now. Its last event; None if it is not here (any more), or if it comes with a step
+        that is under way."""
         request = self._requests.get(request_id)
-        if request is None:
+        if request is None or request.state is State.FINISHED:
             return None
-        return self._finish(request, now, FinishReason.ABORT)
+        return self._finish(request, Event(request_id, finish=FinishReason.ABORT, at=now))
 
     # ------------------------------------------------------------------ one step
 
     def schedule(self, now: float) -> Plan:
         """Plan the next step. A plan without items means that there is nothing to do."""
+        self._view.now = now
+        if self.policy.dynamic:
+            for request in self._running:
+                request.rank = self._order(request)
+            self._running.sort(key=_rank)
+            self._queue.sort(self._order)
         draft = _Draft(self.config.max_num_batched_tokens, self.config.max_num_batched_tokens)
         self._continue_running(draft)
         if not draft.preempted:
@@ -227,28 +269,46 @@ class Scheduler:
         plan = Plan(
             step=self.totals.steps,
             admitted=tuple(draft.admitted),
-            items=tuple(draft.items.values()),
+            items=tuple(draft.items),
             released=tuple(self._released),
         )
+        self._flights.append(_Flight(plan, [request.blocks for request in draft.requests]))
         self._released.clear()
         self.totals.steps += 1
         return plan
 
     def commit(self, plan: Plan, result: StepResult, now: float) -> list[Event]:
-        """Take in what the step did. Results for requests that have ended meanwhile are dropped."""
+        """Take in what the step did. Results for requests that have ended meanwhile are dropped.
+
+        Raises ValueError for another plan than the oldest one under way.
+        """
+        if not self._flights or self._flights[0].plan is not plan or len(result.outcomes) != len(plan.items):
+            raise ValueError(f"step {plan.step} with {len(result.outcomes)} outcomes is not the next to commit")
+        flight = self._flights.popleft()
         self._bill(plan, result)
         events: list[Event] = []
-        stale = self._fail(plan, result, now, events)
-        for item in plan.items:
+        if any(map(_failure, plan.items, result.outcomes)):
+            self._fail(flight, result, now, events)
+        for item, outcome in zip(plan.items, result.outcomes, strict=True):
             request = self._requests.get(item.request)
-            if request is None or item.request in stale:
+            if request is None:  # it has failed in this very step
                 continue
-            if item.request in result.prompt_logprobs:
-                self._prompt_logprobs.setdefault(item.request, []).extend(
-                    result.prompt_logprobs[item.request]
-                )
-            if item.sample:
-                events.append(self._append(request, result, now))
+            if request.state is State.FINISHED:
+                if not request.inflight:
+                    events.append(self._last_event(request))
+                continue
+            if request.epoch != item.epoch:
+                continue
+            if outcome.prompt_logprobs:
+                request.prompt_logprobs += outcome.prompt_logprobs
+            if item.samples:
+                event = self._append(request, item, outcome, now)
+            elif item.pools:
+                event = self._finish(request, self._pooled(request, outcome, now))
+            else:
+                continue
+            if event is not None:
+                events.append(event)
         return events
 
     def take_events(self) -> list[Event]:
@@ -259,46 +319,75 @@ class Scheduler:
     def check(self) -> None:
         """Raise AssertionError if an invariant is broken."""
         self.pool.check(request.blocks for request in self._running)
-        assert len(self._running) + len(self._waiting) == len(self._requests)
+        self._queue.check()
+        waiting, leaving = len(self._queue) + self._queue.held, len(self._endings)
+        assert len(self._running) + waiting + leaving == len(self._requests)
         assert len(self._running) <= self.config.max_num_seqs
-        for queue, state in ((self._running, State.RUNNING), (self._waiting, State.WAITING)):
-            keys = [self.policy.order(request) for request in queue]
-            assert keys == sorted(keys)
-            for request in queue:
-                assert self._requests[request.id] is request
-                assert request.state is state
-                assert 0 <= request.computed <= request.target
-                assert request.generated + request.pending <= request.max_tokens
-                assert len(request.blocks) * self.pool.block_size >= request.computed
-                assert state is State.RUNNING or not request.blocks
+        ranks = [request.rank for request in self._running]
+        assert ranks == sorted(ranks)
+        inflight = [item.request for flight in self._flights for item in flight.plan.items]
+        for request in self._requests.values():
+            assert request.inflight == inflight.count(request.id)
+            assert request.inflight or request.id not in self._endings
+            assert 0 <= request.computed <= request.target
+            assert 0 <= request.pending
+            assert not request.pending or request.inflight
+            assert request.state is State.FINISHED or request.generated + request.pending <= request.max_tokens
+            assert len(request.blocks) * self.pool.block_size >= request.computed
+            assert (request.state is State.RUNNING) == (request in self._running)
+            assert request.state is State.RUNNING or not request.blocks
 
     # ------------------------------------------------------------------ rules 1 to 3
 
+    def _order(self, request: Request) -> tuple[float, ...]:
+        return self.policy.order(request, self._view)
+
     def _continue_running(self, draft: _Draft) -> None:
-        decoding = [r for r in self._running if r.target - r.computed == 1]
-        prefilling = [r for r in self._running if r.target - r.computed > 1]
+        decoding: list[Request] = []
+        prefilling: list[Request] = []
+        for request in self._running:
+            left = len(request.tokens) + request.pending - request.computed
+            if left == 1:
+                decoding.append(request)
+            elif left > 1:
+                prefilling.append(request)
         for request in decoding:
-            self._continue(request, min(1, draft.budget), draft)
+            self._decode(request, draft)
         if draft.items and self.config.max_num_mixed_prefill_tokens:
             more = PROMPT_TOKENS_PER_DECODE * len(draft.items)
             draft.prompts = self.config.max_num_mixed_prefill_tokens + more
         for request in prefilling:
-            self._continue(request, self._chunk(request, draft), draft)
+            count = self._chunk(request, draft)
+            if count and request.state is State.RUNNING and self._grow(request, count, draft):
+                self._put(draft, request, count, self._new_blocks(request, count))
         # only now: a victim above may have lost its place in this plan
-        for item in draft.items.values():
-            self._advance(self._requests[item.request], item)
+        for request, item in zip(draft.requests, draft.items, strict=True):
+            self._advance(request, item)
 
-    def _continue(self, request: Request, count: int, draft: _Draft) -> None:
-        """Plan `count` more tokens of a running request, unless it was preempted or has all it may get."""
-        full = request.generated + request.pending >= request.max_tokens
-        if count == 0 or full or request.state is not State.RUNNING:
+    def _decode(self, request: Request, draft: _Draft) -> None:
+        """Plan the next token of a running request, and guesses of those after it, unless it was preempted
+        or has all it may get."""
+        most = request.max_tokens - request.prompt_len - request.pending + request.prompt_len
+        most = request.max_tokens + request.prompt_len - len(request.tokens) - request.pending
+        if request.state is not State.RUNNING or draft.budget <= 0 or request.speculating:
             return
-        missing = self.pool.blocks_for(request.computed + count) - len(request.blocks)
-        if not self._make_room(request, missing, draft):
+        if request.spec.pooling is None and most <= 0:
             return
-        blocks = self.pool.allocate(missing) if missing > 0 else []
-        request.blocks.extend(blocks)
-        self._put(draft, request, count, tuple(blocks))
+        drafts: tuple[int, ...] = ()
+        if self._drafter is not None and most > 1 and not request.pending:
+            drafts = tuple(self._drafter(request, min(most, draft.budget) - 1))
+        count = 1 + len(drafts)
+        position = request.computed
+        if (position + count - 1) // self.pool.block_size >= len(request.blocks):
+            if not self._grow(request, count, draft):
+                return
+            blocks = self._new_blocks(request, count)
+        else:
+            blocks = ()
+        if request.spec.pooling is not None:
+            self._put(draft, request, 1, blocks)
+        else:
+            draft.put(request, PlanItem(request.id, request.epoch, position, count, blocks, count, drafts))
 
     def _chunk(self, request: Request, draft: _Draft) -> int:
         """Tokens of its prompt that this step computes."""
@@ -306,54 +395,59 @@ class Scheduler:
         limit = self.config.long_prefill_token_threshold
         return min(wanted, limit) if limit > 0 else wanted
 
-    def _make_room(self, request: Request, missing: int, draft: _Draft) -> bool:
-        """Preempt until `missing` blocks are available; False if the request itself had to go."""
+    def _grow(self, request: Request, count: int, draft: _Draft) -> bool:
+        """Preempt until there are blocks for so many more tokens; False if the request itself had to go."""
+        missing = self.pool.blocks_for(request.computed + count) - len(request.blocks)
         while missing > self.pool.available:
-            victim = self.policy.victim(self._running)
+            victim = self.policy.victim(self._running, self._view)
             draft.preempted = True
-            draft.drop(victim.id)
-            self._preempt(victim)
+            draft.drop(victim)
+            victim.preemptions += 1
+            self.totals.preemptions += 1
+            self._send_back(victim)
             if victim is request:
                 return False
         return True
 
-    def _preempt(self, request: Request) -> None:
-        request.preemptions += 1
-        self.totals.preemptions += 1
-        self._send_back(request)
+    def _new_blocks(self, request: Request, count: int) -> tuple[int, ...]:
+        missing = self.pool.blocks_for(request.computed + count) - len(request.blocks)
+        blocks = self.pool.allocate(missing) if missing > 0 else []
+        request.blocks.extend(blocks)
+        return tuple(blocks)
 
     def _send_back(self, request: Request) -> None:
-        self._running.remove(request)
+        del self._running[bisect_left(self._running, request.rank, key=_rank)]
         self._drop_blocks(request)
-        request.state = State.WAITING
-        insort(self._waiting, request, key=self.policy.order)
+        self._queue.add(request)
 
     def _drop_blocks(self, request: Request) -> None:
         self.pool.release(request.blocks)
-        request.blocks.clear()
+        request.blocks = []  # not emptied: a step under way may still hold it
         request.computed = 0
         request.registered = 0
+        request.state = State.WAITING
         self._released.append(request.id)
-        self._prompt_logprobs.pop(request.id, None)
+        if not request.pending:  # else they come with the token that is under way
+            request.prompt_logprobs.clear()
 
     # ------------------------------------------------------------------ rules 4 to 6
 
     def _admit_waiting(self, draft: _Draft, now: float) -> None:
         position = 0
-        while position < len(self._waiting) and draft.room > 0:
+        while position < len(self._queue) and draft.room > 0:
             if len(self._running) >= self.config.max_num_seqs:
                 break
-            request = self._waiting[position]
-            if request.pending or not self._leader_is_ready(request):
+            request = self._queue[position]
+            if request.pending:  # preempted, and its token is under way
                 position += 1
                 continue
-            hits = self._prefix_hits(request)
+            hits = self._prefixes.hits(request)
             needed = self.pool.blocks_for(request.target) - len(hits)
             taken = needed + self.pool.unreferenced(hits)
             reserve = int(self.config.watermark * self.pool.num_blocks) if self._running else 0
             if taken + reserve > self.pool.available:
                 break
-            del self._waiting[position]
+            self._queue.take(position)
             self._admit(draft, request, hits, needed, now)
 
     def _admit(self, draft: _Draft, request: Request, hits: list[int], needed: int, now: float) -> None:
@@ -362,236 +456,211 @@ class Scheduler:
         request.computed = len(hits) * self.pool.block_size
         request.registered = len(hits)
         request.state = State.RUNNING
-        insort(self._running, request, key=self.policy.order)
+        request.epoch = self._epochs
+        self._epochs += 1
+        insort(self._running, request, key=_rank)
         if request.cached is None:
             request.cached = request.reached = request.computed
             request.scheduled_at = now
             self.totals.cached_tokens += request.computed
             self.totals.prefix_queries += len(request.tokens)
             self.totals.prefix_hits += request.computed
-        draft.admitted.append(
-            Admission(
-                request=request.id,
-                tokens=tuple(request.tokens),
-                prompt_len=request.prompt_len,
-                params=request.params,
-                eos_ids=tuple(sorted(request.eos_ids)),
-            )
-        )
+        generated = tuple(request.tokens[request.prompt_len :])
+        draft.admitted.append(Admission(request.id, request.epoch, request.spec, request.index, generated))
         self._put(draft, request, self._chunk(request, draft), tuple(request.blocks))
-        self._advance(request, draft.items[request.id])
-
-    def _leader_is_ready(self, request: Request) -> bool:
-        """Whether the prompt that this request shares lies in the cache (or will never do so)."""
-        leader = self._requests.get(request.leader) if request.leader else None
-        return leader is None or leader.computed >= leader.prompt_len or leader.generated > 0
-
-    def _prefix_hits(self, request: Request) -> list[int]:
-        """Blocks that already hold a prefix of the request; at least one token is left to compute."""
-        if not self._caches(request):
-            return []
-        if request.params.prompt_logprobs is not None and request.generated == 0:
-            return []  # every prompt position must pass through the model
-        full = (len(request.tokens) - 1) // self.pool.block_size
-        return self.pool.lookup(self._hashes(request, full)[:full])
-
-    def _caches(self, request: Request) -> bool:
-        """With prefix caching off, only the siblings of one n > 1 request share."""
-        return self.config.enable_prefix_caching or request.has_siblings or request.leader is not None
-
-    def _hashes(self, request: Request, count: int) -> list[bytes]:
-        size = self.pool.block_size
-        salt = request.cache_salt
-        if not self.config.enable_prefix_caching:
-            salt = f"{salt}\0{request.leader or request.id}"
-        while len(request.hashes) < count:
-            start = len(request.hashes) * size
-            parent = request.hashes[-1] if request.hashes else b""
-            request.hashes.append(hash_block(parent, request.tokens[start : start + size], salt))
-        return request.hashes
+        self._advance(request, draft.items[-1])
 
     def _refuse_overflow(self, now: float) -> None:
-        most, most_tokens = self.config.max_num_queued_reqs, self.config.max_num_queued_tokens
-        if most is None and most_tokens is None:
-            return
-        # siblings stand and fall with their leader; preempted requests were already accepted
-        fresh = [r for r in self._waiting if r.cached is None and r.leader is None]
-        tokens = sum(request.prompt_len for request in fresh)
-        while fresh and (
-            (most is not None and len(fresh) > most) or (most_tokens is not None and tokens > most_tokens)
-        ):
-            by_count = most is not None and len(fresh) > most
-            limit = f"--max-num-queued-reqs {most}" if by_count else f"--max-num-queued-tokens {most_tokens}"
-            request = fresh.pop()
-            message = (
-                f"the queue is full: {len(fresh)} requests with {tokens - request.prompt_len} prompt tokens "
-                f"already wait (limit: {limit})."
+        config = self.config
+        for request, bound in self._queue.overflow(config.max_num_queued_reqs, config.max_num_queued_tokens):
+            failure = Failure(
+                f"the queue is full: {self._queue.fresh} requests with {self._queue.fresh_tokens} prompt tokens "
+                f"already wait (limit: {getattr(config, bound)} {_UNITS[bound]}).",
+                type="QueueFull",
+                param=bound,
             )
-            tokens -= request.prompt_len
-            for refused in (request, *[r for r in self._waiting if r.leader == request.id]):
-                self._events.append(
-                    self._finish(refused, now, FinishReason.ERROR, error=message, error_type="QueueFull")
-                )
+            request.state = State.FINISHED
+            del self._requests[request.id]
+            self._events.append(
+                Event(request.id, finish=FinishReason.ERROR, failure=failure, at=now, scheduled_at=None)
+            )
 
     # ------------------------------------------------------------------ items
 
     def _put(self, draft: _Draft, request: Request, count: int, blocks: tuple[int, ...]) -> None:
-        item = PlanItem(
-            request=request.id,
-            start=request.computed,
-            tokens=count,
-            blocks=blocks,
-            sample=request.computed + count == request.target,
-        )
-        draft.budget -= count
-        draft.prompts -= count if _of_prompt(item) else 0
-        draft.items[request.id] = item
+        """Plan so many tokens of what is known; at its end, one is sampled, or the whole is pooled."""
+        ends = request.computed + count == request.target
+        samples = int(ends and request.spec.pooling is None)
+        pools = ends and not samples
+        item = PlanItem(request.id, request.epoch, request.computed, count, blocks, samples, (), pools)
+        draft.put(request, item)
 
     def _advance(self, request: Request, item: PlanItem) -> None:
         """Count the item as computed: the device works in order, so later plans may build on it."""
-        end = item.start + item.tokens
-        self.totals.prompt_tokens += max(0, min(end, request.prompt_len) - max(item.start, request.reached))
-        self.totals.recomputed_tokens += max(0, min(end, request.reached) - item.start)
+        start, end = item.start, item.start + item.tokens
+        reached = request.reached
+        if start < request.prompt_len or start < reached:
+            self.totals.prompt_tokens += max(0, min(end, request.prompt_len) - max(start, reached))
+            self.totals.recomputed_tokens += max(0, min(end, reached) - start)
         request.computed = end
-        request.reached = max(request.reached, end)
-        request.pending += item.sample
-        if self._caches(request):
-            full = min(request.computed, len(request.tokens)) // self.pool.block_size
-            hashes = self._hashes(request, full)
-            for index in range(request.registered, full):
-                self.pool.register(request.blocks[index], hashes[index])
-            request.registered = max(request.registered, full)
+        if end > reached:
+            request.reached = end
+        request.pending += item.samples
+        request.speculating = bool(item.drafts)
+        request.inflight += 1
+        self._prefixes.register(request)
+        if request.followers and request.prompt_is_computed:
+            self._queue.release(request)
 
     # ------------------------------------------------------------------ results
 
     def _bill(self, plan: Plan, result: StepResult) -> None:
-        for request_id, share in self.cost.attribute(plan, result.seconds).items():
-            request = self._requests.get(request_id)
-            if request is None:
-                self.unbilled += share
-            else:
-                request.device_seconds += share
-        if result.regular and not result.errors:
+        for item, share in zip(plan.items, self.cost.attribute(plan, result.seconds), strict=True):
+            request = self._requests[item.request]
+            request.inflight -= 1
+            request.device_seconds += share
+            if self.policy.dynamic:
+                tenant = request.spec.tenant
+                self._served[tenant] = self._served.get(tenant, 0.0) + share
+        if result.regular and not any(outcome.failure for outcome in result.outcomes):
             self.cost.observe(plan, result.seconds)
 
-    def _append(self, request: Request, result: StepResult, now: float) -> Event:
-        request.pending -= 1
-        token = result.tokens[request.id]
-        request.tokens.append(token)
-        self.totals.generation_tokens += 1
-        if request.first_token_at is None:
+    def _append(self, request: Request, item: PlanItem, outcome: Outcome, now: float) -> Event | None:
+        """Take in sampled tokens, up to the one that ends the request."""
+        tokens = outcome.tokens
+        request.pending -= item.samples
+        request.speculating = False
+        if item.samples > len(tokens):  # drafts that were wrong: what stands on them is not there
+            wrong = item.samples - len(tokens)
+            request.reached -= wrong
+            if request.state is State.RUNNING:
+                request.computed -= wrong
+        if item.drafts:
+            self.totals.drafted_tokens += len(item.drafts)
+            self.totals.accepted_tokens += len(tokens) - 1
+        first = request.first_token_at is None
+        if first:
             request.first_token_at = now
-        finish, stop_reason = self._stop(request, token)
-        logprob = result.logprobs.get(request.id)
-        prompt_logprobs = self._prompt_logprobs.pop(request.id, None) if request.generated == 1 else None
-        return self._event(
-            request,
+        finish, stop_reason = None, None
+        for count, token in enumerate(tokens, start=1):
+            request.tokens.append(token)
+            finish, stop_reason = self._stop(request, token)
+            if finish is not None:
+                tokens = tokens[:count]
+                break
+        self.totals.generation_tokens += len(tokens)
+        about_prompt = None
+        if first and request.spec.prompt_logprobs_of(request.index) is not None:
+            about_prompt, request.prompt_logprobs = tuple(request.prompt_logprobs), []
+        event = Event(
+            request.id,
+            tokens,
+            outcome.logprobs[: len(tokens)],
+            about_prompt,
+            None,
+            finish,
+            stop_reason,
+            None,
             now,
-            tokens=(token,),
-            logprobs=(logprob,) if logprob is not None else (),
-            prompt_logprobs=tuple(prompt_logprobs) if prompt_logprobs is not None else None,
-            finish=finish,
-            stop_reason=stop_reason,
+            request.scheduled_at,
+            request.cached or 0,
+            request.device_seconds,
+            request.preemptions,
         )
+        return event if finish is None else self._finish(request, event)
 
     def _stop(self, request: Request, token: int) -> tuple[FinishReason | None, int | None]:
-        if request.generated >= request.params.min_tokens:
-            if token in request.eos_ids:
+        sampling, generated = request.spec.sampling, len(request.tokens) - request.prompt_len
+        assert sampling is not None  # a request without is never sampled
+        if generated >= sampling.min_tokens:
+            if token in request.spec.eos_ids and not sampling.ignore_eos:
                 return FinishReason.STOP, None
-            if token in request.params.stop_token_ids:
+            if token in sampling.stop_token_ids:
                 return FinishReason.STOP, token
-        if request.generated >= request.max_tokens:
+        if generated >= request.max_tokens:
             return FinishReason.LENGTH, None
         return None, None
 
-    def _fail(self, plan: Plan, result: StepResult, now: float, events: list[Event]) -> set[str]:
-        """End requests that failed in this step; requests that shared blocks which were never filled start
-        over. Returns the ids of the latter, whose results of this step mean nothing."""
-        if not result.errors and all(
-            item.request in result.tokens
-            for item in plan.items
-            if item.sample and item.request in self._requests
-        ):
-            return set()
+    def _pooled(self, request: Request, outcome: Outcome, now: float) -> Event:
+        return Event(request.id, pooled=outcome.pooled, finish=FinishReason.STOP, at=now)
+
+    def _fail(self, flight: _Flight, result: StepResult, now: float, events: list[Event]) -> None:
+        """End requests that failed in this step. Whoever shares blocks that were never filled, in this step
+        or in one that is planned on top of it, starts over."""
         worthless: set[int] = set()
-        for item in plan.items:
-            request = self._requests.get(item.request)
-            cause = result.errors.get(item.request)
-            if cause is None and item.sample and item.request not in result.tokens:
-                cause = "the executor returned no token for it"
-            if request is None or cause is None:
+        for item, outcome, table in zip(flight.plan.items, result.outcomes, flight.tables, strict=True):
+            failure = _failure(item, outcome)
+            if failure is None:
                 continue
             first = item.start // self.pool.block_size
-            for block in request.blocks[first:]:
-                self.pool.unregister(block)
-                worthless.add(block)
-            if item.request in result.tainted:
-                # those who share these blocks already are on their own; nobody else is to find them
-                for block in request.blocks[:first]:
-                    self.pool.unregister(block)
-            error_type = result.error_types.get(item.request, "RequestFailed")
-            events.append(self._finish(request, now, FinishReason.ERROR, error=cause, error_type=error_type))
-        stale = [request for request in self._running if not worthless.isdisjoint(request.blocks)]
-        for request in stale:
-            request.pending = 0
-            for index, block in enumerate(request.blocks):
-                # what it computed itself stands on worthless ground, too
-                if block in worthless:
-                    for later in request.blocks[index:]:
-                        self.pool.unregister(later)
-                    break
-            self._send_back(request)
-        return {request.id for request in stale}
+            worthless.update(table[first:])
+            if failure.tainted:
+                # those who share its earlier blocks are on their own; nobody else is to find them
+                self.pool.unregister(table[:first])
+            request = self._requests[item.request]
+            if request.state is not State.FINISHED and request.epoch == item.epoch:
+                event = Event(item.request, finish=FinishReason.ERROR, failure=failure, at=now)
+                if (last := self._finish(request, event)) is not None:
+                    events.append(last)
+        standing = [(request.id, request.epoch, request.blocks) for request in self._running]
+        for under_way in (flight, *self._flights):
+            for item, table in zip(under_way.plan.items, under_way.tables, strict=True):
+                standing.append((item.request, item.epoch, table))
+        for request_id, epoch, table in standing:
+            place = next((i for i, block in enumerate(table) if block in worthless), None)
+            if place is None:
+                continue
+            # what was computed on worthless ground is worthless, too: it would be found once more when
+            # somebody computes what it stands on again
+            self.pool.unregister(table[place:])
+            request = self._requests.get(request_id)
+            if request is not None and request.state is not State.FINISHED and request.epoch == epoch:
+                self._start_over(request)
 
-    def _finish(
-        self,
-        request: Request,
-        now: float,
-        reason: FinishReason,
-        *,
-        error: str | None = None,
-        error_type: str = "RequestFailed",
-    ) -> Event:
-        self._leave(request)
-        return self._event(request, now, finish=reason, error=error, error_type=error_type)
-
-    def _leave(self, request: Request) -> None:
+    def _start_over(self, request: Request) -> None:
+        """Forget what is under way: another step computes it again, from the queue."""
+        request.pending = 0
+        request.speculating = False
         if request.state is State.RUNNING:
-            self._running.remove(request)
+            self._send_back(request)
+        request.epoch = _NO_EPOCH
+        request.prompt_logprobs.clear()
+
+    # ------------------------------------------------------------------ ends
+
+    def _finish(self, request: Request, event: Event) -> Event | None:
+        """Take a request out. Its last event, or None if that waits for a step under way."""
+        if request.state is State.RUNNING:
+            del self._running[bisect_left(self._running, request.rank, key=_rank)]
             self._drop_blocks(request)
         else:
-            self._waiting.remove(request)
-        self._prompt_logprobs.pop(request.id, None)
+            self._queue.remove(request)
+        if request.followers:
+            self._queue.release(request)
         request.state = State.FINISHED
-        del self._requests[request.id]
+        request.pending = 0
+        self._endings[request.id] = event
+        return None if request.inflight else self._last_event(request)
 
-    def _event(
-        self,
-        request: Request,
-        now: float,
-        *,
-        tokens: tuple[int, ...] = (),
-        logprobs: tuple[TokenLogprob, ...] = (),
-        prompt_logprobs: tuple[TokenLogprob, ...] | None = None,
-        finish: FinishReason | None = None,
-        stop_reason: int | None = None,
-        error: str | None = None,
-        error_type: str = "RequestFailed",
-    ) -> Event:
-        if finish is not None and request.state is not State.FINISHED:
-            self._leave(request)
-        return Event(
-            request=request.id,
-            tokens=tokens,
-            logprobs=logprobs,
-            prompt_logprobs=prompt_logprobs,
-            finish=finish,
-            stop_reason=stop_reason,
-            error=error,
-            error_type=error_type,
-            at=now,
+    def _last_event(self, request: Request) -> Event:
+        del self._requests[request.id]
+        return self._endings.pop(request.id)._replace(
             scheduled_at=request.scheduled_at,
             cached=request.cached or 0,
             device_seconds=request.device_seconds,
             preemptions=request.preemptions,
         )
+
+
+_UNITS = {"max_num_queued_reqs": "requests", "max_num_queued_tokens": "tokens"}
+
+
+def _failure(item: PlanItem, outcome: Outcome) -> Failure | None:
+    """Why an item has no answer."""
+    if outcome.failure is not None:
+        return outcome.failure
+    if item.samples and not outcome.tokens:
+        return Failure("the executor returned no token for it")
+    if item.pools and outcome.pooled is None:
+        return Failure("the executor returned no vector for it")
+    return None

@@ -26,8 +26,7 @@ from penstock.core.errors import (
     RequestFailed,
     StartupError,
 )
-from penstock.core.plan import Admission, Plan, PlanItem
-from penstock.core.sampling_params import SamplingParams
+from penstock.core.plan import Plan
 from penstock.core.scheduler import Scheduler
 from penstock.kernels.attention import KVCache, create_attention
 from penstock.kernels.cpu.library import PATIENCE, available, start_build
@@ -40,7 +39,7 @@ from penstock.model.memory import MemoryBudget, plan_memory
 
 from .clock import MonotonicClock
 from .config import EngineConfig, resolve, step_limits
-from .executor.base import Executor
+from .executor.memory_limits import Items
 from .executor.torch_executor import TorchExecutor
 from .hardware import choose_device, inspect_hardware, prior, roofline, usable_cores
 from .heartbeat import Heartbeat
@@ -112,10 +111,16 @@ def build_engine(config: EngineConfig, heartbeat: Heartbeat | None = None) -> En
     read = model.read_bytes
     logger.info("%s", roofline(hardware, read, model.num_parameters))
     coefficients = prior(hardware, read, model.num_parameters, spec.bytes_per_token)
-    executor = TorchExecutor(model, cache, attention, device, coefficients, num_blocks=budget.num_blocks)
+    clock, cost = MonotonicClock(), StepCost(coefficients)
+
+    def progress(part: Items) -> None:
+        if heartbeat:
+            heartbeat.begin(clock.now(), cost.predict(Plan(0, items=part)))
+
+    executor = TorchExecutor(model, cache, attention, device, coefficients, clock, progress)
     timer.lap("cache")
     try:
-        _probe(executor)  # the first use of every kernel is slower than the rest
+        executor.probe()  # the first use of every kernel is slower than the rest
     except RequestFailed as error:
         raise ModelLoadError(f"{path}: {error}") from error
     except DeviceOutOfMemory as error:
@@ -132,44 +137,23 @@ def build_engine(config: EngineConfig, heartbeat: Heartbeat | None = None) -> En
     )
     logger.info("%s", ", ".join(f"{entry.name} {getattr(limits, entry.name)}" for entry in fields(limits)))
     capacity = executor.capacity()
-    scheduler = Scheduler(
-        limits, BlockPool(capacity.num_blocks, capacity.block_size), StepCost(capacity.prior)
-    )
+    scheduler = Scheduler(limits, BlockPool(capacity.num_blocks, capacity.block_size), cost)
     generation = generation_defaults(config.generation_config, path)
     eos_ids = tuple(sorted({*model_config.eos_ids, *generation.eos_ids}))
-    log = StepLog(limits, capacity, eos_ids, record)
+    log = StepLog(limits, capacity, record)
     loop = EngineLoop(
         scheduler,
         executor,
-        MonotonicClock(),
+        clock,
         log,
         heartbeat,
         frozenset(eos_ids),
         seed=config.seed,
-        probe=lambda: _probe(executor),
+        depth=2 if config.async_scheduling else 1,
     )
     info = _info(path, model, device, limits.max_num_seqs, budget, eos_ids, timer.laps)
     logger.info("engine ready: %s, %s on %s; %s", info.architecture, info.dtype, device, timer)
     return Engine(loop, log, info)
-
-
-def _probe(executor: Executor) -> None:
-    """One step of a prompt and one of decode, in a block that the scheduler does not know of.
-
-    Raises whatever the device raises, or RequestFailed where the model computes no numbers: a broken one is
-    told from a request that it cannot compute.
-    """
-    capacity = executor.capacity()
-    tokens = tuple(index % capacity.vocab_size for index in range(min(8, max(1, capacity.block_size - 1))))
-    admission = Admission("probe", tokens, len(tokens), SamplingParams(temperature=0.0))
-    prompt = PlanItem("probe", 0, len(tokens), (capacity.num_blocks,) * 2, sample=True)
-    decode = PlanItem("probe", len(tokens), 1, (), sample=True)
-    # steps of their own, which no plan has
-    for plan in (Plan(-3, (admission,), (prompt,)), Plan(-2, (), (decode,))):
-        result = executor.collect(executor.submit(plan))
-        if result.errors:
-            raise RequestFailed(f"a test prompt of {len(tokens)} tokens fails: {result.errors['probe']}")
-    executor.submit(Plan(-1, released=("probe",)))
 
 
 def _dtype(wanted: str, config: ModelConfig, device: torch.device) -> torch.dtype:

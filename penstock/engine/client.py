@@ -8,8 +8,10 @@ from typing import Protocol
 
 from penstock.core.errors import PenstockError
 from penstock.core.plan import Event
+from penstock.core.request import RequestSpec
+from penstock.core.stats import EngineStats
 
-from .messages import Add, ModelInfo, StepStats
+from .messages import ModelInfo
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,20 +32,19 @@ class EngineClient(Protocol):
         ...
 
     def generate(
-        self, adds: Sequence[Add], on_orphan: Callable[[Event], None] | None = None
+        self, spec: RequestSpec, on_orphan: Callable[[Event], None] | None = None
     ) -> AsyncGenerator[list[Event], None]:
-        """Run these requests (all of one HTTP request: prompts, and the n siblings of each) and yield their
-        events, several at a time.
+        """Run a request and yield the events of all of its sequences (`spec.ids`), several at a time.
 
-        Ends after the last event of every request (`finish` set). Closing the iterator early (aclose, or
+        Ends after the last event of every sequence (`finish` set). Closing the iterator early (aclose, or
         cancelling the task) aborts what still runs and frees its blocks; `on_orphan` then gets the last event
-        of each of these requests, when it comes: it carries the final bill.
+        of each of these sequences, when it comes: it carries the final bill.
         Raises EngineDead with the root cause if the engine dies.
         """
         ...
 
     def abort(self, ids: Sequence[str]) -> None:
-        """End these requests; each still yields a last event that carries its final figures."""
+        """End these sequences; each still yields a last event that carries its final figures."""
         ...
 
     def liveness(self) -> Liveness:
@@ -71,11 +72,11 @@ class EngineClient(Protocol):
         ...
 
     @property
-    def stats(self) -> StepStats:
+    def stats(self) -> EngineStats:
         """State after the last step."""
         ...
 
-    def on_stats(self, callback: Callable[[StepStats], None]) -> None:
+    def on_stats(self, callback: Callable[[EngineStats], None]) -> None:
         """Call back with the statistics of every step (for metrics)."""
         ...
 

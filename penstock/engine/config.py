@@ -53,6 +53,9 @@ class EngineConfig:
     max_num_batched_tokens: int | None = option(
         None, "token budget of one step; default 8192 (256 on CPU)", size=True
     )
+    async_scheduling: bool = option(
+        False, "plan a step while one runs; on CPU, where nothing overlaps, tokens only come later"
+    )
     block_size: int = option(16, "tokens per block of the KV cache")
     enable_prefix_caching: bool = option(True, "share cached blocks between requests with equal prefixes")
     enable_chunked_prefill: bool = option(True, "always on: long prompts are computed in chunks")

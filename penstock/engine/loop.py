@@ -4,9 +4,9 @@
     result = executor.collect(executor.submit(plan))
     events = scheduler.commit(plan, result, now)
 
-A step that raises or does not fit into memory does not end the loop: `runner` computes it in parts, and the
-loop raises only if the device is broken. The loop knows no sockets and no processes; it is driven by
-engine.process (server) and by penstock.offline (LLM).
+With a depth of 2 the next step is planned and submitted before the last one is collected, so that a device
+never waits for the scheduler. The loop knows no sockets and no processes; it is driven by engine.process
+(server) and by penstock.offline (LLM).
 """
 
 from __future__ import annotations
@@ -14,21 +14,19 @@ from __future__ import annotations
 import dataclasses
 import math
 import random
-from collections.abc import Callable
-
-import msgspec
+from collections import deque
 
 from penstock.core.cost import DeviceMeter
-from penstock.core.errors import InvalidRequest
-from penstock.core.plan import Event, Plan, StepResult
-from penstock.core.request import FinishReason, Request
+from penstock.core.errors import InvalidRequest, UnsupportedParameter
+from penstock.core.executor import Executor, Ticket
+from penstock.core.plan import Event, Failure, Outcome, Plan, StepResult
+from penstock.core.request import FinishReason, RequestSpec
 from penstock.core.scheduler import Scheduler
+from penstock.core.stats import EngineStats
 
 from .clock import Clock
-from .executor.base import Executor
 from .heartbeat import Heartbeat
-from .messages import Abort, Add, StepStats
-from .runner import StepRunner
+from .messages import Abort, Add
 from .trace import StepLog
 
 _MOST_RETRY_AFTER = 60
@@ -47,7 +45,7 @@ class EngineLoop:
         eos_ids: the model's end-of-sequence ids.
         seed: makes the draws of requests without a seed of their own repeatable, in order of arrival; None is
             truly random.
-        probe: computes something harmless on the executor's device; raises if that is broken.
+        depth: steps in flight, 1 or 2.
     """
 
     def __init__(
@@ -59,19 +57,21 @@ class EngineLoop:
         heartbeat: Heartbeat | None = None,
         eos_ids: frozenset[int] = frozenset(),
         seed: int | None = None,
-        probe: Callable[[], None] | None = None,
+        depth: int = 1,
     ) -> None:
         self.scheduler = scheduler
         self.executor = executor
         self.meter = DeviceMeter(clock.now())
         self.last_plan = Plan(step=-1)
+        """The one committed last."""
         self._clock = clock
         self._log = log
         self._heartbeat = heartbeat
-        self._eos_ids = eos_ids
+        self._eos_ids = tuple(sorted(eos_ids))
         self._seeds = random.Random(seed)
-        self._runner = StepRunner(executor, clock, scheduler.cost, heartbeat, probe)
-        self._last = (0, 0, 0, 0, 0, 0, 0)
+        self._features = executor.capacity().features
+        self._depth = depth
+        self._flights: deque[tuple[Plan, Ticket | None]] = deque()
         self._seconds = self._predicted = 0.0
 
     @property
@@ -83,82 +83,50 @@ class EngineLoop:
         """Take in a message; returns the events that it causes at once."""
         now = self._clock.now()
         if isinstance(message, Add):
-            message = self._with_seed(message)
+            message = Add(self._complete(message.spec))
         if self._log:
             self._log.arrived(now, message)
         if isinstance(message, Abort):
             events = [self.scheduler.abort(request, now) for request in message.ids]
             return [event for event in events if event is not None]
+        spec = message.spec
         try:
-            self.scheduler.add(self._request(message), now)
+            self._check(spec)
+            self.scheduler.add(spec, now)
         except InvalidRequest as error:
-            return [
-                Event(
-                    request=message.id,
-                    finish=FinishReason.ERROR,
-                    error=str(error),
-                    error_type=type(error).__name__,
-                    at=now,
-                )
-            ]
+            failure = Failure(error.message, type(error).__name__, param=error.param, advice=error.advice)
+            return [Event(id, finish=FinishReason.ERROR, failure=failure, at=now) for id in spec.ids]
         return []
 
     def step(self) -> list[Event]:
-        """One step, if there is anything to do."""
-        now = self._clock.now()
-        plan = self.scheduler.schedule(now)
-        events = [self._with_retry_after(event) for event in self.scheduler.take_events()]
-        if not plan.items:
-            return events
-        self._predicted = self.scheduler.cost.predict(plan)
+        """One step, if there is anything to do: keep the device busy, then take in the oldest result."""
+        events: list[Event] = []
         try:
-            result = self._runner.run(plan, self._predicted)
+            while len(self._flights) < self._depth and self._submit(events):
+                pass
+            if self._flights:
+                events += self._collect()
         except BaseException:
-            # interrupted: what this plan promised to compute is not there, so nobody may build on it
-            lost = StepResult(plan.step, 0.0, errors={item.request: "interrupted" for item in plan.items})
-            self.scheduler.commit(plan, lost, self._clock.now())
+            # interrupted: what these plans promised to compute is not there, so nobody may build on it
+            for plan, _ in self._flights:
+                lost = Outcome(failure=Failure("interrupted"))
+                result = StepResult(plan.step, 0.0, (lost,) * len(plan.items))
+                self.scheduler.commit(plan, result, self._clock.now())
+            self._flights.clear()
             raise
-        self._clock.spent(result.seconds)
-        end = self._clock.now()
-        self._seconds = result.seconds
-        self.meter.step(result.seconds)
-        events += self.scheduler.commit(plan, result, end)
-        if self._heartbeat:
-            self._heartbeat.end(end)
-        if self._log:
-            self._log.stepped(now, plan, result, end)
-        self.last_plan = plan
         return events
 
-    def stats(self) -> StepStats:
-        """What happened since the last call, and the state now."""
-        scheduler, totals = self.scheduler, self.scheduler.totals
-        current = (
-            totals.prompt_tokens,
-            totals.generation_tokens,
-            totals.cached_tokens,
-            totals.recomputed_tokens,
-            totals.prefix_queries,
-            totals.prefix_hits,
-            totals.preemptions,
-        )
-        delta = [new - old for new, old in zip(current, self._last, strict=True)]
-        self._last = current
+    def stats(self) -> EngineStats:
+        """Totals since the start, and how things stand."""
+        scheduler = self.scheduler
         seconds, self._seconds = self._seconds, 0.0
         now = self._clock.now()
-        return StepStats(
-            step=totals.steps,
+        return EngineStats(
+            totals=dataclasses.replace(scheduler.totals),
             running=len(scheduler.running),
-            waiting=len(scheduler.waiting),
+            waiting=scheduler.waiting,
             deferred=scheduler.deferred,
             kv_usage=scheduler.pool.usage,
-            prompt_tokens=delta[0],
-            generation_tokens=delta[1],
-            cached_tokens=delta[2],
-            recomputed_tokens=delta[3],
-            prefix_queries=delta[4],
-            prefix_hits=delta[5],
-            preemptions=delta[6],
             seconds=seconds,
             predicted=self._predicted,
             busy=self.meter.busy,
@@ -166,36 +134,69 @@ class EngineLoop:
             at=now,
         )
 
-    def _with_seed(self, message: Add) -> Add:
-        """A seed for a request that samples without one: drawn once, so that it goes on with the same numbers
-        after a preemption, and logged, so that a replay is the same."""
-        if message.params.seed is not None or message.params.greedy:
-            return message
-        return msgspec.structs.replace(message, params=message.params.with_(seed=self._seeds.getrandbits(63)))
+    def _submit(self, events: list[Event]) -> bool:
+        """Plan and start a step; False if there is nothing to do."""
+        now = self._clock.now()
+        plan = self.scheduler.schedule(now)
+        refused = self.scheduler.take_events()
+        if refused:
+            events += self._with_retry_after(refused)
+        if self._log and (plan.items or refused or self._flights):
+            self._log.planned(now, plan)  # what it did to the queue counts, even if it plans nothing
+        if not plan.items:
+            return False
+        self._flights.append((plan, None))
+        self._predicted = self.scheduler.cost.predict(plan)
+        if self._heartbeat:
+            self._heartbeat.begin(now, self._predicted)
+        self._flights[-1] = plan, self.executor.submit(plan)
+        return True
 
-    def _request(self, message: Add) -> Request:
-        return Request(
-            id=message.id,
-            prompt=message.prompt,
-            params=message.params,
-            eos_ids=frozenset() if message.params.ignore_eos else self._eos_ids,
-            max_tokens=message.max_tokens,
-            priority=message.priority,
-            cache_salt=message.cache_salt,
-            leader=message.leader,
-            arrived_at=message.arrived_at,
-        )
+    def _collect(self) -> list[Event]:
+        """Wait for the oldest step, and commit it."""
+        plan, ticket = self._flights[0]
+        assert ticket is not None  # a step whose submission raised has ended the loop
+        result = self.executor.collect(ticket)
+        self._clock.spent(result.seconds)
+        now = self._clock.now()
+        self._seconds = result.seconds
+        self.meter.step(result.seconds)
+        events = self.scheduler.commit(plan, result, now)
+        self._flights.popleft()
+        if self._heartbeat:
+            self._heartbeat.end(now)
+        if self._log:
+            self._log.stepped(now, plan, result)
+        self.last_plan = plan
+        return events
 
-    def _with_retry_after(self, event: Event) -> Event:
+    def _complete(self, spec: RequestSpec) -> RequestSpec:
+        """What only the engine knows: the model's ends, and a seed for a request that samples without one."""
+        drawn = None
+        if spec.sampling is not None and spec.sampling.seed is None and not spec.sampling.greedy:
+            drawn = self._seeds.getrandbits(63)
+        return dataclasses.replace(spec, eos_ids=self._eos_ids, drawn_seed=drawn)
+
+    def _check(self, spec: RequestSpec) -> None:
+        missing = sorted(spec.needs - self._features)
+        if missing:
+            raise UnsupportedParameter(
+                f"this engine cannot serve what the request needs: {', '.join(missing)}.", param=missing[0]
+            )
+
+    def _with_retry_after(self, events: list[Event]) -> list[Event]:
         """When the queue as it is may have been admitted, if the cost model and max_tokens are right."""
         scheduler, costs = self.scheduler, self.scheduler.cost.coefficients
-        requests = (*scheduler.running, *scheduler.waiting)
-        prompt = sum(max(0, request.prompt_len - request.computed) for request in requests)
-        output = sum(request.max_tokens - request.generated for request in requests)
-        batch = max(1, len(scheduler.running))
+        prompt, output = scheduler.backlog()
+        running, waiting = len(scheduler.running), scheduler.waiting
+        batch = max(1, running)
         step = costs.fixed + batch * (costs.per_token + costs.per_sample)
         seconds = prompt * costs.per_token + output / batch * step
-        share = len(scheduler.waiting) / max(1, len(requests))
-        return dataclasses.replace(
-            event, retry_after=min(_MOST_RETRY_AFTER, max(1, math.ceil(seconds * share)))
-        )
+        share = waiting / max(1, running + waiting)
+        wait = min(_MOST_RETRY_AFTER, max(1, math.ceil(seconds * share)))
+        return [
+            event._replace(failure=dataclasses.replace(event.failure, retry_after=wait))
+            if event.failure is not None
+            else event
+            for event in events
+        ]

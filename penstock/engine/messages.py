@@ -11,25 +11,18 @@ from __future__ import annotations
 import msgspec
 
 from penstock.core.plan import Event
-from penstock.core.sampling_params import SamplingParams
+from penstock.core.request import RequestSpec
+from penstock.core.stats import EngineStats
 
 
 class Add(msgspec.Struct, tag=True, frozen=True):
-    """A new request."""
+    """A new request, with all of its sequences."""
 
-    id: str
-    prompt: tuple[int, ...]
-    params: SamplingParams
-    max_tokens: int
-    """Most tokens to generate, already cut to the context length."""
-    arrived_at: float
-    priority: int = 0
-    cache_salt: str = ""
-    leader: str | None = None
+    spec: RequestSpec
 
 
 class Abort(msgspec.Struct, tag=True, frozen=True):
-    """End these requests now; each answers with a last Event (finish `abort`) with its final figures."""
+    """End these sequences now; each answers with a last Event (finish `abort`) with its final figures."""
 
     ids: tuple[str, ...]
 
@@ -77,45 +70,11 @@ class Failed(msgspec.Struct, tag=True, frozen=True):
     """Python traceback, for the log; empty for errors that say it all."""
 
 
-class StepStats(msgspec.Struct, frozen=True):
-    """State after a step, and what the step did; the source of the metrics."""
-
-    step: int
-    running: int
-    waiting: int
-    kv_usage: float
-    """Share of blocks that are referenced, 0 to 1."""
-    prompt_tokens: int = 0
-    """Prompt tokens computed in this step."""
-    generation_tokens: int = 0
-    cached_tokens: int = 0
-    """Prompt tokens of requests admitted in this step that came from the prefix cache."""
-    recomputed_tokens: int = 0
-    """Tokens computed again after a preemption."""
-    prefix_queries: int = 0
-    """Tokens looked up in the prefix index in this step."""
-    prefix_hits: int = 0
-    preemptions: int = 0
-    seconds: float = 0.0
-    """Device time of the step."""
-    predicted: float = 0.0
-    """What the cost model had predicted, in seconds."""
-    busy: float = 0.0
-    """Device seconds since the start in which steps ran."""
-    idle: float = 0.0
-    """Device seconds since the start in which none ran."""
-    at: float = 0.0
-    """When these figures were taken."""
-    deferred: int = 0
-    """Of `waiting`: not held up by capacity, but until something else is done (siblings, until their leader
-    has computed the prompt)."""
-
-
 class Output(msgspec.Struct, tag=True, frozen=True):
-    """Events of one step (or of aborts between steps)."""
+    """Events of one step (or of aborts between steps), and how things stand after it."""
 
     events: list[Event]
-    stats: StepStats | None = None
+    stats: EngineStats | None = None
 
 
 ToEngine = Add | Abort | Drain

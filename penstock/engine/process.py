@@ -92,6 +92,8 @@ class EngineProcess:
             while self._deadline is None or loop.has_work:
                 if self._deadline is not None and time.monotonic() >= self._deadline:
                     self._publish(loop.handle(Abort(loop.scheduler.unfinished)), loop)
+                    while loop.has_work:  # a step under way owes last events
+                        self._publish(loop.step(), loop)
                     break
                 events = self._receive(loop, wait=not loop.has_work)
                 if events:

@@ -2,7 +2,7 @@
 
     engine = RemoteEngine.launch(config)     starts the process at once, so that it loads while we import
     await engine.start()                     waits until it is ready; raises the StartupError that stopped it
-    async for events in engine.generate(adds): …
+    async for events in engine.generate(spec): …
     await engine.drain(timeout)              lets running requests end, then the process
 
 Events of a request go to one asyncio queue per call of generate. When the process dies, every caller gets
@@ -31,6 +31,8 @@ import zmq.asyncio
 
 from penstock.core.errors import BY_NAME, Draining, EngineDead, PenstockError, StartupError
 from penstock.core.plan import Event
+from penstock.core.request import RequestSpec
+from penstock.core.stats import EngineStats
 
 from .client import Liveness
 from .config import EngineConfig
@@ -44,7 +46,6 @@ from .messages import (
     ModelInfo,
     Output,
     Ready,
-    StepStats,
     ToEngine,
     decode_from_engine,
     encode,
@@ -81,9 +82,9 @@ class RemoteEngine:
         self._owed: set[str] = set()
         """Requests whose last event the engine still owes us."""
         self._closed = False
-        self._callbacks: list[Callable[[StepStats], None]] = []
+        self._callbacks: list[Callable[[EngineStats], None]] = []
         self._info: ModelInfo | None = None
-        self._stats = StepStats(step=0, running=0, waiting=0, kv_usage=0.0)
+        self._stats = EngineStats()
         self._failure: PenstockError | None = None
         self._draining = False
         self._waiting_since = 0.0
@@ -151,7 +152,7 @@ class RemoteEngine:
         return self._process.pid
 
     async def generate(
-        self, adds: Sequence[Add], on_orphan: Callable[[Event], None] | None = None
+        self, spec: RequestSpec, on_orphan: Callable[[Event], None] | None = None
     ) -> AsyncGenerator[list[Event], None]:
         """See EngineClient.generate."""
         if self._failure is not None:
@@ -159,15 +160,13 @@ class RemoteEngine:
         if self._draining:
             raise Draining("the server is shutting down.", advice="Send the request to another server.")
         queue: asyncio.Queue[list[Event]] = asyncio.Queue()
-        open_ids = {add.id for add in adds}
+        open_ids = set(spec.ids)
         if not self._owed:
             self._waiting_since = time.monotonic()
-        for add in adds:
-            self._queues[add.id] = queue
-            self._owed.add(add.id)
+        self._queues.update(dict.fromkeys(open_ids, queue))
+        self._owed |= open_ids
         try:
-            for add in adds:
-                await self._send(add)
+            await self._send(Add(spec))
             while open_ids:
                 events = await queue.get()
                 if not events:  # the engine has died
@@ -224,11 +223,11 @@ class RemoteEngine:
         return len(self._owed)
 
     @property
-    def stats(self) -> StepStats:
+    def stats(self) -> EngineStats:
         """State after the last step."""
         return self._stats
 
-    def on_stats(self, callback: Callable[[StepStats], None]) -> None:
+    def on_stats(self, callback: Callable[[EngineStats], None]) -> None:
         """Call back with the statistics of every step."""
         self._callbacks.append(callback)
 

@@ -1,12 +1,12 @@
 """The step log: what came in, what was planned and what came back, one JSON object per line.
 
-    {"config": {…}, "capacity": {…}, "eos_ids": […]}                      first line
-    {"now": s, "in": [{"add": …} | {"abort": id}]}                        whatever arrived before a step
-    {"now": s, "plan": {…}, "seconds": s, "tokens": {…}, "errors": {…}, "tainted": […], "end": s}
+    {"config": {…}, "capacity": {…}}                                      first line
+    {"now": s, "in": {"type": "Add", "spec": {…}} | {"type": "Abort", …}} whatever arrived
+    {"now": s, "plan": {…}}                                               a step was planned and submitted
+    {"now": s, "step": n, "seconds": s, "tokens": [[…], …], …}            and committed, one list per item
 
-It is the replay format: the inputs, given to a new scheduler in the same order with the same times, and the
-recorded tokens, given back by a simulated executor, make the same plans. The last steps are also kept in a
-ring, which is written out when the engine crashes.
+It is the replay format (`engine.replay`). The last entries are also kept in a ring, which is written out when
+the engine crashes; it holds as many as fit into a bound on the token ids of their prompts.
 """
 
 from __future__ import annotations
@@ -15,25 +15,44 @@ import contextlib
 import json
 import logging
 from collections import deque
-from collections.abc import Collection, Iterable
-from dataclasses import asdict
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, TextIO
 
 import msgspec
 
-from penstock.core.blocks import BlockPool
-from penstock.core.cost import Coefficients, StepCost
 from penstock.core.errors import StartupError
+from penstock.core.executor import Capacity
 from penstock.core.plan import Plan, StepResult
-from penstock.core.scheduler import Scheduler, SchedulerConfig
+from penstock.core.scheduler import SchedulerConfig
 
-from .clock import VirtualClock
-from .executor.base import Capacity, Ticket
-from .executor.simulated import SimulatedExecutor
 from .messages import Abort, Add
 
 logger = logging.getLogger("penstock.engine")
+
+_RING_ENTRIES = 512
+_RING_TOKENS = 1 << 19
+"""Most token ids of prompts in the ring: 20 MB, where 256 prompts of 32k tokens would be 300."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Entry:
+    """One line to be, and how many token ids it keeps alive."""
+
+    kind: str
+    now: float
+    content: Any
+    tokens: int = 0
+
+    def line(self) -> str:
+        if self.kind == "step":
+            record = {"now": self.now, **self.content}
+        elif self.kind == "plan":
+            record = {"now": self.now, "plan": self.content.record()}
+        else:
+            record = {"now": self.now, "in": msgspec.to_builtins(self.content, str_keys=True)}
+        return json.dumps(record, separators=(",", ":")) + "\n"
 
 
 class StepLog:
@@ -41,33 +60,52 @@ class StepLog:
 
     Args:
         file: from `open_log`, which finds out early whether it can be written.
-        ring: number of entries kept in memory.
     """
 
-    def __init__(
-        self,
-        config: SchedulerConfig,
-        capacity: Capacity,
-        eos_ids: Collection[int] = (),
-        file: TextIO | None = None,
-        ring: int = 256,
-    ) -> None:
-        head = {"config": asdict(config), "capacity": asdict(capacity), "eos_ids": sorted(eos_ids)}
+    def __init__(self, config: SchedulerConfig, capacity: Capacity, file: TextIO | None = None) -> None:
+        head = {"config": asdict(config), "capacity": msgspec.to_builtins(capacity, order="deterministic")}
         self._head = json.dumps(head, separators=(",", ":"))
-        self._ring: deque[tuple[Any, ...]] = deque(maxlen=ring)
-        self._dropped = 0
+        self._ring: deque[_Entry] = deque()
+        self._tokens = self._dropped = 0
         self._file = file
         self._write(self._head + "\n")
 
     def arrived(self, now: float, message: Add | Abort) -> None:
         """Something came in before the next step."""
-        self._keep(("in", now, message))
+        tokens = 0
+        if isinstance(message, Add):
+            tokens = sum(len(prompt.token_ids) for prompt in message.spec.prompts)
+        self._keep(_Entry("in", now, message, tokens))
 
-    def stepped(self, now: float, plan: Plan, result: StepResult, end: float) -> None:
-        """A step was planned at `now` and committed at `end`."""
-        # not the result itself: the logprobs of a long prompt are large, and no part of the log; nor are the
-        # classes of errors, which change what a client is told and not what is planned
-        self._keep(("step", now, plan, result.seconds, result.tokens, result.errors, result.tainted, end))
+    def planned(self, now: float, plan: Plan) -> None:
+        """A step was planned."""
+        tokens = 0
+        if plan.admitted:
+            tokens = sum(len(admission.generated) for admission in plan.admitted)
+            plan = replace(plan, admitted=tuple(each.without_prompts() for each in plan.admitted))
+        self._keep(_Entry("plan", now, plan, tokens))
+
+    def stepped(self, now: float, plan: Plan, result: StepResult) -> None:
+        """A step was committed."""
+        # not the result itself: the logprobs of a long prompt are large, and no part of the log
+        content: dict[str, Any] = {
+            "step": plan.step,
+            "seconds": result.seconds,
+            "tokens": [outcome.tokens for outcome in result.outcomes],
+        }
+        if not result.regular:
+            content["regular"] = False
+        pooled = [place for place, outcome in enumerate(result.outcomes) if outcome.pooled is not None]
+        if pooled:
+            content["pooled"] = pooled
+        failures = {
+            place: {"cause": outcome.failure.cause, "tainted": outcome.failure.tainted}
+            for place, outcome in enumerate(result.outcomes)
+            if outcome.failure is not None
+        }
+        if failures:
+            content["failures"] = failures
+        self._keep(_Entry("step", now, content))
 
     def dump(self, path: Path) -> None:
         """Write the ring to a file: after a crash, these are the last steps."""
@@ -75,7 +113,7 @@ class StepLog:
             file.write(self._head + "\n")
             if self._dropped:
                 file.write(json.dumps({"dropped": self._dropped}) + "\n")
-            file.writelines(_line(entry) for entry in self._ring)
+            file.writelines(entry.line() for entry in self._ring)
 
     def close(self) -> None:
         """Flush and close the file."""
@@ -83,11 +121,14 @@ class StepLog:
             self._file.close()
             self._file = None
 
-    def _keep(self, entry: tuple[Any, ...]) -> None:
-        self._dropped += len(self._ring) == self._ring.maxlen
+    def _keep(self, entry: _Entry) -> None:
         self._ring.append(entry)
+        self._tokens += entry.tokens
+        while len(self._ring) > _RING_ENTRIES or self._tokens > _RING_TOKENS:
+            self._tokens -= self._ring.popleft().tokens
+            self._dropped += 1
         if self._file:
-            self._write(_line(entry))
+            self._write(entry.line())
 
     def _write(self, line: str) -> None:
         """A log that cannot be written must not end the engine."""
@@ -116,25 +157,6 @@ def open_log(path: str | None) -> TextIO | None:
         ) from error
 
 
-def _line(entry: tuple[Any, ...]) -> str:
-    record: dict[str, Any]
-    if entry[0] == "in":
-        _, now, message = entry
-        record = {"now": now, "in": msgspec.to_builtins(message, str_keys=True)}
-    else:
-        _, now, plan, seconds, tokens, errors, tainted, end = entry
-        record = {
-            "now": now,
-            "plan": json.loads(plan.to_json()),
-            "seconds": seconds,
-            "tokens": dict(tokens),
-            "errors": dict(errors),
-            "tainted": sorted(tainted),
-            "end": end,
-        }
-    return json.dumps(record, separators=(",", ":")) + "\n"
-
-
 def read_log(lines: Iterable[str]) -> tuple[dict[str, Any], list[dict[str, Any]]]:
     """(head, records) of a step log; a last line that was cut off by the end of its process is left out.
 
@@ -149,7 +171,7 @@ def read_log(lines: Iterable[str]) -> tuple[dict[str, Any], list[dict[str, Any]]
             entries.append(json.loads(line))
         except json.JSONDecodeError:
             broken = True
-    if not entries or not {"config", "capacity", "eos_ids"} <= entries[0].keys():
+    if not entries or not {"config", "capacity"} <= entries[0].keys():
         raise ValueError("the first line is not the head of a step log")
     if len(entries) > 1 and "dropped" in entries[1]:
         raise ValueError(
@@ -157,53 +179,3 @@ def read_log(lines: Iterable[str]) -> tuple[dict[str, Any], list[dict[str, Any]]
             "steps only; they can be read, but not replayed)"
         )
     return entries[0], entries[1:]
-
-
-def replay(lines: Iterable[str]) -> tuple[list[str], list[str]]:
-    """Run a recorded log again: (recorded plans, replayed plans), as JSON lines.
-
-    The scheduler is a new one; the device is simulated: it takes the time of the cost model, and gives each
-    request the tokens that it got in that step. Under a scheduling policy that looks only at requests, the
-    two lists are identical. Ends at the first difference.
-    """
-    from .loop import EngineLoop  # the loop writes logs; only a replay needs it here
-
-    head, records = read_log(lines)
-    capacity = Capacity(**{**head["capacity"], "prior": Coefficients(**head["capacity"]["prior"])})
-    config = SchedulerConfig(**head["config"])
-    steps = {record["plan"]["step"]: record for record in records if "plan" in record}
-    pool = BlockPool(capacity.num_blocks, capacity.block_size)
-    scheduler = Scheduler(config, pool, StepCost(capacity.prior))
-    executor = _ReplayExecutor(capacity, steps)
-    loop = EngineLoop(scheduler, executor, VirtualClock(), eos_ids=frozenset(head["eos_ids"]))
-    recorded, replayed = [], []
-    for record in records:
-        if "in" in record:
-            loop.handle(msgspec.convert(record["in"], Add | Abort, strict=False, str_keys=True))
-            continue
-        recorded.append(Plan.from_json(json.dumps(record["plan"])).to_json())
-        loop.step()
-        replayed.append(loop.last_plan.to_json())
-        if recorded[-1] != replayed[-1]:
-            break
-    return recorded, replayed
-
-
-class _ReplayExecutor(SimulatedExecutor):
-    """A simulated executor that gives what the recorded steps gave: tokens and errors."""
-
-    def __init__(self, capacity: Capacity, steps: dict[int, dict[str, Any]]) -> None:
-        super().__init__(capacity, lambda request, known, generated: 0)
-        self._steps = steps
-
-    def collect(self, ticket: Ticket) -> StepResult:
-        """The simulated time, the recorded outcome."""
-        simulated = super().collect(ticket)
-        record = self._steps[ticket.step]
-        return StepResult(
-            step=ticket.step,
-            seconds=simulated.seconds,
-            tokens=record["tokens"],
-            errors=record["errors"],
-            tainted=frozenset(record.get("tainted", ())),
-        )

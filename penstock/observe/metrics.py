@@ -9,53 +9,17 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Protocol
 
 import prometheus_client
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 from prometheus_client.exposition import CONTENT_TYPE_PLAIN_0_0_4, generate_latest
 
+from penstock.core.stats import EngineStats, Totals
+
 from . import names
 from .names import LABEL_VALUES, METRICS, Kind, Metric
 
 CONTENT_TYPE = CONTENT_TYPE_PLAIN_0_0_4
-
-
-class StepFigures(Protocol):
-    """What a step reports: counts of tokens and requests, seconds of device time."""
-
-    @property
-    def running(self) -> int: ...
-    @property
-    def waiting(self) -> int: ...
-    @property
-    def deferred(self) -> int: ...
-    @property
-    def kv_usage(self) -> float: ...
-    @property
-    def prompt_tokens(self) -> int: ...
-    @property
-    def generation_tokens(self) -> int: ...
-    @property
-    def cached_tokens(self) -> int: ...
-    @property
-    def recomputed_tokens(self) -> int: ...
-    @property
-    def prefix_queries(self) -> int: ...
-    @property
-    def prefix_hits(self) -> int: ...
-    @property
-    def preemptions(self) -> int: ...
-    @property
-    def seconds(self) -> float: ...
-    @property
-    def predicted(self) -> float: ...
-    @property
-    def busy(self) -> float: ...
-    @property
-    def idle(self) -> float: ...
-    @property
-    def at(self) -> float: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,6 +57,8 @@ class Metrics:
         self._histograms: dict[str, Histogram] = {}
         for metric in METRICS:
             self._declare(metric, max_model_len)
+        self._totals = Totals()
+        """Of the last report."""
         self._observed = {"busy": 0.0, "idle": 0.0}
         self._idle = 0.0
         """Idle seconds at the last report."""
@@ -119,35 +85,41 @@ class Metrics:
             kv_cache_max_concurrency=str(tokens / self._max_model_len),
         ).set(1)
 
-    def observe_step(self, step: StepFigures) -> None:
-        """Take in what a step did, and the state after it."""
+    def observe_step(self, stats: EngineStats) -> None:
+        """Take in how things stand after a step, and what was done since the last report."""
         gauges, counters, histograms = self._gauges, self._counters, self._histograms
-        gauges[names.NUM_REQUESTS_RUNNING.name].set(step.running)
-        gauges[names.NUM_REQUESTS_WAITING.name].set(step.waiting)
-        gauges[f"{names.NUM_REQUESTS_WAITING_BY_REASON.name}/capacity"].set(step.waiting - step.deferred)
-        gauges[f"{names.NUM_REQUESTS_WAITING_BY_REASON.name}/deferred"].set(step.deferred)
-        gauges[names.KV_CACHE_USAGE_PERC.name].set(step.kv_usage)
+        gauges[names.NUM_REQUESTS_RUNNING.name].set(stats.running)
+        gauges[names.NUM_REQUESTS_WAITING.name].set(stats.waiting)
+        gauges[f"{names.NUM_REQUESTS_WAITING_BY_REASON.name}/capacity"].set(stats.waiting - stats.deferred)
+        gauges[f"{names.NUM_REQUESTS_WAITING_BY_REASON.name}/deferred"].set(stats.deferred)
+        gauges[names.KV_CACHE_USAGE_PERC.name].set(stats.kv_usage)
+        new, old = stats.totals, self._totals
+        self._totals = new
+        computed = new.prompt_tokens - old.prompt_tokens
+        cached = new.cached_tokens - old.cached_tokens
+        generated = new.generation_tokens - old.generation_tokens
+        recomputed = new.recomputed_tokens - old.recomputed_tokens
         for name, amount in (
-            (names.PROMPT_TOKENS.name, step.prompt_tokens + step.cached_tokens),
-            (f"{names.PROMPT_TOKENS_BY_SOURCE.name}/local_compute", step.prompt_tokens),
-            (f"{names.PROMPT_TOKENS_BY_SOURCE.name}/local_cache_hit", step.cached_tokens),
-            (names.PROMPT_TOKENS_CACHED.name, step.cached_tokens),
-            (f"{names.PROMPT_TOKENS_CACHED_BY_SOURCE.name}/device", step.cached_tokens),
-            (names.GENERATION_TOKENS.name, step.generation_tokens),
-            (names.NUM_PREEMPTIONS.name, step.preemptions),
-            (names.PREFIX_CACHE_QUERIES.name, step.prefix_queries),
-            (names.PREFIX_CACHE_HITS.name, step.prefix_hits),
-            (names.RECOMPUTED_TOKENS.name, step.recomputed_tokens),
+            (names.PROMPT_TOKENS.name, computed + cached),
+            (f"{names.PROMPT_TOKENS_BY_SOURCE.name}/local_compute", computed),
+            (f"{names.PROMPT_TOKENS_BY_SOURCE.name}/local_cache_hit", cached),
+            (names.PROMPT_TOKENS_CACHED.name, cached),
+            (f"{names.PROMPT_TOKENS_CACHED_BY_SOURCE.name}/device", cached),
+            (names.GENERATION_TOKENS.name, generated),
+            (names.NUM_PREEMPTIONS.name, new.preemptions - old.preemptions),
+            (names.PREFIX_CACHE_QUERIES.name, new.prefix_queries - old.prefix_queries),
+            (names.PREFIX_CACHE_HITS.name, new.prefix_hits - old.prefix_hits),
+            (names.RECOMPUTED_TOKENS.name, recomputed),
         ):
             if amount:
                 counters[name].inc(amount)
-        self._count_device("busy", step.busy)
-        self._count_device("idle", step.idle)
-        self._idle, self._idle_since = step.idle, None if step.running or step.waiting else step.at
-        if tokens := step.prompt_tokens + step.recomputed_tokens + step.generation_tokens:
+        self._count_device("busy", stats.busy)
+        self._count_device("idle", stats.idle)
+        self._idle, self._idle_since = stats.idle, None if stats.running or stats.waiting else stats.at
+        if tokens := computed + recomputed + generated:
             histograms[names.ITERATION_TOKENS.name].observe(tokens)
-            histograms[names.STEP_SECONDS.name].observe(step.seconds)
-            histograms[names.PREDICTED_STEP_SECONDS.name].observe(step.predicted)
+            histograms[names.STEP_SECONDS.name].observe(stats.seconds)
+            histograms[names.PREDICTED_STEP_SECONDS.name].observe(stats.predicted)
 
     def _count_device(self, state: str, total: float) -> None:
         """The engine reports totals; a counter only goes up."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from penstock.core.errors import InvalidRequest
-from penstock.core.sampling_params import SamplingParams
+from penstock.core.sampling_params import Sampling, SamplingParams
 
 
 @pytest.mark.parametrize(
@@ -54,13 +54,11 @@ def test_what_vllms_users_write() -> None:
     assert SamplingParams(repetition_penalty=3).repetition_penalty == 3.0
 
 
-def test_siblings_have_seeds_of_their_own() -> None:
-    params = SamplingParams(n=3, seed=2**63 - 1, prompt_logprobs=1)
-    siblings = [params.sibling(index) for index in range(3)]
-    assert [one.seed for one in siblings] == [2**63 - 1, -(2**63), -(2**63) + 1]
-    assert [one.prompt_logprobs for one in siblings] == [1, None, None]
-    assert all(one.n == 1 for one in siblings)
-    assert SamplingParams(seed=-2).sibling(1).seed == 0
+def test_the_engine_gets_its_part_only() -> None:
+    params = SamplingParams(seed=5, logit_bias={1: 2.0}, stop=("end",), n=2, max_tokens=3, min_tokens=1)
+    assert params.sampling == Sampling(seed=5, logit_bias={1: 2.0}, min_tokens=1)
+    assert type(params.sampling) is Sampling
+    assert params.sampling.logit_bias is params.logit_bias
 
 
 @pytest.mark.parametrize("field", ["stop_token_ids", "allowed_token_ids"])

@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import json
+from collections.abc import Sequence
+from dataclasses import replace
+
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from penstock.core.errors import ContextLengthExceeded, InvalidRequest
-from penstock.core.plan import Plan, StepResult
-from penstock.core.request import FinishReason
-from penstock.core.sampling_params import SamplingParams
+from penstock.core.plan import Plan
+from penstock.core.policy import View
+from penstock.core.request import FinishReason, InputSpan, Pooling, Request
+from penstock.core.sampling_params import Sampling
 from penstock.core.scheduler import PROMPT_TOKENS_PER_DECODE, SchedulerConfig
 
-from .world import World, config, request
+from .world import World, config, correct_drafts, request, step_result
 
 
 def shape(plan: Plan) -> dict[str, int]:
@@ -102,10 +107,10 @@ def test_the_same_prompt_is_computed_once_even_within_one_step() -> None:
 @pytest.mark.parametrize("caching", [True, False])
 def test_siblings_wait_for_their_leader_and_share_its_prompt(caching: bool) -> None:
     world = World(config(enable_prefix_caching=caching), num_blocks=32)
-    world.add(request("0", 30, max_tokens=4))
-    world.add(request("1", 30, max_tokens=4, leader="0"))
-    assert shape(world.step()) == {"0": 16}
-    assert shape(world.step()) == {"0": 14, "1": 2}
+    world.add(request("a", 30, max_tokens=4, n=2))
+    assert (world.scheduler.waiting, world.scheduler.deferred) == (2, 1)
+    assert shape(world.step()) == {"a:0": 16}
+    assert shape(world.step()) == {"a:0": 14, "a:1": 2}
     world.run()
 
 
@@ -125,10 +130,10 @@ def test_salts_isolate() -> None:
 
 
 def test_prompt_logprobs_need_every_position() -> None:
-    params = SamplingParams(prompt_logprobs=1, max_tokens=4)
+    sampling = Sampling(prompt_logprobs=1)
     world = World(config(max_num_batched_tokens=64), num_blocks=32)
     world.add(request("a", 13))
-    world.add(request("b", 13, params=params))
+    world.add(request("b", 13, sampling=sampling))
     assert shape(world.step()) == {"a": 13, "b": 13}
 
 
@@ -137,9 +142,12 @@ def test_the_queue_is_bounded_after_admission() -> None:
     for name in "abcd":
         world.add(request(name, [1]))
     world.step()
-    refused = [event for event in world.events if event.error_type == "QueueFull"]
-    assert [event.request for event in refused] == ["d"]
-    assert "the queue is full: 1 requests" in (refused[0].error or "")
+    refused = [(event.request, event.failure) for event in world.events if event.failure]
+    ((name, failure),) = refused
+    assert name == "d"
+    assert (failure.type, failure.param) == ("QueueFull", "max_num_queued_reqs")
+    assert "the queue is full: 1 requests" in failure.cause
+    assert "limit: 1 requests" in failure.cause
     world.run()
 
 
@@ -147,10 +155,9 @@ def test_siblings_are_refused_with_their_leader() -> None:
     world = World(config(max_num_seqs=1, max_num_queued_reqs=0))
     world.add(request("a", [1]))
     world.step()
-    world.add(request("b", [2]))
-    world.add(request("b'", [2], leader="b"))
+    world.add(request("b", [2], n=2))
     world.step()
-    assert [event.request for event in world.events if event.error] == ["b", "b'"]
+    assert [event.request for event in world.events if event.failure] == ["b:0", "b:1"]
     world.run()
 
 
@@ -181,21 +188,22 @@ def test_the_queue_is_bounded_in_tokens() -> None:
     world.add(request("b", 8))
     world.add(request("c", 4))
     world.step()
-    assert [event.request for event in world.events if event.error] == ["c"]
+    assert [event.request for event in world.events if event.failure] == ["c"]
     world.run()
 
 
 def test_stop_tokens() -> None:
     token = World.next_token([1, 2, 3])
-    cases = {
-        "eos": (frozenset({token}), SamplingParams(), FinishReason.STOP, None, 1),
-        "stop id": (frozenset(), SamplingParams(stop_token_ids=(token,)), FinishReason.STOP, token, 1),
-        "held back": (frozenset({token}), SamplingParams(min_tokens=2), FinishReason.LENGTH, None, 8),
-        "neither": (frozenset(), SamplingParams(), FinishReason.LENGTH, None, 8),
+    cases: dict[str, tuple[tuple[int, ...], Sampling, FinishReason, int | None, int]] = {
+        "eos": ((token,), Sampling(), FinishReason.STOP, None, 1),
+        "stop id": ((), Sampling(stop_token_ids=(token,)), FinishReason.STOP, token, 1),
+        "held back": ((token,), Sampling(min_tokens=2), FinishReason.LENGTH, None, 8),
+        "neither": ((), Sampling(), FinishReason.LENGTH, None, 8),
     }
-    for name, (eos, params, reason, stop_reason, count) in cases.items():
+    cases["ignored"] = ((token,), Sampling(ignore_eos=True), FinishReason.LENGTH, None, 8)
+    for name, (eos, sampling, reason, stop_reason, count) in cases.items():
         world = World(config())
-        world.add(request(name, [1, 2, 3], params=params, eos_ids=eos))
+        world.add(request(name, [1, 2, 3], sampling=sampling, eos_ids=eos))
         world.run()
         last = world.events[-1]
         assert (last.finish, last.stop_reason) == (reason, stop_reason), name
@@ -225,7 +233,8 @@ def test_a_failed_request_takes_nobody_along() -> None:
     world.step(failing=frozenset({"a"}))
     last = {event.request: event for event in world.events}
     assert last["a"].finish is FinishReason.ERROR
-    assert last["a"].error == "planned failure"
+    assert last["a"].failure is not None
+    assert last["a"].failure.cause == "planned failure"
     assert "b" not in last
     assert last["c"].tokens
     assert shape(world.step()) == {"c": 1, "b": 13}
@@ -238,30 +247,198 @@ def test_a_missing_token_fails_only_its_request() -> None:
     world.add(request("a", [1]))
     world.now += 1
     plan = world.scheduler.schedule(world.now)
-    events = world.scheduler.commit(plan, StepResult(step=0, seconds=0.1), world.now)
+    (event,) = world.scheduler.commit(plan, step_result(plan, ()), world.now)
     world.scheduler.check()
-    assert [(event.finish, event.error) for event in events] == [
-        (FinishReason.ERROR, "the executor returned no token for it")
-    ]
+    assert event.finish is FinishReason.ERROR
+    assert event.failure is not None
+    assert event.failure.cause == "the executor returned no token for it"
 
 
-def test_results_of_aborted_requests_are_dropped_and_their_time_is_not_lost() -> None:
+def test_who_is_aborted_in_a_step_under_way_gets_the_last_event_with_the_whole_bill() -> None:
     world = World(config())
     world.add(request("a", [1]))
     world.add(request("b", [2]))
     plan = world.scheduler.schedule(1.0)
     world.abort("a")
-    events = world.scheduler.commit(plan, StepResult(step=0, seconds=1.0, tokens={"a": 1, "b": 1}), 2.0)
-    assert [event.request for event in events] == ["b"]
-    assert world.scheduler.unbilled + events[0].device_seconds == pytest.approx(1.0)
+    assert not world.events
+    with pytest.raises(InvalidRequest, match="already in use"):
+        world.add(request("a", [1]))
+    world.abort("a")
+    events = world.scheduler.commit(plan, step_result(plan, [1], [1]), 2.0)
+    world.scheduler.check()
+    a, b = events
+    assert (a.request, a.finish, a.tokens) == ("a", FinishReason.ABORT, ())
+    assert (b.request, b.finish, b.tokens) == ("b", None, (1,))
+    assert a.device_seconds + b.device_seconds == pytest.approx(1.0)
+    world.add(request("a", [1]))
 
 
+def test_plans_are_committed_in_order_and_with_an_outcome_for_each_item() -> None:
+    world = World(config())
+    world.add(request("a", [1]))
+    first, second = world.scheduler.schedule(1.0), world.scheduler.schedule(1.0)
+    assert [item.start for plan in (first, second) for item in plan.items] == [0, 1]
+    with pytest.raises(ValueError, match="not the next"):
+        world.scheduler.commit(second, step_result(second, [1]), 2.0)
+    with pytest.raises(ValueError, match="0 outcomes"):
+        world.scheduler.commit(first, step_result(first), 2.0)
+    for plan in (first, second):
+        world.scheduler.commit(plan, step_result(plan, [1]), 2.0)
+    with pytest.raises(ValueError, match="not the next"):
+        world.scheduler.commit(second, step_result(second, [1]), 2.0)
+
+
+def test_no_result_reaches_a_later_life_of_a_request() -> None:
+    """`b` stands on what `a` was to compute, and is in the next step, too, when `a` turns out to have failed."""
+    world = World(config(max_num_batched_tokens=64), num_blocks=32, depth=2)
+    world.add(request("a", 13))
+    world.add(request("b", 13))
+    world.step(failing=frozenset({"a"}))
+    world.run()
+    tokens = [token for event in world.events if event.request == "b" for token in event.tokens]
+    assert len(tokens) == 8
+    assert -7 not in tokens
+    epochs = [item["epoch"] for line in world.log for item in json.loads(line)["items"] if item["request"] == "b"]
+    assert epochs == sorted(epochs)
+    assert len(set(epochs)) == 2
+
+
+@pytest.mark.parametrize("leaves", ["starts over", "is aborted", "is aborted in the next step"])
+def test_what_was_computed_on_worthless_ground_is_never_found(leaves: str) -> None:
+    """`b` goes on from the block that `a` should have filled. When somebody fills it anew, the chain of hashes
+    leads on to what `b` had computed."""
+    later = leaves == "is aborted in the next step"
+    world = World(config(max_num_batched_tokens=64, max_num_seqs=9), num_blocks=32, depth=2)
+    prompt = list(range(13))
+    world.add(request("a", prompt[:5]))
+    if not later:
+        world.add(request("b", prompt))
+    fails = world.plan(frozenset({"a"}))
+    if later:
+        world.add(request("b", prompt))
+    world.plan()
+    assert [item.start for item in world.flights[1 if later else 0].items if item.request == "b"] == [4]
+    if leaves != "starts over":
+        world.abort("b")
+    assert fails.step == 0
+    world.run()
+    for name in ("c", "d"):
+        world.add(request(name, prompt, max_tokens=2))
+        world.run()
+    assert world.events[-1].cached == 12
+    assert all(-7 not in event.tokens for event in world.events)
+
+
+def test_a_victim_waits_for_the_token_that_is_under_way() -> None:
+    """With three steps in flight it may be first in the queue while one of its tokens is not known yet."""
+    world = World(config(watermark=0.0), num_blocks=5, depth=3)
+    world.add(request("old", [1], max_tokens=5))
+    world.add(request("middle", [9] * 7))
+    world.add(request("young", [5]))
+    world.run()
+    assert world.scheduler.totals.preemptions >= 1
+    assert {name: len(tokens) for name, tokens in outputs(world).items()} == {"old": 5, "middle": 8, "young": 8}
+
+
+def test_an_end_that_is_seen_late_is_told_when_its_bill_is_whole() -> None:
+    token = World.next_token([1, 2, 3])
+    world = World(config(), depth=2)
+    world.add(request("a", [1, 2, 3], eos_ids=(token,)))
+    world.run()
+    (event,) = world.events
+    assert (event.tokens, event.finish) == ((token,), FinishReason.STOP)
+    assert event.device_seconds == pytest.approx(2 * 0.5)
+    assert world.scheduler.totals.generation_tokens == 1
+
+
+def test_pooling_ends_with_the_prompt() -> None:
+    world = World(config())
+    world.add(request("long", 20, pooling=Pooling()))
+    world.add(request("short", [5], pooling=Pooling()))
+    world.run()
+    assert {event.request: event.pooled for event in world.events} == {
+        "long": (float(sum(range(1000, 1020))),),
+        "short": (5.0,),
+    }
+    assert all(event.finish is FinishReason.STOP and not event.tokens for event in world.events)
+    with pytest.raises(InvalidRequest, match="either samples or pools"):
+        world.add(request("both", 3, pooling=Pooling(), sampling=Sampling()))
+
+
+def test_other_content_is_another_prefix() -> None:
+    world = World(config(max_num_batched_tokens=100, max_num_seqs=9), num_blocks=64)
+    world.add(request("a", 13, inputs=(InputSpan(2, 4, "cat"),)))
+    world.add(request("b", 13, inputs=(InputSpan(2, 4, "cat"),)))
+    world.add(request("c", 13, inputs=(InputSpan(2, 4, "dog"),)))
+    world.add(request("d", 13, inputs=(InputSpan(5, 4, "cat"),)))
+    world.add(request("e", 13))
+    world.add(request("f", 13, tenant="other"))
+    world.add(request("g", 13, adapter="lora"))
+    plan = world.scheduler.schedule(1.0)
+    assert shape(plan) == {"a": 13, "b": 1, "c": 13, "d": 13, "e": 9, "f": 13, "g": 13}
+
+
+class Fair:
+    """The tenant that has had least goes first; its last request yields first."""
+
+    name, dynamic = "fair", True
+
+    def order(self, request: Request, view: View) -> tuple[float, ...]:
+        return (view.served.get(request.spec.tenant, 0.0), request.arrival)
+
+    def victim(self, running: Sequence[Request], view: View) -> Request:
+        return running[-1]
+
+
+class Deadlines(Fair):
+    """The least time left first, and background when nobody else is there."""
+
+    def order(self, request: Request, view: View) -> tuple[float, ...]:
+        late = request.spec.deadline is not None and request.spec.deadline < view.now
+        return (late, request.spec.deadline or 0.0, request.arrival)
+
+
+def test_a_policy_can_be_fair_between_tenants() -> None:
+    world = World(config(max_num_seqs=1), num_blocks=32, policy=Fair())
+    for number in range(4):
+        world.add(request(f"greedy {number}", [number], max_tokens=3, tenant="greedy"))
+    world.add(request("modest", [9], max_tokens=3, tenant="modest"))
+    world.run()
+    ends = [event.request for event in world.events if event.finish]
+    assert ends[:2] == ["greedy 0", "modest"]
+
+
+def test_a_policy_can_look_at_the_time() -> None:
+    world = World(config(max_num_seqs=1), num_blocks=32, policy=Deadlines())
+    for name, deadline in (("a", 3.0), ("b", 50.0), ("c", 2.0), ("hopeless", 1.0)):
+        world.add(request(name, [ord(name[0])], max_tokens=3, deadline=deadline))
+    world.now = 1.0
+    world.run()
+    assert [event.request for event in world.events if event.finish] == ["c", "b", "hopeless", "a"]
+
+
+def test_drafts_that_are_right_make_several_tokens_of_a_step() -> None:
+    made = []
+    for drafter in (None, correct_drafts):
+        world = World(config(), num_blocks=64, drafter=drafter)
+        world.add(request("a", [1, 2, 3], max_tokens=20))
+        world.add(request("b", [4], max_tokens=20, sampling=Sampling(stop_token_ids=tuple(range(30)))))
+        world.run()
+        tokens: dict[str, list[int]] = {"a": [], "b": []}
+        for event in world.events:
+            tokens[event.request] += event.tokens
+        made.append((tokens, world.events[-1].finish, world.scheduler.totals.generation_tokens))
+        steps = world.scheduler.totals.steps
+    assert made[0] == made[1]
+    assert steps < 15
+    totals = world.scheduler.totals
+    assert 0 < totals.accepted_tokens < totals.drafted_tokens
 # ---------------------------------------------------------------------------- properties
 
 histories = st.lists(
     st.one_of(
         st.tuples(
-            st.just("add"), st.integers(1, 30), st.integers(1, 12), st.integers(-1, 1), st.integers(0, 3)
+            st.just("add"), st.integers(1, 30), st.integers(1, 12), st.integers(-1, 1), st.integers(0, 4)
         ),
         st.tuples(st.just("abort"), st.integers(0, 20)),
         st.tuples(st.just("step"), st.integers(0, 5)),
@@ -283,26 +460,28 @@ limits = st.builds(
 )
 
 
-def play(history: list[tuple[object, ...]], settings_: object, blocks: int) -> World:
+def play(
+    history: list[tuple[object, ...]], settings_: object, blocks: int, depth: int = 1, drafts: bool = False
+) -> World:
     """Run a history to its end; the world checks all invariants after every call."""
-    world = World(settings_, num_blocks=blocks)  # type: ignore[arg-type]
+    drafter = correct_drafts if drafts else None
+    world = World(settings_, num_blocks=blocks, depth=depth, drafter=drafter)  # type: ignore[arg-type]
     names: list[str] = []
     for what, *args in history:
         if what == "add":
             length, output, priority, kind = args
             name = f"r{len(names)}"
-            leader = names[-1] if kind == 3 and names else None
             # kinds 0 and 1 share long prefixes
-            base = 0 if kind < 2 else 100 * len(names)
+            base = 0 if kind < 2 else 100 * len(names)  # type: ignore[operator]
             new = request(
                 name,
-                [base + i // 2 for i in range(length)],  # type: ignore[operator, call-overload]
+                [base + i // 2 for i in range(length)],  # type: ignore[call-overload]
                 max_tokens=output,  # type: ignore[arg-type]
                 priority=priority,
-                leader=leader,
-                params=SamplingParams(max_tokens=output),  # type: ignore[arg-type]
+                n=2 if kind == 3 else 1,
+                pooling=Pooling() if kind == 4 else None,
             )
-            names.append(name)
+            names += new.ids
             world.add(new)
         elif what == "abort" and names:
             world.abort(names[args[0] % len(names)])  # type: ignore[operator]
@@ -315,29 +494,42 @@ def play(history: list[tuple[object, ...]], settings_: object, blocks: int) -> W
     return world
 
 
+def outputs(world: World) -> dict[str, tuple[int, ...]]:
+    """Tokens of each request that came to its own end."""
+    made: dict[str, tuple[int, ...]] = {}
+    for event in world.events:
+        made[event.request] = made.get(event.request, ()) + event.tokens
+    ends = {event.request: event.finish for event in world.events if event.finish}
+    return {name: tokens for name, tokens in made.items() if ends[name] is FinishReason.LENGTH}
+
+
 @settings(max_examples=300, deadline=None)
-@given(histories, limits, st.integers(11, 24))
-def test_any_history_ends_clean(history: list[tuple[object, ...]], settings_: object, blocks: int) -> None:
-    """No leak, no starvation, every request ends exactly once, and no position is skipped or misread."""
-    world = play(history, settings_, blocks)
+@given(histories, limits, st.integers(11, 24), st.integers(1, 3), st.booleans())
+def test_any_history_ends_clean(
+    history: list[tuple[object, ...]], settings_: object, blocks: int, depth: int, drafts: bool
+) -> None:
+    """No leak, no starvation, every request ends exactly once, no position is skipped or misread, and nobody
+    is told what stands on keys and values that were never computed."""
+    world = play(history, settings_, blocks, depth, drafts)
     ends = [event.request for event in world.events if event.finish is not None]
-    added = sum(1 for what, *_ in history if what == "add")
-    assert sorted(ends) == sorted(f"r{i}" for i in range(added))
+    assert sorted(ends) == sorted(name for spec in world.specs.values() for name in spec.ids)
     assert world.scheduler.pool.available == blocks
     assert not world.scheduler.running
     assert not world.scheduler.waiting
+    assert all(-7 not in event.tokens and event.pooled != (-7.0,) for event in world.events)
 
 
 @settings(max_examples=100, deadline=None)
-@given(histories, limits, st.integers(11, 24))
+@given(histories, limits, st.integers(11, 24), st.integers(1, 2))
 def test_limits_of_a_step_hold(
-    history: list[tuple[object, ...]], settings_: SchedulerConfig, blocks: int
+    history: list[tuple[object, ...]], settings_: SchedulerConfig, blocks: int, depth: int
 ) -> None:
-    for line in play(history, settings_, blocks).log:
-        plan = Plan.from_json(line)
-        prompts = [item.tokens for item in plan.items if item.tokens > 1 or not item.sample]
+    world = play(history, settings_, blocks, depth)
+    for line in world.log:
+        plan = Plan.from_json(line, world.specs)
+        prompts = [item.tokens for item in plan.items if item.tokens > 1 or not (item.samples or item.pools)]
         fresh = {admission.request for admission in plan.admitted}
-        decodes = sum(i.tokens == 1 and i.sample and i.request not in fresh for i in plan.items)
+        decodes = sum(i.tokens == 1 and not i.request in fresh and bool(i.samples or i.pools) for i in plan.items)
         assert plan.tokens <= settings_.max_num_batched_tokens
         assert len(plan.items) <= settings_.max_num_seqs
         if settings_.long_prefill_token_threshold:
@@ -348,51 +540,53 @@ def test_limits_of_a_step_hold(
 
 
 @settings(max_examples=100, deadline=None)
-@given(histories, limits, st.integers(11, 24))
+@given(histories, limits, st.integers(11, 24), st.integers(1, 2))
 def test_the_same_history_gives_a_byte_identical_plan_log(
-    history: list[tuple[object, ...]], settings_: object, blocks: int
+    history: list[tuple[object, ...]], settings_: object, blocks: int, depth: int
 ) -> None:
-    assert play(history, settings_, blocks).log == play(history, settings_, blocks).log
+    assert play(history, settings_, blocks, depth).log == play(history, settings_, blocks, depth).log
 
 
 @settings(max_examples=100, deadline=None)
-@given(histories, limits, st.integers(11, 24))
+@given(histories, limits, st.integers(11, 24), st.integers(1, 3), st.booleans())
 def test_every_step_is_paid_in_full(
-    history: list[tuple[object, ...]], settings_: object, blocks: int
+    history: list[tuple[object, ...]], settings_: object, blocks: int, depth: int, drafts: bool
 ) -> None:
-    """Σ bills of all requests (last event of each) + what fell to ended ones == Σ seconds of all steps."""
-    world = play(history, settings_, blocks)
+    """Σ bills of all requests (last event of each) == Σ seconds of all steps."""
+    world = play(history, settings_, blocks, depth, drafts)
     bills = sum(event.device_seconds for event in world.events if event.finish is not None)
-    assert bills + world.scheduler.unbilled == pytest.approx(0.5 * len(world.log))
+    assert bills == pytest.approx(0.5 * len(world.log))
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=150, deadline=None)
 @given(
-    st.lists(st.tuples(st.integers(1, 30), st.integers(1, 12)), min_size=1, max_size=6),
+    histories,
     limits,
     limits,
     st.integers(11, 24),
+    st.integers(1, 3),
+    st.booleans(),
 )
 def test_tokens_do_not_depend_on_limits_or_company(
-    work: list[tuple[int, int]], one: object, other: object, blocks: int
+    history: list[tuple[object, ...]], one: object, other: object, blocks: int, depth: int, drafts: bool
 ) -> None:
-    """Chunk size, batch, preemption and prefix hits change when a token is made, never which."""
-    outputs = []
-    for settings_, count in ((one, blocks), (other, 64)):
-        history: list[tuple[object, ...]] = [("add", length, output, 0, 0) for length, output in work]
-        world = play(history, settings_, count)
-        made: dict[str, tuple[int, ...]] = {}
-        for event in world.events:
-            made[event.request] = made.get(event.request, ()) + event.tokens
-        outputs.append(made)
-    for name in set(outputs[0]) & set(outputs[1]):
-        if outputs[0][name] and outputs[1][name]:  # a bounded queue may refuse it in one of the worlds
-            assert outputs[0][name] == outputs[1][name]
+    """Chunk size, batch, preemption, prefix hits, failures of others, steps in flight and drafts change when a
+    token is made, never which."""
+    outputs_ = [
+        outputs(play(history, settings_, count, steps, guessing))
+        for settings_, count, steps, guessing in ((one, blocks, depth, drafts), (other, 64, 1, False))
+    ]
+    for name in set(outputs_[0]) & set(outputs_[1]):  # others were refused, aborted or failed in one of them
+        assert outputs_[0][name] == outputs_[1][name]
 
 
 def test_plans_survive_json() -> None:
-    world = World(config())
-    world.add(request("a", 5, params=SamplingParams(logit_bias={3: 1.5}, stop=("x",), stop_token_ids=(7,))))
-    world.add(request("b", [1, 2], eos_ids=frozenset({4})))
-    plan = world.step()
-    assert Plan.from_json(plan.to_json()) == plan
+    world = World(config(), drafter=correct_drafts)
+    sampling = Sampling(logit_bias={3: 1.5}, stop_token_ids=(7,))
+    world.add(request("a", 5, sampling=sampling, n=2))
+    world.add(request("b", [1, 2], eos_ids=(4,), pooling=Pooling()))
+    for _ in range(4):
+        plan = world.step()
+        assert Plan.from_json(plan.to_json(), world.specs) == plan
+        bare = replace(plan, admitted=tuple(each.without_prompts() for each in plan.admitted))
+        assert bare.to_json() == plan.to_json()

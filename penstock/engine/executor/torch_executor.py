@@ -1,55 +1,73 @@
-"""Computes steps with torch, on a CPU or a CUDA device, in plain torch operations.
+"""Computes steps with torch, on a CPU or a CUDA device.
 
-    Plan ─▶ rows ─▶ StepLayout ─▶ model ─▶ hidden [R, H] ─▶ logits of sampled rows ─▶ Sampler ─▶ tokens
+    Plan ─▶ kept requests ─▶ StepLayout ─▶ model ─▶ hidden [R, H] ─┬─▶ logits of sampled rows ─▶ Sampler
+                                                                    ├─▶ logits of prompts' rows ─▶ logprobs
+                                                                    └─▶ last rows of pooled prompts
 
-R are the rows whose hidden states are needed: those that are sampled, and all of a prompt whose logprobs were
-asked for.
+R are the rows whose hidden states are needed: those that are sampled or pooled, and all of a prompt whose
+logprobs were asked for.
 
-It keeps one row per admitted request: token ids, block table, sampling parameters, seed. It does not decide
-anything: which tokens, which blocks and who is sampled is the plan's.
+It keeps tokens, block table and sampling state of every admitted request. It does not decide anything: which
+tokens, which blocks and who is sampled is the plan's. A step is computed by `submit`; what fails in it is the
+business of `recovery`.
 """
 
 from __future__ import annotations
 
 import time
 from array import array
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
 import torch
 
 from penstock.core.cost import Coefficients
-from penstock.core.errors import DeviceOutOfMemory, cause
-from penstock.core.plan import Admission, Plan, PlanItem, StepResult, TokenLogprob
+from penstock.core.errors import DeviceOutOfMemory, RequestFailed, cause
+from penstock.core.executor import Capacity, Ticket
+from penstock.core.plan import Admission, Failure, Outcome, Plan, PlanItem, StepResult, TokenLogprob
+from penstock.core.request import Prompt, RequestSpec
+from penstock.core.sampling_params import Sampling
+from penstock.engine.clock import Clock, MonotonicClock
 from penstock.kernels.attention import AttentionBackend, KVCache, Span, StepLayout
 from penstock.model.causal_lm import CausalLM
 from penstock.sampling.logprobs import prompt_logprobs
 from penstock.sampling.rows import Row
-from penstock.sampling.sampler import Sampler
+from penstock.sampling.sampler import Sampled, Sampler
 
-from .base import Capacity, Ticket
 from .diagnosis import Diagnosis, finite_rows
+from .memory_limits import Items
+from .recovery import Recovery
 
 
 @dataclass(slots=True)
-class _Seat:
-    """What the executor keeps of one request."""
+class _Kept:
+    """One admitted request."""
 
-    row: Row
+    spec: RequestSpec
+    tokens: list[int]
+    prompt_len: int
     blocks: array[int]
+    state: Row | None
+    """None where nothing is sampled."""
+    prompt_logprobs: int | None
+    """How many are wanted of each prompt position."""
+    failed: Outcome | None = None
+    """Why it has no next token."""
 
 
 @dataclass(slots=True)
 class _Wanted:
-    """Which hidden states a step needs, and for what."""
+    """Which hidden states a step needs, and for what; items by their place in the step."""
 
     rows: list[int] = field(default_factory=list)
     """Flat rows, ascending."""
-    sampled: list[tuple[PlanItem, int]] = field(default_factory=list)
-    """Each with the index, in `rows`, of its last position."""
-    prompts: list[tuple[PlanItem, int]] = field(default_factory=list)
-    """Those that want logprobs of their prompts, each with the index of its first position."""
+    sampled: list[tuple[int, int]] = field(default_factory=list)
+    """(item, index in `rows` of its first sampled position)"""
+    prompts: list[tuple[int, int]] = field(default_factory=list)
+    """(item that wants logprobs of its prompt, index of its first position)"""
+    pooled: list[tuple[int, int]] = field(default_factory=list)
+    """(item, index of its last position)"""
 
 
 class TorchExecutor:
@@ -57,10 +75,11 @@ class TorchExecutor:
 
     Args:
         model: the loaded model.
-        cache: its KV cache.
+        cache: its KV cache. One block more than are offered is the probe's.
         attention: kernels for this cache.
         prior: what steps cost, roughly.
-        num_blocks: blocks to offer, if fewer than the cache has.
+        clock: for limits that hold for a while.
+        progress: told before each part of a step what is in it.
     """
 
     def __init__(
@@ -70,39 +89,85 @@ class TorchExecutor:
         attention: AttentionBackend,
         device: torch.device,
         prior: Coefficients,
-        num_blocks: int | None = None,
+        clock: Clock | None = None,
+        progress: Callable[[Items], None] | None = None,
     ) -> None:
         self._model = model
         self._cache = cache
         self._attention = attention
         self._device = device
         self._prior = prior
-        self._num_blocks = cache.num_blocks if num_blocks is None else num_blocks
         self._sampler = Sampler()
         self._diagnosis = Diagnosis(model, cache, attention)
-        self._seats: dict[str, _Seat] = {}
-        self._applied = -1
-        self._extended: set[str] = set()
-        """Requests whose blocks of the step applied last are in their tables."""
+        self._kept: dict[str, _Kept] = {}
+        self.recovery = Recovery(self._compute, clock or MonotonicClock(), self.probe, progress)
 
     def capacity(self) -> Capacity:
         """Sizes of the cache and the model."""
         return Capacity(
-            num_blocks=self._num_blocks,
+            num_blocks=self._cache.num_blocks - 1,
             block_size=self._cache.spec.block_size,
             vocab_size=self._model.config.vocab_size,
             prior=self._prior,
+            features=frozenset({"pooling"}),
         )
 
     def submit(self, plan: Plan) -> Ticket:
-        """Bring the rows up to date."""
-        self._apply(plan)
-        return Ticket(plan.step, plan.items)
+        """Compute the step."""
+        for request in plan.released:
+            del self._kept[request]
+        for admission in plan.admitted:
+            self._kept[admission.request] = _keep(admission)
+        for item in plan.items:
+            if item.blocks:
+                self._kept[item.request].blocks.extend(item.blocks)
+        started = time.perf_counter()
+        outcomes = {item.request: self._kept[item.request].failed for item in plan.items}
+        items = tuple(item for item in plan.items if outcomes[item.request] is None)
+        computed, whole = self.recovery.run(plan.step, items) if items else ((), True)
+        for item, outcome in zip(items, computed, strict=True):
+            outcomes[item.request] = outcome
+            if outcome.failure is not None:
+                self._kept[item.request].failed = outcome
+        seconds = time.perf_counter() - started
+        result = tuple(outcome for outcome in outcomes.values() if outcome is not None)
+        return Ticket(plan.step, StepResult(plan.step, seconds, result, regular=whole))
 
     def collect(self, ticket: Ticket) -> StepResult:
-        """Compute the step; nothing of it is kept if this raises."""
+        """The step's result."""
+        if not isinstance(ticket.payload, StepResult):
+            raise TypeError(f"ticket {ticket} is not from this executor")
+        return ticket.payload
+
+    def close(self) -> None:
+        """Drop requests and memory."""
+        self._kept.clear()
+        self._cache.layers.clear()
+
+    def probe(self) -> None:
+        """One step of a prompt and one of decode, in the block that no plan has.
+
+        Raises whatever the device raises, or RequestFailed where the model computes no numbers: a broken one
+        is told from a request that it cannot compute.
+        """
+        capacity = self.capacity()
+        count = min(8, max(1, capacity.block_size - 1))
+        ids = tuple(index % capacity.vocab_size for index in range(count))
+        spec = RequestSpec(id="probe", prompts=(Prompt(ids, 2),), sampling=Sampling(temperature=0.0))
+        self._kept["probe"] = kept = _keep(Admission("probe", 0, spec, 0))
+        kept.blocks.extend((capacity.num_blocks,) * 2)
         try:
-            return self._compute(ticket)
+            for start, tokens in ((0, count), (count, 1)):
+                (outcome,) = self._compute((PlanItem("probe", 0, start, tokens, samples=1),))
+                if outcome.failure is not None:
+                    raise RequestFailed(f"a test prompt of {count} tokens fails: {outcome.failure.cause}")
+        finally:
+            del self._kept["probe"]
+
+    def _compute(self, items: Items) -> Sequence[Outcome]:
+        """See recovery.Compute."""
+        try:
+            return self._forward(items)
         except (MemoryError, RuntimeError) as error:
             if not is_out_of_memory(error):
                 raise
@@ -111,145 +176,189 @@ class TorchExecutor:
         raise DeviceOutOfMemory(what)
 
     @torch.inference_mode()
-    def _compute(self, ticket: Ticket) -> StepResult:
-        started = time.perf_counter()
-        items: tuple[PlanItem, ...] = ticket.payload  # type: ignore[assignment]
+    def _forward(self, items: Items) -> Sequence[Outcome]:
+        kept = [self._kept[item.request] for item in items]
         layout = StepLayout(
-            [Span(item.start, item.tokens, self._seats[item.request].blocks) for item in items],
+            [Span(item.start, item.tokens, each.blocks) for item, each in zip(items, kept, strict=True)],
             self._cache.spec.block_size,
         )
-        wanted = self._wanted(items, layout)
+        wanted = self._wanted(items, kept, layout)
         hidden = self._model.forward(
-            self._on_device(self._token_ids(items)),
+            self._on_device(self._token_ids(items, kept)),
             self._on_device(torch.from_numpy(layout.positions)),
             self._attention.prepare(layout),
             self._cache,
             wanted.rows,
         )
-        prompt = self._prompt_logprobs(wanted.prompts, hidden)
-        tokens, logprobs, errors, tainted = self._sample(wanted.sampled, hidden)
-        for request, token in tokens.items():
-            self._seats[request].row.tokens.append(token)
-        return StepResult(
-            step=ticket.step,
-            seconds=time.perf_counter() - started,
-            tokens=tokens,
-            logprobs=logprobs,
-            prompt_logprobs=prompt,
-            errors=errors,
-            tainted=tainted,
-        )
+        outcomes = [_NOTHING] * len(items)
+        about_prompts = [
+            (place, self._prompt_logprobs(items[place], kept[place], hidden, first))
+            for place, first in wanted.prompts
+        ]
+        if wanted.sampled:
+            self._sample(items, kept, wanted.sampled, hidden, outcomes)
+        for place, last in wanted.pooled:
+            outcomes[place] = self._pool(kept[place].spec, hidden[last])
+        for place, entries in about_prompts:
+            outcomes[place] = outcomes[place]._replace(prompt_logprobs=entries)
+        for each, outcome in zip(kept, outcomes, strict=True):
+            each.tokens += outcome.tokens
+        return outcomes
 
-    def close(self) -> None:
-        """Drop rows and memory."""
-        self._seats.clear()
-        self._cache.layers.clear()
-
-    def _apply(self, plan: Plan) -> None:
-        if plan.step != self._applied:
-            for request in plan.released:
-                del self._seats[request]
-            for admission in plan.admitted:
-                self._seats[admission.request] = self._seat(admission)
-            self._extended.clear()
-            self._applied = plan.step
-        for item in plan.items:
-            if item.blocks and item.request not in self._extended:
-                self._extended.add(item.request)
-                self._seats[item.request].blocks.extend(item.blocks)
-
-    def _seat(self, admission: Admission) -> _Seat:
-        params = admission.params
-        if len(admission.tokens) > admission.prompt_len:
-            params = params.with_(prompt_logprobs=None)  # they were delivered before the preemption
-        row = Row(
-            request=admission.request,
-            params=params,
-            prompt_len=admission.prompt_len,
-            tokens=list(admission.tokens),
-            eos_ids=admission.eos_ids,
-            seed=params.seed or 0,
-        )
-        return _Seat(row, array("q"))
-
-    def _token_ids(self, items: Sequence[PlanItem]) -> torch.Tensor:
+    def _token_ids(self, items: Items, kept: Sequence[_Kept]) -> torch.Tensor:
         flat = array("q")
-        for item in items:
-            tokens = self._seats[item.request].row.tokens
-            if item.tokens == 1:
-                flat.append(tokens[item.start])
+        for item, each in zip(items, kept, strict=True):
+            known = item.tokens - len(item.drafts)
+            if known == 1:
+                flat.append(each.tokens[item.start])
             else:
-                flat.extend(tokens[item.start : item.start + item.tokens])
+                flat.extend(each.tokens[item.start : item.start + known])
+            flat.extend(item.drafts)
         return torch.from_numpy(np.frombuffer(flat, np.int64))
 
     def _on_device(self, tensor: torch.Tensor) -> torch.Tensor:
         return tensor if self._device.type == "cpu" else tensor.to(self._device, non_blocking=True)
 
-    def _wanted(self, items: Sequence[PlanItem], layout: StepLayout) -> _Wanted:
+    def _wanted(self, items: Items, kept: Sequence[_Kept], layout: StepLayout) -> _Wanted:
         wanted = _Wanted()
         rows = wanted.rows
-        for item, first, last in zip(items, layout.query_starts, layout.last_rows, strict=False):
-            row = self._seats[item.request].row
-            if row.params.prompt_logprobs is not None and item.start < row.prompt_len:
-                wanted.prompts.append((item, len(rows)))
-                rows.extend(range(first, last + 1))
-            elif item.sample:
-                rows.append(last)
-            if item.sample:
-                wanted.sampled.append((item, len(rows) - 1))
+        starts, lasts = layout.query_starts, layout.last_rows
+        for place, (item, each) in enumerate(zip(items, kept, strict=True)):
+            if each.prompt_logprobs is not None and item.start < each.prompt_len:
+                wanted.prompts.append((place, len(rows)))
+                rows.extend(range(starts[place], lasts[place] + 1))
+            elif item.samples or item.pools:
+                rows.extend(range(lasts[place] + 1 - max(1, item.samples), lasts[place] + 1))
+            if item.samples:
+                wanted.sampled.append((place, len(rows) - item.samples))
+            if item.pools:
+                wanted.pooled.append((place, len(rows) - 1))
         return wanted
 
     def _sample(
-        self, sampled: Sequence[tuple[PlanItem, int]], hidden: torch.Tensor
-    ) -> tuple[dict[str, int], dict[str, TokenLogprob], dict[str, str], frozenset[str]]:
-        """(tokens, logprobs, errors, those of the errors that are the model's) by request."""
-        tokens: dict[str, int] = {}
-        logprobs: dict[str, TokenLogprob] = {}
-        errors: dict[str, str] = {}
-        failed: list[tuple[PlanItem, int]] = []
-        if not sampled:
-            return tokens, logprobs, errors, frozenset()
-        last = hidden
-        if len(sampled) < len(hidden):
-            last = hidden.index_select(0, self._on_device(torch.tensor([row for _, row in sampled])))
-        logits = self._model.logits(last)
-        rows = [self._seats[item.request].row for item, _ in sampled]
-        for at, row, choice in zip(sampled, rows, self._sampler.sample(logits, rows), strict=True):
-            if choice.error is not None:
-                errors[row.request] = choice.error
-                failed.append(at)
-                continue
-            tokens[row.request] = choice.token
-            if choice.logprob is not None:
-                logprobs[row.request] = choice.logprob
-        return tokens, logprobs, errors, self._examine(failed, hidden) if failed else frozenset()
+        self,
+        items: Items,
+        kept: Sequence[_Kept],
+        sampled: Sequence[tuple[int, int]],
+        hidden: torch.Tensor,
+        outcomes: list[Outcome],
+    ) -> None:
+        """Sample every position that the items say, and keep of each the tokens up to a draft that was wrong.
 
-    def _examine(self, failed: Sequence[tuple[PlanItem, int]], hidden: torch.Tensor) -> frozenset[str]:
-        """Which of the items (each with the row of its last state) the model gave logits that are not finite,
-        whatever the request asked for; the log says where they come from."""
+        A draft is verified by sampling its position as if it were right: what comes out is what would have
+        come out without it, with the same random numbers.
+        """
+        rows: list[int] = []
+        states: list[Row] = []
+        for place, first in sampled:
+            state = kept[place].state
+            assert state is not None  # the plan samples none that has nothing to be sampled by
+            states.append(state)
+            states += (_ahead(state, items[place].drafts[:count]) for count in range(1, items[place].samples))
+            rows.extend(range(first, first + items[place].samples))
+        last = hidden
+        if len(rows) < len(hidden):
+            last = hidden.index_select(0, self._on_device(torch.tensor(rows)))
+        choices = self._sampler.sample(self._model.logits(last), states)
+        failed: list[tuple[int, int]] = []
+        begin = 0
+        for place, _ in sampled:
+            item = items[place]
+            outcomes[place], checked = _verified(item.drafts, choices[begin : begin + item.samples])
+            if outcomes[place].failure is not None:
+                failed.append((place, rows[begin + checked]))
+            begin += item.samples
+        if failed:
+            self._examine(items, kept, failed, hidden, outcomes)
+
+    def _examine(
+        self,
+        items: Items,
+        kept: Sequence[_Kept],
+        failed: Sequence[tuple[int, int]],
+        hidden: torch.Tensor,
+        outcomes: list[Outcome],
+    ) -> None:
+        """Mark those to which the model itself gave logits that are not finite, whatever the request asked
+        for: nothing that it has computed is to be trusted; the log says where they come from."""
         rows = self._on_device(torch.tensor([row for _, row in failed]))
         finite = finite_rows(self._model.logits(hidden.index_select(0, rows)))
-        broken = [item for (item, _), fine in zip(failed, finite, strict=True) if not fine]
-        for item in broken:
-            span = Span(item.start, item.tokens, self._seats[item.request].blocks)
-            self._diagnosis.report(item.request, self._on_device(self._token_ids([item])), span)
-        return frozenset(item.request for item in broken)
+        for (place, _), fine in zip(failed, finite, strict=True):
+            failure = outcomes[place].failure
+            if fine or failure is None:
+                continue
+            item, each = items[place], kept[place]
+            outcomes[place] = Outcome(failure=Failure(failure.cause, tainted=True))
+            span = Span(item.start, item.tokens, each.blocks)
+            self._diagnosis.report(item.request, self._on_device(self._token_ids((item,), (each,))), span)
 
     def _prompt_logprobs(
-        self, prompts: Sequence[tuple[PlanItem, int]], hidden: torch.Tensor
-    ) -> dict[str, tuple[TokenLogprob, ...]]:
+        self, item: PlanItem, kept: _Kept, hidden: torch.Tensor, first: int
+    ) -> tuple[TokenLogprob, ...]:
         """Of the prompt tokens that follow this step's positions."""
-        result: dict[str, tuple[TokenLogprob, ...]] = {}
-        for item, first in prompts:
-            row = self._seats[item.request].row
-            targets = row.tokens[item.start + 1 : min(item.start + item.tokens + 1, row.prompt_len)]
-            rows: list[TokenLogprob] = []
-            for begin in range(0, len(targets), _LOGITS_ROWS):
-                some = targets[begin : begin + _LOGITS_ROWS]
-                logits = self._model.logits(hidden[first + begin : first + begin + len(some)])
-                rows.extend(prompt_logprobs(logits, some, row.params.prompt_logprobs or 0))
-            result[item.request] = tuple(rows)
-        return result
+        targets = kept.tokens[item.start + 1 : min(item.start + item.tokens + 1, kept.prompt_len)]
+        entries: list[TokenLogprob] = []
+        for begin in range(0, len(targets), _LOGITS_ROWS):
+            some = targets[begin : begin + _LOGITS_ROWS]
+            logits = self._model.logits(hidden[first + begin : first + begin + len(some)])
+            entries.extend(prompt_logprobs(logits, some, kept.prompt_logprobs or 0))
+        return tuple(entries)
+
+    def _pool(self, spec: RequestSpec, state: torch.Tensor) -> Outcome:
+        vector = state.float()
+        if spec.pooling is not None and spec.pooling.normalize:
+            vector = torch.nn.functional.normalize(vector, dim=0)
+        if not bool(vector.isfinite().all()):
+            return Outcome(failure=Failure("the prompt's hidden state is not finite.", tainted=True))
+        return Outcome(pooled=tuple(vector.tolist()))
+
+
+_NOTHING = Outcome()
+
+
+def _verified(drafts: tuple[int, ...], choices: Sequence[Sampled]) -> tuple[Outcome, int]:
+    """(tokens up to the first draft that was wrong, or the failure that was met before; its place)."""
+    tokens: list[int] = []
+    logprobs: list[TokenLogprob] = []
+    for place, choice in enumerate(choices):
+        if choice.error is not None:
+            return Outcome(failure=Failure(choice.error)), place
+        tokens.append(choice.token)
+        if choice.logprob is not None:
+            logprobs.append(choice.logprob)
+        if place < len(drafts) and drafts[place] != choice.token:
+            break
+    return Outcome(tuple(tokens), tuple(logprobs)), 0
+
+
+def _keep(admission: Admission) -> _Kept:
+    spec, ids = admission.spec, admission.prompt.token_ids
+    tokens = [*ids, *admission.generated]
+    state = None
+    if spec.sampling is not None:
+        state = Row(
+            request=admission.request,
+            params=spec.sampling,
+            prompt_len=len(ids),
+            tokens=tokens,
+            eos_ids=spec.eos_ids,
+            seed=spec.seed_of(admission.index) or 0,
+        )
+    # after a preemption, the prompt's logprobs were delivered before it
+    about_prompt = None if admission.generated else spec.prompt_logprobs_of(admission.index)
+    return _Kept(spec, tokens, len(ids), array("q"), state, about_prompt)
+
+
+def _ahead(state: Row, drafts: tuple[int, ...]) -> Row:
+    """The state as it will be if these drafts are right."""
+    return Row(
+        request=state.request,
+        params=state.params,
+        prompt_len=state.prompt_len,
+        tokens=[*state.tokens, *drafts],
+        eos_ids=state.eos_ids,
+        seed=state.seed,
+    )
 
 
 def is_out_of_memory(error: BaseException) -> bool:

@@ -1,4 +1,4 @@
-"""How much of a plan is computed at once when memory is short: splits plans, shrinks, and recovers.
+"""How much of a step is computed at once when memory is short: splits steps, shrinks, and recovers.
 
     plan items   [ a: 1 ][ b: 1 ][ c: positions 0..499                ]
     parts        [ a: 1 ][ b: 1 ][ c: 0..253 ]   [ c: 254..499 ]          tokens at most 256
@@ -95,8 +95,11 @@ class StepLimits:
 
 
 def _cut(item: PlanItem, room: int) -> tuple[PlanItem, PlanItem | None]:
-    """(as much of the item as fits, the rest). Only the last piece is sampled."""
+    """(as much of the item as fits, the rest). Only the last piece is sampled; drafts are not verified in
+    pieces, they are dropped: the token before them is an answer, too."""
     if item.tokens <= room:
         return item, None
-    first = dataclasses.replace(item, tokens=room, sample=False)
-    return first, dataclasses.replace(item, start=item.start + room, tokens=item.tokens - room)
+    if item.drafts:
+        return item._replace(tokens=1, samples=1, drafts=()), None
+    first = item._replace(tokens=room, samples=0, pools=False)
+    return first, item._replace(start=item.start + room, tokens=item.tokens - room)

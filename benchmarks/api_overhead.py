@@ -18,15 +18,15 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import AsyncGenerator, Callable, Sequence
+from collections.abc import AsyncGenerator, Callable
 from pathlib import Path
 from typing import Any
 
 import uvloop
 
 from penstock.core.plan import Event
+from penstock.core.request import RequestSpec
 from penstock.engine.config import EngineConfig
-from penstock.engine.messages import Add
 from penstock.engine.remote import RemoteEngine
 from penstock.server.app import create_app
 from penstock.server.config import ServerConfig
@@ -78,12 +78,11 @@ class StampedEngine(RemoteEngine):
     stamps: dict[str, list[float]]
 
     async def generate(
-        self, adds: Sequence[Add], on_orphan: Callable[[Event], None] | None = None
+        self, spec: RequestSpec, on_orphan: Callable[[Event], None] | None = None
     ) -> AsyncGenerator[list[Event], None]:
         """See RemoteEngine.generate."""
-        for add in adds:
-            self.stamps[add.id] = []
-        async for events in super().generate(adds, on_orphan):
+        self.stamps.update({name: [] for name in spec.ids})
+        async for events in super().generate(spec, on_orphan):
             for event in events:
                 self.stamps[event.request] += [event.at] * len(event.tokens)
             yield events

@@ -18,11 +18,11 @@ from typing import Any
 
 from penstock.core.blocks import BlockPool
 from penstock.core.cost import Coefficients, StepCost
-from penstock.core.request import Request
-from penstock.core.sampling_params import SamplingParams
+from penstock.core.executor import Capacity
+from penstock.core.request import Prompt, RequestSpec
+from penstock.core.sampling_params import Sampling
 from penstock.core.scheduler import Scheduler, SchedulerConfig
-from penstock.engine.executor.base import Capacity
-from penstock.engine.executor.simulated import SimulatedExecutor
+from penstock.core.simulated import SimulatedExecutor
 
 
 def run(
@@ -39,13 +39,13 @@ def run(
         prompt = min(1200, max(4, int(draw.lognormvariate(5.3, 0.8))))
         output = min(800, max(4, int(draw.lognormvariate(5.0, 0.7))))
         lengths.append(prompt + output)
-        params = SamplingParams(max_tokens=output, temperature=0.0)
         tokens = tuple(draw.randrange(50_000) for _ in range(prompt))
-        scheduler.add(Request(id=str(number), prompt=tokens, params=params, max_tokens=output), 0.0)
+        sampling = Sampling(temperature=0.0)
+        scheduler.add(RequestSpec(id=str(number), prompts=(Prompt(tokens, output),), sampling=sampling), 0.0)
     live, running = [], []
     while scheduler.has_work:
         plan = scheduler.schedule(0.0)
-        if len(scheduler.waiting) > 50 and plan.step > 200:  # saturated, and warmed up
+        if scheduler.waiting > 50 and plan.step > 200:  # saturated, and warmed up
             live.append(_live(scheduler) / (blocks * block_size))
             running.append(len(scheduler.running))
         scheduler.commit(plan, executor.collect(executor.submit(plan)), 0.0)

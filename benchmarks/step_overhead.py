@@ -38,7 +38,8 @@ from typing import Any
 import msgspec
 import zmq
 
-from penstock.core.sampling_params import SamplingParams
+from penstock.core.request import Prompt, RequestSpec
+from penstock.core.sampling_params import Sampling
 from penstock.engine.config import EngineConfig
 from penstock.engine.environment import prepare
 from penstock.engine.heartbeat import Heartbeat
@@ -162,8 +163,8 @@ def engine_main(launch: Launch, path: Path) -> None:
         turns.watch_plans(loop.scheduler)
         turns.wrap(loop.scheduler, "schedule", "schedule")
         turns.wrap(loop.scheduler, "commit", "commit")
-        turns.wrap(loop.executor, "submit", "submit")
-        turns.wrap(loop.executor, "collect", "batch")
+        turns.wrap(loop.executor, "submit", "batch")
+        turns.wrap(loop.executor, "collect", "collect")
         return engine
 
     vars(build).update(build_engine=build_and_wrap, create_attention=create_and_wrap)
@@ -220,9 +221,13 @@ class Driver:
         """Run requests to their ends; the messages with an event of every request."""
         for number in range(requests):
             tokens = tuple((number * 7919 + place * 31) % self.vocab_size for place in range(prompt))
-            sampling = SamplingParams(**params, ignore_eos=True, seed=number)
-            add = Add(f"{name} {number}", tokens, sampling, steps, time.monotonic())
-            self._outbox.send(encode(add))
+            spec = RequestSpec(
+                id=f"{name} {number}",
+                prompts=(Prompt(tokens, steps),),
+                sampling=Sampling(**params, ignore_eos=True, seed=number),
+                arrived_at=time.monotonic(),
+            )
+            self._outbox.send(encode(Add(spec)))
         messages, unfinished = [], requests
         while unfinished:
             data = self._receive()

@@ -16,7 +16,8 @@ from .steps import BLOCK, make_bench  # isort: skip (before torch is imported)
 import torch
 
 from penstock.core.plan import Admission, Plan, PlanItem
-from penstock.core.sampling_params import SamplingParams
+from penstock.core.request import Prompt, RequestSpec
+from penstock.core.sampling_params import Sampling
 from penstock.engine.hardware import usable_cores
 from penstock.kernels.quantization import SCHEMES
 
@@ -50,7 +51,6 @@ def main() -> None:
     config = model.config
     print(hardware.describe())
 
-    params = SamplingParams(temperature=0.0)
     step = 0
     prefill: list[tuple[int, float]] = []
     waiting = list(range(args.batch))
@@ -60,16 +60,10 @@ def main() -> None:
             waiting[max(1, args.budget // args.prompt) :],
         )
         admitted = tuple(
-            Admission(
-                str(i),
-                tuple((i * 7 + j * 3) % config.vocab_size for j in range(args.prompt)),
-                args.prompt,
-                params,
-            )
-            for i in group
+            _admission(str(i), [(i * 7 + j * 3) % config.vocab_size for j in range(args.prompt)]) for i in group
         )
         items = tuple(
-            PlanItem(str(i), 0, args.prompt, tuple(range(i * each, (i + 1) * each)), True) for i in group
+            PlanItem(str(i), 0, 0, args.prompt, tuple(range(i * each, (i + 1) * each)), 1) for i in group
         )
         result = executor.collect(executor.submit(Plan(step, admitted, items)))
         prefill.append((args.prompt * len(group), result.seconds))
@@ -83,7 +77,7 @@ def main() -> None:
 
     times = []
     for turn in range(args.steps):
-        items = tuple(PlanItem(str(i), args.prompt + turn, 1, (), True) for i in range(args.batch))
+        items = tuple(PlanItem(str(i), 0, args.prompt + turn, 1, (), 1) for i in range(args.batch))
         if args.profile and turn == args.steps - 1:
             with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profile:
                 executor.collect(executor.submit(Plan(step, items=items)))
@@ -103,6 +97,11 @@ def main() -> None:
         f"decode   {1e3 * median:8.1f} ms/step   {args.batch / median:7.1f} tok/s   "
         f"{rate / 1e9:.1f} GB/s = {rate / hardware.bandwidth:.0%} of measured"
     )
+
+
+def _admission(name: str, prompt: list[int]) -> Admission:
+    spec = RequestSpec(id=name, prompts=(Prompt(tuple(prompt), 1),), sampling=Sampling(temperature=0.0))
+    return Admission(name, 0, spec, 0)
 
 
 if __name__ == "__main__":

@@ -53,7 +53,7 @@ def make_bench(
     hardware = inspect_hardware(device, dtype)
     model = load_model(path, load_config(path), dtype, device, quantization=quantization)
     spec = model.cache_spec(BLOCK)
-    cache = KVCache(spec, num_blocks, device)
+    cache = KVCache(spec, num_blocks + 1, device)
     costs = prior(hardware, model.read_bytes, model.num_parameters, spec.bytes_per_token)
     executor = TorchExecutor(model, cache, create_attention(attention, spec, device), device, costs)
     return Bench(executor, model, cache, spec, hardware)

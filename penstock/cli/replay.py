@@ -14,7 +14,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """0 if every plan is identical, 1 with the first difference otherwise."""
     from penstock.core.errors import StartupError
-    from penstock.engine.trace import replay
+    from penstock.engine.replay import replay
 
     try:
         with args.log.open(encoding="utf-8") as lines:

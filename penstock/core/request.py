@@ -191,6 +191,8 @@ class Request:
     Attributes:
         id, spec, index: of the specification, and which of its sequences this is.
         prompt_len, max_tokens: number of prompt tokens; most tokens to generate.
+        max_len: longest that `tokens` can become.
+        stops: token ids that end it.
         leader: the request whose prompt this one shares, while it waits for it.
         followers: requests that wait until this one has computed its prompt.
         arrival: number given by the scheduler, the tie-breaker of every order.
@@ -224,6 +226,7 @@ class Request:
         "index",
         "inflight",
         "leader",
+        "max_len",
         "max_tokens",
         "pending",
         "preemptions",
@@ -237,6 +240,7 @@ class Request:
         "spec",
         "speculating",
         "state",
+        "stops",
         "tokens",
     )
 
@@ -247,6 +251,10 @@ class Request:
         self.index = index
         self.prompt_len = len(prompt.token_ids)
         self.max_tokens = prompt.max_tokens
+        self.max_len = self.prompt_len + self.max_tokens
+        sampling = spec.sampling
+        ends = () if sampling is None or sampling.ignore_eos else spec.eos_ids
+        self.stops = frozenset((*ends, *(sampling.stop_token_ids if sampling is not None else ())))
         self.leader: Request | None = None
         self.followers: list[Request] = []
         self.shares = spec.n > 1

@@ -285,9 +285,13 @@ class Scheduler:
         if not self._flights or self._flights[0].plan is not plan or len(result.outcomes) != len(plan.items):
             raise ValueError(f"step {plan.step} with {len(result.outcomes)} outcomes is not the next to commit")
         flight = self._flights.popleft()
-        self._bill(plan, result)
         events: list[Event] = []
-        if any(map(_failure, plan.items, result.outcomes)):
+        failed = any(
+            outcome.failure or (item.samples and not outcome.tokens) or (item.pools and outcome.pooled is None)
+            for item, outcome in zip(plan.items, result.outcomes, strict=True)
+        )
+        self._bill(plan, result.seconds, learn=result.regular and not failed)
+        if failed:
             self._fail(flight, result, now, events)
         for item, outcome in zip(plan.items, result.outcomes, strict=True):
             request = self._requests.get(item.request)
@@ -367,27 +371,28 @@ class Scheduler:
     def _decode(self, request: Request, draft: _Draft) -> None:
         """Plan the next token of a running request, and guesses of those after it, unless it was preempted
         or has all it may get."""
-        most = request.max_tokens - request.prompt_len - request.pending + request.prompt_len
-        most = request.max_tokens + request.prompt_len - len(request.tokens) - request.pending
         if request.state is not State.RUNNING or draft.budget <= 0 or request.speculating:
             return
-        if request.spec.pooling is None and most <= 0:
+        if request.spec.pooling is not None:  # the last token of its prompt
+            if self._grow(request, 1, draft):
+                self._put(draft, request, 1, self._new_blocks(request, 1))
+            return
+        most = request.max_len - len(request.tokens) - request.pending
+        if most <= 0:
             return
         drafts: tuple[int, ...] = ()
         if self._drafter is not None and most > 1 and not request.pending:
             drafts = tuple(self._drafter(request, min(most, draft.budget) - 1))
         count = 1 + len(drafts)
-        position = request.computed
-        if (position + count - 1) // self.pool.block_size >= len(request.blocks):
+        blocks: tuple[int, ...] = ()
+        if request.computed + count > len(request.blocks) * self.pool.block_size:
             if not self._grow(request, count, draft):
                 return
             blocks = self._new_blocks(request, count)
-        else:
-            blocks = ()
-        if request.spec.pooling is not None:
-            self._put(draft, request, 1, blocks)
-        else:
-            draft.put(request, PlanItem(request.id, request.epoch, position, count, blocks, count, drafts))
+        item = PlanItem(request.id, request.epoch, request.computed, count, blocks, count, drafts)
+        draft.budget -= count
+        draft.requests.append(request)
+        draft.items.append(item)
 
     def _chunk(self, request: Request, draft: _Draft) -> int:
         """Tokens of its prompt that this step computes."""
@@ -508,50 +513,44 @@ class Scheduler:
         request.pending += item.samples
         request.speculating = bool(item.drafts)
         request.inflight += 1
-        self._prefixes.register(request)
+        if min(end, len(request.tokens)) // self.pool.block_size > request.registered:
+            self._prefixes.register(request)
         if request.followers and request.prompt_is_computed:
             self._queue.release(request)
 
     # ------------------------------------------------------------------ results
 
-    def _bill(self, plan: Plan, result: StepResult) -> None:
-        for item, share in zip(plan.items, self.cost.attribute(plan, result.seconds), strict=True):
+    def _bill(self, plan: Plan, seconds: float, *, learn: bool) -> None:
+        for item, share in zip(plan.items, self.cost.attribute(plan, seconds), strict=True):
             request = self._requests[item.request]
             request.inflight -= 1
             request.device_seconds += share
             if self.policy.dynamic:
                 tenant = request.spec.tenant
                 self._served[tenant] = self._served.get(tenant, 0.0) + share
-        if result.regular and not any(outcome.failure for outcome in result.outcomes):
-            self.cost.observe(plan, result.seconds)
+        if learn:
+            self.cost.observe(plan, seconds)
 
     def _append(self, request: Request, item: PlanItem, outcome: Outcome, now: float) -> Event | None:
         """Take in sampled tokens, up to the one that ends the request."""
         tokens = outcome.tokens
         request.pending -= item.samples
-        request.speculating = False
-        if item.samples > len(tokens):  # drafts that were wrong: what stands on them is not there
-            wrong = item.samples - len(tokens)
-            request.reached -= wrong
-            if request.state is State.RUNNING:
-                request.computed -= wrong
         if item.drafts:
-            self.totals.drafted_tokens += len(item.drafts)
-            self.totals.accepted_tokens += len(tokens) - 1
-        first = request.first_token_at is None
-        if first:
-            request.first_token_at = now
+            self._verify(request, item, len(tokens))
         finish, stop_reason = None, None
         for count, token in enumerate(tokens, start=1):
             request.tokens.append(token)
-            finish, stop_reason = self._stop(request, token)
-            if finish is not None:
-                tokens = tokens[:count]
-                break
+            if token in request.stops or len(request.tokens) >= request.max_len:
+                finish, stop_reason = self._stop(request, token)
+                if finish is not None:
+                    tokens = tokens[:count]
+                    break
         self.totals.generation_tokens += len(tokens)
         about_prompt = None
-        if first and request.spec.prompt_logprobs_of(request.index) is not None:
-            about_prompt, request.prompt_logprobs = tuple(request.prompt_logprobs), []
+        if request.first_token_at is None:
+            request.first_token_at = now
+            if request.spec.prompt_logprobs_of(request.index) is not None:
+                about_prompt, request.prompt_logprobs = tuple(request.prompt_logprobs), []
         event = Event(
             request.id,
             tokens,
@@ -569,17 +568,23 @@ class Scheduler:
         )
         return event if finish is None else self._finish(request, event)
 
+    def _verify(self, request: Request, item: PlanItem, right: int) -> None:
+        """Take back what was computed from drafts that were wrong."""
+        request.speculating = False
+        self.totals.drafted_tokens += len(item.drafts)
+        self.totals.accepted_tokens += right - 1
+        wrong = item.samples - right
+        request.reached -= wrong
+        if request.state is State.RUNNING:
+            request.computed -= wrong
+
     def _stop(self, request: Request, token: int) -> tuple[FinishReason | None, int | None]:
-        sampling, generated = request.spec.sampling, len(request.tokens) - request.prompt_len
+        sampling = request.spec.sampling
         assert sampling is not None  # a request without is never sampled
-        if generated >= sampling.min_tokens:
-            if token in request.spec.eos_ids and not sampling.ignore_eos:
-                return FinishReason.STOP, None
-            if token in sampling.stop_token_ids:
-                return FinishReason.STOP, token
-        if generated >= request.max_tokens:
-            return FinishReason.LENGTH, None
-        return None, None
+        if token in request.stops and request.generated >= sampling.min_tokens:
+            by_eos = token in request.spec.eos_ids and not sampling.ignore_eos
+            return FinishReason.STOP, None if by_eos else token
+        return (FinishReason.LENGTH if len(request.tokens) >= request.max_len else None), None
 
     def _pooled(self, request: Request, outcome: Outcome, now: float) -> Event:
         return Event(request.id, pooled=outcome.pooled, finish=FinishReason.STOP, at=now)

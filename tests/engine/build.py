@@ -42,4 +42,4 @@ def torch_executor(
     loaded, place = model(architecture, device), torch.device(device)
     spec = loaded.cache_spec(block_size)
     attention = create_attention("auto", spec, place)
-    return TorchExecutor(loaded, KVCache(spec, num_blocks, place), attention, place, Coefficients())
+    return TorchExecutor(loaded, KVCache(spec, num_blocks + 1, place), attention, place, Coefficients())

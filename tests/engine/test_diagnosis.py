@@ -14,17 +14,17 @@ from safetensors.torch import load_file, save_file
 from penstock.core.cost import Coefficients
 from penstock.core.plan import Event
 from penstock.core.request import FinishReason
-from penstock.core.sampling_params import SamplingParams
 from penstock.engine.executor.diagnosis import Diagnosis
 from penstock.engine.executor.torch_executor import TorchExecutor
 from penstock.engine.messages import Add
-from penstock.engine.trace import replay
+from penstock.engine.replay import replay
 from penstock.kernels.attention import KVCache, Span, create_attention
 from penstock.model.causal_lm import CausalLM
 from penstock.model.config import load_config
 from penstock.model.loader import load_model
 from tests.engine.build import checkpoint, torch_executor
-from tests.engine.test_loop import make_loop, run
+from tests.engine.fake import add
+from tests.engine.test_loop import cause, make_loop, run
 
 CPU = torch.device("cpu")
 
@@ -43,16 +43,15 @@ def damaged(directory: Path, tensor: str, architecture: str = "qwen3", value: fl
 def executor_of(model: CausalLM, num_blocks: int = 64) -> TorchExecutor:
     spec = model.cache_spec(4)
     attention = create_attention("auto", spec, CPU)
-    return TorchExecutor(model, KVCache(spec, num_blocks, CPU), attention, CPU, Coefficients())
+    return TorchExecutor(model, KVCache(spec, num_blocks + 1, CPU), attention, CPU, Coefficients())
 
 
 def ask(name: str, *prompt: int, **params: object) -> Add:
-    wanted = SamplingParams(temperature=0.0, max_tokens=3, **params)  # type: ignore[arg-type]
-    return Add(name, prompt, wanted, 3, arrived_at=0.0)
+    return add(name, prompt, 3, temperature=0.0, **params)
 
 
 def serve(executor: TorchExecutor, *adds: Add, **limits: object) -> list[Event]:
-    loop = make_loop(executor, **limits)  # type: ignore[arg-type]
+    loop = make_loop(executor, **limits)
     for message in adds:
         loop.handle(message)
     return run(loop)
@@ -82,8 +81,9 @@ def test_the_log_names_the_part_and_the_position(
     executor = executor_of(damaged(tmp_path / "model", tensor))
     (event,) = serve(executor, ask("r1", 3, 7, 5))
     assert event.finish is FinishReason.ERROR
-    assert event.error_type == "RequestFailed"
-    assert "logits contain NaN" in (event.error or "")
+    assert event.failure is not None
+    assert event.failure.type == "RequestFailed"
+    assert "logits contain NaN" in event.failure.cause
     assert warnings(caplog) == [
         f"request r1: logits at position 2 are not finite; first in the output of {part}"
     ]
@@ -127,8 +127,8 @@ def test_others_in_the_step_get_what_they_get_alone(tmp_path: Path, caplog: pyte
     healthy = ask("healthy", 1, 2, 3, 4, 5, 6)
     sharing = ask("sharing", 1, 2, 3, 4, 8, 9, 10)
     alone = {}
-    for add in (healthy, sharing):
-        alone |= {add.id: [event.tokens for event in serve(executor_of(model), add)]}
+    for message in (healthy, sharing):
+        alone |= {message.spec.id: [event.tokens for event in serve(executor_of(model), message)]}
     bad, follower = ask("bad", 1, 2, 3, 4, 5, 7, 6, 6, 6), ask("follower", 1, 2, 3, 4, 5, 7, 6, 6, 11)
     adds = (healthy, bad, sharing, follower)
     together = serve(executor_of(model), *adds, max_num_batched_tokens=64)
@@ -183,7 +183,7 @@ def test_a_request_that_may_generate_nothing_is_not_the_models_fault(
     for name in ("a", "b"):
         loop.handle(ask(name, *range(10, 22), **params))
         events = run(loop)
-        assert "no token may be generated" in (events[-1].error or "")
+        assert "no token may be generated" in cause(events[-1])
         cached.append(events[-1].cached)
     assert cached == [0, 8]  # the blocks of its first step are good
     assert warnings(caplog) == []

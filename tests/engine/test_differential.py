@@ -9,10 +9,9 @@ import pytest
 import torch
 
 from penstock.core.blocks import BlockPool
-from penstock.core.request import Request
-from penstock.core.sampling_params import SamplingParams
 from penstock.core.scheduler import Scheduler, SchedulerConfig
 from tests.engine.build import checkpoint, torch_executor
+from tests.engine.fake import spec
 from tests.model.checkpoints import oracle
 
 ARCHITECTURES = ["llama-rope3", "mistral", "qwen2", "qwen3", "phi", "gpt-neox", "falcon"]
@@ -60,17 +59,16 @@ def generate(
         **limits,
     }
     scheduler = Scheduler(SchedulerConfig(**settings), BlockPool(num_blocks, 8))  # type: ignore[arg-type]
-    params = SamplingParams(temperature=0.0, max_tokens=COUNT)
     tokens: dict[str, list[int]] = {}
     for _ in range(rounds):
         for prompt in prompts:
             name = str(len(tokens))
             tokens[name] = []
-            scheduler.add(Request(id=name, prompt=tuple(prompt), params=params, max_tokens=COUNT), 0.0)
+            scheduler.add(spec(name, prompt, COUNT, temperature=0.0), 0.0)
         while scheduler.has_work:
             plan = scheduler.schedule(0.0)
             for event in scheduler.commit(plan, executor.collect(executor.submit(plan)), 0.0):
-                assert event.error is None, event.error
+                assert event.failure is None, event.failure
                 tokens[event.request] += event.tokens
             scheduler.check()
     executor.close()

@@ -35,7 +35,7 @@ def test_the_prior_predicts_the_roofline() -> None:
     assert costs.fixed == pytest.approx(0.04, rel=0.05)
     assert costs.per_token * 1000 == pytest.approx(3.0, rel=0.01)
     assert costs.per_context == pytest.approx(100_000 / 30e9)
-    assert Plan(0, items=(PlanItem("a", 0, 1, (), True),)).tokens == 1
+    assert Plan(0, items=(PlanItem("a", 0, 0, 1),)).tokens == 1
 
 
 def test_this_machine_is_described_and_measured() -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -11,30 +11,25 @@ from hypothesis import strategies as st
 
 from penstock.core.blocks import BlockPool
 from penstock.core.errors import StartupError
+from penstock.core.executor import Capacity, Executor, Ticket
 from penstock.core.plan import Event, StepResult
 from penstock.core.request import FinishReason
-from penstock.core.sampling_params import SamplingParams
 from penstock.core.scheduler import Scheduler, SchedulerConfig
 from penstock.engine.clock import VirtualClock
-from penstock.engine.executor.base import Ticket
-from penstock.engine.executor.simulated import FakeExecutor
 from penstock.engine.heartbeat import Heartbeat
 from penstock.engine.loop import EngineLoop
 from penstock.engine.messages import Abort, Add
-from penstock.engine.trace import StepLog, open_log, read_log, replay
-
-
-def add(name: str, prompt: Sequence[int] = (1, 2, 3), max_tokens: int = 3, **fields: object) -> Add:
-    params = SamplingParams(max_tokens=max_tokens)
-    return Add(name, tuple(prompt), params, max_tokens, arrived_at=0.0, **fields)  # type: ignore[arg-type]
+from penstock.engine.replay import replay
+from penstock.engine.trace import StepLog, open_log, read_log
+from tests.engine.fake import FakeExecutor, add, spec
 
 
 def make_loop(
-    executor: FakeExecutor | None = None,
+    executor: Executor | None = None,
     heartbeat: Heartbeat | None = None,
     log: Path | None = None,
     seed: int | None = None,
-    probe: Callable[[], None] | None = None,
+    depth: int = 1,
     **limits: object,
 ) -> EngineLoop:
     executor = executor or FakeExecutor()
@@ -44,7 +39,14 @@ def make_loop(
     capacity = executor.capacity()
     scheduler = Scheduler(config, BlockPool(capacity.num_blocks, capacity.block_size))
     steps = StepLog(config, capacity, file=open_log(str(log))) if log else None
-    return EngineLoop(scheduler, executor, VirtualClock(100.0), steps, heartbeat, seed=seed, probe=probe)
+    clock = executor.clock if isinstance(executor, FakeExecutor) else VirtualClock(100.0)
+    return EngineLoop(scheduler, executor, clock, steps, heartbeat, seed=seed, depth=depth)
+
+
+def cause(event: Event) -> str:
+    """Why it failed."""
+    assert event.failure is not None
+    return event.failure.cause
 
 
 def run(loop: EngineLoop) -> list[Event]:
@@ -60,7 +62,7 @@ def test_a_request_that_breaks_the_step_fails_alone_and_says_why() -> None:
         loop.handle(add(name, (ord(name[0]), 5)))
     last = {event.request: event for event in run(loop)}
     assert last["bad"].finish is FinishReason.ERROR
-    assert last["bad"].error == "RuntimeError: kernel exploded"
+    assert cause(last["bad"]) == "RuntimeError: kernel exploded"
     assert last["good"].finish is last["fine"].finish is FinishReason.LENGTH
     loop.scheduler.check()
 
@@ -68,22 +70,21 @@ def test_a_request_that_breaks_the_step_fails_alone_and_says_why() -> None:
 def test_a_request_that_breaks_a_step_of_its_own_fails_too() -> None:
     loop = make_loop(FakeExecutor(failing={"bad": ValueError()}))
     loop.handle(add("bad"))
-    assert [event.error for event in run(loop)] == ["ValueError"]
+    assert [cause(event) for event in run(loop)] == ["ValueError"]
 
 
 def test_a_broken_device_ends_the_loop_and_a_bad_request_does_not() -> None:
     """When nobody gets through, the probe tells the two apart."""
-    executor = FakeExecutor(failing={"bad": RuntimeError("no such kernel")})
     broken: list[str] = []
 
     def probe() -> None:
         if broken:
             raise RuntimeError("illegal memory access")
 
-    loop = make_loop(executor, probe=probe)
+    loop = make_loop(FakeExecutor(failing={"bad": RuntimeError("no such kernel")}, probe=probe))
     for _ in range(5):
         loop.handle(add("bad"))
-        assert [event.error for event in run(loop)] == ["RuntimeError: no such kernel"]
+        assert [cause(event) for event in run(loop)] == ["RuntimeError: no such kernel"]
     broken.append("now")
     loop.handle(add("bad"))
     with pytest.raises(RuntimeError, match="illegal memory access"):
@@ -119,9 +120,9 @@ def test_requests_without_a_seed_get_one_that_they_keep() -> None:
         loop = make_loop(seed=7)
         loop.handle(add("a"))
         loop.handle(add("b"))
-        loop.handle(Add("c", (1,), SamplingParams(temperature=0.0), 1, arrived_at=0.0))
+        loop.handle(add("c", (1,), 1, temperature=0.0))
         loop.step()
-        plans.append({entry.request: entry.params.seed for entry in loop.last_plan.admitted})
+        plans.append({entry.request: entry.spec.seed_of(entry.index) for entry in loop.last_plan.admitted})
     assert plans[0] == plans[1]
     assert len(set(plans[0].values())) == 3
     assert plans[0]["c"] is None
@@ -129,21 +130,41 @@ def test_requests_without_a_seed_get_one_that_they_keep() -> None:
 
 def test_what_the_scheduler_refuses_becomes_an_event() -> None:
     loop = make_loop()
-    events = loop.handle(add("long", range(70)))
-    assert [(event.finish, event.error_type) for event in events] == [
-        (FinishReason.ERROR, "ContextLengthExceeded")
+    events = loop.handle(add("long", range(70), n=2))
+    assert [(event.request, event.finish) for event in events] == [
+        ("long:0", FinishReason.ERROR),
+        ("long:1", FinishReason.ERROR),
     ]
-    assert "max_tokens" in (events[0].error or "")
+    failure = events[0].failure
+    assert failure is not None
+    assert (failure.type, failure.param) == ("ContextLengthExceeded", "max_tokens")
+    assert "prompt (70 tokens)" in failure.cause
+    assert not loop.has_work
+
+
+def test_what_the_executor_cannot_do_is_refused_by_name() -> None:
+    class Plain(FakeExecutor):
+        def capacity(self) -> Capacity:
+            return replace(super().capacity(), features=frozenset())
+
+    loop = make_loop(Plain())
+    wanted = replace(spec("a"), adapter="lora", grammar="json")
+    (event,) = loop.handle(Add(wanted))
+    assert event.failure is not None
+    assert (event.failure.type, event.failure.param) == ("UnsupportedParameter", "adapter")
+    assert "adapter, grammar" in event.failure.cause
+    assert not loop.has_work
 
 
 def test_a_full_queue_says_when_to_come_back() -> None:
     loop = make_loop(max_num_seqs=1, max_num_queued_reqs=1)
     for name in "abc":
         loop.handle(add(name))
-    refused = [event for event in run(loop) if event.error_type == "QueueFull"]
-    assert [event.request for event in refused] == ["c"]
-    assert refused[0].retry_after is not None
-    assert refused[0].retry_after >= 1
+    ((name, failure),) = [(event.request, event.failure) for event in run(loop) if event.failure]
+    assert name == "c"
+    assert (failure.type, failure.param) == ("QueueFull", "max_num_queued_reqs")
+    assert failure.retry_after is not None
+    assert failure.retry_after >= 1
 
 
 def test_an_abort_answers_with_the_final_bill() -> None:
@@ -171,18 +192,23 @@ def test_every_device_second_is_a_requests_or_idle() -> None:
     assert loop.stats().idle == pytest.approx(0.7)
 
 
-def test_statistics_are_of_the_steps_since_the_last_call() -> None:
+def test_statistics_are_totals() -> None:
     loop = make_loop()
     loop.handle(add("a", range(10)))
     loop.handle(add("b", range(10)))
     loop.step()
     stats = loop.stats()
-    assert (stats.running, stats.waiting, stats.generation_tokens) == (2, 0, 2)
-    assert (stats.prompt_tokens, stats.cached_tokens) == (12, 8)
-    assert (stats.prefix_queries, stats.prefix_hits) == (20, 8)
+    totals = stats.totals
+    assert (stats.running, stats.waiting, totals.generation_tokens, totals.steps) == (2, 0, 2, 1)
+    assert (totals.prompt_tokens, totals.cached_tokens) == (12, 8)
+    assert (totals.prefix_queries, totals.prefix_hits) == (20, 8)
     assert stats.seconds > 0
+    loop.step()
+    assert (totals.generation_tokens, totals.steps) == (2, 1)  # what was told does not change
+    run(loop)
     again = loop.stats()
-    assert (again.prompt_tokens, again.generation_tokens, again.seconds) == (0, 0, 0.0)
+    assert (again.totals.prompt_tokens, again.totals.generation_tokens) == (12, 6)
+    assert loop.stats().seconds == 0.0
 
 
 def test_the_heartbeat_shows_progress(tmp_path: Path) -> None:
@@ -210,23 +236,32 @@ histories = st.lists(
 
 
 @settings(max_examples=50, deadline=None)
-@given(histories, st.sampled_from(["fcfs", "priority"]))
+@given(histories, st.sampled_from(["fcfs", "priority"]), st.integers(1, 2))
 def test_a_recorded_run_replays_to_identical_plans(
-    tmp_path_factory: pytest.TempPathFactory, history: list[tuple[str, ...]], policy: str
+    tmp_path_factory: pytest.TempPathFactory, history: list[tuple[str, ...]], policy: str, depth: int
 ) -> None:
     path = tmp_path_factory.mktemp("log") / "steps.jsonl"
     loop = make_loop(
         FakeExecutor(num_blocks=12, failing={"r3": RuntimeError("planned")}),
         log=path,
         policy=policy,
+        depth=depth,
         watermark=0.0,
+        max_num_queued_reqs=3,
     )
     names: list[str] = []
     for what, *args in history:
         if what == "add":
-            names.append(f"r{len(names)}")
-            base = len(names) // 3
-            loop.handle(add(names[-1], [base + i for i in range(args[0])], args[1], priority=len(names) % 3))  # type: ignore[arg-type]
+            number = len(names)
+            new = add(
+                f"r{number}",
+                [number // 3 + i for i in range(args[0])],  # type: ignore[call-overload]
+                args[1],  # type: ignore[arg-type]
+                priority=number % 3,
+                n=1 + number % 4 // 3,
+            )
+            names += new.spec.ids
+            loop.handle(new)
         elif what == "abort" and names:
             loop.handle(Abort((names[args[0] % len(names)],)))  # type: ignore[operator]
         elif what == "step":
@@ -236,7 +271,7 @@ def test_a_recorded_run_replays_to_identical_plans(
     assert loop._log is not None
     loop._log.close()
     recorded, replayed = replay(path.read_text().splitlines())
-    assert len(recorded) == loop.scheduler.totals.steps
+    assert sum('"items":[]' not in line for line in recorded) == loop.scheduler.totals.steps
     assert recorded == replayed
 
 
@@ -274,11 +309,24 @@ def test_the_ring_keeps_the_last_steps_and_says_what_is_missing(tmp_path: Path) 
     early = (tmp_path / "ring.jsonl").read_text().splitlines()
     assert early == lines[: len(early)]
     late = (tmp_path / "late.jsonl").read_text().splitlines()
-    assert late[2:] == lines[-256:]
+    assert late[2:] == lines[-512:]
     with pytest.raises(ValueError, match="begins in mid-run"):
         read_log(late)
     with pytest.raises(ValueError, match="not the head"):
         read_log(["{}"])
+
+
+def test_the_ring_is_bounded_in_tokens_of_prompts() -> None:
+    """256 prompts of 32k tokens would be 300 MB that no memory table knows of."""
+    loop = make_loop(FakeExecutor(num_blocks=10_000), max_model_len=32_768, max_num_batched_tokens=40_000)
+    log = loop._log = StepLog(loop.scheduler.config, loop.executor.capacity())
+    for number in range(40):
+        loop.handle(add(str(number), range(30_000), max_tokens=1))
+        run(loop)
+    kept = [prompt for entry in log._ring if entry.kind == "in" for prompt in entry.content.spec.prompts]
+    assert 0 < sum(len(prompt.token_ids) for prompt in kept) <= 1 << 19
+    plans = [entry.content for entry in log._ring if entry.kind == "plan"]
+    assert not any(admission.spec.prompts for plan in plans for admission in plan.admitted)
 
 
 def test_a_full_disk_ends_the_log_and_nothing_else() -> None:

@@ -13,18 +13,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from penstock.core.errors import DeviceOutOfMemory
-from penstock.core.plan import Admission, Event, Plan, PlanItem
+from penstock.core.plan import Admission, Event, Outcome, Plan, PlanItem
 from penstock.core.request import FinishReason
-from penstock.core.sampling_params import SamplingParams
-from penstock.engine.executor.base import Ticket
-from penstock.engine.executor.simulated import FakeExecutor
+from penstock.engine.executor.memory_limits import Items, Limit, StepLimits
 from penstock.engine.executor.torch_executor import TorchExecutor, is_out_of_memory
 from penstock.engine.loop import EngineLoop
-from penstock.engine.memory_limits import Limit, StepLimits
 from penstock.engine.messages import Add
-from penstock.engine.trace import replay
+from penstock.engine.replay import replay
 from tests.engine.build import torch_executor
-from tests.engine.test_loop import add, make_loop, run
+from tests.engine.fake import FakeExecutor, add, spec
+from tests.engine.test_loop import cause, make_loop, run
 
 
 class SmallDevice(FakeExecutor):
@@ -39,14 +37,14 @@ class SmallDevice(FakeExecutor):
         """(tokens, requests) of what was computed."""
         self.refused = 0
 
-    def submit(self, plan: Plan) -> Ticket:
-        ticket = super().submit(plan)
-        longest = max((item.start + item.tokens for item in plan.items), default=0)
-        if plan.tokens > self.tokens or len(plan.items) > self.requests or longest > self.context:
+    def _compute(self, items: Items) -> Sequence[Outcome]:
+        tokens = sum(item.tokens for item in items)
+        longest = max(item.start + item.tokens for item in items)
+        if tokens > self.tokens or len(items) > self.requests or longest > self.context:
             self.refused += 1
-            raise MemoryError(f"no room for {plan.tokens} tokens")
-        self.sizes.append((plan.tokens, len(plan.items)))
-        return ticket
+            raise MemoryError(f"no room for {tokens} tokens")
+        self.sizes.append((tokens, len(items)))
+        return super()._compute(items)
 
 
 def outputs(events: Sequence[Event]) -> dict[str, tuple[int, ...]]:
@@ -54,6 +52,12 @@ def outputs(events: Sequence[Event]) -> dict[str, tuple[int, ...]]:
     for event in events:
         made[event.request] = made.get(event.request, ()) + event.tokens
     return made
+
+
+def kind(event: Event) -> str:
+    """The class of its error."""
+    assert event.failure is not None
+    return event.failure.type
 
 
 def serve(loop: EngineLoop, adds: Sequence[Add]) -> list[Event]:
@@ -109,7 +113,7 @@ def test_too_many_logits_do_not_cut_prompts() -> None:
     for name in "abcd":
         loop.handle(add(name, [ord(name)], 20))
     loop.step()
-    assert loop._runner.limits == StepLimits(requests=Limit(2, failed=4))
+    assert device.recovery.limits == StepLimits(requests=Limit(2, failed=4))
     loop.handle(add("long", range(14), 1))
     run(loop)
     assert max(device.sizes) == (14, 1)
@@ -120,7 +124,7 @@ def test_limits_come_back_by_doubling(caplog: pytest.LogCaptureFixture) -> None:
     loop = make_loop(device, max_model_len=200)
     loop.handle(add("a", range(16), 2))
     loop.step()
-    assert loop._runner.limits.tokens == Limit(2, failed=16)
+    assert device.recovery.limits.tokens == Limit(2, failed=16)
     device.tokens = 1000
     seen: list[int] = []
     with caplog.at_level(logging.INFO, "penstock.engine"):
@@ -135,8 +139,8 @@ def test_limits_come_back_by_doubling(caplog: pytest.LogCaptureFixture) -> None:
             run(loop)
             seen.append(max(device.sizes)[0])
     assert seen == [2, 4, 4, 8, 8, 16, 16, 16]
-    assert loop._runner.limits == StepLimits()
-    assert not loop._runner.limits.active
+    assert device.recovery.limits == StepLimits()
+    assert not device.recovery.limits.active
     assert "any number of tokens" in caplog.text
 
 
@@ -163,17 +167,19 @@ def test_a_lasting_shortage_costs_an_attempt_a_minute_and_is_forgotten_in_the_en
 
 
 def test_a_request_that_does_not_fit_alone_fails_and_slows_nobody(caplog: pytest.LogCaptureFixture) -> None:
-    device = SmallDevice(context=30)
-    loop = make_loop(device, probe=lambda: None)
+    device = SmallDevice(context=30, probe=lambda: None)
+    loop = make_loop(device)
     with caplog.at_level(logging.WARNING, "penstock.engine"):
         events = serve(loop, [add("a", range(9), 8), add("huge", range(100, 140), 8), add("b", [3] * 9, 8)])
     last = {event.request: event for event in events}
     assert last["a"].finish is last["b"].finish is FinishReason.LENGTH
     assert last["huge"].finish is FinishReason.ERROR
-    assert last["huge"].error_type == "DeviceOutOfMemory"
-    assert "MemoryError: no room" in (last["huge"].error or "")
-    assert "--max-num-batched-tokens, --max-num-seqs or --kv-cache-memory-bytes" in (last["huge"].error or "")
-    assert loop._runner.limits == StepLimits()
+    failure = last["huge"].failure
+    assert failure is not None
+    assert failure.type == "DeviceOutOfMemory"
+    assert "MemoryError: no room" in failure.cause
+    assert "--max-num-batched-tokens, --max-num-seqs or --kv-cache-memory-bytes" in failure.advice
+    assert device.recovery.limits == StepLimits()
     assert "not even one token could be computed of: huge" in caplog.text
     loop.scheduler.check()
 
@@ -181,7 +187,7 @@ def test_a_request_that_does_not_fit_alone_fails_and_slows_nobody(caplog: pytest
 def test_what_did_not_fit_is_not_found_in_the_prefix_cache() -> None:
     device = SmallDevice(context=10)
     loop = make_loop(device)
-    assert serve(loop, [add("a", range(16), 1)])[-1].error_type == "DeviceOutOfMemory"
+    assert kind(serve(loop, [add("a", range(16), 1)])[-1]) == "DeviceOutOfMemory"
     device.context = 1000
     (event,) = serve(loop, [add("b", range(16), 1)])
     assert event.cached == 0
@@ -195,7 +201,7 @@ def test_sharers_of_blocks_that_were_never_filled_start_over() -> None:
     loop.handle(add("a", range(13), 2))
     loop.handle(add("b", range(13), 2))
     (failure,) = loop.step()
-    assert (failure.request, failure.error_type) == ("a", "DeviceOutOfMemory")
+    assert (failure.request, kind(failure)) == ("a", "DeviceOutOfMemory")
     assert [item.start for item in loop.last_plan.items] == [0, 12]
     assert outputs(run(loop)) == {"b": (0, 1)}
     assert loop.scheduler.totals.steps == 3
@@ -224,14 +230,13 @@ def test_a_request_that_breaks_a_step_is_still_found_while_steps_run_in_parts() 
     loop = make_loop(device)
     events = serve(loop, [add("a", range(9), 3), add("bad", [7, 7], 3), add("b", [8, 8], 3)])
     last = {event.request: event for event in events}
-    assert (last["bad"].error, last["bad"].error_type) == ("RuntimeError: kernel exploded", "RequestFailed")
+    assert (cause(last["bad"]), kind(last["bad"])) == ("RuntimeError: kernel exploded", "RequestFailed")
     assert last["a"].finish is last["b"].finish is FinishReason.LENGTH
 
 
 def test_logprobs_of_a_prompt_in_parts_are_whole() -> None:
-    params = SamplingParams(max_tokens=1, prompt_logprobs=0)
     whole, parts = (
-        serve(make_loop(device), [Add("a", tuple(range(30)), params, 1, arrived_at=0.0)])[-1].prompt_logprobs
+        serve(make_loop(device), [add("a", range(30), 1, prompt_logprobs=0)])[-1].prompt_logprobs
         for device in (FakeExecutor(), SmallDevice(tokens=3))
     )
     assert whole is not None
@@ -240,26 +245,26 @@ def test_logprobs_of_a_prompt_in_parts_are_whole() -> None:
 
 
 def test_a_shortage_that_passes_does_not_end_the_engine_and_one_that_lasts_does() -> None:
-    device = SmallDevice()
 
     def probe() -> None:
         if device.tokens < 8:
             raise DeviceOutOfMemory("MemoryError: nothing is left")
 
-    loop = make_loop(device, probe=probe)
+    device = SmallDevice(probe=probe)
+    loop = make_loop(device)
 
     def ask(name: str) -> Event:
         return serve(loop, [add(name)])[-1]
 
     device.tokens = 0
-    assert ask("a").error_type == "DeviceOutOfMemory"
+    assert kind(ask("a")) == "DeviceOutOfMemory"
     loop._clock.spent(59)
-    assert ask("b").error_type == "DeviceOutOfMemory"
+    assert kind(ask("b")) == "DeviceOutOfMemory"
     device.tokens = 16
     assert ask("c").finish is FinishReason.LENGTH  # from here on the minute counts anew
     device.tokens = 0
     loop._clock.spent(30)
-    assert ask("d").error_type == "DeviceOutOfMemory"
+    assert kind(ask("d")) == "DeviceOutOfMemory"
     loop._clock.spent(61)
     with pytest.raises(DeviceOutOfMemory, match="nothing is left"):
         ask("e")
@@ -273,15 +278,15 @@ items = st.lists(st.tuples(st.integers(0, 50), st.integers(1, 60), st.booleans()
 def test_parts_are_within_the_limits_and_make_up_the_plan(
     sizes: list[tuple[int, int, bool]], tokens: int, requests: int
 ) -> None:
-    whole = [PlanItem(str(n), start, count, (n,), sample) for n, (start, count, sample) in enumerate(sizes)]
+    whole = [PlanItem(str(n), n, start, count, (n,), int(sample)) for n, (start, count, sample) in enumerate(sizes)]
     parts = StepLimits(Limit(tokens), Limit(requests)).split(whole)
     assert all(len(part) <= requests and sum(item.tokens for item in part) <= tokens for part in parts)
     positions = [
         (item.request, item.start + i) for part in parts for item in part for i in range(item.tokens)
     ]
     assert positions == [(item.request, item.start + i) for item in whole for i in range(item.tokens)]
-    ends = {(item.request, item.start + item.tokens) for part in parts for item in part if item.sample}
-    assert ends == {(item.request, item.start + item.tokens) for item in whole if item.sample}
+    ends = {(item.request, item.start + item.tokens) for part in parts for item in part if item.samples}
+    assert ends == {(item.request, item.start + item.tokens) for item in whole if item.samples}
     assert len({item.request for part in parts for item in part if item.blocks}) == len(whole)
 
 
@@ -345,10 +350,10 @@ def test_torchs_own_error_is_told_and_the_failed_steps_tensors_are_free(
 ) -> None:
     executor = torch_executor(num_blocks=8)
     allocated = crowd(executor, monkeypatch, 4)
-    params = SamplingParams(temperature=0.0)
-    plan = Plan(0, (Admission("a", tuple(range(6)), 6, params),), (PlanItem("a", 0, 6, (5, 2), True),))
+    item = PlanItem("a", 0, 0, 3, (5, 2))
+    executor.submit(Plan(0, (Admission("a", 0, spec("a", range(6)), 0),), (item,)))
     with pytest.raises(DeviceOutOfMemory, match="DefaultCPUAllocator: can't allocate memory") as caught:
-        executor.collect(executor.submit(plan))
+        executor._compute((item._replace(tokens=6, samples=1),))
     assert len(allocated) == 1
     assert allocated[0]() is None  # although the exception is still held
     assert caught.value.status == 503
@@ -363,11 +368,8 @@ def test_a_real_model_gives_the_same_tokens_in_parts(monkeypatch: pytest.MonkeyP
     for limit in (None, most):
         executor = torch_executor()
         allocated = crowd(executor, monkeypatch, limit) if limit else []
-        loop = make_loop(executor, max_num_batched_tokens=32)  # type: ignore[arg-type]
-        params = SamplingParams(temperature=0.0, max_tokens=5)
-        events = serve(
-            loop, [Add(name, tuple(prompt), params, 5, arrived_at=0.0) for name, prompt in prompts.items()]
-        )
+        loop = make_loop(executor, max_num_batched_tokens=32)
+        events = serve(loop, [add(name, list(prompt), 5, temperature=0.0) for name, prompt in prompts.items()])
         made.append(outputs(events))
         assert all(len(tokens) == 5 for tokens in made[-1].values())
         assert bool(allocated) == bool(limit)

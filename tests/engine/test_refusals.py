@@ -65,13 +65,13 @@ def test_a_checkpoint_of_an_unsupported_dtype_is_named(tmp_path: Path, dtype: st
 
 
 def test_a_first_step_without_memory_is_refused_with_the_flags(monkeypatch: pytest.MonkeyPatch) -> None:
-    collect: Callable[..., object] = TorchExecutor.collect
+    compute: Callable[..., object] = TorchExecutor._compute
 
-    def crowded(self: TorchExecutor, ticket: object) -> object:
-        collect(self, ticket)
+    def crowded(self: TorchExecutor, items: object) -> object:
+        compute(self, items)
         raise DeviceOutOfMemory("CUDA out of memory")
 
-    monkeypatch.setattr(TorchExecutor, "collect", crowded)
+    monkeypatch.setattr(TorchExecutor, "_compute", crowded)
     small = EngineConfig(
         model=str(checkpoint()), device="cpu", kv_cache_memory_bytes=1 << 20, max_model_len=64
     )

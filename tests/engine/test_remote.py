@@ -12,12 +12,11 @@ import pytest
 
 from penstock.core.errors import Draining, EngineDead, ModelLoadError, PenstockError
 from penstock.core.plan import Event
-from penstock.core.request import FinishReason
-from penstock.core.sampling_params import SamplingParams
+from penstock.core.request import FinishReason, RequestSpec
 from penstock.engine.config import EngineConfig
-from penstock.engine.messages import Add
 from penstock.engine.remote import RemoteEngine
 from tests.engine.build import checkpoint
+from tests.engine.fake import spec
 
 Scenario = Callable[[RemoteEngine], Awaitable[None]]
 
@@ -49,13 +48,12 @@ def play(scenario: Scenario, settings: EngineConfig | None = None) -> None:
     asyncio.run(asyncio.wait_for(body(), 90))
 
 
-def add(name: str, length: int = 5, max_tokens: int = 4, **fields: object) -> Add:
-    params = SamplingParams(temperature=0.0, max_tokens=max_tokens, ignore_eos=True)
-    return Add(name, tuple(range(1, length + 1)), params, max_tokens, arrived_at=0.0, **fields)  # type: ignore[arg-type]
+def ask(name: str, length: int = 5, max_tokens: int = 4, **fields: object) -> RequestSpec:
+    return spec(name, range(1, length + 1), max_tokens, temperature=0.0, ignore_eos=True, **fields)  # type: ignore[arg-type]
 
 
-async def finish(engine: RemoteEngine, *adds: Add) -> list[Event]:
-    return [event async for events in engine.generate(adds) for event in events]
+async def finish(engine: RemoteEngine, request: RequestSpec) -> list[Event]:
+    return [event async for events in engine.generate(request) for event in events]
 
 
 async def anext_forever(stream: AsyncIterator[list[Event]]) -> None:
@@ -76,15 +74,15 @@ def test_requests_run_beside_each_other_and_the_model_is_described() -> None:
         assert engine.info.dtype == "float32"
         assert list(engine.info.startup_seconds)
         one, two = await asyncio.gather(
-            finish(engine, add("a")), finish(engine, add("b"), add("c", leader="b"))
+            finish(engine, ask("a")), finish(engine, ask("b", n=2))
         )
         assert [len(event.tokens) for event in one] == [1] * 4
-        assert {event.request for event in two} == {"b", "c"}
+        assert {event.request for event in two} == {"b:0", "b:1"}
         by_name = {
             name: [token for event in one + two if event.request == name for token in event.tokens]
-            for name in "abc"
+            for name in ("a", "b:0", "b:1")
         }
-        assert by_name["a"] == by_name["b"] == by_name["c"]
+        assert by_name["a"] == by_name["b:0"] == by_name["b:1"]
         assert engine.load == 0
         await until(lambda: engine.stats.running == 0)
         assert engine.stats.kv_usage == 0.0
@@ -94,12 +92,12 @@ def test_requests_run_beside_each_other_and_the_model_is_described() -> None:
 
 def test_closing_the_stream_frees_the_blocks() -> None:
     async def scenario(engine: RemoteEngine) -> None:
-        stream = engine.generate([add("a", max_tokens=400)])
+        stream = engine.generate(ask("a", max_tokens=400))
         await anext(stream)
         await stream.aclose()
         await until(lambda: engine.load == 0)
         await until(lambda: engine.stats.running == 0 and engine.stats.kv_usage == 0.0)
-        assert await finish(engine, add("b"))
+        assert await finish(engine, ask("b"))
 
     play(scenario)
 
@@ -107,13 +105,14 @@ def test_closing_the_stream_frees_the_blocks() -> None:
 def test_the_bill_of_a_caller_who_left_still_comes() -> None:
     async def scenario(engine: RemoteEngine) -> None:
         orphans: list[Event] = []
-        stream = engine.generate([add("a", max_tokens=400), add("b", max_tokens=1)], orphans.append)
-        await anext(stream)  # b's only token is in it, or waits in the queue
+        stream = engine.generate(ask("a", max_tokens=400, n=2), orphans.append)
+        await anext(stream)
         await stream.aclose()
         await until(lambda: engine.load == 0)
         bills = {event.request: event for event in orphans}
-        assert bills["a"].finish is FinishReason.ABORT
-        assert bills["a"].device_seconds > 0
+        assert {event.finish for event in bills.values()} == {FinishReason.ABORT}
+        assert bills["a:0"].device_seconds > 0
+        assert set(bills) == {"a:0", "a:1"}
         assert not engine._orphans
 
     play(scenario)
@@ -123,7 +122,7 @@ def test_a_slow_reader_is_not_a_stuck_engine() -> None:
     """The engine has finished; that its last events have not been read yet is no reason to restart it."""
 
     async def scenario(engine: RemoteEngine) -> None:
-        stream = engine.generate([add("a", max_tokens=3)])
+        stream = engine.generate(ask("a", max_tokens=3))
         await anext(stream)
         await until(lambda: engine.load == 0)
         engine._waiting_since = -1e6
@@ -143,7 +142,7 @@ def test_a_receiver_that_breaks_leaves_nobody_waiting() -> None:
 
         engine.on_stats(broken)
         with pytest.raises(EngineDead, match="planted"):
-            await finish(engine, add("a"))
+            await finish(engine, ask("a"))
         assert not engine.ready
 
     play(scenario)
@@ -151,7 +150,7 @@ def test_a_receiver_that_breaks_leaves_nobody_waiting() -> None:
 
 def test_an_abort_brings_the_final_bill() -> None:
     async def scenario(engine: RemoteEngine) -> None:
-        stream = engine.generate([add("a", max_tokens=400)])
+        stream = engine.generate(ask("a", max_tokens=400))
         await anext(stream)
         engine.abort(["a"])
         events = [event async for batch in stream for event in batch]
@@ -163,12 +162,12 @@ def test_an_abort_brings_the_final_bill() -> None:
 
 def test_draining_lets_running_requests_end_and_refuses_new_ones() -> None:
     async def scenario(engine: RemoteEngine) -> None:
-        stream = engine.generate([add("a", max_tokens=40)])
+        stream = engine.generate(ask("a", max_tokens=40))
         first = await anext(stream)
         draining = asyncio.create_task(engine.drain(30.0))
         await until(lambda: engine.draining)
         with pytest.raises(Draining):
-            await finish(engine, add("b"))
+            await finish(engine, ask("b"))
         events = first + [event async for batch in stream for event in batch]
         assert events[-1].finish is FinishReason.LENGTH
         await draining
@@ -180,7 +179,7 @@ def test_draining_lets_running_requests_end_and_refuses_new_ones() -> None:
 
 def test_draining_aborts_what_takes_too_long() -> None:
     async def scenario(engine: RemoteEngine) -> None:
-        stream = engine.generate([add("a", max_tokens=480)])
+        stream = engine.generate(ask("a", max_tokens=480))
         await anext(stream)
         draining = asyncio.create_task(engine.drain(0.0))
         events = [event async for batch in stream for event in batch]
@@ -193,7 +192,7 @@ def test_draining_aborts_what_takes_too_long() -> None:
 
 def test_a_killed_engine_fails_its_requests_with_the_cause() -> None:
     async def scenario(engine: RemoteEngine) -> None:
-        stream = engine.generate([add("a", max_tokens=480)])
+        stream = engine.generate(ask("a", max_tokens=480))
         await anext(stream)
         os.kill(engine.pid, signal.SIGKILL)
         with pytest.raises(EngineDead, match=r"SIGKILL.*ran out of memory"):
@@ -202,7 +201,7 @@ def test_a_killed_engine_fails_its_requests_with_the_cause() -> None:
         assert not engine.ready
         assert not engine.liveness().alive
         with pytest.raises(EngineDead):
-            await finish(engine, add("b"))
+            await finish(engine, ask("b"))
 
     play(scenario)
 
@@ -210,7 +209,7 @@ def test_a_killed_engine_fails_its_requests_with_the_cause() -> None:
 def test_a_stopped_engine_is_noticed_and_may_recover() -> None:
     async def scenario(engine: RemoteEngine) -> None:
         assert engine.liveness().alive  # idle engines are alive, however long
-        stream = engine.generate([add("a", max_tokens=480)])
+        stream = engine.generate(ask("a", max_tokens=480))
         await anext(stream)
         assert engine.liveness().alive
         os.kill(engine.pid, signal.SIGSTOP)
@@ -239,7 +238,7 @@ def test_an_exception_in_the_engine_is_its_last_words(
     monkeypatch.setenv("TMPDIR", str(tmp_path))
 
     async def scenario(engine: RemoteEngine) -> None:
-        await finish(engine, add("a"))  # its invariants are checked when it has been idle for a while
+        await finish(engine, ask("a"))  # its invariants are checked when it has been idle for a while
         await until(lambda: engine.failure is not None)
         assert "AssertionError: planted" in str(engine.failure)
         assert list(tmp_path.glob("penstock-crash-*.jsonl"))

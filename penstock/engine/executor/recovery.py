@@ -56,7 +56,7 @@ class Recovery:
         compute: the device's own way.
         clock: says what time it is.
         probe: computes something harmless on the device; raises if that is broken.
-        progress: told before each part how many items and tokens it has.
+        progress: told before each part of a step that is not computed whole.
     """
 
     def __init__(
@@ -117,6 +117,8 @@ class Recovery:
             if not items:
                 continue
             if outcome is None:
+                if self._progress:
+                    self._progress(items)
                 outcome = self._attempt(step, items)
             if not isinstance(outcome, Failure):
                 some = True
@@ -139,8 +141,6 @@ class Recovery:
 
     def _attempt(self, step: int, items: Items) -> Sequence[Outcome] | Failure:
         """Not the exception: its traceback would keep the part's tensors alive."""
-        if self._progress:
-            self._progress(items)
         try:
             return self._compute(items)
         except (DeviceOutOfMemory, MemoryError) as error:

@@ -79,7 +79,7 @@ class TorchExecutor:
         attention: kernels for this cache.
         prior: what steps cost, roughly.
         clock: for limits that hold for a while.
-        progress: told before each part of a step what is in it.
+        progress: told before each part of a step that is not computed whole.
     """
 
     def __init__(

@@ -60,7 +60,8 @@ def main() -> None:
             waiting[max(1, args.budget // args.prompt) :],
         )
         admitted = tuple(
-            _admission(str(i), [(i * 7 + j * 3) % config.vocab_size for j in range(args.prompt)]) for i in group
+            _admission(str(i), [(i * 7 + j * 3) % config.vocab_size for j in range(args.prompt)])
+            for i in group
         )
         items = tuple(
             PlanItem(str(i), 0, 0, args.prompt, tuple(range(i * each, (i + 1) * each)), 1) for i in group

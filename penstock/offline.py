@@ -251,9 +251,7 @@ class LLM:
             return prompt, self._tokenizer.encode(prompt), salt
         return None, [int(token) for token in prompt], salt
 
-    def _spec(
-        self, request: RequestOutput, params: SamplingParams, priority: int, salt: str
-    ) -> RequestSpec:
+    def _spec(self, request: RequestOutput, params: SamplingParams, priority: int, salt: str) -> RequestSpec:
         """The engine's request for one prompt and its n sequences."""
         info, ids = self._engine.info, request.prompt_token_ids
         params.verify(info.vocab_size, -1)
@@ -315,7 +313,8 @@ class LLM:
             request.device_seconds += event.device_seconds
             return True
         if delta.stop_found:  # its last event comes at once, or with the step that is under way
-            return any([self._take(last, sequence) for last in self._engine.loop.handle(Abort((event.request,)))])
+            for last in self._engine.loop.handle(Abort((event.request,))):
+                return self._take(last, sequence)
         return False
 
     def _decode(self, logprobs: Sequence[TokenLogprob]) -> list[dict[int, Logprob]]:

@@ -21,7 +21,7 @@ prefix hit and resuming after a preemption are the same thing with other numbers
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import TYPE_CHECKING
 
@@ -185,99 +185,72 @@ def _in_64_bits(seed: int) -> int:
     return 0 if wrapped == -1 else wrapped  # -1 would mean no seed
 
 
+@dataclass(slots=True, eq=False)
 class Request:
-    """One sequence under way. The specification's part is read-only; the scheduler owns the rest.
+    """One sequence under way. The specification's part is read-only; the scheduler owns the rest."""
 
-    Attributes:
-        id, spec, index: of the specification, and which of its sequences this is.
-        prompt_len, max_tokens: number of prompt tokens; most tokens to generate.
-        max_len: longest that `tokens` can become.
-        stops: token ids that end it.
-        leader: the request whose prompt this one shares, while it waits for it.
-        followers: requests that wait until this one has computed its prompt.
-        arrival: number given by the scheduler, the tie-breaker of every order.
-        rank: the policy's sort key.
-        epoch: number of its admission; no result of an earlier one reaches a later one.
-        tokens: known token ids.
-        computed: number of tokens whose keys and values lie in its blocks.
-        pending: positions whose sampled tokens are not known yet.
-        speculating: drafts are being verified, so what comes next is unknown.
-        inflight: submitted steps that it is in and that are not committed.
-        blocks: its block table. The list is never emptied: who still holds it sees what it was.
-        hashes: chained hash of each full block of `tokens`, filled as far as needed.
-        registered: number of leading blocks that were offered to the prefix index.
-        reached: most tokens that were ever computed: what is below is computed again after a preemption.
-        cached: prompt tokens found in the prefix index at first admission; None before it.
-        prompt_logprobs: what has come so far of them.
-    """
+    spec: RequestSpec
+    index: int
+    """Which of the specification's sequences it is."""
+    id: str
+    prompt_len: int = field(init=False)
+    max_tokens: int = field(init=False)
+    max_len: int = field(init=False)
+    """Longest that `tokens` can become."""
+    stops: frozenset[int] = field(init=False)
+    """Token ids that end it."""
+    leader: Request | None = None
+    """The request whose prompt this one shares (n > 1)."""
+    followers: list[Request] = field(default_factory=list)
+    """Requests that wait until this one has computed its prompt."""
 
-    __slots__ = (
-        "arrival",
-        "arrived_at",
-        "blocks",
-        "cached",
-        "computed",
-        "device_seconds",
-        "epoch",
-        "first_token_at",
-        "followers",
-        "hashes",
-        "id",
-        "index",
-        "inflight",
-        "leader",
-        "max_len",
-        "max_tokens",
-        "pending",
-        "preemptions",
-        "prompt_len",
-        "prompt_logprobs",
-        "rank",
-        "reached",
-        "registered",
-        "scheduled_at",
-        "shares",
-        "spec",
-        "speculating",
-        "state",
-        "stops",
-        "tokens",
-    )
+    # ---- where it stands ----
+    state: State = State.WAITING
+    arrival: int = -1
+    """Number given by the scheduler: the tie-breaker of every order."""
+    rank: tuple[float, ...] = ()
+    """The policy's sort key."""
+    epoch: int = -1
+    """Number of its admission; no result of an earlier one reaches a later one."""
+    inflight: int = 0
+    """Steps that it is in and that are not committed."""
 
-    def __init__(self, spec: RequestSpec, index: int, id: str) -> None:
-        prompt = spec.prompt_of(index)
-        self.id = id
-        self.spec = spec
-        self.index = index
+    # ---- progress ----
+    tokens: list[int] = field(init=False)
+    computed: int = 0
+    pending: int = 0
+    """Positions whose sampled tokens are not known yet."""
+    speculating: bool = False
+    """Drafts are being verified, so that nobody knows how many of them come next."""
+    blocks: list[int] = field(default_factory=list)
+    """Its block table. The list is never emptied: a step under way still sees what it was."""
+    hashes: list[bytes] = field(default_factory=list)
+    """Chained hash of each full block of `tokens`, filled as far as needed."""
+    registered: int = 0
+    """Number of leading blocks that were offered to the prefix index."""
+    reached: int = 0
+    """Most tokens that were ever computed at once: what is below is computed again after a preemption."""
+    prompt_logprobs: list[TokenLogprob] = field(default_factory=list)
+    """What has come of them so far."""
+
+    # ---- figures ----
+    cached: int | None = None
+    """Prompt tokens found in the prefix cache at first admission; None before it."""
+    preemptions: int = 0
+    device_seconds: float = 0.0
+    arrived_at: float = field(init=False)
+    scheduled_at: float | None = None
+    first_token_at: float | None = None
+
+    def __post_init__(self) -> None:
+        prompt, sampling = self.spec.prompt_of(self.index), self.spec.sampling
+        self.tokens = list(prompt.token_ids)
         self.prompt_len = len(prompt.token_ids)
         self.max_tokens = prompt.max_tokens
         self.max_len = self.prompt_len + self.max_tokens
-        sampling = spec.sampling
-        ends = () if sampling is None or sampling.ignore_eos else spec.eos_ids
+        ends = () if sampling is None or sampling.ignore_eos else self.spec.eos_ids
         self.stops = frozenset((*ends, *(sampling.stop_token_ids if sampling is not None else ())))
-        self.leader: Request | None = None
-        self.followers: list[Request] = []
-        self.shares = spec.n > 1
-        self.arrival = -1
-        self.rank: tuple[float, ...] = ()
-        self.state = State.WAITING
-        self.epoch = -1
-        self.tokens = list(prompt.token_ids)
-        self.computed = 0
-        self.pending = 0
-        self.speculating = False
-        self.inflight = 0
-        self.blocks: list[int] = []
-        self.hashes: list[bytes] = []
-        self.registered = 0
-        self.reached = 0
-        self.cached: int | None = None
-        self.prompt_logprobs: list[TokenLogprob] = []
-        self.preemptions = 0
-        self.device_seconds = 0.0
-        self.arrived_at = spec.arrived_at
-        self.scheduled_at: float | None = None
-        self.first_token_at: float | None = None
+        self.arrived_at = self.spec.arrived_at
 
     @classmethod
     def of(cls, spec: RequestSpec) -> Iterator[Request]:
@@ -291,6 +264,11 @@ class Request:
                 request.leader, request.state = leader, State.HELD
                 leader.followers.append(request)
             yield request
+
+    @property
+    def shares(self) -> bool:
+        """Whether siblings have its prompt, too."""
+        return self.spec.n > 1
 
     @property
     def generated(self) -> int:

@@ -54,6 +54,7 @@ class Sampling:
     """Return the logprob of each token and of this many most probable ones; -1 means the whole vocabulary."""
     prompt_logprobs: int | None = None
     """The same for the tokens of the prompt."""
+
     def __post_init__(self) -> None:
         self._normalise()
         for name in (

@@ -32,24 +32,21 @@ It knows no clock, no device and no text. Time is an argument; the same calls gi
 from __future__ import annotations
 
 from bisect import bisect_left, insort
-from collections import deque
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from operator import attrgetter
 
 from .blocks import BlockPool
 from .cost import StepCost
+from .draft import Draft
 from .errors import ContextLengthExceeded, InvalidRequest
+from .flights import Flight, Flights
 from .plan import Admission, Event, Failure, Outcome, Plan, PlanItem, StepResult
 from .policy import Policy, View, create_policy
 from .prefix import Prefixes
 from .queue import Queue
 from .request import FinishReason, Request, RequestSpec, State
 from .stats import Totals
-
-PROMPT_TOKENS_PER_DECODE = 4
-"""Where prompts are limited in a step that also decodes, each request that decodes lets so many more pass: it
-makes the step longer by itself, and more prompts wait behind more requests."""
 
 Drafter = Callable[[Request, int], Sequence[int]]
 """(request, most) → at most so many guesses of its next token ids"""
@@ -81,55 +78,6 @@ class SchedulerConfig:
     """Most prompt tokens left waiting after a step was planned."""
     watermark: float = 0.01
     """Share of blocks that admission leaves to the requests that already run."""
-
-
-@dataclass(slots=True)
-class _Draft:
-    """A plan in the making."""
-
-    budget: int
-    """Tokens left."""
-    prompts: int
-    """Tokens that prompts may still take, as far as the budget goes."""
-    requests: list[Request] = field(default_factory=list)
-    items: list[PlanItem] = field(default_factory=list)
-    """One for each of `requests`."""
-    admitted: list[Admission] = field(default_factory=list)
-    preempted: bool = False
-
-    @property
-    def room(self) -> int:
-        """Tokens left for prompts."""
-        return min(self.budget, self.prompts)
-
-    def put(self, request: Request, item: PlanItem) -> None:
-        """Plan it."""
-        self.budget -= item.tokens
-        self.prompts -= item.tokens if _of_prompt(item) else 0
-        self.requests.append(request)
-        self.items.append(item)
-
-    def drop(self, request: Request) -> None:
-        """Take back what was planned for this request, if anything was."""
-        if request in self.requests:
-            place = self.requests.index(request)
-            del self.requests[place]
-            item = self.items.pop(place)
-            self.budget += item.tokens
-            self.prompts += item.tokens if _of_prompt(item) else 0
-
-
-def _of_prompt(item: PlanItem) -> bool:
-    """Whether it is counted as a prompt's; the last token of one is counted as decode."""
-    return item.tokens > max(1, item.samples) or not (item.samples or item.pools)
-
-
-@dataclass(frozen=True, slots=True)
-class _Flight:
-    """A step under way: the block tables that its items had. Tables grow; who loses his gets a new list."""
-
-    plan: Plan
-    tables: list[list[int]]
 
 
 class Scheduler:
@@ -165,7 +113,7 @@ class Scheduler:
         self._running: list[Request] = []
         self._endings: dict[str, Event] = {}
         """Last events of requests that are still in a step under way."""
-        self._flights: deque[_Flight] = deque()
+        self._flights = Flights()
         self._arrivals = self._epochs = 0
         self._released: list[str] = []
         self._events: list[Event] = []
@@ -259,7 +207,7 @@ class Scheduler:
                 request.rank = self._order(request)
             self._running.sort(key=_rank)
             self._queue.sort(self._order)
-        draft = _Draft(self.config.max_num_batched_tokens, self.config.max_num_batched_tokens)
+        draft = Draft(self.config.max_num_batched_tokens, self.config.max_num_batched_tokens)
         self._continue_running(draft)
         if not draft.preempted:
             self._admit_waiting(draft, now)
@@ -272,7 +220,7 @@ class Scheduler:
             items=tuple(draft.items),
             released=tuple(self._released),
         )
-        self._flights.append(_Flight(plan, [request.blocks for request in draft.requests]))
+        self._flights.begin(plan, [request.blocks for request in draft.requests])
         self._released.clear()
         self.totals.steps += 1
         return plan
@@ -282,12 +230,12 @@ class Scheduler:
 
         Raises ValueError for another plan than the oldest one under way.
         """
-        if not self._flights or self._flights[0].plan is not plan or len(result.outcomes) != len(plan.items):
-            raise ValueError(f"step {plan.step} with {len(result.outcomes)} outcomes is not the next to commit")
-        flight = self._flights.popleft()
+        flight = self._flights.end(plan, result)
         events: list[Event] = []
         failed = any(
-            outcome.failure or (item.samples and not outcome.tokens) or (item.pools and outcome.pooled is None)
+            outcome.failure
+            or (item.samples and not outcome.tokens)
+            or (item.pools and outcome.pooled is None)
             for item, outcome in zip(plan.items, result.outcomes, strict=True)
         )
         self._bill(plan, result.seconds, learn=result.regular and not failed)
@@ -329,14 +277,15 @@ class Scheduler:
         assert len(self._running) <= self.config.max_num_seqs
         ranks = [request.rank for request in self._running]
         assert ranks == sorted(ranks)
-        inflight = [item.request for flight in self._flights for item in flight.plan.items]
         for request in self._requests.values():
-            assert request.inflight == inflight.count(request.id)
+            assert request.inflight == self._flights.count(request.id)
             assert request.inflight or request.id not in self._endings
             assert 0 <= request.computed <= request.target
-            assert 0 <= request.pending
+            assert request.pending >= 0
             assert not request.pending or request.inflight
-            assert request.state is State.FINISHED or request.generated + request.pending <= request.max_tokens
+            assert (
+                request.state is State.FINISHED or request.generated + request.pending <= request.max_tokens
+            )
             assert len(request.blocks) * self.pool.block_size >= request.computed
             assert (request.state is State.RUNNING) == (request in self._running)
             assert request.state is State.RUNNING or not request.blocks
@@ -346,7 +295,7 @@ class Scheduler:
     def _order(self, request: Request) -> tuple[float, ...]:
         return self.policy.order(request, self._view)
 
-    def _continue_running(self, draft: _Draft) -> None:
+    def _continue_running(self, draft: Draft) -> None:
         decoding: list[Request] = []
         prefilling: list[Request] = []
         for request in self._running:
@@ -357,9 +306,7 @@ class Scheduler:
                 prefilling.append(request)
         for request in decoding:
             self._decode(request, draft)
-        if draft.items and self.config.max_num_mixed_prefill_tokens:
-            more = PROMPT_TOKENS_PER_DECODE * len(draft.items)
-            draft.prompts = self.config.max_num_mixed_prefill_tokens + more
+        draft.limit_prompts(self.config.max_num_mixed_prefill_tokens)
         for request in prefilling:
             count = self._chunk(request, draft)
             if count and request.state is State.RUNNING and self._grow(request, count, draft):
@@ -368,7 +315,7 @@ class Scheduler:
         for request, item in zip(draft.requests, draft.items, strict=True):
             self._advance(request, item)
 
-    def _decode(self, request: Request, draft: _Draft) -> None:
+    def _decode(self, request: Request, draft: Draft) -> None:
         """Plan the next token of a running request, and guesses of those after it, unless it was preempted
         or has all it may get."""
         if request.state is not State.RUNNING or draft.budget <= 0 or request.speculating:
@@ -390,17 +337,15 @@ class Scheduler:
                 return
             blocks = self._new_blocks(request, count)
         item = PlanItem(request.id, request.epoch, request.computed, count, blocks, count, drafts)
-        draft.budget -= count
-        draft.requests.append(request)
-        draft.items.append(item)
+        draft.decode(request, item)
 
-    def _chunk(self, request: Request, draft: _Draft) -> int:
+    def _chunk(self, request: Request, draft: Draft) -> int:
         """Tokens of its prompt that this step computes."""
         wanted = min(request.target - request.computed, draft.room)
         limit = self.config.long_prefill_token_threshold
         return min(wanted, limit) if limit > 0 else wanted
 
-    def _grow(self, request: Request, count: int, draft: _Draft) -> bool:
+    def _grow(self, request: Request, count: int, draft: Draft) -> bool:
         """Preempt until there are blocks for so many more tokens; False if the request itself had to go."""
         missing = self.pool.blocks_for(request.computed + count) - len(request.blocks)
         while missing > self.pool.available:
@@ -437,7 +382,7 @@ class Scheduler:
 
     # ------------------------------------------------------------------ rules 4 to 6
 
-    def _admit_waiting(self, draft: _Draft, now: float) -> None:
+    def _admit_waiting(self, draft: Draft, now: float) -> None:
         position = 0
         while position < len(self._queue) and draft.room > 0:
             if len(self._running) >= self.config.max_num_seqs:
@@ -455,7 +400,7 @@ class Scheduler:
             self._queue.take(position)
             self._admit(draft, request, hits, needed, now)
 
-    def _admit(self, draft: _Draft, request: Request, hits: list[int], needed: int, now: float) -> None:
+    def _admit(self, draft: Draft, request: Request, hits: list[int], needed: int, now: float) -> None:
         self.pool.share(hits)
         request.blocks = hits + self.pool.allocate(needed)
         request.computed = len(hits) * self.pool.block_size
@@ -478,9 +423,10 @@ class Scheduler:
     def _refuse_overflow(self, now: float) -> None:
         config = self.config
         for request, bound in self._queue.overflow(config.max_num_queued_reqs, config.max_num_queued_tokens):
+            waiting, tokens = self._queue.fresh, self._queue.fresh_tokens
             failure = Failure(
-                f"the queue is full: {self._queue.fresh} requests with {self._queue.fresh_tokens} prompt tokens "
-                f"already wait (limit: {getattr(config, bound)} {_UNITS[bound]}).",
+                f"the queue is full: {waiting} requests with {tokens} prompt tokens already wait "
+                f"(limit: {getattr(config, bound)} {_UNITS[bound]}).",
                 type="QueueFull",
                 param=bound,
             )
@@ -492,7 +438,7 @@ class Scheduler:
 
     # ------------------------------------------------------------------ items
 
-    def _put(self, draft: _Draft, request: Request, count: int, blocks: tuple[int, ...]) -> None:
+    def _put(self, draft: Draft, request: Request, count: int, blocks: tuple[int, ...]) -> None:
         """Plan so many tokens of what is known; at its end, one is sampled, or the whole is pooled."""
         ends = request.computed + count == request.target
         samples = int(ends and request.spec.pooling is None)
@@ -589,7 +535,7 @@ class Scheduler:
     def _pooled(self, request: Request, outcome: Outcome, now: float) -> Event:
         return Event(request.id, pooled=outcome.pooled, finish=FinishReason.STOP, at=now)
 
-    def _fail(self, flight: _Flight, result: StepResult, now: float, events: list[Event]) -> None:
+    def _fail(self, flight: Flight, result: StepResult, now: float, events: list[Event]) -> None:
         """End requests that failed in this step. Whoever shares blocks that were never filled, in this step
         or in one that is planned on top of it, starts over."""
         worthless: set[int] = set()
@@ -607,20 +553,14 @@ class Scheduler:
                 event = Event(item.request, finish=FinishReason.ERROR, failure=failure, at=now)
                 if (last := self._finish(request, event)) is not None:
                     events.append(last)
-        standing = [(request.id, request.epoch, request.blocks) for request in self._running]
-        for under_way in (flight, *self._flights):
-            for item, table in zip(under_way.plan.items, under_way.tables, strict=True):
-                standing.append((item.request, item.epoch, table))
-        for request_id, epoch, table in standing:
-            place = next((i for i, block in enumerate(table) if block in worthless), None)
-            if place is None:
-                continue
+        running = [(request.id, request.epoch, request.blocks) for request in self._running]
+        for request_id, epoch, spoiled in self._flights.standing_on(worthless, flight, running):
             # what was computed on worthless ground is worthless, too: it would be found once more when
             # somebody computes what it stands on again
-            self.pool.unregister(table[place:])
-            request = self._requests.get(request_id)
-            if request is not None and request.state is not State.FINISHED and request.epoch == epoch:
-                self._start_over(request)
+            self.pool.unregister(spoiled)
+            sharer = self._requests.get(request_id)
+            if sharer is not None and sharer.state is not State.FINISHED and sharer.epoch == epoch:
+                self._start_over(sharer)
 
     def _start_over(self, request: Request) -> None:
         """Forget what is under way: another step computes it again, from the queue."""
@@ -628,7 +568,6 @@ class Scheduler:
         request.speculating = False
         if request.state is State.RUNNING:
             self._send_back(request)
-        request.epoch = _NO_EPOCH
         request.prompt_logprobs.clear()
 
     # ------------------------------------------------------------------ ends

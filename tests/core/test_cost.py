@@ -29,7 +29,9 @@ items = st.lists(
 
 def plan(*parts: tuple[int, int]) -> Plan:
     """A plan of (start, tokens) items."""
-    return Plan(0, items=tuple(PlanItem(str(i), 0, start, n, samples=1) for i, (start, n) in enumerate(parts)))
+    return Plan(
+        0, items=tuple(PlanItem(str(i), 0, start, n, samples=1) for i, (start, n) in enumerate(parts))
+    )
 
 
 @given(items, st.floats(1e-6, 100.0))

@@ -439,7 +439,9 @@ class _Failing:
 
 
 faults = st.dictionaries(st.sampled_from(["a", "b:0", "b:1", "c", "d", "e"]), st.integers(1, 14), max_size=3)
-aborts = st.lists(st.tuples(st.integers(0, 20), st.sampled_from(["a", "b:0", "b:1", "c", "d", "e"])), max_size=3)
+aborts = st.lists(
+    st.tuples(st.integers(0, 20), st.sampled_from(["a", "b:0", "b:1", "c", "d", "e"])), max_size=3
+)
 
 
 @pytest.mark.parametrize("kind", ["fake", "cpu"])

@@ -278,7 +278,9 @@ items = st.lists(st.tuples(st.integers(0, 50), st.integers(1, 60), st.booleans()
 def test_parts_are_within_the_limits_and_make_up_the_plan(
     sizes: list[tuple[int, int, bool]], tokens: int, requests: int
 ) -> None:
-    whole = [PlanItem(str(n), n, start, count, (n,), int(sample)) for n, (start, count, sample) in enumerate(sizes)]
+    whole = [
+        PlanItem(str(n), n, start, count, (n,), int(sample)) for n, (start, count, sample) in enumerate(sizes)
+    ]
     parts = StepLimits(Limit(tokens), Limit(requests)).split(whole)
     assert all(len(part) <= requests and sum(item.tokens for item in part) <= tokens for part in parts)
     positions = [
@@ -369,7 +371,9 @@ def test_a_real_model_gives_the_same_tokens_in_parts(monkeypatch: pytest.MonkeyP
         executor = torch_executor()
         allocated = crowd(executor, monkeypatch, limit) if limit else []
         loop = make_loop(executor, max_num_batched_tokens=32)
-        events = serve(loop, [add(name, list(prompt), 5, temperature=0.0) for name, prompt in prompts.items()])
+        events = serve(
+            loop, [add(name, list(prompt), 5, temperature=0.0) for name, prompt in prompts.items()]
+        )
         made.append(outputs(events))
         assert all(len(tokens) == 5 for tokens in made[-1].values())
         assert bool(allocated) == bool(limit)

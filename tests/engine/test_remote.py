@@ -73,9 +73,7 @@ def test_requests_run_beside_each_other_and_the_model_is_described() -> None:
         assert engine.info.architecture == "Qwen3ForCausalLM"
         assert engine.info.dtype == "float32"
         assert list(engine.info.startup_seconds)
-        one, two = await asyncio.gather(
-            finish(engine, ask("a")), finish(engine, ask("b", n=2))
-        )
+        one, two = await asyncio.gather(finish(engine, ask("a")), finish(engine, ask("b", n=2)))
         assert [len(event.tokens) for event in one] == [1] * 4
         assert {event.request for event in two} == {"b:0", "b:1"}
         by_name = {

@@ -32,7 +32,7 @@ class Draft:
         return min(self.budget, self.prompts)
 
     def limit_prompts(self, most: int) -> None:
-        """Prompts take at most so many tokens beside the decodes planned so far, and some for each of those; 0 is
+        """Prompts take at most so many tokens beside the decodes planned so far, and some for each; 0 is
         no limit."""
         if most and self.items:
             self.prompts = most + PROMPT_TOKENS_PER_DECODE * len(self.items)

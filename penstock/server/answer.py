@@ -15,17 +15,19 @@ from contextlib import aclosing
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
+from msgspec.json import encode
 from starlette.types import Receive, Scope, Send
 
 from penstock.core.errors import PenstockError
+from penstock.http.errors import error_bytes, internal
+from penstock.http.exchange import respond, until_disconnect
+from penstock.http.sse import END, EventStream, event
 from penstock.text.output import DecodedLogprob, Delta
 
-from .errors import internal
-from .exchange import respond, until_disconnect
 from .generation import Choice, Generation
 from .protocol import GenerateRequest
-from .sse import DONE, ChunkFormat, EventStream, encode, error_event
 from .state import State
+from .stream import ChunkFormat
 
 _IN_THREAD = 16_384
 """Texts of more characters, and lists of more ids, are converted in a thread: the event loop has everyone
@@ -169,12 +171,12 @@ async def _stream(
     except PenstockError as error:
         if not stream.started:
             raise
-        ending = error_event(error)
+        ending = event(error_bytes(error))
     except Exception as error:
         if not stream.started:
             raise
-        ending = error_event(internal(error, f"stream {head['id']}"))
-    await stream.close(ending + DONE)
+        ending = event(error_bytes(internal(error, f"stream {head['id']}")))
+    await stream.close(ending + END)
 
 
 def _is_long(generation: Generation) -> bool:

@@ -1,7 +1,7 @@
 """POST /v1/chat/completions.
 
 It knows OpenAI's chat fields and answers. Running and streaming are `answer`'s business, messages those of
-`messages`, and the prompt's text is made by the chat template.
+`conversation`, and the prompt's text is made by the chat template.
 """
 
 from __future__ import annotations
@@ -10,21 +10,22 @@ import logging
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from msgspec.json import encode
 from starlette.types import Receive, Scope, Send
 
 from penstock.core.errors import InvalidRequest
+from penstock.http.body import parse_object, read_body
+from penstock.http.ids import response_id
 from penstock.text.output import decode_prompt_logprobs
 
 from .answer import Pending, answer, encode_texts
-from .exchange import read_body
+from .conversation import normalise
 from .generation import Choice, Generation, Prompt
-from .ids import response_id
 from .logprobs import chat_logprobs
-from .messages import normalise
 from .params import check_common, output_budget, sampling_params, truncate, without_text
-from .protocol import ChatRequest, TokenizeChatRequest, decode, parse_object
-from .sse import ChunkFormat, encode
+from .protocol import ChatRequest, TokenizeChatRequest, decode
 from .state import State
+from .stream import ChunkFormat
 
 logger = logging.getLogger("penstock.requests")
 

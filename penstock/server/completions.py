@@ -12,20 +12,21 @@ from itertools import chain
 from typing import Any
 
 import msgspec
+from msgspec.json import encode
 from starlette.types import Receive, Scope, Send
 
 from penstock.core.errors import InvalidRequest
+from penstock.http.body import parse_object, read_body
+from penstock.http.ids import response_id
 from penstock.text.output import DecodedLogprob, decode_logprob, decode_prompt_logprobs
 
 from .answer import Pending, answer, decode_ids, encode_texts
-from .exchange import read_body
 from .generation import MAX_CHOICES, Choice, Generation, Prompt
-from .ids import response_id
 from .logprobs import CompletionLogprobs
 from .params import check_common, output_budget, sampling_params, truncate, without_text
-from .protocol import CompletionRequest, decode, parse_object
-from .sse import ChunkFormat, encode
+from .protocol import CompletionRequest, decode
 from .state import State
+from .stream import ChunkFormat
 
 logger = logging.getLogger("penstock.requests")
 

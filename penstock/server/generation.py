@@ -24,7 +24,7 @@ from contextlib import aclosing
 from dataclasses import dataclass, field
 from typing import Any
 
-from penstock.core.errors import EngineDead, PenstockError, QueueFull
+from penstock.core.errors import BY_NAME, EngineDead, PenstockError, QueueFull, RequestFailed
 from penstock.core.plan import Event, TokenLogprob
 from penstock.core.request import FinishReason
 from penstock.core.sampling_params import SamplingParams
@@ -32,7 +32,6 @@ from penstock.engine.messages import Add
 from penstock.observe.metrics import RequestFigures
 from penstock.text.output import DecodedLogprob, Delta, OutputProcessor
 
-from .errors import event_error
 from .state import State
 
 logger = logging.getLogger("penstock.requests")
@@ -277,6 +276,13 @@ class Generation:
         siblings = self.choices[start : start + n]
         if all(other.settled for other in siblings):
             self._state.metrics.observe_prompt(n, max(other.generated for other in siblings))
+
+
+def event_error(event: Event) -> PenstockError:
+    """The exception that an event with finish ERROR stands for."""
+    error_class = BY_NAME.get(event.error_type, RequestFailed)
+    message = event.error or "The request failed in the engine for an unknown reason."
+    return error_class(message, retry_after=event.retry_after)
 
 
 def _unless_aborted(reason: str) -> str:

@@ -12,8 +12,8 @@ from typing import Any
 from penstock.core.errors import ContextLengthExceeded, InvalidRequest
 from penstock.core.sampling_params import SamplingParams
 from penstock.engine.messages import ModelInfo
+from penstock.http.ids import acceptable
 
-from .ids import acceptable
 from .protocol import GenerateRequest
 
 #: Most characters of all stop strings of a request.

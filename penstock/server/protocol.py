@@ -169,45 +169,11 @@ def decode(raw: Mapping[str, Any], shape: type[R]) -> R:
         raise _invalid(str(error)) from None
 
 
-def parse_object(body: bytes) -> dict[str, Any]:
-    """The JSON object in `body`. Raises InvalidRequest, saying where it breaks."""
-    try:
-        text = body.decode("utf-8-sig")  # some editors and .NET clients write a byte order mark
-    except UnicodeDecodeError as error:
-        raise _not_json(f"it is not valid UTF-8 at byte {error.start}") from None
-    if not text.strip():
-        raise _not_json("it is empty")
-    try:
-        value = msgspec.json.decode(text)
-    except RecursionError:
-        raise _not_json("it is nested too deeply") from None
-    except msgspec.MsgspecError as error:
-        # msgspec calls a half pair at the end of a text "truncated"
-        if ("surrogate" in str(error) or "truncated" in str(error)) and (half := _HALF_PAIR.search(text)):
-            raise _not_json(
-                f"it has the escape {half[0]} without its other half; such a surrogate is no character"
-            ) from None
-        raise _not_json(str(error)) from None
-    if not isinstance(value, dict):
-        raise _not_json(f"it must be an object, got {_json_type(value)}")
-    return value
-
-
-_HIGH, _LOW = r"\\u[dD][89abAB][0-9a-fA-F]{2}", r"\\u[dD][c-fC-F][0-9a-fA-F]{2}"
-_HALF_PAIR = re.compile(rf"{_HIGH}(?!{_LOW})|(?<!\\u[dD][89abAB][0-9a-fA-F]{{2}}){_LOW}")
-
-
 def _integral(value: Any) -> Any:
     """5 for 5.0, as in JSON Schema; also in a list."""
     if isinstance(value, list):
         return [_integral(each) for each in value]
     return int(value) if isinstance(value, float) and value.is_integer() else value
-
-
-def _not_json(why: str) -> InvalidRequest:
-    error = InvalidRequest(f"The request body cannot be read as JSON: {why}.")
-    error.code = "invalid_json"
-    return error
 
 
 _WHERE = re.compile(r"^(?P<what>.*?)(?: - at `\$\.?(?P<path>.*)`)?$", re.DOTALL)
@@ -229,8 +195,3 @@ def _invalid(message: str) -> InvalidRequest:
     error = InvalidRequest(f"Invalid type for {path}: {what[:1].lower()}{what[1:]}.", param=path or None)
     error.code = "invalid_type"
     return error
-
-
-def _json_type(value: object) -> str:
-    names = {list: "an array", str: "a string", bool: "a boolean", type(None): "null"}
-    return names.get(type(value), "a number")

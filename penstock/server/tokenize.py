@@ -2,22 +2,17 @@
 
 from __future__ import annotations
 
+from msgspec.json import encode
 from starlette.types import Receive, Scope, Send
 
 from penstock.core.errors import InvalidRequest
+from penstock.http.body import parse_object, read_body
+from penstock.http.exchange import respond
 
 from .answer import decode_ids, encode_texts
 from .chat import render
-from .exchange import read_body, respond
-from .messages import normalise
-from .protocol import (
-    DetokenizeRequest,
-    TokenizeChatRequest,
-    TokenizeCompletionRequest,
-    decode,
-    parse_object,
-)
-from .sse import encode
+from .conversation import normalise
+from .protocol import DetokenizeRequest, TokenizeChatRequest, TokenizeCompletionRequest, decode
 from .state import State
 
 

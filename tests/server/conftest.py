@@ -16,10 +16,10 @@ import pytest
 import uvicorn
 
 from penstock.engine.messages import Add
+from penstock.http.connection import Connection
+from penstock.http.serve import bind
 from penstock.server.app import create_app
 from penstock.server.config import ServerConfig
-from penstock.server.connection import Connection
-from penstock.server.serve import bind
 from penstock.text.chat_template import ChatTemplate
 from penstock.text.tokenizer import Tokenizer
 

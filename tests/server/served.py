@@ -10,9 +10,9 @@ import asyncio
 import logging
 import signal
 
+from penstock.http.serve import bind, serve
 from penstock.server.app import create_app
 from penstock.server.config import ServerConfig
-from penstock.server.serve import bind, serve
 from penstock.text.chat_template import ChatTemplate
 
 from .fake_engine import FakeEngine

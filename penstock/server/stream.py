@@ -1,4 +1,4 @@
-"""Server-sent events: chunks made of constant bytes around a few encoded values, and the stream of them.
+"""Chunks of OpenAI streams, made of constant bytes around a few encoded values.
 
 Per token there is little to do: the id, the model and everything else that stays the same is encoded once,
 when the stream begins. It knows the wire format of chunks; it does not know where the deltas come from.
@@ -15,16 +15,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-import msgspec
-from starlette.types import Send
+from msgspec.json import encode
 
-from penstock.core.errors import PenstockError
-
-from .errors import error_bytes
-
-encode = msgspec.json.encode
-
-DONE = b"data: [DONE]\n\n"
 _QUIET_REST = b',"logprobs":null,"finish_reason":null'
 
 
@@ -71,37 +63,3 @@ class ChunkFormat:
     def usage_chunk(self, usage: Mapping[str, Any]) -> bytes:
         """The last chunk: empty choices, and the usage."""
         return self._head + b'],"usage":' + encode(usage) + b"}\n\n"
-
-
-def error_event(error: PenstockError) -> bytes:
-    """An error in mid-stream."""
-    return b"data: " + error_bytes(error) + b"\n\n"
-
-
-class EventStream:
-    """The response itself: headers with the first event, so that an early error still gets its status."""
-
-    def __init__(self, send: Send) -> None:
-        self._send = send
-        self.started = False
-
-    async def send(self, data: bytes) -> None:
-        """Send events; waits while the client is slow to read."""
-        if not self.started:
-            self.started = True
-            await self._send(
-                {
-                    "type": "http.response.start",
-                    "status": 200,
-                    "headers": [
-                        (b"content-type", b"text/event-stream; charset=utf-8"),
-                        (b"cache-control", b"no-cache"),
-                        (b"x-accel-buffering", b"no"),  # nginx would hold the tokens back
-                    ],
-                }
-            )
-        await self._send({"type": "http.response.body", "body": data, "more_body": True})
-
-    async def close(self, data: bytes = b"") -> None:
-        """Send the last events, and end the response."""
-        await self._send({"type": "http.response.body", "body": data, "more_body": False})

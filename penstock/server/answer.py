@@ -1,7 +1,7 @@
-"""What both generating endpoints do alike: run a generation, and send the answer whole or as a stream.
+"""Running a generation and sending its answer, whole or as a stream.
 
-    endpoint ──▶ Generation, Writer ──▶ answer ──▶ one JSON body
-                                          └──────▶ SSE: opening · chunks · usage · [DONE]
+    Generation, Writer ──▶ answer ──▶ one JSON body
+                             └──────▶ SSE: opening · chunks · usage · [DONE]
 
 A Writer knows the shape of one API's answers; this module knows the order of things on the wire, errors in
 mid-stream and clients that leave. It knows no field of a request but those of streaming.
@@ -10,49 +10,22 @@ mid-stream and clients that leave. It knows no field of a request but those of s
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
 from contextlib import aclosing
-from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from msgspec.json import encode
-from starlette.types import Receive, Scope, Send
+from starlette.types import Receive, Send
 
 from penstock.core.errors import PenstockError
 from penstock.http.errors import error_bytes, internal
 from penstock.http.exchange import respond, until_disconnect
 from penstock.http.sse import END, EventStream, event
-from penstock.text.output import DecodedLogprob, Delta
 
 from .generation import Choice, Generation
 from .protocol import GenerateRequest
 from .state import State
 from .stream import ChunkFormat
-
-_IN_THREAD = 16_384
-"""Texts of more characters, and lists of more ids, are converted in a thread: the event loop has everyone
-else's tokens to serve."""
-
-
-@dataclass(slots=True)
-class Pending:
-    """What a choice has produced and its client has not got yet."""
-
-    text: str = ""
-    token_ids: list[int] = field(default_factory=list)
-    logprobs: list[DecodedLogprob] = field(default_factory=list)
-    finish_reason: str | None = None
-    stop_reason: int | str | None = None
-    total: int = 0
-    """Tokens of the choice so far, those already sent included."""
-
-    def add(self, delta: Delta) -> None:
-        """Append a delta."""
-        self.text += delta.text
-        self.token_ids += delta.token_ids
-        self.total += len(delta.token_ids)
-        self.logprobs += delta.logprobs or ()
-        self.finish_reason, self.stop_reason = delta.finish_reason, delta.stop_reason
+from .tokens import IN_THREAD
 
 
 class Writer(Protocol):
@@ -70,16 +43,13 @@ class Writer(Protocol):
         """Chunks before a choice's first text; sent with the engine's first event."""
         ...
 
-    def chunks(
-        self, form: ChunkFormat, choice: Choice, pending: Pending, usage: dict[str, Any] | None
-    ) -> bytes:
-        """Chunks that carry `pending`."""
+    def chunks(self, form: ChunkFormat, choice: Choice, usage: dict[str, Any] | None) -> bytes:
+        """Chunks that carry what is pending."""
         ...
 
 
 async def answer(
     state: State,
-    scope: Scope,
     receive: Receive,
     send: Send,
     *,
@@ -97,25 +67,10 @@ async def answer(
         "system_fingerprint": state.fingerprint,
     }
     if request.stream:
-        work = _stream(state, send, request, head, generation, writer)
+        work = _stream(_Chunks(state, request, head, writer), send, id, generation)
     else:
         work = _whole(send, head, generation, writer)
     await until_disconnect(receive, work)
-
-
-async def encode_texts(state: State, texts: Sequence[str], add_special_tokens: bool) -> list[list[int]]:
-    """Token ids of each text."""
-    encode_batch = state.tokenizer.encode_batch
-    if sum(map(len, texts)) <= _IN_THREAD:
-        return encode_batch(texts, add_special_tokens)
-    return await asyncio.to_thread(encode_batch, texts, add_special_tokens)
-
-
-async def decode_ids(state: State, ids: Sequence[int], skip_special_tokens: bool) -> str:
-    """Text of token ids."""
-    if len(ids) <= _IN_THREAD:
-        return state.tokenizer.decode(ids, skip_special_tokens)
-    return await asyncio.to_thread(state.tokenizer.decode, ids, skip_special_tokens)
 
 
 async def _whole(send: Send, head: dict[str, Any], generation: Generation, writer: Writer) -> None:
@@ -128,46 +83,14 @@ async def _whole(send: Send, head: dict[str, Any], generation: Generation, write
     await respond(send, await asyncio.to_thread(body) if _is_long(generation) else body())
 
 
-async def _stream(
-    state: State,
-    send: Send,
-    request: GenerateRequest,
-    head: dict[str, Any],
-    generation: Generation,
-    writer: Writer,
-) -> None:
-    options = request.stream_options
-    include_usage = state.config.enable_force_include_usage or (
-        options is not None and bool(options.include_usage)
-    )
-    continuous = include_usage and options is not None and bool(options.continuous_usage_stats)
-    interval = max(state.config.stream_interval, request.stream_interval or 1)
-    form = ChunkFormat(head, null_usage=include_usage)
+async def _stream(chunks: _Chunks, send: Send, id: str, generation: Generation) -> None:
     stream = EventStream(send)
-    waiting: dict[int, Pending] = {}
-    begun: set[int] = set()
     try:
-        async with aclosing(generation.deltas()) as batches:
-            async for changes in batches:
-                out = b""
-                for choice, delta in changes:
-                    pending = waiting.get(choice.index)
-                    if pending is None:
-                        pending = waiting[choice.index] = Pending()
-                        out += writer.opening(form, choice, _counts(choice, 0) if continuous else None)
-                    pending.add(delta)
-                    if delta.finish_reason is None:
-                        if not pending.text:
-                            continue  # half a character, or the beginning of what may be a stop string
-                        if choice.index in begun and len(pending.token_ids) < interval:
-                            continue
-                    begun.add(choice.index)
-                    usage = _counts(choice, pending.total) if continuous else None
-                    out += writer.chunks(form, choice, pending, usage)
-                    waiting[choice.index] = Pending(total=pending.total)
-                if out:
-                    await stream.send(out)
-        ending = form.usage_chunk(generation.usage()) if include_usage else b""
+        async with aclosing(generation.batches(chunks.write)) as batches:
+            async for _ in batches:
+                if chunks.due:
+                    await stream.send(chunks.take())
+        ending = chunks.ending(generation)
     except PenstockError as error:
         if not stream.started:
             raise
@@ -175,8 +98,55 @@ async def _stream(
     except Exception as error:
         if not stream.started:
             raise
-        ending = event(error_bytes(internal(error, f"stream {head['id']}")))
+        ending = event(error_bytes(internal(error, f"stream {id}")))
     await stream.close(ending + END)
+
+
+class _Chunks:
+    """What is pending becomes chunks as soon as it is due: the first and the last text of a choice at once,
+    in between as many tokens together as the interval says."""
+
+    due = b""
+
+    def __init__(self, state: State, request: GenerateRequest, head: dict[str, Any], writer: Writer) -> None:
+        options = request.stream_options
+        self._include_usage = state.config.enable_force_include_usage or (
+            options is not None and bool(options.include_usage)
+        )
+        self._continuous = (
+            self._include_usage and options is not None and bool(options.continuous_usage_stats)
+        )
+        self._interval = max(state.config.stream_interval, request.stream_interval or 1)
+        self._form = ChunkFormat(head, null_usage=self._include_usage)
+        self._writer = writer
+        self._opened: set[int] = set()
+        self._begun: set[int] = set()
+
+    def write(self, choice: Choice) -> None:
+        """Take in that something has changed for `choice`."""
+        pending = choice.pending
+        if choice.index not in self._opened:
+            self._opened.add(choice.index)
+            usage = _counts(choice, 0) if self._continuous else None
+            self.due += self._writer.opening(self._form, choice, usage)
+        if pending.finish_reason is None:
+            if not pending.pieces:
+                return  # half a character, or the beginning of what may be a stop string
+            if choice.index in self._begun and len(pending.token_ids) < self._interval:
+                return
+        self._begun.add(choice.index)
+        usage = _counts(choice, choice.generated) if self._continuous else None
+        self.due += self._writer.chunks(self._form, choice, usage)
+        pending.clear()
+
+    def take(self) -> bytes:
+        """The chunks that are due."""
+        taken, self.due = self.due, b""
+        return taken
+
+    def ending(self, generation: Generation) -> bytes:
+        """What comes after the last choice has ended."""
+        return self._form.usage_chunk(generation.usage()) if self._include_usage else b""
 
 
 def _is_long(generation: Generation) -> bool:
@@ -184,8 +154,8 @@ def _is_long(generation: Generation) -> bool:
     entries = 0
     for choice in generation.choices:
         entries += sum(1 + len(entry.top) for entry in choice.prompt_logprobs or ())
-        entries += sum(1 + len(entry.top) for entry in choice.logprobs)
-    return entries > _IN_THREAD
+        entries += sum(1 + len(entry.top) for entry in choice.pending.logprobs)
+    return entries > IN_THREAD
 
 
 def _counts(choice: Choice, generated: int) -> dict[str, Any]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import time
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from hashlib import sha256
 from importlib.metadata import PackageNotFoundError
 from importlib.metadata import version as installed_version
@@ -22,16 +23,19 @@ from penstock.observe.metrics import Metrics
 from penstock.text.chat_template import ChatTemplate
 from penstock.text.tokenizer import Tokenizer
 
-from . import chat, completions, health, models, tokenize
+from . import health, models, tokenize
+from .chat import ChatFormat
+from .completions import CompletionFormat
 from .config import ServerConfig
+from .pipeline import generate
 from .state import State
 
 Handler = Callable[[State, Scope, Receive, Send], Awaitable[None]]
 
 #: (path, method, handler): the public surface.
 ROUTES: tuple[tuple[str, str, Handler], ...] = (
-    ("/v1/chat/completions", "POST", chat.chat_completions),
-    ("/v1/completions", "POST", completions.completions),
+    ("/v1/chat/completions", "POST", partial(generate, ChatFormat())),
+    ("/v1/completions", "POST", partial(generate, CompletionFormat())),
     ("/v1/models", "GET", models.list_models),
     ("/v1/models/{name:path}", "GET", models.get_model),
     ("/tokenize", "POST", tokenize.tokenize),

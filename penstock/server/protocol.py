@@ -29,7 +29,7 @@ class StreamOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class GenerateRequest(msgspec.Struct, frozen=True, kw_only=True):
-    """What both generating endpoints share."""
+    """What all generating endpoints share."""
 
     model: str | None = None
     n: int = 1
@@ -59,6 +59,7 @@ class GenerateRequest(msgspec.Struct, frozen=True, kw_only=True):
 
     # ---- prompt ----
     echo: bool = False
+    add_special_tokens: bool = True
     truncate_prompt_tokens: int | None = None
     truncation_side: str = "left"
 
@@ -79,7 +80,6 @@ class CompletionRequest(GenerateRequest, frozen=True, kw_only=True):
     max_tokens: int | msgspec.UnsetType | None = msgspec.UNSET
     """16 if not given; null means up to the context length, as in vLLM."""
     logprobs: int | None = None
-    add_special_tokens: bool = True
 
 
 class ChatRequest(GenerateRequest, frozen=True, kw_only=True):

@@ -3,23 +3,19 @@
 from __future__ import annotations
 
 import asyncio
-import http.client
-import json
 import socket
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
-from starlette.routing import Route
-from starlette.types import Receive, Scope, Send
 
 from penstock.core.errors import PenstockError, StartupError, Unavailable
-from penstock.http.body import parse_object, read_body
 from penstock.http.config import HttpConfig
-from penstock.http.exchange import respond
-from penstock.http.layers import application
 from penstock.http.serve import bind, serve
+
+from .conftest import make_app
+from .live import Response, exchange
 
 # ---- the socket ----
 
@@ -73,36 +69,20 @@ class Upstreams:
         self.closed = True
 
 
-class Greet:
-    """An endpoint: {"name"} → {"hello"}."""
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        asked = parse_object(await read_body(scope, receive, 1000))
-        await respond(send, json.dumps({"hello": asked["name"]}).encode())
-
-
-def exchange(port: int, path: str, body: bytes, key: str) -> tuple[int, dict[str, object]]:
-    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=20)
-    try:
-        connection.request("POST", path, body, {"Authorization": f"Bearer {key}"})
-        answer = connection.getresponse()
-        return answer.status, json.loads(answer.read())
-    finally:
-        connection.close()
-
-
 def test_a_server_without_an_engine(caplog: pytest.LogCaptureFixture) -> None:
     config = HttpConfig(host="127.0.0.1", port=0, api_key=("k",))
-    app = application([Route("/greet", Greet(), methods=["POST"])], config)
     upstreams = Upstreams()
     sock = bind(config)
     port = sock.getsockname()[1]
 
-    async def life() -> tuple[list[tuple[int, dict[str, object]]], int]:
+    async def post(path: str, body: bytes, key: str) -> Response:
+        return await asyncio.to_thread(exchange, port, "POST", path, body, {"Authorization": f"Bearer {key}"})
+
+    async def life() -> tuple[list[Response], int]:
         started = asyncio.Event()
         serving = asyncio.create_task(
             serve(
-                app,
+                make_app(config),
                 config,
                 upstreams,
                 sock,
@@ -114,21 +94,21 @@ def test_a_server_without_an_engine(caplog: pytest.LogCaptureFixture) -> None:
         )
         await started.wait()
         answers = [
-            await asyncio.to_thread(exchange, port, path, body, key)
-            for path, body, key in (
-                ("/greet/", b'{"name": "you"}', "k"),
-                ("/greet", b"{", "k"),
-                ("/greet", b"{}", "x"),
-                ("/nowhere", b"{}", "k"),
-            )
+            await post("/echo/", b'{"hello": "you"}', "k"),
+            await post("/echo", b"{", "k"),
+            await post("/echo", b"{}", "x"),
+            await post("/nowhere", b"{}", "k"),
         ]
         upstreams.failure = Unavailable("nobody is left")
         return answers, await serving
 
-    answers, status = asyncio.run(life())
-    assert answers[0] == (200, {"hello": "you"})
-    assert [status for status, _ in answers] == [200, 400, 401, 404]
-    assert all(set(body) == {"error"} for _, body in answers[1:])
+    (echoed, *refused), status = asyncio.run(life())
+    assert (echoed.status, echoed.json) == (200, {"hello": "you"})
+    assert [(answer.status, answer.error["code"]) for answer in refused] == [
+        (400, "invalid_json"),
+        (401, "invalid_api_key"),
+        (404, None),
+    ]
     assert (status, upstreams.closed) == (1, True)
     assert "The gateway has died: nobody is left" in caplog.text
 

@@ -17,11 +17,11 @@ from penstock.text.output import decode_prompt_logprobs
 from .conversation import normalise
 from .generation import Choice, Generation
 from .logprobs import chat_logprobs
-from .params import sampling_params
+from .openai import OpenAIWriter
+from .params import check_generate, sampling_params
 from .pipeline import Ask
 from .protocol import ChatRequest, TokenizeChatRequest
 from .state import State
-from .stream import ChunkFormat
 
 
 class ChatFormat:
@@ -34,6 +34,7 @@ class ChatFormat:
 
     def ask(self, state: State, request: ChatRequest) -> Ask:
         """See Format."""
+        check_generate(request)
         top = _logprobs(request, state.config.max_logprobs)
         limit = "max_tokens" if request.max_completion_tokens is None else "max_completion_tokens"
         asked = getattr(request, limit)
@@ -52,9 +53,9 @@ class ChatFormat:
             default=None if default is None else int(default),
         )
 
-    def writer(self, state: State, request: ChatRequest, generation: Generation) -> ChatWriter:
+    def writer(self, state: State, request: ChatRequest, id: str, generation: Generation) -> ChatWriter:
         """See Format."""
-        return ChatWriter(state, request)
+        return ChatWriter(state, request, id)
 
 
 def render(
@@ -92,19 +93,20 @@ def render(
     return state.chat_template.render(messages, **{**options, **variables}, chat_template=own)
 
 
-class ChatWriter:
+class ChatWriter(OpenAIWriter):
     """chat.completion and chat.completion.chunk."""
 
     object = "chat.completion"
     chunk_object = "chat.completion.chunk"
 
-    def __init__(self, state: State, request: ChatRequest) -> None:
+    def __init__(self, state: State, request: ChatRequest, id: str) -> None:
+        super().__init__(state, request, id)
         self._state = state
         self._request = request
         self._role = state.config.response_role
         self._echoed = _echoed(request, self._role)
 
-    def whole(self, generation: Generation) -> dict[str, Any]:
+    def whole(self, generation: Generation) -> bytes:
         """See Writer."""
         request = self._request
         leader = generation.choices[0]
@@ -117,22 +119,23 @@ class ChatWriter:
         body["prompt_token_ids"] = leader.prompt.ids if request.return_token_ids else None
         if request.return_prompt_text:
             body["prompt_text"] = leader.prompt.text
-        return body
+        return self._answer(generation, body)
 
-    def opening(self, form: ChunkFormat, choice: Choice, usage: dict[str, Any] | None) -> bytes:
+    def opening(self, choice: Choice) -> bytes:
         """See Writer."""
+        usage = self._usage(choice, 0)
         top: dict[str, Any] = {}
         if self._request.return_token_ids:
             top["prompt_token_ids"] = choice.prompt.ids
         if self._request.return_prompt_text:
             top["prompt_text"] = choice.prompt.text
         body = b'"delta":' + encode({"role": self._role, "content": ""})
-        opened = form.chunk(choice.index, body, usage=usage, top=top)
+        opened = self._form.chunk(choice.index, body, usage=usage, top=top)
         if self._echoed:
-            opened += form.chunk(choice.index, _content(self._echoed), usage=usage)
+            opened += self._form.chunk(choice.index, _content(self._echoed), usage=usage)
         return opened
 
-    def chunks(self, form: ChunkFormat, choice: Choice, usage: dict[str, Any] | None) -> bytes:
+    def chunks(self, choice: Choice) -> bytes:
         """See Writer. The last chunk carries the finish reason: after an end-of-sequence token with an empty
         delta, as in OpenAI's API; with the text that came in the same step, if any, as in vLLM."""
         pending = choice.pending
@@ -148,7 +151,7 @@ class ChatWriter:
             if self._request.return_token_ids:
                 rest["token_ids"] = pending.token_ids
         body = _content(pending.text) if pending.pieces or has_tokens else b'"delta":{}'
-        return form.chunk(choice.index, body, rest=rest, usage=usage)
+        return self._form.chunk(choice.index, body, rest=rest, usage=self._usage(choice, choice.generated))
 
     @property
     def _wants_tokens(self) -> bool:

@@ -18,11 +18,11 @@ from penstock.text.output import DecodedLogprob, decode_logprob, decode_prompt_l
 
 from .generation import Choice, Generation
 from .logprobs import CompletionLogprobs
-from .params import sampling_params
+from .openai import OpenAIWriter
+from .params import check_generate, sampling_params
 from .pipeline import Ask
 from .protocol import CompletionRequest
 from .state import State
-from .stream import ChunkFormat
 from .tokens import check_ids
 
 _DEFAULT_MAX_TOKENS = 16
@@ -38,6 +38,7 @@ class CompletionFormat:
 
     def ask(self, state: State, request: CompletionRequest) -> Ask:
         """See Format."""
+        check_generate(request)
         asked, default = _max_tokens(request)
         prompt_only = request.echo and asked == 0
         params = sampling_params(
@@ -57,33 +58,36 @@ class CompletionFormat:
             prompt_only=prompt_only,
         )
 
-    def writer(self, state: State, request: CompletionRequest, generation: Generation) -> CompletionWriter:
+    def writer(
+        self, state: State, request: CompletionRequest, id: str, generation: Generation
+    ) -> CompletionWriter:
         """See Format."""
-        return CompletionWriter(state, request, generation)
+        return CompletionWriter(state, request, id, generation)
 
 
-class CompletionWriter:
+class CompletionWriter(OpenAIWriter):
     """text_completion, whole and in chunks."""
 
     object = "text_completion"
     chunk_object = "text_completion"
 
-    def __init__(self, state: State, request: CompletionRequest, generation: Generation) -> None:
+    def __init__(self, state: State, request: CompletionRequest, id: str, generation: Generation) -> None:
+        super().__init__(state, request, id)
         self._state = state
         self._request = request
         self._choices = generation.choices
         self._logprobs: dict[int, CompletionLogprobs] = {}
         self._unsent_prompt: set[int] = {choice.index for choice in generation.choices}
 
-    def whole(self, generation: Generation) -> dict[str, Any]:
+    def whole(self, generation: Generation) -> bytes:
         """See Writer."""
-        return {"choices": [self._choice(choice) for choice in generation.choices]}
+        return self._answer(generation, {"choices": [self._choice(choice) for choice in generation.choices]})
 
-    def opening(self, form: ChunkFormat, choice: Choice, usage: dict[str, Any] | None) -> bytes:
+    def opening(self, choice: Choice) -> bytes:
         """See Writer. The prompt's text (echo) goes with the first chunk."""
         return b""
 
-    def chunks(self, form: ChunkFormat, choice: Choice, usage: dict[str, Any] | None) -> bytes:
+    def chunks(self, choice: Choice) -> bytes:
         """See Writer."""
         pending = choice.pending
         request = self._request
@@ -104,7 +108,8 @@ class CompletionWriter:
                 rest["token_ids"] = pending.token_ids
                 if first:
                     rest["prompt_token_ids"] = choice.prompt.ids
-        return form.chunk(choice.index, b'"text":' + encode(text), rest=rest, usage=usage)
+        usage = self._usage(choice, choice.generated)
+        return self._form.chunk(choice.index, b'"text":' + encode(text), rest=rest, usage=usage)
 
     def _choice(self, choice: Choice) -> dict[str, Any]:
         request, output = self._request, choice.pending

@@ -13,7 +13,7 @@ from penstock.core.errors import ContextLengthExceeded, InvalidRequest
 from penstock.core.sampling_params import SamplingParams
 from penstock.http.ids import acceptable
 
-from .protocol import GenerateRequest
+from .protocol import GenerateRequest, Request
 from .state import State
 
 #: Most characters of all stop strings of a request.
@@ -77,7 +77,7 @@ def without_text(params: SamplingParams) -> SamplingParams:
     return params.with_(stop=tuple("…" for _ in params.stop))
 
 
-def truncate(ids: Sequence[int], request: GenerateRequest, room: int) -> tuple[int, ...]:
+def truncate(ids: Sequence[int], request: Request, room: int) -> tuple[int, ...]:
     """The prompt cut to `truncate_prompt_tokens`: the last k tokens, or the first with truncation_side right.
 
     -1 means as many as fit: `room` tokens.
@@ -132,14 +132,8 @@ def output_budget(
     return asked
 
 
-def check_common(request: GenerateRequest, scheduling_policy: str) -> None:
+def check_common(request: Request, scheduling_policy: str) -> None:
     """What all endpoints refuse alike. Raises InvalidRequest, naming the field."""
-    if request.stream_options is not None and not request.stream:
-        raise InvalidRequest("stream_options is only allowed when stream is true.", param="stream_options")
-    if request.stream_interval is not None and request.stream_interval < 1:
-        raise InvalidRequest(
-            f"stream_interval must be at least 1, got {request.stream_interval}.", param="stream_interval"
-        )
     if request.priority != 0 and scheduling_policy != "priority":
         raise InvalidRequest(
             f"priority must be 0, got {request.priority}: the server schedules by {scheduling_policy}.",
@@ -155,6 +149,16 @@ def check_common(request: GenerateRequest, scheduling_policy: str) -> None:
             f"request_id must have 1 to 256 printable characters, got {request.request_id[:80]!r}"
             f" ({len(request.request_id)} characters).",
             param="request_id",
+        )
+
+
+def check_generate(request: GenerateRequest) -> None:
+    """What all endpoints refuse that generate text. Raises InvalidRequest, naming the field."""
+    if request.stream_options is not None and not request.stream:
+        raise InvalidRequest("stream_options is only allowed when stream is true.", param="stream_options")
+    if request.stream_interval is not None and request.stream_interval < 1:
+        raise InvalidRequest(
+            f"stream_interval must be at least 1, got {request.stream_interval}.", param="stream_interval"
         )
     stops = [request.stop] if isinstance(request.stop, str) else request.stop
     if (size := sum(map(len, stops))) > MAX_STOP_CHARS:

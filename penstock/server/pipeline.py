@@ -26,7 +26,7 @@ from penstock.http.ids import response_id
 from .answer import Writer, answer
 from .generation import Generation, Prompt
 from .params import check_common, output_budget, truncate, without_text
-from .protocol import GenerateRequest, decode
+from .protocol import Request, decode
 from .state import State
 from .tokens import decode_ids, encode_texts
 
@@ -56,7 +56,7 @@ class Ask:
     """Nothing is to be generated: the one token that the engine always samples is dropped."""
 
 
-R = TypeVar("R", bound=GenerateRequest)
+R = TypeVar("R", bound=Request)
 
 
 class Format(Protocol[R]):
@@ -74,8 +74,8 @@ class Format(Protocol[R]):
         """What the request asks for. Raises InvalidRequest, naming the field at fault."""
         ...
 
-    def writer(self, state: State, request: R, generation: Generation) -> Writer:
-        """How the answer is written."""
+    def writer(self, state: State, request: R, id: str, generation: Generation) -> Writer:
+        """Who writes the answer, under the response's id."""
         ...
 
 
@@ -102,6 +102,7 @@ async def generate(format: Format[R], state: State, scope: Scope, receive: Recei
         cache_salt=request.cache_salt,
         drop_output=ask.prompt_only,
     )
+    writer = format.writer(state, request, id.response, generation)
     if state.config.enable_log_requests:
         logger.info(
             "%s: %d prompts, %d prompt tokens, at most %d, stream=%s, %s",
@@ -109,11 +110,10 @@ async def generate(format: Format[R], state: State, scope: Scope, receive: Recei
             len(prompts),
             sum(len(prompt.ids) for prompt in prompts),
             longest,
-            request.stream,
+            writer.streams,
             without_text(ask.params),
         )
-    writer = format.writer(state, request, generation)
-    await answer(state, receive, send, request=request, id=id.response, generation=generation, writer=writer)
+    await answer(receive, send, id.response, generation, writer)
 
 
 async def _prompts(format: Format[R], state: State, request: R, ask: Ask) -> list[Prompt]:
@@ -142,6 +142,6 @@ async def _prompts(format: Format[R], state: State, request: R, ask: Ask) -> lis
             limit=ask.limit,
         )
         if ask.shows_prompt and (text is None or len(kept) < len(ids)):
-            text = await decode_ids(state, kept, request.skip_special_tokens)
+            text = await decode_ids(state, kept, ask.params.skip_special_tokens)
         prompts.append(Prompt(ids=kept, text=text or "", max_tokens=budget))
     return prompts

@@ -28,10 +28,21 @@ class StreamOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """OpenAI's padding against traffic analysis; accepted, not done."""
 
 
-class GenerateRequest(msgspec.Struct, frozen=True, kw_only=True):
-    """What all generating endpoints share."""
+class Request(msgspec.Struct, frozen=True, kw_only=True):
+    """What the pipeline reads of any request."""
 
     model: str | None = None
+    add_special_tokens: bool = True
+    truncate_prompt_tokens: int | None = None
+    truncation_side: str = "left"
+    priority: int = 0
+    cache_salt: str | None = None
+    request_id: str | None = None
+
+
+class GenerateRequest(Request, frozen=True, kw_only=True):
+    """What endpoints share that generate text."""
+
     n: int = 1
     stream: bool = False
     stream_options: StreamOptions | None = None
@@ -57,16 +68,8 @@ class GenerateRequest(msgspec.Struct, frozen=True, kw_only=True):
     skip_special_tokens: bool = True
     spaces_between_special_tokens: bool = True
 
-    # ---- prompt ----
+    # ---- answer ----
     echo: bool = False
-    add_special_tokens: bool = True
-    truncate_prompt_tokens: int | None = None
-    truncation_side: str = "left"
-
-    # ---- engine and answer ----
-    priority: int = 0
-    cache_salt: str | None = None
-    request_id: str | None = None
     return_token_ids: bool = False
     return_tokens_as_token_ids: bool | None = None
     """By default, what the server is configured to do."""

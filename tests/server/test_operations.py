@@ -407,7 +407,7 @@ def test_an_answer_with_many_logprobs_is_written_in_a_thread(
     writers: list[str] = []
     whole = CompletionWriter.whole
 
-    def noted(*arguments: Any) -> dict[str, Any]:
+    def noted(*arguments: Any) -> bytes:
         writers.append(threading.current_thread().name)
         return whole(*arguments)
 

@@ -14,9 +14,9 @@ from penstock.server import fields
 from penstock.server.app import ROUTES
 from penstock.server.config import ServerConfig
 from penstock.server.conversation import normalise
+from penstock.server.openai import ChunkFormat
 from penstock.server.params import output_budget
 from penstock.server.protocol import ChatRequest, CompletionRequest
-from penstock.server.stream import ChunkFormat
 
 # ---- configuration ----
 

@@ -126,7 +126,7 @@ async def _serve(
             "serving %s at %s://%s:%d/v1", ", ".join(server_config.served_model_name), scheme, shown, port
         )
 
-    return await serve(app, server_config, engine, sock, on_started=started)
+    return await serve(app, server_config, engine, sock, name="engine", on_started=started)
 
 
 async def _load(engine: RemoteEngine, config: EngineConfig) -> Tokenizer:

@@ -1,8 +1,8 @@
 """Running the application: the socket, uvicorn, signals, draining, and what ends the process.
 
-    bind ─▶ (a slow start)      ─▶ serving ──SIGTERM──▶ draining ──all done or time over──▶ exit 0
-                                      │                     └──second signal──▶ abort ────▶ exit 1
-                                      └──work dies────▶ 503 with the cause, for a moment ──▶ exit 1
+    bind ─▶ (a slow start) ─▶ serving ──SIGTERM──▶ draining ──all done or time over──▶ exit 0
+                                 │                     └──second signal──▶ abort ────▶ exit 1
+                                 └──worker dies──▶ 503 with the cause, for a moment ──▶ exit 1
 
 While it drains, the server still listens: /readyz fails, new requests get a 503, running ones end. It knows
 who does the work (an engine, a gateway's upstreams) only as something to drain, to close, and to find dead.
@@ -98,7 +98,7 @@ async def serve(
     worker: Worker,
     sock: socket.socket,
     *,
-    name: str = "engine",
+    name: str = "worker",
     on_started: Callable[[], None] | None = None,
     handle_signals: bool = True,
     log_config: dict[str, Any] | None = LOGGING_CONFIG,
@@ -108,7 +108,7 @@ async def serve(
     Args:
         worker: drained at the first signal, and closed at the end.
         sock: from `bind`; closed here.
-        name: of the worker, for the log.
+        name: what the log calls the worker.
         on_started: called once the server listens.
         handle_signals: SIGTERM and SIGINT drain; needs the main thread.
         log_config: for `logging.config`; None leaves logging as it is.

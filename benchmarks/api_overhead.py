@@ -28,9 +28,9 @@ from penstock.core.plan import Event
 from penstock.core.request import RequestSpec
 from penstock.engine.config import EngineConfig
 from penstock.engine.remote import RemoteEngine
+from penstock.http.serve import bind, serve
 from penstock.server.app import create_app
 from penstock.server.config import ServerConfig
-from penstock.server.serve import bind, serve
 from penstock.text.chat_template import ChatTemplate
 from penstock.text.tokenizer import Tokenizer
 

@@ -66,7 +66,7 @@ def test_serving_without_the_engine_says_what_to_install() -> None:
 
 def test_the_api_process_never_imports_torch() -> None:
     loaded = run(
-        "import sys, penstock.cli.serve, penstock.engine.remote, penstock.server.app, penstock.server.serve\n"
+        "import sys, penstock.cli.serve, penstock.engine.remote, penstock.server.app, penstock.http.serve\n"
         "import penstock.text.tokenizer, penstock.text.chat_template\n"
         "import penstock.model.hub, penstock.model.generation\n"
         "print([name for name in ('torch', 'transformers', 'huggingface_hub') if name in sys.modules])\n"

@@ -26,7 +26,8 @@ import msgspec
 from penstock.bench.errors import BenchError
 from penstock.bench.load import Clock
 from penstock.bench.prompts import Prompt
-from penstock.bench.sse import DONE, EventDecoder, describe_error, read_chunk
+from penstock.http.chunks import describe_error, read_chunk
+from penstock.http.sse import DONE, EventDecoder
 
 
 @dataclass(frozen=True, slots=True)

@@ -21,7 +21,8 @@ from http.client import HTTPException, HTTPResponse
 from typing import Any, TextIO
 from urllib.parse import urlsplit
 
-from penstock.bench.sse import DONE, Chunk, EventDecoder, describe_error, read_chunk
+from penstock.http.chunks import Chunk, describe_error, read_chunk
+from penstock.http.sse import DONE, EventDecoder
 
 DEFAULT_URL = "http://localhost:8000/v1"
 HELP = """\

@@ -58,7 +58,7 @@ def run(args: argparse.Namespace) -> int:
 
     engine = RemoteEngine.launch(engine_config, log_level=level)
     try:
-        from penstock.server.serve import bind
+        from penstock.http.serve import bind
 
         sock = bind(server_config)
         with asyncio.Runner(loop_factory=_loop_factory()) as runner:
@@ -88,9 +88,9 @@ def _need_engine() -> None:
 async def _serve(
     engine: RemoteEngine, engine_config: EngineConfig, server_config: ServerConfig, sock: socket.socket
 ) -> int:
+    from penstock.http.serve import serve
     from penstock.model.generation import generation_defaults
     from penstock.server.app import create_app
-    from penstock.server.serve import serve
     from penstock.server.stats_log import StatsLog
     from penstock.text.chat_template import ChatTemplate
 
@@ -126,7 +126,7 @@ async def _serve(
             "serving %s at %s://%s:%d/v1", ", ".join(server_config.served_model_name), scheme, shown, port
         )
 
-    return await serve(app, server_config, engine, sock, on_started=started)
+    return await serve(app, server_config, engine, sock, name="engine", on_started=started)
 
 
 async def _load(engine: RemoteEngine, config: EngineConfig) -> Tokenizer:

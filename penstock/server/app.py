@@ -1,11 +1,7 @@
-"""The ASGI application: routes, and the layers around them.
+"""The ASGI application: path → endpoint(state, scope, receive, send).
 
-    CORSMiddleware         only when origins are allowed; outermost, so that browsers can read errors too
-      ErrorMiddleware      exceptions → OpenAI-shaped answers; request ids
-        AuthMiddleware     only when keys are configured
-          Router           path → endpoint(state, scope, receive, send); /health/ is /health
-
-It knows which endpoint serves which path. It starts nothing and owns nothing: `serve` runs it.
+It knows which endpoint serves which path, and makes the state that they share. It starts nothing and owns
+nothing: `penstock.http.serve` runs it.
 """
 
 from __future__ import annotations
@@ -13,32 +9,33 @@ from __future__ import annotations
 import time
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from hashlib import sha256
 from importlib.metadata import PackageNotFoundError
 from importlib.metadata import version as installed_version
 
-from starlette.middleware.cors import CORSMiddleware
-from starlette.routing import Route, Router
+from starlette.routing import Route
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from penstock.core.errors import RouteNotFound
 from penstock.engine.client import EngineClient
+from penstock.http.layers import application
 from penstock.observe.metrics import Metrics
 from penstock.text.chat_template import ChatTemplate
 from penstock.text.tokenizer import Tokenizer
 
-from . import chat, completions, health, models, tokenize
-from .auth import AuthMiddleware
+from . import health, models, tokenize
+from .chat import ChatFormat
+from .completions import CompletionFormat
 from .config import ServerConfig
-from .errors import ErrorMiddleware
+from .pipeline import generate
 from .state import State
 
 Handler = Callable[[State, Scope, Receive, Send], Awaitable[None]]
 
 #: (path, method, handler): the public surface.
 ROUTES: tuple[tuple[str, str, Handler], ...] = (
-    ("/v1/chat/completions", "POST", chat.chat_completions),
-    ("/v1/completions", "POST", completions.completions),
+    ("/v1/chat/completions", "POST", partial(generate, ChatFormat())),
+    ("/v1/completions", "POST", partial(generate, CompletionFormat())),
     ("/v1/models", "GET", models.list_models),
     ("/v1/models/{name:path}", "GET", models.get_model),
     ("/tokenize", "POST", tokenize.tokenize),
@@ -108,20 +105,7 @@ def create_app(
         monotonic=monotonic,
         wall=wall,
     )
-    app: ASGIApp = Router(_routes(state), default=_no_route, redirect_slashes=False)
-    if config.api_key:
-        app = AuthMiddleware(app, config.api_key)
-    app = ErrorMiddleware(_without_trailing_slash(app), id_header=config.enable_request_id_headers)
-    if config.allowed_origins:
-        app = CORSMiddleware(
-            app,
-            allow_origins=config.allowed_origins,
-            allow_methods=config.allowed_methods,
-            allow_headers=config.allowed_headers,
-            allow_credentials=config.allow_credentials,
-            expose_headers=("X-Request-Id",),
-        )
-    return app
+    return application(_routes(state), config)
 
 
 @dataclass(frozen=True, slots=True)
@@ -145,22 +129,6 @@ def _routes(state: State) -> list[Route]:
         Route(path, _Endpoint(state, handlers), methods=list(handlers), name=path)
         for path, handlers in by_path.items()
     ]
-
-
-def _without_trailing_slash(app: ASGIApp) -> ASGIApp:
-    """Every layer below sees the same path, so that none is open or closed by its spelling."""
-
-    async def stripped(scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] == "http":
-            scope["path"] = scope["path"].rstrip("/") or "/"
-        await app(scope, receive, send)
-
-    return stripped
-
-
-async def _no_route(scope: Scope, receive: Receive, send: Send) -> None:
-    if scope["type"] == "http":
-        raise RouteNotFound(f"There is no {scope['method']} {scope['path']}.")
 
 
 def _version() -> str:

@@ -1,93 +1,61 @@
-"""POST /v1/chat/completions.
+"""POST /v1/chat/completions: the format of OpenAI's chat.
 
-It knows OpenAI's chat fields and answers. Running and streaming are `answer`'s business, messages those of
-`messages`, and the prompt's text is made by the chat template.
+It knows OpenAI's chat fields and answers. Running and streaming are the `pipeline`'s business, messages those
+of `conversation`, and the prompt's text is made by the chat template.
 """
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from starlette.types import Receive, Scope, Send
+from msgspec.json import encode
 
 from penstock.core.errors import InvalidRequest
 from penstock.text.output import decode_prompt_logprobs
 
-from .answer import Pending, answer, encode_texts
-from .exchange import read_body
-from .generation import Choice, Generation, Prompt
-from .ids import response_id
+from .conversation import normalise
+from .generation import Choice, Generation
 from .logprobs import chat_logprobs
-from .messages import normalise
-from .params import check_common, output_budget, sampling_params, truncate, without_text
-from .protocol import ChatRequest, TokenizeChatRequest, decode, parse_object
-from .sse import ChunkFormat, encode
+from .openai import OpenAIWriter
+from .params import check_generate, sampling_params
+from .pipeline import Ask
+from .protocol import ChatRequest, TokenizeChatRequest
 from .state import State
 
-logger = logging.getLogger("penstock.requests")
 
+class ChatFormat:
+    """See Format."""
 
-async def chat_completions(state: State, scope: Scope, receive: Receive, send: Send) -> None:
-    """Serve one request."""
-    body = await read_body(scope, receive, state.config.max_body_bytes)
-    arrived_at = state.monotonic()
-    state.check_accepting()
-    request = decode(parse_object(body), ChatRequest)
-    state.check_model(request.model)
-    check_common(request, state.scheduling_policy)
-    top = _logprobs(request, state.config.max_logprobs)
-    limit = "max_tokens" if request.max_completion_tokens is None else "max_completion_tokens"
-    asked = getattr(request, limit)
-    if asked is not None and asked < 1:
-        raise InvalidRequest(f"{limit} must be at least 1, got {asked}.", param=limit)
-    params = sampling_params(
-        request,
-        state.default_sampling,
-        state.engine.info,
-        max_tokens=asked,
-        logprobs=top,
-        prompt_logprobs=request.prompt_logprobs,
-    )
-    info = state.engine.info
-    params.verify(info.vocab_size, state.config.max_logprobs)
+    shape = ChatRequest
+    prefix = "chatcmpl"
+    prompt = "messages"
+    empty = "The chat template made an empty prompt of the messages."
 
-    messages = normalise(request.messages, as_parts=state.content_parts)
-    text = render(state, request, messages)
-    (encoded,) = await encode_texts(state, [text], request.add_special_tokens)
-    ids = truncate(encoded, request, room=info.max_model_len - (asked or 1))
-    if not ids:
-        raise InvalidRequest("The chat template made an empty prompt of the messages.", param="messages")
-    default = state.default_sampling.get("max_tokens")
-    budget = output_budget(
-        len(ids),
-        info.max_model_len,
-        asked,
-        None if default is None else int(default),
-        prompt="messages",
-        limit=limit,
-    )
-    id = response_id("chatcmpl", scope, request.request_id)
-    generation = Generation(
-        state,
-        [Prompt(ids=ids, text=text, max_tokens=budget)],
-        params,
-        id=id.engine,
-        arrived_at=arrived_at,
-        asked_max_tokens=budget,
-        priority=request.priority,
-        cache_salt=request.cache_salt,
-    )
-    if state.config.enable_log_requests:
-        logger.info(
-            "%s chat: %d prompt tokens, at most %d, stream=%s, %s",
-            *(id.response, len(ids), budget, request.stream, without_text(params)),
+    def ask(self, state: State, request: ChatRequest) -> Ask:
+        """See Format."""
+        check_generate(request)
+        top = _logprobs(request, state.config.max_logprobs)
+        limit = "max_tokens" if request.max_completion_tokens is None else "max_completion_tokens"
+        asked = getattr(request, limit)
+        if asked is not None and asked < 1:
+            raise InvalidRequest(f"{limit} must be at least 1, got {asked}.", param=limit)
+        params = sampling_params(
+            state, request, max_tokens=asked, logprobs=top, prompt_logprobs=request.prompt_logprobs
         )
-    writer = ChatWriter(state, request, _echoed(request, state.config.response_role))
-    await answer(
-        state, scope, receive, send, request=request, id=id.response, generation=generation, writer=writer
-    )
+        messages = normalise(request.messages, as_parts=state.content_parts)
+        default = state.default_sampling.get("max_tokens")
+        return Ask(
+            inputs=[render(state, request, messages)],
+            params=params,
+            max_tokens=asked,
+            limit=limit,
+            default=None if default is None else int(default),
+        )
+
+    def writer(self, state: State, request: ChatRequest, id: str, generation: Generation) -> ChatWriter:
+        """See Format."""
+        return ChatWriter(state, request, id)
 
 
 def render(
@@ -125,20 +93,20 @@ def render(
     return state.chat_template.render(messages, **{**options, **variables}, chat_template=own)
 
 
-class ChatWriter:
+class ChatWriter(OpenAIWriter):
     """chat.completion and chat.completion.chunk."""
 
     object = "chat.completion"
     chunk_object = "chat.completion.chunk"
 
-    def __init__(self, state: State, request: ChatRequest, echoed: str) -> None:
-        """`echoed`: text before the model's own (echo)."""
+    def __init__(self, state: State, request: ChatRequest, id: str) -> None:
+        super().__init__(state, request, id)
         self._state = state
         self._request = request
-        self._echoed = echoed
         self._role = state.config.response_role
+        self._echoed = _echoed(request, self._role)
 
-    def whole(self, generation: Generation) -> dict[str, Any]:
+    def whole(self, generation: Generation) -> bytes:
         """See Writer."""
         request = self._request
         leader = generation.choices[0]
@@ -151,26 +119,26 @@ class ChatWriter:
         body["prompt_token_ids"] = leader.prompt.ids if request.return_token_ids else None
         if request.return_prompt_text:
             body["prompt_text"] = leader.prompt.text
-        return body
+        return self._answer(generation, body)
 
-    def opening(self, form: ChunkFormat, choice: Choice, usage: dict[str, Any] | None) -> bytes:
+    def opening(self, choice: Choice) -> bytes:
         """See Writer."""
+        usage = self._usage(choice, 0)
         top: dict[str, Any] = {}
         if self._request.return_token_ids:
             top["prompt_token_ids"] = choice.prompt.ids
         if self._request.return_prompt_text:
             top["prompt_text"] = choice.prompt.text
         body = b'"delta":' + encode({"role": self._role, "content": ""})
-        opened = form.chunk(choice.index, body, usage=usage, top=top)
+        opened = self._form.chunk(choice.index, body, usage=usage, top=top)
         if self._echoed:
-            opened += form.chunk(choice.index, _content(self._echoed), usage=usage)
+            opened += self._form.chunk(choice.index, _content(self._echoed), usage=usage)
         return opened
 
-    def chunks(
-        self, form: ChunkFormat, choice: Choice, pending: Pending, usage: dict[str, Any] | None
-    ) -> bytes:
+    def chunks(self, choice: Choice) -> bytes:
         """See Writer. The last chunk carries the finish reason: after an end-of-sequence token with an empty
         delta, as in OpenAI's API; with the text that came in the same step, if any, as in vLLM."""
+        pending = choice.pending
         has_tokens = bool(pending.token_ids) and self._wants_tokens
         rest: dict[str, Any] | None = None
         if has_tokens or pending.finish_reason is not None:
@@ -182,25 +150,26 @@ class ChatWriter:
                 rest["stop_reason"] = pending.stop_reason
             if self._request.return_token_ids:
                 rest["token_ids"] = pending.token_ids
-        body = _content(pending.text) if pending.text or has_tokens else b'"delta":{}'
-        return form.chunk(choice.index, body, rest=rest, usage=usage)
+        body = _content(pending.text) if pending.pieces or has_tokens else b'"delta":{}'
+        return self._form.chunk(choice.index, body, rest=rest, usage=self._usage(choice, choice.generated))
 
     @property
     def _wants_tokens(self) -> bool:
         return self._request.logprobs or self._request.return_token_ids
 
     def _choice(self, choice: Choice) -> dict[str, Any]:
+        output = choice.pending
         return {
             "index": choice.index,
             "message": {
                 "role": self._role,
-                "content": self._echoed + "".join(choice.text),
+                "content": self._echoed + output.text,
                 "refusal": None,
             },
-            "logprobs": self._logprobs(choice.logprobs),
-            "finish_reason": choice.finish_reason,
-            "stop_reason": choice.stop_reason,
-            "token_ids": choice.token_ids if self._request.return_token_ids else None,
+            "logprobs": self._logprobs(output.logprobs),
+            "finish_reason": output.finish_reason,
+            "stop_reason": output.stop_reason,
+            "token_ids": output.token_ids if self._request.return_token_ids else None,
         }
 
     def _logprobs(self, entries: Sequence[Any]) -> dict[str, Any] | None:

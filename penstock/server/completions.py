@@ -1,139 +1,95 @@
-"""POST /v1/completions.
+"""POST /v1/completions: the format of OpenAI's completions.
 
 It knows OpenAI's completion fields and answers: prompts as text or token ids, one or many, echo, and logprobs
-in the older shape. Running and streaming are `answer`'s business.
+in the older shape. Running and streaming are the `pipeline`'s business.
 """
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Sequence
 from itertools import chain
 from typing import Any
 
 import msgspec
-from starlette.types import Receive, Scope, Send
+from msgspec.json import encode
 
 from penstock.core.errors import InvalidRequest
 from penstock.text.output import DecodedLogprob, decode_logprob, decode_prompt_logprobs
 
-from .answer import Pending, answer, decode_ids, encode_texts
-from .exchange import read_body
-from .generation import MAX_CHOICES, Choice, Generation, Prompt
-from .ids import response_id
+from .generation import Choice, Generation
 from .logprobs import CompletionLogprobs
-from .params import check_common, output_budget, sampling_params, truncate, without_text
-from .protocol import CompletionRequest, decode, parse_object
-from .sse import ChunkFormat, encode
+from .openai import OpenAIWriter
+from .params import check_generate, sampling_params
+from .pipeline import Ask
+from .protocol import CompletionRequest
 from .state import State
-
-logger = logging.getLogger("penstock.requests")
+from .tokens import check_ids
 
 _DEFAULT_MAX_TOKENS = 16
 
 
-async def completions(state: State, scope: Scope, receive: Receive, send: Send) -> None:
-    """Serve one request."""
-    body = await read_body(scope, receive, state.config.max_body_bytes)
-    arrived_at = state.monotonic()
-    state.check_accepting()
-    request = decode(parse_object(body), CompletionRequest)
-    state.check_model(request.model)
-    check_common(request, state.scheduling_policy)
-    asked, default = _max_tokens(request)
-    prompt_only = request.echo and asked == 0
-    params = sampling_params(
-        request,
-        state.default_sampling,
-        state.engine.info,
-        # the engine always samples once: for a prompt alone, that token is dropped
-        max_tokens=1 if prompt_only else default if asked is None else asked,
-        logprobs=request.logprobs,
-        prompt_logprobs=_prompt_logprobs(request),
-    )
-    info = state.engine.info
-    params.verify(info.vocab_size, state.config.max_logprobs)
+class CompletionFormat:
+    """See Format."""
 
-    inputs = _inputs(request.prompt, info.vocab_size)
-    if len(inputs) * params.n > MAX_CHOICES:
-        raise InvalidRequest(
-            f"A request may have at most {MAX_CHOICES} choices, got {len(inputs)} prompts with n={params.n}.",
-            param="prompt",
+    shape = CompletionRequest
+    prefix = "cmpl"
+    prompt = "prompt"
+    empty = "prompt must not be empty."
+
+    def ask(self, state: State, request: CompletionRequest) -> Ask:
+        """See Format."""
+        check_generate(request)
+        asked, default = _max_tokens(request)
+        prompt_only = request.echo and asked == 0
+        params = sampling_params(
+            state,
+            request,
+            max_tokens=1 if prompt_only else default if asked is None else asked,
+            logprobs=request.logprobs,
+            prompt_logprobs=_prompt_logprobs(request),
         )
-    texts = [given for given in inputs if isinstance(given, str)]
-    encoded = iter(await encode_texts(state, texts, request.add_special_tokens))
-    prompts = []
-    for given in inputs:
-        ids = next(encoded) if isinstance(given, str) else given
-        kept = truncate(ids, request, room=info.max_model_len - (asked or 1))
-        if not kept:
-            raise InvalidRequest("prompt must not be empty.", param="prompt")
-        budget = output_budget(
-            len(kept),
-            info.max_model_len,
-            1 if prompt_only else asked,
-            default,
-            prompt="prompt",
+        return Ask(
+            inputs=_inputs(request.prompt, state.engine.info.vocab_size),
+            params=params,
+            max_tokens=asked,
             limit="max_tokens",
+            default=default,
+            shows_prompt=request.echo,
+            prompt_only=prompt_only,
         )
-        text = given if isinstance(given, str) and len(kept) == len(ids) else None
-        if text is None and request.echo:
-            text = await decode_ids(state, kept, request.skip_special_tokens)
-        prompts.append(Prompt(ids=kept, text=text or "", max_tokens=budget))
-    id = response_id("cmpl", scope, request.request_id)
-    generation = Generation(
-        state,
-        prompts,
-        params,
-        id=id.engine,
-        arrived_at=arrived_at,
-        asked_max_tokens=max(each.max_tokens for each in prompts) if asked is None else asked,
-        priority=request.priority,
-        cache_salt=request.cache_salt,
-        drop_output=prompt_only,
-    )
-    if state.config.enable_log_requests:
-        logger.info(
-            "%s completion: %d prompts, %d prompt tokens, stream=%s, %s",
-            *(
-                id.response,
-                len(prompts),
-                sum(len(prompt.ids) for prompt in prompts),
-                request.stream,
-                without_text(params),
-            ),
-        )
-    writer = CompletionWriter(state, request, generation)
-    await answer(
-        state, scope, receive, send, request=request, id=id.response, generation=generation, writer=writer
-    )
+
+    def writer(
+        self, state: State, request: CompletionRequest, id: str, generation: Generation
+    ) -> CompletionWriter:
+        """See Format."""
+        return CompletionWriter(state, request, id, generation)
 
 
-class CompletionWriter:
+class CompletionWriter(OpenAIWriter):
     """text_completion, whole and in chunks."""
 
     object = "text_completion"
     chunk_object = "text_completion"
 
-    def __init__(self, state: State, request: CompletionRequest, generation: Generation) -> None:
+    def __init__(self, state: State, request: CompletionRequest, id: str, generation: Generation) -> None:
+        super().__init__(state, request, id)
         self._state = state
         self._request = request
         self._choices = generation.choices
         self._logprobs: dict[int, CompletionLogprobs] = {}
         self._unsent_prompt: set[int] = {choice.index for choice in generation.choices}
 
-    def whole(self, generation: Generation) -> dict[str, Any]:
+    def whole(self, generation: Generation) -> bytes:
         """See Writer."""
-        return {"choices": [self._choice(choice) for choice in generation.choices]}
+        return self._answer(generation, {"choices": [self._choice(choice) for choice in generation.choices]})
 
-    def opening(self, form: ChunkFormat, choice: Choice, usage: dict[str, Any] | None) -> bytes:
+    def opening(self, choice: Choice) -> bytes:
         """See Writer. The prompt's text (echo) goes with the first chunk."""
         return b""
 
-    def chunks(
-        self, form: ChunkFormat, choice: Choice, pending: Pending, usage: dict[str, Any] | None
-    ) -> bytes:
+    def chunks(self, choice: Choice) -> bytes:
         """See Writer."""
+        pending = choice.pending
         request = self._request
         first = choice.index in self._unsent_prompt
         self._unsent_prompt.discard(choice.index)
@@ -152,21 +108,22 @@ class CompletionWriter:
                 rest["token_ids"] = pending.token_ids
                 if first:
                     rest["prompt_token_ids"] = choice.prompt.ids
-        return form.chunk(choice.index, b'"text":' + encode(text), rest=rest, usage=usage)
+        usage = self._usage(choice, choice.generated)
+        return self._form.chunk(choice.index, b'"text":' + encode(text), rest=rest, usage=usage)
 
     def _choice(self, choice: Choice) -> dict[str, Any]:
-        request = self._request
+        request, output = self._request, choice.pending
         given = self._prompt_logprobs_of(choice) if request.prompt_logprobs is not None else None
         return {
             "index": choice.index,
-            "text": (choice.prompt.text if request.echo else "") + "".join(choice.text),
-            "logprobs": self._piece(choice, choice.logprobs, first=True),
-            "finish_reason": choice.finish_reason,
-            "stop_reason": choice.stop_reason,
+            "text": (choice.prompt.text if request.echo else "") + output.text,
+            "logprobs": self._piece(choice, output.logprobs, first=True),
+            "finish_reason": output.finish_reason,
+            "stop_reason": output.stop_reason,
             "prompt_logprobs": None
             if given is None
             else decode_prompt_logprobs(self._state.tokenizer, given),
-            "token_ids": choice.token_ids if request.return_token_ids else None,
+            "token_ids": output.token_ids if request.return_token_ids else None,
             "prompt_token_ids": choice.prompt.ids if request.return_token_ids else None,
         }
 
@@ -221,15 +178,5 @@ def _input(prompt: Any, vocab_size: int, where: str) -> str | list[int]:
     if not prompt:
         raise InvalidRequest(f"{where} must not be empty.", param=where)
     if isinstance(prompt, list):
-        for token in prompt:
-            if type(token) is not int:  # bool is an int to isinstance
-                raise InvalidRequest(
-                    f"{where} must hold token ids only, got {type(token).__name__}.", param=where
-                )
-            if not 0 <= token < vocab_size:
-                raise InvalidRequest(
-                    f"{where} contains token id {token}, which is out of vocabulary: it has ids 0 to "
-                    f"{vocab_size - 1}.",
-                    param=where,
-                )
+        check_ids(prompt, vocab_size, where)
     return prompt

@@ -1,10 +1,10 @@
 """Running one HTTP request's choices on the engine, and what they add up to.
 
-    prompts × n ──▶ [Choice] ──▶ engine.generate ──▶ Event ──▶ OutputProcessor ──▶ (Choice, Delta)
-                                                                          └─▶ figures: usage, metrics
+    prompts × n ──▶ [Choice] ──▶ engine.generate ──▶ Event ──▶ Choice.pending (text, ids, logprobs)
+                                                          └──▶ figures: usage, metrics
 
-It knows prompts as token ids, events and text deltas. It knows neither the shape of an answer nor HTTP. The
-choice of index i belongs to prompt i // n, as in OpenAI's API.
+It knows prompts as token ids, and events. It knows neither the shape of an answer nor HTTP. The choice of
+index i belongs to prompt i // n, as in OpenAI's API.
 
 Figures of a response with several choices (n > 1, several prompts), in milliseconds of the engine's clock:
 
@@ -18,27 +18,20 @@ shares of the device's time that the engine attributed to them.
 
 from __future__ import annotations
 
-import logging
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator, Callable, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass, field
 from typing import Any
 
-from penstock.core.errors import EngineDead, PenstockError, QueueFull
+from penstock.core.errors import BY_NAME, EngineDead, PenstockError, QueueFull, RequestFailed
 from penstock.core.plan import Event, TokenLogprob
 from penstock.core.request import FinishReason
 from penstock.core.sampling_params import SamplingParams
 from penstock.engine.messages import Add
 from penstock.observe.metrics import RequestFigures
-from penstock.text.output import DecodedLogprob, Delta, OutputProcessor
+from penstock.text.output import OutputProcessor, Pending
 
-from .errors import event_error
 from .state import State
-
-logger = logging.getLogger("penstock.requests")
-
-#: Most choices (prompts × n) of one HTTP request.
-MAX_CHOICES = 4096
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,7 +40,7 @@ class Prompt:
 
     ids: tuple[int, ...]
     text: str
-    """As given, as rendered, or (for echo) as decoded; else empty."""
+    """As given, as rendered, or (to be shown) as decoded; else empty."""
     max_tokens: int
     """Most tokens to generate, within the context length."""
 
@@ -57,13 +50,15 @@ class Choice:
     """One engine request and what came of it so far."""
 
     index: int
+    id: str
+    """Of the engine's request."""
     prompt: Prompt
-    add: Add
     processor: OutputProcessor
+    pending: Pending = field(default_factory=Pending)
+    """The output that no chunk has taken: all of it, for an answer that is sent at once."""
     generated: int = 0
+    """Tokens so far, those of earlier chunks included."""
     prompt_logprobs: tuple[TokenLogprob, ...] | None = None
-    finish_reason: str | None = None
-    stop_reason: int | str | None = None
     settled: bool = False
     """The engine's last event has come: the figures are final."""
 
@@ -74,17 +69,6 @@ class Choice:
     scheduled_at: float | None = None
     first_token_at: float | None = None
     last_token_at: float | None = None
-
-    # ---- the whole output, kept only for answers that are sent at once ----
-    text: list[str] = field(default_factory=list)
-    token_ids: list[int] = field(default_factory=list)
-    logprobs: list[DecodedLogprob] = field(default_factory=list)
-
-    def keep(self, delta: Delta) -> None:
-        """Add a delta to the whole output."""
-        self.text.append(delta.text)
-        self.token_ids += delta.token_ids
-        self.logprobs += delta.logprobs or ()
 
 
 class Generation:
@@ -114,31 +98,39 @@ class Generation:
                 has to generate for them is not shown.
         """
         self._state = state
+        self._prompts = prompts
         self._params = params
+        self._id = id
         self._arrived_at = arrived_at
         self._asked_max_tokens = asked_max_tokens
+        self._priority = priority
+        self._cache_salt = cache_salt or ""
         self._drop_output = drop_output
         self.choices = [
-            self._choice(prompt, place, number, id, priority, cache_salt or "")
+            Choice(
+                index=place * params.n + number,
+                id=f"{id}:{place}:{number}",
+                prompt=prompt,
+                processor=OutputProcessor(state.tokenizer, prompt.ids, params),
+            )
             for place, prompt in enumerate(prompts)
             for number in range(params.n)
         ]
-        self._by_id = {choice.add.id: choice for choice in self.choices}
+        self._by_id = {choice.id: choice for choice in self.choices}
 
-    async def deltas(self) -> AsyncGenerator[list[tuple[Choice, Delta]], None]:
-        """Run. Yields what each batch of events adds, until the last figure is in.
+    async def batches(self, on_change: Callable[[Choice], None]) -> AsyncGenerator[None, None]:
+        """Run. Says for each event which choice has something pending by it, and yields after each batch of
+        events, until the last figure is in.
 
         Closing it early aborts what still runs; those choices are settled by their last events, which carry
         their final bills. Raises the PenstockError of the first choice that fails (the others are then
         aborted), and EngineDead.
         """
-        adds = [choice.add for choice in self.choices]
         try:
-            async with aclosing(self._state.engine.generate(adds, self._late)) as batches:
+            async with aclosing(self._events()) as batches:
                 async for events in batches:
-                    changes = [change for event in events if (change := self._digest(event)) is not None]
-                    if changes:
-                        yield changes
+                    self._take_in(events, on_change)
+                    yield
         except QueueFull as error:
             self._state.metrics.observe_rejection(_limit_at_fault(error))
             for choice in self.choices:  # those that never ran were refused: no requests for the statistics
@@ -151,11 +143,10 @@ class Generation:
             raise
 
     async def run(self) -> None:
-        """Run to the end, keeping the whole output in the choices."""
-        async with aclosing(self.deltas()) as batches:
-            async for changes in batches:
-                for choice, delta in changes:
-                    choice.keep(delta)
+        """Run to the end; the whole output is pending then."""
+        async with aclosing(self.batches(lambda choice: None)) as batches:
+            async for _ in batches:
+                pass
 
     def usage(self) -> dict[str, Any]:
         """Usage and the bill, as of now (the module's docstring defines the figures). Times not reached are
@@ -181,61 +172,76 @@ class Generation:
             "decode_ms": _milliseconds(first, last),
         }
 
-    def _choice(
-        self, prompt: Prompt, place: int, number: int, id: str, priority: int, cache_salt: str
-    ) -> Choice:
-        params = self._params.sibling(number) if self._params.n > 1 else self._params
-        add = Add(
-            id=f"{id}:{place}:{number}",
-            prompt=prompt.ids,
-            params=params,
-            max_tokens=prompt.max_tokens,
-            arrived_at=self._arrived_at,
-            priority=priority,
-            cache_salt=cache_salt,
-            leader=f"{id}:{place}:0" if number else None,
-        )
-        processor = OutputProcessor(self._state.tokenizer, prompt.ids, params)
-        return Choice(index=place * self._params.n + number, prompt=prompt, add=add, processor=processor)
+    # ---- the engine ----
+    def _events(self) -> AsyncGenerator[list[Event], None]:
+        adds = []
+        for choice in self.choices:
+            place, number = divmod(choice.index, self._params.n)
+            adds.append(
+                Add(
+                    id=choice.id,
+                    prompt=choice.prompt.ids,
+                    params=self._params.sibling(number) if self._params.n > 1 else self._params,
+                    max_tokens=choice.prompt.max_tokens,
+                    arrived_at=self._arrived_at,
+                    priority=self._priority,
+                    cache_salt=self._cache_salt,
+                    leader=f"{self._id}:{place}:0" if number else None,
+                )
+            )
+        return self._state.engine.generate(adds, self._late)
 
-    def _digest(self, event: Event) -> tuple[Choice, Delta] | None:
-        """Take in one event. None when it adds nothing that a client sees."""
-        choice = self._by_id.get(event.request)
-        if choice is None or choice.settled:
-            return None
-        self._take_figures(choice, event)
-        if event.prompt_logprobs is not None:
-            choice.prompt_logprobs = event.prompt_logprobs
-        if event.finish is FinishReason.ERROR:
-            error = event_error(event)
-            if not isinstance(error, QueueFull):
-                self._settle(choice, "error")
-            raise error
-        change: tuple[Choice, Delta] | None = None
-        if choice.finish_reason is None:
-            change = choice, self._progress(choice, event)
-        if event.finish is not None:
-            self._settle(choice, choice.finish_reason or event.finish.value)
-        return change
+    def _abort(self, choice: Choice) -> None:
+        self._state.engine.abort([choice.id])
 
     def _late(self, event: Event) -> None:
         """The last event of a choice that nobody waits for any more."""
         choice = self._by_id[event.request]
         if choice.settled:
             return
-        if event.error_type == QueueFull.__name__ and event.finish is FinishReason.ERROR:
+        if event.finish is FinishReason.ERROR and isinstance(event_error(event), QueueFull):
             choice.settled = True  # refused with its siblings: no request for the statistics
             return
-        self._take_figures(choice, event)
+        _take_figures(choice, event)
         self._settle(choice, "abort")
 
-    def _take_figures(self, choice: Choice, event: Event) -> None:
-        choice.cached = event.cached
-        choice.device_seconds = event.device_seconds
-        choice.preemptions = event.preemptions
-        choice.scheduled_at = event.scheduled_at
+    # ---- what its events do ----
+    def _take_in(self, events: Sequence[Event], on_change: Callable[[Choice], None]) -> None:
+        """Digest a batch. Raises the first failure, after every event has been counted: the bills add up."""
+        failure: Exception | None = None
+        for event in events:
+            try:
+                choice = self._digest(event)
+                if choice is not None and failure is None:
+                    on_change(choice)
+            except Exception as error:
+                failure = failure or error
+        if failure is not None:
+            raise failure
 
-    def _progress(self, choice: Choice, event: Event) -> Delta:
+    def _digest(self, event: Event) -> Choice | None:
+        """Take in one event. Returns its choice, unless the event adds nothing that a client sees."""
+        choice = self._by_id.get(event.request)
+        if choice is None or choice.settled:
+            return None
+        _take_figures(choice, event)
+        if event.prompt_logprobs is not None:
+            choice.prompt_logprobs = event.prompt_logprobs
+        if event.finish is FinishReason.ERROR:
+            error = event_error(event)
+            if isinstance(error, QueueFull):
+                choice.settled = True
+            else:
+                self._settle(choice, "error")
+            raise error
+        ended = choice.processor.finished
+        if not ended:
+            self._progress(choice, event)
+        if event.finish is not None:
+            self._settle(choice, choice.pending.finish_reason or event.finish.value)
+        return None if ended else choice
+
+    def _progress(self, choice: Choice, event: Event) -> None:
         if event.tokens:
             if choice.last_token_at is None:
                 choice.first_token_at = event.at
@@ -243,16 +249,15 @@ class Generation:
             else:
                 self._state.metrics.observe_gap(event.at - choice.last_token_at)
             choice.last_token_at = event.at
-        delta = choice.processor.push(event)
+        pending = choice.pending
+        choice.processor.push(event, pending)
         if self._drop_output:
-            delta = Delta(finish_reason=delta.finish_reason and _unless_aborted(delta.finish_reason))
-        choice.generated += len(delta.token_ids)
-        if delta.finish_reason is not None:
-            choice.finish_reason = delta.finish_reason
-            choice.stop_reason = delta.stop_reason
-            if event.finish is None:  # a stop string: the engine does not know of it
-                self._state.engine.abort([choice.add.id])
-        return delta
+            pending.clear()
+            pending.finish_reason, pending.stop_reason = _unless_aborted(pending.finish_reason), None
+        else:
+            choice.generated = choice.processor.generated
+        if choice.processor.finished and event.finish is None:  # a stop string: the engine goes on without us
+            self._abort(choice)
 
     def _settle(self, choice: Choice, reason: str) -> None:
         choice.settled = True
@@ -279,14 +284,28 @@ class Generation:
             self._state.metrics.observe_prompt(n, max(other.generated for other in siblings))
 
 
-def _unless_aborted(reason: str) -> str:
-    return reason if reason == FinishReason.ABORT.value else FinishReason.LENGTH.value
+def event_error(event: Event) -> PenstockError:
+    """The exception that an event with finish ERROR stands for."""
+    error_class = BY_NAME.get(event.error_type, RequestFailed)
+    message = event.error or "The request failed in the engine for an unknown reason."
+    return error_class(message, retry_after=event.retry_after)
 
 
-def _limit_at_fault(error: PenstockError) -> str:
-    """The flag that a QueueFull names, for the metric's label."""
+def _limit_at_fault(error: QueueFull) -> str:
+    """Name of the limit, for the metric's label; an event has no other place for it than the message."""
     by_tokens = "--max-num-queued-tokens" in error.message
     return "max_num_queued_tokens" if by_tokens else "max_num_queued_reqs"
+
+
+def _take_figures(choice: Choice, event: Event) -> None:
+    choice.cached = event.cached
+    choice.device_seconds = event.device_seconds
+    choice.preemptions = event.preemptions
+    choice.scheduled_at = event.scheduled_at
+
+
+def _unless_aborted(reason: str | None) -> str | None:
+    return reason and (reason if reason == FinishReason.ABORT.value else FinishReason.LENGTH.value)
 
 
 def _span(start: float | None, end: float | None) -> float | None:

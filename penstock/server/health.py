@@ -9,14 +9,14 @@ from __future__ import annotations
 
 from typing import Any
 
+from msgspec.json import encode
 from starlette.types import Receive, Scope, Send
 
 from penstock.core.errors import EngineDead, PenstockError, Unavailable
+from penstock.http.errors import error_object
+from penstock.http.exchange import respond
 from penstock.observe.metrics import CONTENT_TYPE
 
-from .errors import error_object
-from .exchange import respond
-from .sse import encode
 from .state import State
 
 

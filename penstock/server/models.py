@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
+from msgspec.json import encode
 from starlette.types import Receive, Scope, Send
 
-from .exchange import respond
-from .sse import encode
+from penstock.http.exchange import respond
+
 from .state import State
 
 

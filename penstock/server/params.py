@@ -1,6 +1,6 @@
 """From a decoded request to what the engine takes: sampling parameters, token budgets, truncated prompts.
 
-Pure functions. They know the ranges that depend on the model; they do not know the endpoints.
+Functions without effects. They know the ranges that depend on the model; they do not know the endpoints.
 """
 
 from __future__ import annotations
@@ -11,10 +11,10 @@ from typing import Any
 
 from penstock.core.errors import ContextLengthExceeded, InvalidRequest
 from penstock.core.sampling_params import SamplingParams
-from penstock.engine.messages import ModelInfo
+from penstock.http.ids import acceptable
 
-from .ids import acceptable
-from .protocol import GenerateRequest
+from .protocol import GenerateRequest, Request
+from .state import State
 
 #: Most characters of all stop strings of a request.
 MAX_STOP_CHARS = 64 * 1024
@@ -32,22 +32,22 @@ _DEFAULTS: dict[str, float | int] = {
 
 
 def sampling_params(
+    state: State,
     request: GenerateRequest,
-    defaults: Mapping[str, float | int],
-    info: ModelInfo,
     *,
     max_tokens: int | None,
     logprobs: int | None,
     prompt_logprobs: int | None,
 ) -> SamplingParams:
-    """The request's SamplingParams, `n` included, for the model of `info`.
+    """The request's SamplingParams, `n` included, with the model's defaults where it leaves them open.
 
     Raises InvalidRequest for a value out of range, or token ids outside the vocabulary.
     """
+    info = state.engine.info
     chosen: dict[str, Any] = {}
     for name, fallback in _DEFAULTS.items():
         value = getattr(request, name)
-        chosen[name] = value if value is not None else defaults.get(name, fallback)
+        chosen[name] = value if value is not None else state.default_sampling.get(name, fallback)
     params = SamplingParams(
         **chosen,
         n=request.n,
@@ -68,6 +68,7 @@ def sampling_params(
         spaces_between_special_tokens=request.spaces_between_special_tokens,
     )
     _check_sampleable(params, info.eos_ids)
+    params.verify(info.vocab_size, state.config.max_logprobs)
     return params
 
 
@@ -76,7 +77,7 @@ def without_text(params: SamplingParams) -> SamplingParams:
     return params.with_(stop=tuple("…" for _ in params.stop))
 
 
-def truncate(ids: Sequence[int], request: GenerateRequest, room: int) -> tuple[int, ...]:
+def truncate(ids: Sequence[int], request: Request, room: int) -> tuple[int, ...]:
     """The prompt cut to `truncate_prompt_tokens`: the last k tokens, or the first with truncation_side right.
 
     -1 means as many as fit: `room` tokens.
@@ -131,14 +132,8 @@ def output_budget(
     return asked
 
 
-def check_common(request: GenerateRequest, scheduling_policy: str) -> None:
-    """What both endpoints refuse alike. Raises InvalidRequest, naming the field."""
-    if request.stream_options is not None and not request.stream:
-        raise InvalidRequest("stream_options is only allowed when stream is true.", param="stream_options")
-    if request.stream_interval is not None and request.stream_interval < 1:
-        raise InvalidRequest(
-            f"stream_interval must be at least 1, got {request.stream_interval}.", param="stream_interval"
-        )
+def check_common(request: Request, scheduling_policy: str) -> None:
+    """What all endpoints refuse alike. Raises InvalidRequest, naming the field."""
     if request.priority != 0 and scheduling_policy != "priority":
         raise InvalidRequest(
             f"priority must be 0, got {request.priority}: the server schedules by {scheduling_policy}.",
@@ -154,6 +149,16 @@ def check_common(request: GenerateRequest, scheduling_policy: str) -> None:
             f"request_id must have 1 to 256 printable characters, got {request.request_id[:80]!r}"
             f" ({len(request.request_id)} characters).",
             param="request_id",
+        )
+
+
+def check_generate(request: GenerateRequest) -> None:
+    """What all endpoints refuse that generate text. Raises InvalidRequest, naming the field."""
+    if request.stream_options is not None and not request.stream:
+        raise InvalidRequest("stream_options is only allowed when stream is true.", param="stream_options")
+    if request.stream_interval is not None and request.stream_interval < 1:
+        raise InvalidRequest(
+            f"stream_interval must be at least 1, got {request.stream_interval}.", param="stream_interval"
         )
     stops = [request.stop] if isinstance(request.stop, str) else request.stop
     if (size := sum(map(len, stops))) > MAX_STOP_CHARS:

@@ -28,10 +28,21 @@ class StreamOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """OpenAI's padding against traffic analysis; accepted, not done."""
 
 
-class GenerateRequest(msgspec.Struct, frozen=True, kw_only=True):
-    """What both generating endpoints share."""
+class Request(msgspec.Struct, frozen=True, kw_only=True):
+    """What the pipeline reads of any request."""
 
     model: str | None = None
+    add_special_tokens: bool = True
+    truncate_prompt_tokens: int | None = None
+    truncation_side: str = "left"
+    priority: int = 0
+    cache_salt: str | None = None
+    request_id: str | None = None
+
+
+class GenerateRequest(Request, frozen=True, kw_only=True):
+    """What endpoints share that generate text."""
+
     n: int = 1
     stream: bool = False
     stream_options: StreamOptions | None = None
@@ -57,15 +68,8 @@ class GenerateRequest(msgspec.Struct, frozen=True, kw_only=True):
     skip_special_tokens: bool = True
     spaces_between_special_tokens: bool = True
 
-    # ---- prompt ----
+    # ---- answer ----
     echo: bool = False
-    truncate_prompt_tokens: int | None = None
-    truncation_side: str = "left"
-
-    # ---- engine and answer ----
-    priority: int = 0
-    cache_salt: str | None = None
-    request_id: str | None = None
     return_token_ids: bool = False
     return_tokens_as_token_ids: bool | None = None
     """By default, what the server is configured to do."""
@@ -79,7 +83,6 @@ class CompletionRequest(GenerateRequest, frozen=True, kw_only=True):
     max_tokens: int | msgspec.UnsetType | None = msgspec.UNSET
     """16 if not given; null means up to the context length, as in vLLM."""
     logprobs: int | None = None
-    add_special_tokens: bool = True
 
 
 class ChatRequest(GenerateRequest, frozen=True, kw_only=True):
@@ -169,45 +172,11 @@ def decode(raw: Mapping[str, Any], shape: type[R]) -> R:
         raise _invalid(str(error)) from None
 
 
-def parse_object(body: bytes) -> dict[str, Any]:
-    """The JSON object in `body`. Raises InvalidRequest, saying where it breaks."""
-    try:
-        text = body.decode("utf-8-sig")  # some editors and .NET clients write a byte order mark
-    except UnicodeDecodeError as error:
-        raise _not_json(f"it is not valid UTF-8 at byte {error.start}") from None
-    if not text.strip():
-        raise _not_json("it is empty")
-    try:
-        value = msgspec.json.decode(text)
-    except RecursionError:
-        raise _not_json("it is nested too deeply") from None
-    except msgspec.MsgspecError as error:
-        # msgspec calls a half pair at the end of a text "truncated"
-        if ("surrogate" in str(error) or "truncated" in str(error)) and (half := _HALF_PAIR.search(text)):
-            raise _not_json(
-                f"it has the escape {half[0]} without its other half; such a surrogate is no character"
-            ) from None
-        raise _not_json(str(error)) from None
-    if not isinstance(value, dict):
-        raise _not_json(f"it must be an object, got {_json_type(value)}")
-    return value
-
-
-_HIGH, _LOW = r"\\u[dD][89abAB][0-9a-fA-F]{2}", r"\\u[dD][c-fC-F][0-9a-fA-F]{2}"
-_HALF_PAIR = re.compile(rf"{_HIGH}(?!{_LOW})|(?<!\\u[dD][89abAB][0-9a-fA-F]{{2}}){_LOW}")
-
-
 def _integral(value: Any) -> Any:
     """5 for 5.0, as in JSON Schema; also in a list."""
     if isinstance(value, list):
         return [_integral(each) for each in value]
     return int(value) if isinstance(value, float) and value.is_integer() else value
-
-
-def _not_json(why: str) -> InvalidRequest:
-    error = InvalidRequest(f"The request body cannot be read as JSON: {why}.")
-    error.code = "invalid_json"
-    return error
 
 
 _WHERE = re.compile(r"^(?P<what>.*?)(?: - at `\$\.?(?P<path>.*)`)?$", re.DOTALL)
@@ -229,8 +198,3 @@ def _invalid(message: str) -> InvalidRequest:
     error = InvalidRequest(f"Invalid type for {path}: {what[:1].lower()}{what[1:]}.", param=path or None)
     error.code = "invalid_type"
     return error
-
-
-def _json_type(value: object) -> str:
-    names = {list: "an array", str: "a string", bool: "a boolean", type(None): "null"}
-    return names.get(type(value), "a number")

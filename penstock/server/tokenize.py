@@ -2,23 +2,17 @@
 
 from __future__ import annotations
 
+from msgspec.json import encode
 from starlette.types import Receive, Scope, Send
 
-from penstock.core.errors import InvalidRequest
+from penstock.http.body import parse_object, read_body
+from penstock.http.exchange import respond
 
-from .answer import decode_ids, encode_texts
 from .chat import render
-from .exchange import read_body, respond
-from .messages import normalise
-from .protocol import (
-    DetokenizeRequest,
-    TokenizeChatRequest,
-    TokenizeCompletionRequest,
-    decode,
-    parse_object,
-)
-from .sse import encode
+from .conversation import normalise
+from .protocol import DetokenizeRequest, TokenizeChatRequest, TokenizeCompletionRequest, decode
 from .state import State
+from .tokens import check_ids, decode_ids, encode_texts
 
 
 async def tokenize(state: State, scope: Scope, receive: Receive, send: Send) -> None:
@@ -49,13 +43,6 @@ async def detokenize(state: State, scope: Scope, receive: Receive, send: Send) -
     raw = parse_object(await read_body(scope, receive, state.config.max_body_bytes))
     request = decode(raw, DetokenizeRequest)
     state.check_model(request.model)
-    vocab_size = state.engine.info.vocab_size
-    for id in request.tokens:
-        if not 0 <= id < vocab_size:
-            raise InvalidRequest(
-                f"tokens contains token id {id}, which is out of vocabulary: it has ids 0 to "
-                f"{vocab_size - 1}.",
-                param="tokens",
-            )
+    check_ids(request.tokens, state.engine.info.vocab_size, "tokens")
     text = await decode_ids(state, request.tokens, skip_special_tokens=False)
     await respond(send, encode({"prompt": text}))

@@ -1,11 +1,11 @@
 """From the engine's events to what one client sees: text, logprobs and the reason of the end.
 
-    Event ──▶ OutputProcessor.push ──▶ Delta
+    Event ──▶ OutputProcessor.push ──▶ Pending
                 ├─ Detokenizer   token ids → text, never half a character
                 └─ StopChecker   ends the text at a stop string
 
 It knows one sequence. It knows neither HTTP nor the engine: when a stop string ends the text early, it says
-so in `Delta.stop_found`, and the caller aborts the request.
+so in `Pending.stop_found`, and the caller aborts the request.
 """
 
 from __future__ import annotations
@@ -42,21 +42,37 @@ class DecodedLogprob:
     """The most probable tokens at this position, best first (their own `top` is empty)."""
 
 
-@dataclass(frozen=True, slots=True)
-class Delta:
-    """What one event adds to a sequence."""
+@dataclass(slots=True)
+class Pending:
+    """What a sequence has produced and nobody has taken yet. Who sends the output in parts takes each with
+    `clear`; who wants it whole lets it grow."""
 
-    text: str = ""
-    token_ids: tuple[int, ...] = ()
-    """New ids, the end-of-sequence or stop token included."""
-    logprobs: tuple[DecodedLogprob, ...] | None = None
-    """One for each of `token_ids`; None when the request did not ask."""
+    pieces: list[str] = field(default_factory=list)
+    """The text, in pieces of which none is empty."""
+    token_ids: list[int] = field(default_factory=list)
+    """The end-of-sequence or stop token included."""
+    logprobs: list[DecodedLogprob] = field(default_factory=list)
+    """One for each of `token_ids`, where the request asked for them."""
     finish_reason: str | None = None
-    """"stop", "length", "abort" or "error", once, in the delta that ends the sequence."""
+    """"stop", "length", "abort" or "error", once the sequence has ended."""
     stop_reason: int | str | None = None
     """The stop string or the stop token id that ended it; None for end-of-sequence and other reasons."""
-    stop_found: bool = False
-    """A stop string ended the text in this delta: abort the request in the engine, if it still runs."""
+
+    @property
+    def text(self) -> str:
+        """The pieces together."""
+        return "".join(self.pieces)
+
+    @property
+    def stop_found(self) -> bool:
+        """Whether a stop string ended the text: the engine, which does not know of it, may still run."""
+        return isinstance(self.stop_reason, str)
+
+    def clear(self) -> None:
+        """Forget the output, which has been taken; how the sequence ended stays."""
+        self.pieces.clear()
+        self.token_ids.clear()
+        self.logprobs.clear()
 
 
 class OutputProcessor:
@@ -76,56 +92,48 @@ class OutputProcessor:
         self._logprobs = params.logprobs is not None
         self.generated = 0
         """Tokens that belong to the output: up to and including the one that completed a stop string."""
-        self.finish_reason: str | None = None
-        """Set when the sequence has ended."""
-
-    @property
-    def finished(self) -> bool:
+        self.finished = False
         """Whether the sequence has ended, by a stop string or in the engine."""
-        return self.finish_reason is not None
 
-    def push(self, event: Event) -> Delta:
-        """Digest one event. After the end of the sequence every delta is empty."""
+    def push(self, event: Event, into: Pending | None = None) -> Pending:
+        """Append what one event adds to `into`, or to a new Pending; returns it. After the end of the
+        sequence nothing is added."""
+        pending = Pending() if into is None else into
         if self.finished:
-            return Delta()
-        text: list[str] = []
+            return pending
         taken, matched = 0, None
         by_token = event.finish is FinishReason.STOP  # its last token is the one that stopped it
-        for i, token in enumerate(event.tokens):
+        for token in event.tokens:
             self.generated += 1
-            taken = i + 1
+            taken += 1
             if by_token and taken == len(event.tokens) and not self._keep_stop_token:
                 break
-            emitted, matched = self._emit(self._detokenizer.push((token,)))
-            text.append(emitted)
+            matched = self._emit(self._detokenizer.push((token,)), pending)
             if matched is not None:
                 break
         if matched is None and event.finish is not None:
-            emitted, matched = self._emit(self._detokenizer.flush())
-            text.append(emitted)
-            if matched is None and self._stop is not None:
-                text.append(self._stop.flush())
-        stop_reason: int | str | None = None
+            matched = self._emit(self._detokenizer.flush(), pending)
+            if matched is None and self._stop is not None and (held := self._stop.flush()):
+                pending.pieces.append(held)
+        pending.token_ids += event.tokens[:taken]
+        if self._logprobs:
+            pending.logprobs += [decode_logprob(self._tokenizer, entry) for entry in event.logprobs[:taken]]
         if matched is not None:
-            self.finish_reason, stop_reason = FinishReason.STOP.value, matched
+            self.finished = True
+            pending.finish_reason, pending.stop_reason = FinishReason.STOP.value, matched
         elif event.finish is not None:
-            self.finish_reason, stop_reason = event.finish.value, event.stop_reason
-        return Delta(
-            text="".join(text),
-            token_ids=event.tokens[:taken],
-            logprobs=self._decode(event.logprobs[:taken]) if self._logprobs else None,
-            finish_reason=self.finish_reason,
-            stop_reason=stop_reason,
-            stop_found=matched is not None,
-        )
+            self.finished = True
+            pending.finish_reason, pending.stop_reason = event.finish.value, event.stop_reason
+        return pending
 
-    def _emit(self, text: str) -> tuple[str, str | None]:
-        if self._stop is None:
-            return text, None
-        return self._stop.push(text, search=self.generated > self._min_tokens)
-
-    def _decode(self, logprobs: Sequence[TokenLogprob]) -> tuple[DecodedLogprob, ...]:
-        return tuple(decode_logprob(self._tokenizer, entry) for entry in logprobs)
+    def _emit(self, text: str, pending: Pending) -> str | None:
+        """Give out text, as far as it cannot begin a stop string; returns the one that it completes."""
+        matched = None
+        if self._stop is not None:
+            text, matched = self._stop.push(text, search=self.generated > self._min_tokens)
+        if text:
+            pending.pieces.append(text)
+        return matched
 
 
 def decode_logprob(tokenizer: Tokenizer, entry: TokenLogprob) -> DecodedLogprob:

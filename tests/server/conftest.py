@@ -2,26 +2,23 @@
 
 from __future__ import annotations
 
-import asyncio
 import http.client
 import json
 import socket
-import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from typing import Any
 
 import openai
 import pytest
-import uvicorn
+from starlette.types import ASGIApp
 
 from penstock.engine.messages import Add
 from penstock.server.app import create_app
 from penstock.server.config import ServerConfig
-from penstock.server.connection import Connection
-from penstock.server.serve import bind
 from penstock.text.chat_template import ChatTemplate
 from penstock.text.tokenizer import Tokenizer
+from tests.http.live import Live
 
 from .fake_engine import PATIENCE, FakeEngine
 from .tiny import MODEL, REPLY, make_tokenizer
@@ -38,56 +35,12 @@ def says(tokenizer: Tokenizer) -> Callable[[str], Callable[[Add], list[int]]]:
     return lambda text: lambda _: tokenizer.encode(text, add_special_tokens=False)
 
 
-class LiveServer:
-    """The application behind uvicorn, in a thread."""
+class LiveServer(Live):
+    """The application of an engine."""
 
-    def __init__(self, engine: FakeEngine, app: Any, config: ServerConfig) -> None:
+    def __init__(self, engine: FakeEngine, app: ASGIApp, config: ServerConfig) -> None:
+        super().__init__(app, config)
         self.engine = engine
-        self.app = app
-        self._socket = bind(config)
-        self.port: int = self._socket.getsockname()[1]
-        self._server = uvicorn.Server(
-            uvicorn.Config(
-                app,
-                http=Connection,
-                log_config=None,
-                lifespan="off",
-                ws="none",
-                root_path=config.root_path,
-            )
-        )
-        self._thread = threading.Thread(target=self._run, daemon=True)
-
-    @property
-    def url(self) -> str:
-        return f"http://127.0.0.1:{self.port}"
-
-    def start(self) -> None:
-        self._socket.listen()  # connections wait in the backlog until the loop runs
-        self._thread.start()
-
-    def stop(self) -> None:
-        self._server.should_exit = True
-        self._thread.join(PATIENCE)
-
-    def request(
-        self, method: str, path: str, body: Any = None, headers: dict[str, str] | None = None
-    ) -> Response:
-        """One exchange. `body` is sent as JSON unless it is bytes."""
-        data = body if body is None or isinstance(body, bytes) else json.dumps(body).encode()
-        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=PATIENCE)
-        try:
-            connection.request(method, path, data, {"Content-Type": "application/json", **(headers or {})})
-            answer = connection.getresponse()
-            return Response(answer.status, dict(answer.getheaders()), answer.read())
-        finally:
-            connection.close()
-
-    def get(self, path: str) -> Response:
-        return self.request("GET", path)
-
-    def post(self, path: str, body: Any, headers: dict[str, str] | None = None) -> Response:
-        return self.request("POST", path, body, headers)
 
     def events(self, path: str, body: dict[str, Any]) -> list[Any]:
         """The events of a stream, decoded; `[DONE]` is checked and left out."""
@@ -100,9 +53,6 @@ class LiveServer:
 
     def client(self, key: str = "none") -> openai.OpenAI:
         return openai.OpenAI(base_url=f"{self.url}/v1", api_key=key, max_retries=0, timeout=PATIENCE)
-
-    def _run(self) -> None:
-        asyncio.run(self._server.serve(sockets=[self._socket]))
 
 
 class Call:
@@ -143,28 +93,6 @@ class Call:
             with suppress(OSError):  # the server may have closed it already
                 self._connection.sock.shutdown(socket.SHUT_RDWR)
         self._connection.close()
-
-
-class Response:
-    """A whole HTTP answer; header names in lower case."""
-
-    def __init__(self, status: int, headers: dict[str, str], body: bytes) -> None:
-        self.status = status
-        self.headers = {name.lower(): value for name, value in headers.items()}
-        self.body = body
-
-    @property
-    def json(self) -> Any:
-        return json.loads(self.body)
-
-    @property
-    def error(self) -> dict[str, Any]:
-        """The error object, checked for its shape."""
-        body = self.json
-        assert set(body["error"]) == {"message", "type", "param", "code"}
-        assert isinstance(body["error"]["message"], str)
-        error: dict[str, Any] = body["error"]
-        return error
 
 
 @contextmanager

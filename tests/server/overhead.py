@@ -18,9 +18,9 @@ from typing import Any
 import uvicorn
 from msgspec.structs import replace
 
+from penstock.http.serve import bind
 from penstock.server.app import create_app
 from penstock.server.config import ServerConfig
-from penstock.server.serve import bind
 from penstock.text.chat_template import ChatTemplate
 from penstock.text.tokenizer import Tokenizer
 

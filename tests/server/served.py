@@ -9,10 +9,11 @@ import argparse
 import asyncio
 import logging
 import signal
+from functools import partial
 
+from penstock.http.serve import bind, serve
 from penstock.server.app import create_app
 from penstock.server.config import ServerConfig
-from penstock.server.serve import bind, serve
 from penstock.text.chat_template import ChatTemplate
 
 from .fake_engine import FakeEngine
@@ -48,9 +49,8 @@ def main() -> int:
     signal.signal(signal.SIGUSR1, lambda *_: engine.resume())
     signal.signal(signal.SIGUSR2, lambda *_: engine.die("CUDA error: an illegal memory access"))
     port = sock.getsockname()[1]
-    return asyncio.run(
-        serve(app, config, engine, sock, on_started=lambda: print("listening", port, flush=True))
-    )
+    listening = partial(print, "listening", port, flush=True)
+    return asyncio.run(serve(app, config, engine, sock, name="engine", on_started=listening))
 
 
 if __name__ == "__main__":

@@ -379,3 +379,10 @@ def test_a_bug_shows_an_id_and_no_trace(
     error_id = str(record.getMessage()).split()[1]
     assert error_id in answer.error["message"]
     assert "secret detail" in caplog.text
+
+
+@pytest.mark.parametrize("path", [CHAT, TEXT, "/tokenize", "/detokenize"])
+def test_a_body_over_the_limit(tokenizer: Tokenizer, says: Any, path: str) -> None:
+    with running(tokenizer, says(REPLY), max_body_bytes=1000) as server:
+        answer = server.post(path, b'{"messages": "' + b"x" * 1000 + b'"}')
+        assert (answer.status, answer.error["code"]) == (413, "payload_too_large")

@@ -10,13 +10,14 @@ from typing import Any
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
+from penstock.core.plan import Event
 from penstock.engine.messages import StepStats
 from penstock.server import answer
 from penstock.server.completions import CompletionWriter
 from penstock.text.tokenizer import Tokenizer
 
 from .conftest import Call, LiveServer, running
-from .fake_engine import PATIENCE
+from .fake_engine import PATIENCE, FakeEngine, Running
 from .tiny import MODEL, REPLY
 
 CHAT = "/v1/chat/completions"
@@ -300,6 +301,34 @@ def test_a_client_that_leaves_counts_as_an_abort(tokenizer: Tokenizer, says: Any
         assert page["vllm:request_generation_tokens_sum"] == 2
 
 
+class OneFails(FakeEngine):
+    """The first of two siblings fails in the same batch in which the other ends, or before that."""
+
+    fails_at = 2
+
+    def _step(self, running: Running) -> Event:
+        self.fail_at = self.fails_at if running.add.id.endswith(":0") else None
+        return super()._step(running)
+
+
+@pytest.mark.parametrize("stream", [False, True])
+@pytest.mark.parametrize(("fails_at", "other", "tokens"), [(2, "stop", 3), (1, "abort", 2)])
+def test_a_choice_that_fails_takes_no_bill_with_it(
+    tokenizer: Tokenizer, says: Any, stream: bool, fails_at: int, other: str, tokens: int
+) -> None:
+    engine = OneFails(says("ab"))
+    engine.fails_at = fails_at
+    with running(tokenizer, says("ab"), engine=engine) as server:
+        answer = server.post(CHAT, {"messages": HI, "n": 2, "stream": stream})
+        assert b"device says no" in answer.body
+        page = samples(server)
+    assert page["vllm:request_success_total{finished_reason=error}"] == 1
+    assert page[f"vllm:request_success_total{{finished_reason={other}}}"] == 1
+    assert page["vllm:request_generation_tokens_sum"] == fails_at + tokens
+    assert page["penstock:request_device_seconds_sum"] == pytest.approx(0.001 * (fails_at + tokens))
+    assert page["vllm:request_params_n_sum"] == 2
+
+
 def test_the_page_says_what_it_is(server: LiveServer) -> None:
     assert server.get("/metrics").headers["content-type"] == "text/plain; version=0.0.4; charset=utf-8"
 
@@ -378,12 +407,12 @@ def test_an_answer_with_many_logprobs_is_written_in_a_thread(
     writers: list[str] = []
     whole = CompletionWriter.whole
 
-    def noted(*arguments: Any) -> dict[str, Any]:
+    def noted(*arguments: Any) -> bytes:
         writers.append(threading.current_thread().name)
         return whole(*arguments)
 
     monkeypatch.setattr(CompletionWriter, "whole", noted)
-    monkeypatch.setattr(answer, "_IN_THREAD", 1000)
+    monkeypatch.setattr(answer, "IN_THREAD", 1000)
     with running(tokenizer, says("ab")) as server:
         for size in (10, 100):
             answered = server.post(TEXT, {"prompt": "x" * size, "prompt_logprobs": 20}).json

@@ -1,4 +1,4 @@
-"""The life of a server process: binding, signals, draining, death. Real signals to a real process."""
+"""The life of a server process: signals, draining, death. Real signals to a real process."""
 
 from __future__ import annotations
 
@@ -13,10 +13,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-
-from penstock.core.errors import StartupError
-from penstock.server.config import ServerConfig
-from penstock.server.serve import bind
 
 from .conftest import Call
 from .fake_engine import PATIENCE
@@ -158,39 +154,3 @@ def test_a_dead_engine_ends_the_server(serve: Callable[..., Served]) -> None:
     status, errors = served.exit_status()
     assert status == 1
     assert "The engine has died: CUDA error" in errors
-
-
-# ---- the socket ----
-
-
-def test_a_port_in_use_is_named() -> None:
-    with socket.create_server(("127.0.0.1", 0)) as taken:
-        port = taken.getsockname()[1]
-        with pytest.raises(StartupError) as caught:
-            bind(ServerConfig(host="127.0.0.1", port=port))
-    assert f"Port {port} is in use" in str(caught.value)
-    assert f"--port {port + 1}" in str(caught.value)
-
-
-def test_hosts_that_are_not_ours() -> None:
-    with pytest.raises(StartupError, match="--host"):
-        bind(ServerConfig(host="192.0.2.1", port=0))  # TEST-NET-1, never assigned
-    with pytest.raises(StartupError, match="cannot be resolved"):
-        bind(ServerConfig(host="no such host", port=0))
-
-
-def test_a_port_can_be_bound_again_after_use() -> None:
-    first = bind(ServerConfig(host="127.0.0.1", port=0))
-    port = first.getsockname()[1]
-    first.close()
-    bind(ServerConfig(host="127.0.0.1", port=port)).close()
-
-
-def test_tls_files_are_checked_before_anything_else(tmp_path: Path) -> None:
-    broken = tmp_path / "cert.pem"
-    broken.write_text("no certificate")
-    config = ServerConfig(
-        host="127.0.0.1", port=0, ssl_certfile=str(broken), ssl_keyfile=str(tmp_path / "missing.pem")
-    )
-    with pytest.raises(StartupError, match=r"cert\.pem"):
-        bind(config)

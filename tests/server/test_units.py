@@ -13,10 +13,10 @@ from penstock.core.sampling_params import SamplingParams
 from penstock.server import fields
 from penstock.server.app import ROUTES
 from penstock.server.config import ServerConfig
-from penstock.server.messages import normalise
+from penstock.server.conversation import normalise
+from penstock.server.openai import ChunkFormat
 from penstock.server.params import output_budget
 from penstock.server.protocol import ChatRequest, CompletionRequest
-from penstock.server.sse import ChunkFormat
 
 # ---- configuration ----
 

@@ -1,4 +1,4 @@
-"""From events to deltas: text, stop strings, stop tokens, logprobs and the reason of the end."""
+"""From events to output: text, stop strings, stop tokens, logprobs and the reason of the end."""
 
 import pytest
 from hypothesis import given, settings
@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from penstock.core.plan import Event, TokenLogprob
 from penstock.core.request import FinishReason
 from penstock.core.sampling_params import SamplingParams
-from penstock.text.output import Delta, OutputProcessor, decode_logprob, decode_prompt_logprobs
+from penstock.text.output import OutputProcessor, Pending, decode_logprob, decode_prompt_logprobs
 
 KINDS = ["byte_level", "sentencepiece"]
 
@@ -45,7 +45,7 @@ def test_plain_text(tokenizers, kind, text, size):
     assert [id for delta in deltas for id in delta.token_ids] == ids
     assert [delta.finish_reason for delta in deltas] == [None] * (len(deltas) - 1) + ["length"]
     assert processor.generated == len(ids)
-    assert all(delta.logprobs is None for delta in deltas)
+    assert not any(delta.logprobs for delta in deltas)
 
 
 @given(
@@ -89,7 +89,7 @@ def test_after_a_stop_string_nothing_more_comes(tokenizers):
     assert (first.text, first.stop_found, first.finish_reason) == ("a", True, "stop")
     assert processor.finished
     late = Event("r", tokens=tuple(words(tokenizer, "more")), finish=FinishReason.ABORT)
-    assert processor.push(late) == Delta()
+    assert processor.push(late) == Pending()
     assert processor.generated == len(first.token_ids)
 
 
@@ -107,7 +107,8 @@ def test_the_end_of_sequence_token_is_counted_but_not_shown(tokenizers, params, 
     ids = [*words(tokenizer, "hello"), tokenizer.eos_id]
     processor = make_processor(tokenizer, **params)
     [delta] = run(processor, [ids], FinishReason.STOP)
-    assert delta == Delta(text=shown, token_ids=tuple(ids), finish_reason="stop", stop_reason=stop_reason)
+    assert (delta.text, delta.token_ids, delta.logprobs) == (shown, ids, [])
+    assert (delta.finish_reason, delta.stop_reason, delta.stop_found) == ("stop", stop_reason, False)
     assert processor.generated == len(ids)
 
 
@@ -144,7 +145,7 @@ def test_half_a_character_at_the_end(tokenizers):
 )
 def test_other_ends(tokenizers, finish, wanted):
     [delta] = run(make_processor(tokenizers["byte_level"]), [[]], finish)
-    assert (delta.finish_reason, delta.text, delta.token_ids) == (wanted, "", ())
+    assert (delta.finish_reason, delta.text, delta.token_ids) == (wanted, "", [])
 
 
 def test_a_stop_string_beats_the_engines_reason(tokenizers):
@@ -161,7 +162,6 @@ def test_logprobs_of_whole_tokens_and_of_parts(tokenizers):
     )
     processor = make_processor(tokenizer, logprobs=2)
     delta = processor.push(Event("r", tokens=tuple(ids), logprobs=entries))
-    assert delta.logprobs is not None
     assert [entry.token_id for entry in delta.logprobs] == ids
     whole, part = delta.logprobs[0], delta.logprobs[-1]
     assert (whole.token, whole.bytes, whole.rank, whole.logprob) == (" the", list(b" the"), 2, -0.5)
@@ -180,7 +180,7 @@ def test_logprobs_end_with_the_stop_string(tokenizers):
     entries = tuple(TokenLogprob(id, -1.0, 1) for id in ids)
     processor = make_processor(tokenizer, logprobs=0, stop=("bc",))
     delta = processor.push(Event("r", tokens=tuple(ids), logprobs=entries))
-    assert (delta.text, len(delta.token_ids), len(delta.logprobs or ())) == ("a", 3, 3)
+    assert (delta.text, len(delta.token_ids), len(delta.logprobs)) == ("a", 3, 3)
 
 
 def test_special_tokens_have_their_names_in_logprobs(tokenizers):

@@ -1,17 +1,19 @@
-"""One HTTP exchange in plain ASGI: read a bounded body, answer once, notice that the client has left.
+"""The body of a request: read within bounds, and the JSON object in it.
 
-It knows ASGI messages and bytes; it knows neither JSON schemas nor the engine.
+It knows media types, sizes and JSON; it does not know which fields an object may have.
 """
 
 from __future__ import annotations
 
-import asyncio
-from collections.abc import Coroutine, Mapping
+import re
 from typing import Any
 
-from starlette.types import Receive, Scope, Send
+import msgspec
+from starlette.types import Receive, Scope
 
 from penstock.core.errors import InvalidRequest, PayloadTooLarge
+
+from .exchange import ClientGone, header
 
 _DISCARD = 8
 """How many times the limit of an oversized body is read and dropped, so that the client gets to read the 413
@@ -23,18 +25,6 @@ class UnsupportedMediaType(InvalidRequest):
 
     status = 415
     code = "unsupported_media_type"
-
-
-class ClientGone(Exception):
-    """The client has closed the connection: nobody reads an answer."""
-
-
-def header(scope: Scope, name: bytes) -> str | None:
-    """Value of a request header (`name` in lower case), or None."""
-    for key, value in scope["headers"]:
-        if key == name:
-            return str(value.decode("latin-1"))
-    return None
 
 
 async def read_body(scope: Scope, receive: Receive, limit: int) -> bytes:
@@ -79,43 +69,43 @@ async def read_body(scope: Scope, receive: Receive, limit: int) -> bytes:
     return b"".join(chunks)
 
 
-async def respond(
-    send: Send,
-    body: bytes,
-    *,
-    status: int = 200,
-    content_type: bytes = b"application/json",
-    headers: Mapping[str, str] | None = None,
-) -> None:
-    """Send a whole response."""
-    fields = [(b"content-type", content_type), (b"content-length", str(len(body)).encode())]
-    for name, value in (headers or {}).items():
-        fields.append((name.lower().encode("latin-1"), value.encode("latin-1", "replace")))
-    await send({"type": "http.response.start", "status": status, "headers": fields})
-    await send({"type": "http.response.body", "body": body})
-
-
-async def until_disconnect(receive: Receive, work: Coroutine[Any, Any, None]) -> None:
-    """Run `work`; cancel it when the client disconnects. The body must have been read.
-
-    Cancelling is how a request leaves the engine: the generator that feeds `work` aborts it on its way out.
-    """
-    worker = asyncio.ensure_future(work)
-    watcher = asyncio.ensure_future(_disconnected(receive))
+def parse_object(body: bytes) -> dict[str, Any]:
+    """The JSON object in `body`. Raises InvalidRequest, saying where it breaks."""
     try:
-        await asyncio.wait({worker, watcher}, return_when=asyncio.FIRST_COMPLETED)
-    finally:
-        watcher.cancel()
-        if not worker.done():
-            worker.cancel()
-        await asyncio.gather(worker, watcher, return_exceptions=True)
-    if not worker.cancelled():
-        worker.result()
+        text = body.decode("utf-8-sig")  # some editors and .NET clients write a byte order mark
+    except UnicodeDecodeError as error:
+        raise _not_json(f"it is not valid UTF-8 at byte {error.start}") from None
+    if not text.strip():
+        raise _not_json("it is empty")
+    try:
+        value = msgspec.json.decode(text)
+    except RecursionError:
+        raise _not_json("it is nested too deeply") from None
+    except msgspec.MsgspecError as error:
+        # msgspec calls a half pair at the end of a text "truncated"
+        if ("surrogate" in str(error) or "truncated" in str(error)) and (half := _HALF_PAIR.search(text)):
+            raise _not_json(
+                f"it has the escape {half[0]} without its other half; such a surrogate is no character"
+            ) from None
+        raise _not_json(str(error)) from None
+    if not isinstance(value, dict):
+        raise _not_json(f"it must be an object, got {_json_type(value)}")
+    return value
 
 
-async def _disconnected(receive: Receive) -> None:
-    while (await receive())["type"] != "http.disconnect":
-        pass
+_HIGH, _LOW = r"\\u[dD][89abAB][0-9a-fA-F]{2}", r"\\u[dD][c-fC-F][0-9a-fA-F]{2}"
+_HALF_PAIR = re.compile(rf"{_HIGH}(?!{_LOW})|(?<!\\u[dD][89abAB][0-9a-fA-F]{{2}}){_LOW}")
+
+
+def _not_json(why: str) -> InvalidRequest:
+    error = InvalidRequest(f"The request body cannot be read as JSON: {why}.")
+    error.code = "invalid_json"
+    return error
+
+
+def _json_type(value: object) -> str:
+    names = {list: "an array", str: "a string", bool: "a boolean", type(None): "null"}
+    return names.get(type(value), "a number")
 
 
 def _too_large(limit: int, size: int) -> PayloadTooLarge:

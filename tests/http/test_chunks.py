@@ -1,32 +1,13 @@
-import itertools
+"""Chunks and errors of the common servers, as a client reads them."""
+
+from __future__ import annotations
+
 import json
 from typing import Any
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
-from penstock.bench.sse import Chunk, EventDecoder, describe_error, read_chunk
-
-
-@given(
-    payloads=st.lists(st.text(min_size=1).filter(lambda text: not set(text) & {"\r", "\n"})),
-    cuts=st.lists(st.integers(min_value=0, max_value=400)),
-    newline=st.sampled_from(["\n", "\r\n"]),
-)
-def test_events_are_the_same_wherever_the_bytes_are_cut(
-    payloads: list[str], cuts: list[int], newline: str
-) -> None:
-    body = "".join(f"data: {payload}{newline}{newline}" for payload in payloads).encode()
-    edges = sorted({0, len(body), *(cut for cut in cuts if cut < len(body))})
-    decoder = EventDecoder()
-    pieces = [body[low:high] for low, high in itertools.pairwise(edges)]
-    assert [event for piece in pieces for event in decoder.feed(piece)] == payloads
-
-
-def test_comments_and_other_fields_are_dropped_and_data_lines_are_joined() -> None:
-    body = b": ping\n\nevent: message\nid: 3\ndata:a\ndata: b\n\ndata: c"
-    assert EventDecoder().feed(body) == ["a\nb"]
+from penstock.http.chunks import Chunk, describe_error, read_chunk
 
 
 @pytest.mark.parametrize(

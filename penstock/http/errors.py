@@ -16,8 +16,7 @@ import msgspec
 from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from penstock.core.errors import BY_NAME, PenstockError, RequestFailed, RouteNotFound
-from penstock.core.plan import Event
+from penstock.core.errors import PenstockError, RouteNotFound
 
 from .exchange import ClientGone, header, respond
 from .ids import acceptable
@@ -51,13 +50,6 @@ def internal(error: BaseException, where: str) -> PenstockError:
     )
     failure.code = "internal_error"
     return failure
-
-
-def event_error(event: Event) -> PenstockError:
-    """The exception that an event with finish ERROR stands for."""
-    error_class = BY_NAME.get(event.error_type, RequestFailed)
-    message = event.error or "The request failed in the engine for an unknown reason."
-    return error_class(message, retry_after=event.retry_after)
 
 
 async def send_error(send: Send, error: PenstockError, headers: dict[str, str] | None = None) -> None:

@@ -1,7 +1,7 @@
-"""What comes down the wire: server-sent events and the chunks of OpenAI streams inside them.
+"""Chunks of OpenAI streams and the errors of OpenAI-compatible servers, as a client reads them.
 
-Pure functions of bytes: no sockets, no clock, standard library only. Both completions and chat
-completions are understood, and the error bodies of the common servers.
+Pure functions of decoded payloads (`sse` gets them out of the bytes): no sockets, no clock, standard library
+only. Both completions and chat completions are understood, and the error bodies of the common servers.
 """
 
 from __future__ import annotations
@@ -10,33 +10,6 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
-
-DONE = "[DONE]"
-"""The payload that ends a complete OpenAI stream; a stream without it was cut."""
-
-
-class EventDecoder:
-    """Turns the byte pieces of a `text/event-stream` body into the `data` payloads of its events.
-
-    Bytes may be split anywhere, within a line or a character: only whole lines are decoded.
-    """
-
-    def __init__(self) -> None:
-        self._rest = b""
-        self._data: list[str] = []
-
-    def feed(self, piece: bytes) -> list[str]:
-        """Return the payloads completed by `piece`, in order; comments and other fields are dropped."""
-        *lines, self._rest = (self._rest + piece).split(b"\n")
-        events: list[str] = []
-        for line in lines:
-            text = line.removesuffix(b"\r").decode("utf-8", errors="replace")
-            if text.startswith("data:"):
-                self._data.append(text[5:].removeprefix(" "))
-            elif not text and self._data:
-                events.append("\n".join(self._data))
-                self._data.clear()
-        return events
 
 
 @dataclass(frozen=True, slots=True)

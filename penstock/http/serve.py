@@ -1,11 +1,11 @@
 """Running the application: the socket, uvicorn, signals, draining, and what ends the process.
 
-    bind ─▶ (slow engine start) ─▶ serving ──SIGTERM──▶ draining ──all done or time over──▶ exit 0
-                                      │                     └──second signal──▶ abort ────▶ exit 1
-                                      └──engine dies──▶ 503 with the cause, for a moment ──▶ exit 1
+    bind ─▶ (a slow start) ─▶ serving ──SIGTERM──▶ draining ──all done or time over──▶ exit 0
+                                 │                     └──second signal──▶ abort ────▶ exit 1
+                                 └──worker dies──▶ 503 with the cause, for a moment ──▶ exit 1
 
 While it drains, the server still listens: /readyz fails, new requests get a 503, running ones end. It knows
-the engine only as something to drain, to close, and to find dead.
+who does the work (an engine, a gateway's upstreams) only as something to drain, to close, and to find dead.
 """
 
 from __future__ import annotations
@@ -18,30 +18,52 @@ import signal
 import socket
 import ssl
 from collections.abc import Callable, Generator
-from typing import Any
+from typing import Any, Protocol
 
 import uvicorn
 from starlette.types import ASGIApp
 from uvicorn.config import LOGGING_CONFIG
 
-from penstock.core.errors import StartupError
-from penstock.engine.client import EngineClient
+from penstock.core.errors import PenstockError, StartupError
 
-from .config import ServerConfig
+from .config import HttpConfig
 from .connection import Connection
 
 logger = logging.getLogger("penstock.server")
 
 _POLL = 0.1
-"""Seconds between two looks at the engine's health."""
+"""Seconds between two looks at the worker's health."""
 _LAST_WORDS = 2.0
-"""Seconds that a server with a dead engine goes on to answer 503 with the cause."""
+"""Seconds that a server whose worker is dead goes on to answer 503 with the cause."""
 _FLUSH = 5.0
 """Seconds that connections get to send what they have, after everything else has ended."""
 
 
-def bind(config: ServerConfig) -> socket.socket:
-    """The server's socket, bound but not listening yet: call it before the slow start of the engine.
+class Worker(Protocol):
+    """Who does the work of a server: an engine, or whatever stands behind a gateway."""
+
+    @property
+    def failure(self) -> PenstockError | None:
+        """Why it died, if it did."""
+        ...
+
+    @property
+    def load(self) -> int:
+        """Requests taken and not finished."""
+        ...
+
+    async def drain(self, timeout: float) -> None:
+        """Refuse new requests from now on; return when all running ones have ended. What still runs after
+        `timeout` seconds is aborted."""
+        ...
+
+    async def close(self) -> None:
+        """Stop now, and wait until it is gone."""
+        ...
+
+
+def bind(config: HttpConfig) -> socket.socket:
+    """The server's socket, bound but not listening yet: call it before a slow start.
 
     Raises StartupError: the port is in use or needs privileges, the host is unknown, a TLS file cannot be
     read.
@@ -72,24 +94,27 @@ def bind(config: ServerConfig) -> socket.socket:
 
 async def serve(
     app: ASGIApp,
-    config: ServerConfig,
-    engine: EngineClient,
+    config: HttpConfig,
+    worker: Worker,
     sock: socket.socket,
     *,
+    name: str = "worker",
     on_started: Callable[[], None] | None = None,
     handle_signals: bool = True,
     log_config: dict[str, Any] | None = LOGGING_CONFIG,
 ) -> int:
-    """Serve until a signal or the engine's death. Returns the exit status: 0 after a complete drain, else 1.
+    """Serve until a signal or the worker's death. Returns the exit status: 0 after a complete drain, else 1.
 
     Args:
+        worker: drained at the first signal, and closed at the end.
         sock: from `bind`; closed here.
+        name: what the log calls the worker.
         on_started: called once the server listens.
         handle_signals: SIGTERM and SIGINT drain; needs the main thread.
         log_config: for `logging.config`; None leaves logging as it is.
     """
     server = _Server(_uvicorn_config(app, config, log_config), on_started)
-    lifecycle = Lifecycle(server, engine, config.shutdown_timeout)
+    lifecycle = Lifecycle(server, worker, name, config.shutdown_timeout)
     loop = asyncio.get_running_loop()
     signals = (signal.SIGTERM, signal.SIGINT) if handle_signals else ()
     for number in signals:
@@ -104,17 +129,18 @@ async def serve(
             loop.remove_signal_handler(number)
         watching.cancel()
         await lifecycle.finish()
-        await engine.close()
+        await worker.close()
     return lifecycle.exit_status
 
 
 class Lifecycle:
     """What ends a server, and with which exit status."""
 
-    def __init__(self, server: uvicorn.Server, engine: EngineClient, shutdown_timeout: float) -> None:
+    def __init__(self, server: uvicorn.Server, worker: Worker, name: str, shutdown_timeout: float) -> None:
         self.exit_status = 0
         self._server = server
-        self._engine = engine
+        self._worker = worker
+        self._name = name
         self._shutdown_timeout = shutdown_timeout
         self._draining: asyncio.Task[None] | None = None
 
@@ -123,15 +149,15 @@ class Lifecycle:
         if self._draining is None:
             self._draining = asyncio.get_running_loop().create_task(self._drain())
             return
-        logger.warning("Second signal: aborting %d running requests.", self._engine.load)
+        logger.warning("Second signal: aborting %d running requests.", self._worker.load)
         self.exit_status = 1
         self._server.should_exit = self._server.force_exit = True
 
     async def watch(self) -> None:
-        """End the server, with status 1, a moment after the engine has died."""
-        while (failure := self._engine.failure) is None:
+        """End the server, with status 1, a moment after the worker has died."""
+        while (failure := self._worker.failure) is None:
             await asyncio.sleep(_POLL)
-        logger.critical("The engine has died: %s", failure)
+        logger.critical("The %s has died: %s", self._name, failure)
         self.exit_status = 1
         await asyncio.sleep(_LAST_WORDS)
         self._server.should_exit = True
@@ -146,11 +172,11 @@ class Lifecycle:
     async def _drain(self) -> None:
         logger.info(
             "Draining: %d running requests get up to %g s to finish; a second signal aborts them.",
-            self._engine.load,
+            self._worker.load,
             self._shutdown_timeout,
         )
         try:
-            await self._engine.drain(self._shutdown_timeout)
+            await self._worker.drain(self._shutdown_timeout)
         except Exception:
             logger.exception("draining failed")
             self.exit_status = 1
@@ -174,7 +200,7 @@ class _Server(uvicorn.Server):
             self._on_started()
 
 
-def _uvicorn_config(app: ASGIApp, config: ServerConfig, log_config: dict[str, Any] | None) -> uvicorn.Config:
+def _uvicorn_config(app: ASGIApp, config: HttpConfig, log_config: dict[str, Any] | None) -> uvicorn.Config:
     return uvicorn.Config(
         app,
         http=Connection,
@@ -194,7 +220,7 @@ def _uvicorn_config(app: ASGIApp, config: ServerConfig, log_config: dict[str, An
     )
 
 
-def _check_tls(config: ServerConfig) -> None:
+def _check_tls(config: HttpConfig) -> None:
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     try:
         context.load_cert_chain(str(config.ssl_certfile), config.ssl_keyfile)

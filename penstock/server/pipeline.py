@@ -1,0 +1,147 @@
+"""The one way of a request that generates, whatever API it speaks.
+
+    body ─▶ decode ─▶ check ─▶ ask ─▶ encode ─▶ truncate ─▶ budget ─▶ Generation ─▶ answer
+            shape              params,                                              writer
+                               prompts
+
+The lower line is a Format: what an API family adds. A new family is a Struct in `protocol`, a module with its
+Format and its Writer, and a line in `app.ROUTES`. This module knows what all families do, and in which order;
+it knows no field that only one of them has.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol, TypeVar
+
+from starlette.types import Receive, Scope, Send
+
+from penstock.core.errors import InvalidRequest
+from penstock.core.sampling_params import SamplingParams
+from penstock.http.body import parse_object, read_body
+from penstock.http.ids import response_id
+
+from .answer import Writer, answer
+from .generation import Generation, Prompt
+from .params import check_common, output_budget, truncate, without_text
+from .protocol import Request, decode
+from .state import State
+from .tokens import decode_ids, encode_texts
+
+logger = logging.getLogger("penstock.requests")
+
+#: Most choices (prompts × n) of one HTTP request.
+MAX_CHOICES = 4096
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Ask:
+    """What a request asks for, in terms that all API families share."""
+
+    inputs: Sequence[str | list[int]]
+    """Its prompts: texts, or token ids of the vocabulary."""
+    params: SamplingParams
+    """Checked, `n` included."""
+    max_tokens: int | None
+    """Most tokens to generate, as the client gave it."""
+    limit: str
+    """Name of the field that `max_tokens` came from."""
+    default: int | None = None
+    """Applies where the client gave nothing, cut to what fits; None: all that fits."""
+    shows_prompt: bool = False
+    """Whether the answer repeats the text of the tokens that the model read."""
+    prompt_only: bool = False
+    """Nothing is to be generated: the one token that the engine always samples is dropped."""
+
+
+R = TypeVar("R", bound=Request)
+
+
+class Format(Protocol[R]):
+    """One API family."""
+
+    shape: type[R]
+    prefix: str
+    """Of response ids."""
+    prompt: str
+    """Name of the field that prompts come from."""
+    empty: str
+    """What to say of a prompt without tokens."""
+
+    def ask(self, state: State, request: R) -> Ask:
+        """What the request asks for. Raises InvalidRequest, naming the field at fault."""
+        ...
+
+    def writer(self, state: State, request: R, id: str, generation: Generation) -> Writer:
+        """Who writes the answer, under the response's id."""
+        ...
+
+
+async def generate(format: Format[R], state: State, scope: Scope, receive: Receive, send: Send) -> None:
+    """Serve one request."""
+    body = await read_body(scope, receive, state.config.max_body_bytes)
+    arrived_at = state.monotonic()
+    state.check_accepting()
+    request = decode(parse_object(body), format.shape)
+    state.check_model(request.model)
+    check_common(request, state.scheduling_policy)
+    ask = format.ask(state, request)
+    prompts = await _prompts(format, state, request, ask)
+    longest = max(prompt.max_tokens for prompt in prompts)
+    id = response_id(format.prefix, scope, request.request_id)
+    generation = Generation(
+        state,
+        prompts,
+        ask.params,
+        id=id.engine,
+        arrived_at=arrived_at,
+        asked_max_tokens=longest if ask.max_tokens is None else ask.max_tokens,
+        priority=request.priority,
+        cache_salt=request.cache_salt,
+        drop_output=ask.prompt_only,
+    )
+    writer = format.writer(state, request, id.response, generation)
+    if state.config.enable_log_requests:
+        logger.info(
+            "%s: %d prompts, %d prompt tokens, at most %d, stream=%s, %s",
+            id.response,
+            len(prompts),
+            sum(len(prompt.ids) for prompt in prompts),
+            longest,
+            writer.streams,
+            without_text(ask.params),
+        )
+    await answer(receive, send, id.response, generation, writer)
+
+
+async def _prompts(format: Format[R], state: State, request: R, ask: Ask) -> list[Prompt]:
+    """The prompts as token ids, each with its budget. Raises InvalidRequest where one cannot be served."""
+    if len(ask.inputs) * ask.params.n > MAX_CHOICES:
+        raise InvalidRequest(
+            f"A request may have at most {MAX_CHOICES} choices, got {len(ask.inputs)} prompts with "
+            f"n={ask.params.n}.",
+            param=format.prompt,
+        )
+    texts = [given for given in ask.inputs if isinstance(given, str)]
+    encoded = iter(await encode_texts(state, texts, request.add_special_tokens))
+    max_model_len = state.engine.info.max_model_len
+    prompts = []
+    for given in ask.inputs:
+        text, ids = (given, next(encoded)) if isinstance(given, str) else (None, given)
+        kept = truncate(ids, request, room=max_model_len - (ask.max_tokens or 1))
+        if not kept:
+            raise InvalidRequest(format.empty, param=format.prompt)
+        budget = output_budget(
+            len(kept),
+            max_model_len,
+            1 if ask.prompt_only else ask.max_tokens,
+            ask.default,
+            prompt=format.prompt,
+            limit=ask.limit,
+        )
+        if ask.shows_prompt and (text is None or len(kept) < len(ids)):
+            text = await decode_ids(state, kept, ask.params.skip_special_tokens)
+        prompts.append(Prompt(ids=kept, text=text or "", max_tokens=budget))
+    return prompts

@@ -1,0 +1,126 @@
+"""The socket, and a server without an engine, as a gateway is one."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from penstock.core.errors import PenstockError, StartupError, Unavailable
+from penstock.http.config import HttpConfig
+from penstock.http.serve import bind, serve
+
+from .conftest import make_app
+from .live import Response, exchange
+
+# ---- the socket ----
+
+
+def test_a_port_in_use_is_named() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        with pytest.raises(StartupError) as caught:
+            bind(HttpConfig(host="127.0.0.1", port=port))
+    assert f"Port {port} is in use" in str(caught.value)
+    assert f"--port {port + 1}" in str(caught.value)
+
+
+def test_hosts_that_are_not_ours() -> None:
+    with pytest.raises(StartupError, match="--host"):
+        bind(HttpConfig(host="192.0.2.1", port=0))  # TEST-NET-1, never assigned
+    with pytest.raises(StartupError, match="cannot be resolved"):
+        bind(HttpConfig(host="no such host", port=0))
+
+
+def test_a_port_can_be_bound_again_after_use() -> None:
+    first = bind(HttpConfig(host="127.0.0.1", port=0))
+    port = first.getsockname()[1]
+    first.close()
+    bind(HttpConfig(host="127.0.0.1", port=port)).close()
+
+
+def test_tls_files_are_checked_before_anything_else(tmp_path: Path) -> None:
+    broken = tmp_path / "cert.pem"
+    broken.write_text("no certificate")
+    config = HttpConfig(
+        host="127.0.0.1", port=0, ssl_certfile=str(broken), ssl_keyfile=str(tmp_path / "missing.pem")
+    )
+    with pytest.raises(StartupError, match=r"cert\.pem"):
+        bind(config)
+
+
+# ---- a server of its own ----
+
+
+class Upstreams:
+    """Work that is done elsewhere, until it cannot be."""
+
+    failure: PenstockError | None = None
+    load = 0
+    closed = False
+
+    async def drain(self, timeout: float) -> None: ...
+
+    async def close(self) -> None:
+        self.closed = True
+
+
+def test_a_server_without_an_engine(caplog: pytest.LogCaptureFixture) -> None:
+    config = HttpConfig(host="127.0.0.1", port=0, api_key=("k",))
+    upstreams = Upstreams()
+    sock = bind(config)
+    port = sock.getsockname()[1]
+
+    async def post(path: str, body: bytes, key: str) -> Response:
+        return await asyncio.to_thread(exchange, port, "POST", path, body, {"Authorization": f"Bearer {key}"})
+
+    async def life() -> tuple[list[Response], int]:
+        started = asyncio.Event()
+        serving = asyncio.create_task(
+            serve(
+                make_app(config),
+                config,
+                upstreams,
+                sock,
+                name="gateway",
+                on_started=started.set,
+                handle_signals=False,
+                log_config=None,
+            )
+        )
+        await started.wait()
+        answers = [
+            await post("/echo/", b'{"hello": "you"}', "k"),
+            await post("/echo", b"{", "k"),
+            await post("/echo", b"{}", "x"),
+            await post("/nowhere", b"{}", "k"),
+        ]
+        upstreams.failure = Unavailable("nobody is left")
+        return answers, await serving
+
+    (echoed, *refused), status = asyncio.run(life())
+    assert (echoed.status, echoed.json) == (200, {"hello": "you"})
+    assert [(answer.status, answer.error["code"]) for answer in refused] == [
+        (400, "invalid_json"),
+        (401, "invalid_api_key"),
+        (404, None),
+    ]
+    assert (status, upstreams.closed) == (1, True)
+    assert "The gateway has died: nobody is left" in caplog.text
+
+
+def test_the_room_needs_no_engine() -> None:
+    """Nothing of the engine is imported, and what a client reads with needs no web framework."""
+    code = """
+import sys
+import penstock.http.chunks, penstock.http.sse
+assert not {"starlette", "uvicorn", "msgspec"} & set(sys.modules)
+import penstock.http.layers, penstock.http.serve, penstock.http.body, penstock.http.ids
+rooms = {name.split(".")[1] for name in sys.modules if name.startswith("penstock.")}
+assert rooms == {"core", "http"}, rooms
+"""
+    subprocess.run([sys.executable, "-c", code], check=True)

@@ -2,8 +2,8 @@
 
     python -m benchmarks.scheduler_cost
 
-Every request decodes, none finishes, a block of 16 tokens fills up now and then: what a step costs in the long
-run. The flood is a burst of arrivals over the queue's bound, refused in one step.
+Every request decodes, none finishes, a block of 16 tokens fills up now and then: what a step costs in the
+long run. The flood is a burst of arrivals over the queue's bound, refused in one step.
 Target: schedule, predict and commit together ≤ 5 µs per request and step at 32 to 256 requests.
 """
 

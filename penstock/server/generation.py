@@ -24,10 +24,10 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from penstock.core.errors import BY_NAME, EngineDead, PenstockError, QueueFull, RequestFailed
-from penstock.core.plan import Event, TokenLogprob
-from penstock.core.request import FinishReason
+from penstock.core.plan import Event, Failure, TokenLogprob
+from penstock.core.request import FinishReason, RequestSpec
+from penstock.core.request import Prompt as EnginePrompt
 from penstock.core.sampling_params import SamplingParams
-from penstock.engine.messages import Add
 from penstock.observe.metrics import RequestFigures
 from penstock.text.output import OutputProcessor, Pending
 
@@ -47,11 +47,11 @@ class Prompt:
 
 @dataclass(slots=True, eq=False)
 class Choice:
-    """One engine request and what came of it so far."""
+    """One sequence of the engine's and what came of it so far."""
 
     index: int
     id: str
-    """Of the engine's request."""
+    """Of the sequence."""
     prompt: Prompt
     processor: OutputProcessor
     pending: Pending = field(default_factory=Pending)
@@ -90,31 +90,34 @@ class Generation:
         """Nothing runs yet.
 
         Args:
-            params: of the request, with its n; the engine gets one request with n = 1 for each choice.
-            id: of the response; the engine's request ids begin with it.
+            params: of the request, with its n; the engine gets its part of them.
+            id: of the engine's request.
             arrived_at: seconds of the engine's clock.
             asked_max_tokens: as the client gave it, for the metrics.
             drop_output: only the prompts are wanted (echo with max_tokens 0): the one token that the engine
                 has to generate for them is not shown.
         """
         self._state = state
-        self._prompts = prompts
         self._params = params
-        self._id = id
-        self._arrived_at = arrived_at
         self._asked_max_tokens = asked_max_tokens
-        self._priority = priority
-        self._cache_salt = cache_salt or ""
         self._drop_output = drop_output
+        self._spec = RequestSpec(
+            id=id,
+            prompts=tuple(EnginePrompt(prompt.ids, prompt.max_tokens) for prompt in prompts),
+            sampling=params.sampling,
+            n=params.n,
+            arrived_at=arrived_at,
+            priority=priority,
+            cache_salt=cache_salt or "",
+        )
         self.choices = [
             Choice(
-                index=place * params.n + number,
-                id=f"{id}:{place}:{number}",
-                prompt=prompt,
-                processor=OutputProcessor(state.tokenizer, prompt.ids, params),
+                index=index,
+                id=name,
+                prompt=prompts[index // params.n],
+                processor=OutputProcessor(state.tokenizer, prompts[index // params.n].ids, params),
             )
-            for place, prompt in enumerate(prompts)
-            for number in range(params.n)
+            for index, name in enumerate(self._spec.ids)
         ]
         self._by_id = {choice.id: choice for choice in self.choices}
 
@@ -132,7 +135,8 @@ class Generation:
                     self._take_in(events, on_change)
                     yield
         except QueueFull as error:
-            self._state.metrics.observe_rejection(_limit_at_fault(error))
+            if error.param is not None:
+                self._state.metrics.observe_rejection(error.param)
             for choice in self.choices:  # those that never ran were refused: no requests for the statistics
                 choice.settled = choice.settled or choice.scheduled_at is None
             raise
@@ -166,30 +170,15 @@ class Generation:
             "total_tokens": prompt_tokens + completion_tokens,
             "prompt_tokens_details": {"cached_tokens": cached},
             "device_seconds": round(sum(c.device_seconds for c in choices), 9),
-            "queue_ms": _milliseconds(self._arrived_at, scheduled),
+            "queue_ms": _milliseconds(self._spec.arrived_at, scheduled),
             "prefill_ms": _milliseconds(scheduled, first),
-            "ttft_ms": _milliseconds(self._arrived_at, first),
+            "ttft_ms": _milliseconds(self._spec.arrived_at, first),
             "decode_ms": _milliseconds(first, last),
         }
 
     # ---- the engine ----
     def _events(self) -> AsyncGenerator[list[Event], None]:
-        adds = []
-        for choice in self.choices:
-            place, number = divmod(choice.index, self._params.n)
-            adds.append(
-                Add(
-                    id=choice.id,
-                    prompt=choice.prompt.ids,
-                    params=self._params.sibling(number) if self._params.n > 1 else self._params,
-                    max_tokens=choice.prompt.max_tokens,
-                    arrived_at=self._arrived_at,
-                    priority=self._priority,
-                    cache_salt=self._cache_salt,
-                    leader=f"{self._id}:{place}:0" if number else None,
-                )
-            )
-        return self._state.engine.generate(adds, self._late)
+        return self._state.engine.generate(self._spec, self._late)
 
     def _abort(self, choice: Choice) -> None:
         self._state.engine.abort([choice.id])
@@ -245,7 +234,7 @@ class Generation:
         if event.tokens:
             if choice.last_token_at is None:
                 choice.first_token_at = event.at
-                self._state.metrics.observe_first_token(event.at - self._arrived_at)
+                self._state.metrics.observe_first_token(event.at - self._spec.arrived_at)
             else:
                 self._state.metrics.observe_gap(event.at - choice.last_token_at)
             choice.last_token_at = event.at
@@ -271,8 +260,8 @@ class Generation:
                 max_tokens=self._asked_max_tokens,
                 preemptions=choice.preemptions,
                 device_seconds=choice.device_seconds,
-                e2e=_span(self._arrived_at, last),
-                queue=_span(self._arrived_at, choice.scheduled_at),
+                e2e=_span(self._spec.arrived_at, last),
+                queue=_span(self._spec.arrived_at, choice.scheduled_at),
                 prefill=_span(choice.scheduled_at, first),
                 decode=_span(first, last),
             )
@@ -286,15 +275,9 @@ class Generation:
 
 def event_error(event: Event) -> PenstockError:
     """The exception that an event with finish ERROR stands for."""
-    error_class = BY_NAME.get(event.error_type, RequestFailed)
-    message = event.error or "The request failed in the engine for an unknown reason."
-    return error_class(message, retry_after=event.retry_after)
-
-
-def _limit_at_fault(error: QueueFull) -> str:
-    """Name of the limit, for the metric's label; an event has no other place for it than the message."""
-    by_tokens = "--max-num-queued-tokens" in error.message
-    return "max_num_queued_tokens" if by_tokens else "max_num_queued_reqs"
+    failure = event.failure or Failure("The request failed in the engine for an unknown reason.")
+    error = BY_NAME.get(failure.type, RequestFailed)
+    return error(failure.cause, param=failure.param, advice=failure.advice, retry_after=failure.retry_after)
 
 
 def _take_figures(choice: Choice, event: Event) -> None:

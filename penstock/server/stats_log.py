@@ -11,7 +11,7 @@ logger = logging.getLogger("penstock.server")
 
 
 class StatsLog:
-    """Compares the engine's totals and logs what was done, at most every `interval` seconds; silent when idle.
+    """Compares the engine's totals and logs what was done, at most every `interval` seconds; else silent.
 
     Args:
         monotonic: the clock, in seconds.

@@ -2,37 +2,16 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import replace
 
 import pytest
 from prometheus_client import Metric as Family
 from prometheus_client.parser import text_string_to_metric_families
 
+from penstock.core.stats import EngineStats, Totals
 from penstock.observe import names
 from penstock.observe.metrics import Metrics, RequestFigures
 from penstock.observe.names import LABEL_VALUES, METRICS, Buckets, Kind, Metric
-
-
-@dataclass
-class Step:
-    """What a step reports."""
-
-    running: int = 0
-    waiting: int = 0
-    deferred: int = 0
-    kv_usage: float = 0.0
-    prompt_tokens: int = 0
-    generation_tokens: int = 0
-    cached_tokens: int = 0
-    recomputed_tokens: int = 0
-    prefix_queries: int = 0
-    prefix_hits: int = 0
-    preemptions: int = 0
-    seconds: float = 0.0
-    predicted: float = 0.0
-    busy: float = 0.0
-    idle: float = 0.0
-    at: float = 0.0
 
 
 @pytest.fixture
@@ -98,11 +77,11 @@ def test_idle_time_goes_on_between_steps(metrics: Metrics) -> None:
         page = text_string_to_metric_families(metrics.page(now).decode())
         return next(s.value for f in page for s in f.samples if s.labels.get("state") == "idle")
 
-    metrics.observe_step(Step(running=1, waiting=0, kv_usage=0.1, busy=1.0, idle=2.0, at=3.0))
+    metrics.observe_step(EngineStats(running=1, waiting=0, kv_usage=0.1, busy=1.0, idle=2.0, at=3.0))
     assert idle(9.0) == 2.0  # a step may be under way
-    metrics.observe_step(Step(running=0, waiting=0, kv_usage=0.0, busy=7.0, idle=3.0, at=10.0))
+    metrics.observe_step(EngineStats(running=0, waiting=0, kv_usage=0.0, busy=7.0, idle=3.0, at=10.0))
     assert idle(12.5) == 5.5
-    metrics.observe_step(Step(running=1, waiting=0, kv_usage=0.1, busy=8.0, idle=6.0, at=14.0))
+    metrics.observe_step(EngineStats(running=1, waiting=0, kv_usage=0.1, busy=8.0, idle=6.0, at=14.0))
     assert idle(20.0) == 6.0
 
 
@@ -168,28 +147,31 @@ def test_closed_label_sets_are_there_from_the_start(metrics: Metrics) -> None:
 
 
 def test_steps_add_up(metrics: Metrics) -> None:
+    totals = Totals(
+        steps=1,
+        preemptions=1,
+        prefix_queries=40,
+        prefix_hits=10,
+        prompt_tokens=30,
+        recomputed_tokens=5,
+        generation_tokens=2,
+        cached_tokens=10,
+    )
     metrics.observe_step(
-        Step(
+        EngineStats(
+            totals,
             running=3,
             waiting=4,
             deferred=1,
             kv_usage=0.25,
-            prompt_tokens=30,
-            cached_tokens=10,
-            generation_tokens=2,
-            recomputed_tokens=5,
-            prefix_queries=40,
-            prefix_hits=10,
-            preemptions=1,
             seconds=0.02,
             predicted=0.01,
             busy=0.02,
             idle=1.0,
         )
     )
-    metrics.observe_step(
-        Step(running=2, generation_tokens=3, seconds=0.03, predicted=0.03, busy=0.05, idle=1.5)
-    )
+    later = replace(totals, steps=2, generation_tokens=5)
+    metrics.observe_step(EngineStats(later, running=2, seconds=0.03, predicted=0.03, busy=0.05, idle=1.5))
     assert value(metrics, "vllm:num_requests_running") == 2
     assert value(metrics, "vllm:num_requests_waiting") == 0
     assert value(metrics, "vllm:prompt_tokens_total") == 40
@@ -209,7 +191,7 @@ def test_steps_add_up(metrics: Metrics) -> None:
 
 
 def test_idle_reports_are_no_steps(metrics: Metrics) -> None:
-    metrics.observe_step(Step(idle=3.0))
+    metrics.observe_step(EngineStats(idle=3.0))
     assert value(metrics, "penstock:step_seconds_count") == 0
     assert value(metrics, "penstock:device_seconds_total", state="idle") == 3.0
 

@@ -13,14 +13,13 @@ import openai
 import pytest
 from starlette.types import ASGIApp
 
-from penstock.engine.messages import Add
 from penstock.server.app import create_app
 from penstock.server.config import ServerConfig
 from penstock.text.chat_template import ChatTemplate
 from penstock.text.tokenizer import Tokenizer
 from tests.http.live import Live
 
-from .fake_engine import PATIENCE, FakeEngine
+from .fake_engine import PATIENCE, Asked, FakeEngine
 from .tiny import MODEL, REPLY, make_tokenizer
 
 
@@ -30,7 +29,7 @@ def tokenizer() -> Tokenizer:
 
 
 @pytest.fixture(scope="session")
-def says(tokenizer: Tokenizer) -> Callable[[str], Callable[[Add], list[int]]]:
+def says(tokenizer: Tokenizer) -> Callable[[str], Callable[[Asked], list[int]]]:
     """A reply for the fake engine: always this text."""
     return lambda text: lambda _: tokenizer.encode(text, add_special_tokens=False)
 
@@ -98,7 +97,7 @@ class Call:
 @contextmanager
 def running(
     tokenizer: Tokenizer,
-    reply: Callable[[Add], list[int]],
+    reply: Callable[[Asked], list[int]],
     *,
     engine: FakeEngine | None = None,
     **options: Any,

@@ -14,10 +14,12 @@ from collections.abc import AsyncGenerator, Callable, Collection, Sequence
 from dataclasses import dataclass, field
 
 from penstock.core.errors import EngineDead, PenstockError
-from penstock.core.plan import Event, TokenLogprob
-from penstock.core.request import FinishReason
+from penstock.core.plan import Event, Failure, TokenLogprob
+from penstock.core.request import FinishReason, Request, RequestSpec
+from penstock.core.sampling_params import Sampling
+from penstock.core.stats import EngineStats
 from penstock.engine.client import Liveness
-from penstock.engine.messages import Add, ModelInfo, StepStats
+from penstock.engine.messages import ModelInfo
 
 PATIENCE = 20.0
 """Seconds after which a wait in a test counts as a hang."""
@@ -37,11 +39,42 @@ INFO = ModelInfo(
 )
 
 
+@dataclass(frozen=True)
+class Asked:
+    """One sequence that was asked for."""
+
+    spec: RequestSpec
+    id: str
+    prompt: tuple[int, ...]
+    max_tokens: int
+    params: Sampling
+    seed: int | None
+    prompt_logprobs: int | None
+    leader: str | None
+
+    @classmethod
+    def of(cls, spec: RequestSpec) -> list[Asked]:
+        assert spec.sampling is not None
+        return [
+            cls(
+                spec,
+                request.id,
+                tuple(request.tokens),
+                request.max_tokens,
+                spec.sampling,
+                spec.seed_of(request.index),
+                spec.prompt_logprobs_of(request.index),
+                None if request.leader is None else request.leader.id,
+            )
+            for request in Request.of(spec)
+        ]
+
+
 @dataclass
 class Running:
-    """One request in the engine."""
+    """One sequence in the engine."""
 
-    add: Add
+    add: Asked
     script: list[int]
     position: int = 0
     aborted: bool = False
@@ -51,11 +84,11 @@ class Running:
 class FakeEngine:
     """See the module. `reply` gives the tokens of a request; the end-of-sequence token follows them."""
 
-    reply: Callable[[Add], list[int]]
+    reply: Callable[[Asked], list[int]]
     info: ModelInfo = INFO
     tokens_per_event: int = 1
     queue_limit: int | None = None
-    limit_at_fault: str = "--max-num-queued-reqs"
+    limit_at_fault: str = "max_num_queued_reqs"
     fail_at: int | None = None
     """Token count at which every request fails."""
     pause_at: int | None = None
@@ -64,7 +97,7 @@ class FakeEngine:
     """Raised by generate: a bug in the client."""
     loaded: bool = True
     stuck: str = ""
-    adds: list[Add] = field(default_factory=list)
+    adds: list[Asked] = field(default_factory=list)
     gone: list[str] = field(default_factory=list)
     """Requests whose iterator was closed early."""
     aborted: list[str] = field(default_factory=list)
@@ -74,20 +107,21 @@ class FakeEngine:
 
     def __post_init__(self) -> None:
         self._running: dict[str, Running] = {}
-        self._callbacks: list[Callable[[StepStats], None]] = []
+        self._callbacks: list[Callable[[EngineStats], None]] = []
         self._changed = threading.Condition()
         self._wake: asyncio.Event | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
 
     # ---- the protocol ----
     async def generate(
-        self, adds: Sequence[Add], on_orphan: Callable[[Event], None] | None = None
+        self, spec: RequestSpec, on_orphan: Callable[[Event], None] | None = None
     ) -> AsyncGenerator[list[Event], None]:
         self._loop = asyncio.get_running_loop()
         if self._wake is None:
             self._wake = asyncio.Event()
         if self.crash is not None:
             raise self.crash
+        adds = Asked.of(spec)
         mine = {add.id: Running(add, [*self.reply(add), *self.info.eos_ids[:1]]) for add in adds}
         with self._changed:
             self.adds += adds
@@ -145,10 +179,10 @@ class FakeEngine:
         return len(self._running)
 
     @property
-    def stats(self) -> StepStats:
-        return StepStats(step=0, running=self.load, waiting=0, kv_usage=0.0)
+    def stats(self) -> EngineStats:
+        return EngineStats(running=self.load)
 
-    def on_stats(self, callback: Callable[[StepStats], None]) -> None:
+    def on_stats(self, callback: Callable[[EngineStats], None]) -> None:
         self._callbacks.append(callback)
 
     async def drain(self, timeout: float) -> None:
@@ -165,11 +199,11 @@ class FakeEngine:
         self.closed = True
 
     # ---- the knobs ----
-    def reset(self, reply: Callable[[Add], list[int]]) -> None:
+    def reset(self, reply: Callable[[Asked], list[int]]) -> None:
         """Back to the beginning, for the next test."""
         self.reply = reply
         self.tokens_per_event = 1
-        self.limit_at_fault = "--max-num-queued-reqs"
+        self.limit_at_fault = "max_num_queued_reqs"
         self.queue_limit = self.fail_at = self.pause_at = self.crash = self.failure = None
         self.loaded, self.stuck, self.draining = True, "", False
         self.adds, self.gone, self.aborted = [], [], []
@@ -184,7 +218,7 @@ class FakeEngine:
         self.failure = EngineDead(cause)
         self._poke()
 
-    def publish(self, stats: StepStats) -> None:
+    def publish(self, stats: EngineStats) -> None:
         """Report a step."""
         for callback in self._callbacks:
             callback(stats)
@@ -210,10 +244,8 @@ class FakeEngine:
         return Event(
             request=running.add.id,
             finish=FinishReason.ERROR,
-            error=f"the queue is full (limit: {self.limit_at_fault} 1).",
-            error_type="QueueFull",
-            retry_after=3,
-            at=running.add.arrived_at,
+            failure=Failure("the queue is full.", "QueueFull", param=self.limit_at_fault, retry_after=3),
+            at=running.add.spec.arrived_at,
         )
 
     def _step(self, running: Running) -> Event:
@@ -237,7 +269,7 @@ class FakeEngine:
                     finish, stop_reason = FinishReason.STOP, token
                 if finish is None and running.position >= add.max_tokens:
                     finish = FinishReason.LENGTH
-        count, prompt = add.params.logprobs, add.params.prompt_logprobs
+        count, prompt, arrived_at = add.params.logprobs, add.prompt_logprobs, add.spec.arrived_at
         return Event(
             request=add.id,
             tokens=tuple(tokens),
@@ -247,10 +279,10 @@ class FakeEngine:
             else tuple(logprob(token, prompt) for token in add.prompt[1:]),
             finish=finish,
             stop_reason=stop_reason,
-            error="device says no" if finish is FinishReason.ERROR else None,
-            at=add.arrived_at + 0.75 + 0.125 * max(running.position - 1, 0),
-            scheduled_at=add.arrived_at + 0.5,
-            cached=min(16, len(add.prompt)) if add.cache_salt != "cold" else 0,
+            failure=Failure("device says no") if finish is FinishReason.ERROR else None,
+            at=arrived_at + 0.75 + 0.125 * max(running.position - 1, 0),
+            scheduled_at=arrived_at + 0.5,
+            cached=min(16, len(add.prompt)) if add.spec.cache_salt != "cold" else 0,
             device_seconds=0.001 * running.position,
         )
 

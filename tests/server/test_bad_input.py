@@ -227,13 +227,13 @@ def test_whole_numbers_may_be_written_as_floats(server: LiveServer) -> None:
     for path, body in ASKS:
         assert server.post(path, body | numbers).status == 200
     for add in server.engine.adds:
-        assert (add.max_tokens, add.params.top_k, add.params.seed) == (5, 3, 7)
+        assert (add.max_tokens, add.params.top_k, add.seed) == (5, 3, 7)
         assert repr(add.params.stop_token_ids) == "(9,)"
 
 
 def test_a_seed_of_minus_one_is_none(server: LiveServer) -> None:
     server.post(CHAT, {"messages": HI, "seed": -1, "n": 3})
-    assert [add.params.seed for add in server.engine.adds] == [None, None, None]
+    assert [add.seed for add in server.engine.adds] == [None, None, None]
 
 
 def test_ids_that_end_the_output_may_be_all_where_they_may_end_it(server: LiveServer) -> None:

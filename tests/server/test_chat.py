@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any
 
 import openai
@@ -153,13 +154,13 @@ def test_n_gives_interleaved_choices(server: LiveServer, stream: bool) -> None:
     leader, *siblings = server.engine.adds
     assert leader.leader is None
     assert [add.leader for add in siblings] == [leader.id, leader.id]
-    assert [add.params.seed for add in server.engine.adds] == [7, 8, 9]
-    assert {add.params.n for add in server.engine.adds} == {1}
+    assert [add.seed for add in server.engine.adds] == [7, 8, 9]
+    assert {id(add.spec) for add in server.engine.adds} == {id(leader.spec)}
 
 
 def test_seeds_wrap_around(server: LiveServer) -> None:
     assert server.post(PATH, {"messages": HI, "n": 2, "seed": 2**63 - 1}).status == 200
-    assert [add.params.seed for add in server.engine.adds] == [2**63 - 1, -(2**63)]
+    assert [add.seed for add in server.engine.adds] == [2**63 - 1, -(2**63)]
 
 
 @pytest.mark.parametrize("stream", [False, True])
@@ -207,6 +208,9 @@ def test_by_default_the_answer_may_fill_the_context(server: LiveServer) -> None:
     assert add.max_tokens + len(add.prompt) == server.engine.info.max_model_len
 
 
+TEXT_ONLY = {"stop", "include_stop_str_in_output", "skip_special_tokens", "spaces_between_special_tokens"}
+
+
 def test_sampling_fields_reach_the_engine(server: LiveServer) -> None:
     fields = {
         "temperature": 0.5,
@@ -226,10 +230,13 @@ def test_sampling_fields_reach_the_engine(server: LiveServer) -> None:
     extra = {"logit_bias": {"65": -5}, "allowed_token_ids": [1, 2], "stop": "x", "stop_token_ids": [9]}
     assert server.post(PATH, {"messages": HI, **fields, **extra}).status == 200
     params = server.engine.adds[0].params
-    assert {name: getattr(params, name) for name in fields} == fields
+    of_the_engine = {entry.name for entry in dataclasses.fields(params)}
+    travelling = {name: value for name, value in fields.items() if name not in TEXT_ONLY}
+    assert server.engine.adds[0].max_tokens == travelling.pop("max_tokens")
+    assert {name: getattr(params, name) for name in travelling} == travelling
+    assert not of_the_engine & TEXT_ONLY  # they do not travel
     assert params.logit_bias == {65: -5.0}
     assert params.allowed_token_ids == (1, 2)
-    assert params.stop == ("x",)
     assert params.stop_token_ids == (9,)
 
 
@@ -239,9 +246,9 @@ def test_defaults_of_the_model_apply_where_the_client_gave_nothing(tokenizer: To
         answer = server.post(PATH, {"messages": HI, "temperature": None}).json
         assert answer["usage"]["completion_tokens"] == 3
         server.post(PATH, {"messages": HI, "temperature": 1, "top_k": 0, "max_tokens": 4})
-        first, second = (add.params for add in server.engine.adds)
-        assert (first.temperature, first.top_k) == (0.25, 5)
-        assert (second.temperature, second.top_k, second.max_tokens) == (1.0, 0, 4)
+        first, second = server.engine.adds
+        assert (first.params.temperature, first.params.top_k) == (0.25, 5)
+        assert (second.params.temperature, second.params.top_k, second.max_tokens) == (1.0, 0, 4)
 
 
 @pytest.mark.parametrize("stream", [False, True])
@@ -287,7 +294,7 @@ def test_prompt_logprobs(server: LiveServer, tokenizer: Tokenizer) -> None:
     assert len(answer["prompt_logprobs"]) == len(ids)
     assert second[str(ids[1])] == {"logprob": -0.5, "rank": 2, "decoded_token": "u"}
     assert set(second) == {str(ids[1]), str(ids[1] + 1)}
-    assert server.engine.adds[1].params.prompt_logprobs is None  # computed once
+    assert server.engine.adds[1].prompt_logprobs is None  # computed once
 
 
 @pytest.mark.parametrize("stream", [False, True])
@@ -373,12 +380,12 @@ def test_priority_needs_the_policy(server: LiveServer, tokenizer: Tokenizer, say
     assert refused.error["param"] == "priority"
     with running(tokenizer, says(REPLY), scheduling_policy="priority") as other:
         assert other.post(PATH, {"messages": HI, "priority": -3}).status == 200
-        assert other.engine.adds[0].priority == -3
+        assert other.engine.adds[0].spec.priority == -3
 
 
 def test_cache_salt_reaches_the_engine(server: LiveServer) -> None:
     answer = server.post(PATH, {"messages": HI, "cache_salt": "cold"})
-    assert server.engine.adds[0].cache_salt == "cold"
+    assert server.engine.adds[0].spec.cache_salt == "cold"
     assert answer.json["usage"]["prompt_tokens_details"] == {"cached_tokens": 0}
 
 

@@ -11,7 +11,7 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from penstock.core.plan import Event
-from penstock.engine.messages import StepStats
+from penstock.core.stats import EngineStats, Totals
 from penstock.server import answer
 from penstock.server.completions import CompletionWriter
 from penstock.text.tokenizer import Tokenizer
@@ -256,10 +256,10 @@ def test_metrics_of_requests_and_steps(tokenizer: Tokenizer, says: Any) -> None:
         server.post(TEXT, {"prompt": "x" * 20})
         server.engine.queue_limit = 0
         server.post(TEXT, {"prompt": "x"})
-        server.engine.limit_at_fault = "--max-num-queued-tokens"
+        server.engine.limit_at_fault = "max_num_queued_tokens"
         server.post(TEXT, {"prompt": "x"})
         server.engine.publish(
-            StepStats(step=1, running=2, waiting=5, deferred=2, kv_usage=0.5, prompt_tokens=7, busy=1.5)
+            EngineStats(Totals(prompt_tokens=7), running=2, waiting=5, deferred=2, kv_usage=0.5, busy=1.5)
         )
         page = samples(server)
     assert page["vllm:request_success_total{finished_reason=length}"] == 2

@@ -1,6 +1,6 @@
 """Builds wheels with the CPU kernels compiled ahead; `make wheel` calls it.
 
-    python tools/wheel/build.py [--out DIR] [--quick] [MACHINE ...]
+    python tools/wheel/build.py [--out DIR] [--quick] [--variants NAME,...] [MACHINE ...]
 
     csrc ── a compiler per architecture ──▶ <variant>.so … ── hatchling ──▶ dist/*.whl
 
@@ -43,19 +43,25 @@ def main() -> int:
     parser.add_argument("machines", nargs="*", metavar="MACHINE", help="x86_64, aarch64; default: both")
     parser.add_argument("--out", type=Path, default=ROOT / "dist", help="where they go; default: dist")
     parser.add_argument("--quick", action="store_true", help="hardly optimised: for tests of the packaging")
+    parser.add_argument("--variants", metavar="NAME,...", help="only these: for tests, too")
     options = parser.parse_args()
-    known = list(dict.fromkeys(variant.machine for variant in prebuilt.VARIANTS))
-    unknown = set(options.machines) - set(known)
-    if unknown:
-        parser.error(f"{', '.join(sorted(unknown))}: choose from {', '.join(known)}")
+    machines = list(dict.fromkeys(variant.machine for variant in prebuilt.VARIANTS))
+    names = [variant.name for variant in prebuilt.VARIANTS]
+    chosen = options.variants.split(",") if options.variants else names
+    for wanted, known in ((options.machines, machines), (chosen, names)):
+        unknown = set(wanted) - set(known)
+        if unknown:
+            parser.error(f"{', '.join(sorted(unknown))}: choose from {', '.join(known)}")
     built = 0
-    for machine in options.machines or known:
+    for machine in options.machines or machines:
         compiler = find_compiler(machine)
         if compiler is None:
-            print(f"{machine}: skipped, {machine}-linux-gnu-g++ is not installed")
+            package = f"g++-{machine.replace('_', '-')}-linux-gnu"
+            print(f"{machine}: skipped, there is no compiler for it (Debian: apt-get install {package})")
             continue
         with tempfile.TemporaryDirectory() as directory:
-            libraries = compile_variants(machine, compiler, Path(directory), options.quick)
+            variants = [variant for variant in prebuilt.variants(machine) if variant.name in chosen]
+            libraries = compile_variants(variants, compiler, Path(directory), options.quick)
             tag = platform_tag(machine, libraries)
             report(hatchling("wheel", options.out, directory, tag))
         built += 1
@@ -71,17 +77,19 @@ def find_compiler(machine: str) -> tuple[str, ...] | None:
     return (cross,) if shutil.which(cross) else None
 
 
-def compile_variants(machine: str, compiler: tuple[str, ...], directory: Path, quick: bool) -> list[Path]:
-    """Compile all variants of an architecture into a directory. Raises BuildError."""
+def compile_variants(
+    variants: list[prebuilt.Variant], compiler: tuple[str, ...], directory: Path, quick: bool
+) -> list[Path]:
+    """Compile variants of one architecture into a directory. Raises BuildError."""
     libraries = []
-    for variant in prebuilt.variants(machine):
+    for variant in variants:
         started = time.perf_counter()
         flags = tuple("-O1" if quick and flag == "-O3" else flag for flag in variant.flags)
         path = directory / variant.file_name
         build.compile_library(build.Target(compiler, flags, path))
         path.chmod(0o755)  # for all users, unlike one in a cache
         seconds = time.perf_counter() - started
-        print(f"{machine}: {path.name} {size(path)}, compiled in {seconds:.0f} s", flush=True)
+        print(f"{variant.machine}: {path.name} {size(path)}, compiled in {seconds:.0f} s", flush=True)
         libraries.append(path)
     return libraries
 

@@ -8,7 +8,7 @@ ARGS   ?=
 # pytest workers; the engine tests use two threads each
 JOBS   ?= 2
 
-.PHONY: help serve chat test lint format typecheck bench clean
+.PHONY: help serve chat test lint format typecheck wheel bench clean
 
 help:
 	@echo "make serve    serve the bundled demo model on port $(PORT) (MODEL=…, PORT=…, ARGS='…')"
@@ -16,6 +16,7 @@ help:
 	@echo "make test     install everything and run the test suite"
 	@echo "make lint     ruff, mypy, import-linter"
 	@echo "make format   ruff format"
+	@echo "make wheel    wheels with the CPU kernels compiled ahead, and the source distribution, in dist/"
 	@echo "make bench    run the comparisons of benchmarks/ (long)"
 
 # torch first and with its own bounds: it is the one large download, and what comes after must not replace it
@@ -56,8 +57,11 @@ format: $(VENV)/.dev
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
+wheel: $(VENV)/.dev
+	$(BIN)/python tools/wheel/build.py $(ARGS)
+
 bench: $(VENV)/.dev
 	$(BIN)/python -m benchmarks.run
 
 clean:
-	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) dist .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -2,7 +2,8 @@
 
     csrc/*.{h,cpp}   plain C++17, no torch headers: compiles in seconds with g++ or clang++
     build            source ─▶ shared library in the user's cache directory, ahead or in the background
-    library          loads it, checks it against the specification, or says once what is lost without it
+    prebuilt         libraries that came compiled, and which of them this processor can run
+    library          loads one, checks it against the specification, or says once what is lost without it
     attention        the backend "cpu"
     linear           products with weights in panels: bfloat16, int8, int4
     elementwise      norms, rotations and activations, each one pass

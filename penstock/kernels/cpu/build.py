@@ -4,8 +4,9 @@
 
 The library's name holds two hashes: of sources, flags and the processor's features, and of the compiler. So a
 new processor, a new Penstock or a new compiler compiles anew, and a machine without a compiler takes what an
-earlier one left for the same processor (an image built elsewhere). Any number of processes may build at the
-same time: a lock makes one of them compile, and the result appears under its name in one piece.
+earlier one left for the same processor (an image built elsewhere). Who asks for a library gets one, even if
+one of a wheel would do (prebuilt.py): this one is for exactly this processor. Any number of processes may
+build at the same time: a lock makes one of them compile, and the result appears under its name in one piece.
 
 Environment: PENSTOCK_CACHE (or XDG_CACHE_HOME/penstock) is the directory, CXX the compiler.
 
@@ -73,12 +74,13 @@ def find_compiler() -> tuple[str, ...] | None:
 
 
 def find_library(flags: tuple[str, ...] = FLAGS) -> Path | None:
-    """The library for this machine if it has been built; without a compiler, by whichever built it."""
-    if find_compiler() is not None:
+    """The library for this machine if it has been built; where no compiler runs, by whichever built it."""
+    try:
         path = target(flags).path
-        return path if path.exists() else None
-    found = sorted(cache_dir().glob(f"{_stem(flags)}-*.so"))
-    return found[-1] if found else None
+    except BuildError:
+        found = sorted(cache_dir().glob(f"{_stem(flags)}-*.so"))
+        return found[-1] if found else None
+    return path if path.exists() else None
 
 
 def target(flags: tuple[str, ...] = FLAGS) -> Target:
@@ -110,7 +112,7 @@ def build(flags: tuple[str, ...] = FLAGS) -> Path:
         with open(directory / f"{wanted.path.name}.lock", "w") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX)
             if not wanted.path.exists():  # another process may have been first
-                _compile(wanted)
+                compile_library(wanted)
     except OSError as error:
         raise BuildError(
             f"{directory} cannot be used: {error}.", "Set PENSTOCK_CACHE to a writable directory."
@@ -129,8 +131,23 @@ def start_build() -> subprocess.Popen[bytes]:
     )
 
 
-def _compile(wanted: Target) -> None:
-    """Compile in a temporary directory beside the target, file by file on all cores; rename the result."""
+def cpu_features() -> list[str]:
+    """Feature names of the first processor as Linux gives them; elsewhere what names the processor."""
+    try:
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            key, _, value = line.partition(":")
+            if key.strip() in ("flags", "Features"):
+                return sorted(value.split())
+    except OSError:
+        pass
+    return [platform.processor()]
+
+
+def compile_library(wanted: Target) -> None:
+    """Compile in a temporary directory beside the target, file by file on all cores; rename the result.
+
+    The directory must be there. Raises BuildError, and OSError if it cannot be written.
+    """
     with tempfile.TemporaryDirectory(prefix="building-", dir=wanted.path.parent) as directory:
         objects = {source: f"{directory}/{source.stem}.o" for source in sorted(SOURCE_DIR.glob("*.cpp"))}
         compiling = [["-c", "-o", target, str(source)] for source, target in objects.items()]
@@ -167,20 +184,8 @@ def _stem(flags: tuple[str, ...]) -> str:
     for path in sorted(SOURCE_DIR.iterdir()):
         if path.suffix in (".h", ".cpp"):
             digest.update(path.name.encode() + b"\0" + path.read_bytes() + b"\0")
-    digest.update(repr((flags, platform.machine(), _cpu_features())).encode())
+    digest.update(repr((flags, platform.machine(), cpu_features())).encode())
     return f"cpu-kernels-{digest.hexdigest()[:16]}"
-
-
-def _cpu_features() -> list[str]:
-    """Feature names of the first processor as Linux gives them; elsewhere what names the processor."""
-    try:
-        for line in Path("/proc/cpuinfo").read_text().splitlines():
-            key, _, value = line.partition(":")
-            if key.strip() in ("flags", "Features"):
-                return sorted(value.split())
-    except OSError:
-        pass
-    return [platform.processor()]
 
 
 def main() -> int:

@@ -20,7 +20,7 @@ from ctypes import c_char_p, c_float, c_int, c_int32, c_int64, c_void_p
 from pathlib import Path
 from typing import Any
 
-from . import build
+from . import build, prebuilt
 
 logger = logging.getLogger("penstock.kernels")
 
@@ -193,11 +193,12 @@ def enabled() -> bool:
 
 
 def start_build() -> None:
-    """Have the library compiled in the background, unless it is there, unwanted or impossible."""
+    """Have the library compiled in the background, unless one is there, unwanted or impossible."""
     if not enabled() or _State.settled or _State.builder is not None:
         return
     try:
-        if build.find_library() is None and build.find_compiler() is not None:
+        there = build.find_library() is not None or prebuilt.fitting()
+        if not there and build.find_compiler() is not None:
             _State.builder = build.start_build()
     except (OSError, build.BuildError):
         pass  # available() tries again, and says what is wrong
@@ -229,21 +230,41 @@ def loaded() -> Library | None:
 
 
 def _load(wait_seconds: float) -> Library:
-    path = build.find_library()
-    if path is None:
-        build.target()  # says at once what makes a build impossible
-        start_build()
-        _wait(wait_seconds)
-        path = build.find_library()
-        if path is None:
-            raise build.BuildError(
-                "The compiler left no library.", "Run python -m penstock.kernels.cpu.build."
-            )
+    """The first that can be trusted: compiled for this very processor, compiled ahead, compiled now.
+
+    Raises what is wrong with the last of them; of the others, a warning says it.
+    """
+    own, paths = build.find_library(), prebuilt.fitting()
+    last = None
+    if own is not None:  # to compile again would only make the same again
+        *paths, last = own, *paths
+    for path in paths:
+        try:
+            return _checked(path)
+        except Exception as error:
+            logger.warning("CPU kernels: %s is not used. %s: %s.", path, type(error).__name__, error)
+    return _checked(last or _compiled(wait_seconds))
+
+
+def _checked(path: Path) -> Library:
+    """Raises what is wrong with it."""
     library = Library(path)
     from .self_test import check
 
     check(library)
     return library
+
+
+def _compiled(wait_seconds: float) -> Path:
+    """Compile in the background, or go on waiting for what start_build began."""
+    build.target()  # says at once what makes a build impossible
+    if _State.builder is None:
+        _State.builder = build.start_build()
+    _wait(wait_seconds)
+    path = build.find_library()
+    if path is None:
+        raise build.BuildError("The compiler left no library.", "Run python -m penstock.kernels.cpu.build.")
+    return path
 
 
 def _wait(seconds: float) -> None:

@@ -146,7 +146,7 @@ void penstock_linear(const Linear* a) { a->is_bf16 ? multiply<bf16>(*a) : multip
 int penstock_multiplies_bf16() { return PENSTOCK_DOT; }
 
 // Whether the processor multiplies integers of eight bits; without, they are many times slower than floats.
-int penstock_multiplies_integers() { return PENSTOCK_VNNI; }
+int penstock_multiplies_integers() { return PENSTOCK_VNNI || PENSTOCK_USDOT; }
 
 int penstock_pack_int8(const void* weight, int is_bf16, int columns, int depth, uint8_t* to, float* scales) {
     return guarded([=] {

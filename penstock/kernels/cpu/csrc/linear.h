@@ -8,8 +8,8 @@
 //
 // K of the integer kinds is rounded up to GROUP, N of all to 64; what is added is zero.
 //
-// Integers are multiplied with integers (AVX512-VNNI: four products of unsigned and signed bytes per lane and
-// instruction), so x is made one: for every row and span of k, a float factor and 15-bit integers in two bytes,
+// Integers are multiplied with integers (AVX512-VNNI, Arm's i8mm: four products of unsigned and signed bytes per lane
+// and instruction), so x is made one: for every row and span of k, a float factor and 15-bit integers in two bytes,
 //
 //     x ≈ factor · (128 high + low)      |128 high + low| ≤ 16256
 //
@@ -28,6 +28,13 @@
 #define PENSTOCK_VNNI 1
 #else
 #define PENSTOCK_VNNI 0
+#endif
+
+#if defined(__ARM_FEATURE_MATMUL_INT8)
+#include <arm_neon.h>
+#define PENSTOCK_USDOT 1
+#else
+#define PENSTOCK_USDOT 0
 #endif
 
 constexpr int PANEL = 64;
@@ -151,6 +158,8 @@ struct Activations {
 INLINE vi dot4(vi acc, vu w, uint32_t a) {
 #if PENSTOCK_VNNI
     return (vi)_mm512_dpbusd_epi32((__m512i)acc, (__m512i)w, _mm512_set1_epi32((int)a));
+#elif PENSTOCK_USDOT
+    return (vi)vusdotq_s32((int32x4_t)acc, (uint8x16_t)w, vreinterpretq_s8_u32(vdupq_n_u32(a)));
 #else
     for (int j = 0; j < 4; j++) acc += (vi)((w >> (8 * j)) & 255u) * (int32_t)(int8_t)(a >> (8 * j));
     return acc;

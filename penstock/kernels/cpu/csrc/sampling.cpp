@@ -60,7 +60,8 @@ void logprobs_row(const Logprobs& a, int r, const Scratch& scratch) {
     if (!(std::abs(peak) < INF)) return;
     double total = 0;
     for (int at = 0; at < row.n; at += BLOCK) total += row.weigh_block(at, {peak, LOG2E}, scratch.weights);
-    const double normal = std::log(total);
+    // of a long double: the double's would tie a library that is compiled ahead to glibc 2.29
+    const double normal = (double)std::log((long double)total);
     const auto logprob = [=](float x) { return (double)(float)(((double)x - peak) - normal); };
     int64_t rank = 0;
     for (int i = 0; i < row.n; i += W) rank += number_of(at_least(load_first(row.x + i, row.n - i), splat(own)));

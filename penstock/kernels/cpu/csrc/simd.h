@@ -142,8 +142,9 @@ INLINE float max(vf v) {
 #endif
 }
 
-// 2^x, relative error below 3e-7; 0 where that would be below the smallest normal number or a little later, NaN
-// for NaN. The polynomial has the least greatest relative error on [-1/2, 1/2] among those with p(0) = 1: 1.1e-7.
+// 2^x, relative error below 3e-7; 0 where that would be below the smallest normal number or a little later,
+// infinity where it would be above the greatest or a little earlier (from 2^127.5 on), NaN for NaN. The polynomial
+// has the least greatest relative error on [-1/2, 1/2] among those with p(0) = 1: 1.1e-7.
 INLINE vf exp2(vf x) {
 #if defined(__AVX512F__)
     // of the operands of min and max, the second survives when one is NaN
@@ -153,7 +154,7 @@ INLINE vf exp2(vf x) {
 #else
     const vf rounder = splat(12582912.0f);  // 1.5 · 2^23: adding it leaves no fraction bits
     vf y = x < -126.0f ? splat(-126.0f) : x;
-    y = y > 127.0f ? splat(127.0f) : y;
+    y = y > 128.0f ? splat(128.0f) : y;
     vf whole = y + rounder;
     vf f = y - (whole - rounder);
 #endif
@@ -165,7 +166,7 @@ INLINE vf exp2(vf x) {
 #if defined(__AVX512F__)
     return (vf)_mm512_scalef_ps((__m512)p, whole);
 #else
-    vf scale = (vf)(((vi)whole + 127) << 23);  // the integer sits in the low bits
+    vf scale = (vf)(((vi)whole + 127) << 23);  // the integer sits in the low bits; 128 makes infinity
     return x < -126.0f ? vf{} : p * scale;
 #endif
 }

@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 import torch
 
-from penstock.kernels.attention import AttentionBackend, KVCache, Span, StepLayout, create_attention
+from penstock.kernels.attention import AttentionBackend, KVCache, Span, StepLayout
+from penstock.kernels.create import create_operations
 from penstock.model.causal_lm import CausalLM
 from penstock.model.config import load_config, supported_architectures
 from penstock.model.loader import load_model
@@ -27,7 +28,8 @@ class Runner:
         self.model = model
         spec = model.cache_spec(BLOCK)
         self.cache = KVCache(spec, 64, CPU)
-        self.backend: AttentionBackend = create_attention(backend, spec, CPU)
+        operations = create_operations(CPU, model.dtype, attention=backend)
+        self.backend: AttentionBackend = operations.attention(spec)
 
     def step(self, *parts: tuple[torch.Tensor, int, list[int]]) -> list[torch.Tensor]:
         """Logits of every token of each (token ids, start, block table)."""
@@ -70,7 +72,7 @@ def reference(directory: Path) -> Any:
 
 @pytest.fixture(scope="module")
 def model(directory: Path) -> CausalLM:
-    return load_model(directory, load_config(directory), torch.float32, CPU)
+    return load_model(directory, load_config(directory), create_operations(CPU, torch.float32))
 
 
 def agree(got: torch.Tensor, want: torch.Tensor) -> None:
@@ -119,7 +121,7 @@ def test_parameters_are_counted(model: CausalLM, directory: Path) -> None:
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_half_precision(directory: Path, reference: Any, dtype: torch.dtype) -> None:
     """Errors are of the size of the dtype's rounding, and no larger than transformers' own."""
-    model = load_model(directory, load_config(directory), dtype, CPU)
+    model = load_model(directory, load_config(directory), create_operations(CPU, dtype))
     (got,) = Runner(model).step((PROMPT, 0, list(range(20))))
     want = reference(tuple(PROMPT.tolist()))
     with torch.no_grad():
@@ -141,7 +143,7 @@ def test_every_supported_architecture_is_tested(tmp_path: Path) -> None:
 
 def test_the_reference_backend_serves_too(tmp_path: Path) -> None:
     directory = make_checkpoint(tmp_path, "qwen2-window")
-    model = load_model(directory, load_config(directory), torch.float32, CPU)
+    model = load_model(directory, load_config(directory), create_operations(CPU, torch.float32))
     blocks = list(range(20))
     want = Runner(model).step((PROMPT[:20], 0, blocks))[0]
     agree(Runner(model, "reference").step((PROMPT[:20], 0, blocks))[0], want)

@@ -1,4 +1,4 @@
-"""Computes steps with torch, on a CPU or a CUDA device, in plain torch operations.
+"""Computes steps with torch, on a CPU or a CUDA device.
 
     Plan ─▶ rows ─▶ StepLayout ─▶ model ─▶ hidden [R, H] ─▶ logits of sampled rows ─▶ Sampler ─▶ tokens
 
@@ -25,8 +25,8 @@ from penstock.core.plan import Admission, Plan, PlanItem, StepResult, TokenLogpr
 from penstock.kernels.attention import AttentionBackend, KVCache, Span, StepLayout
 from penstock.model.causal_lm import CausalLM
 from penstock.sampling.logprobs import prompt_logprobs
-from penstock.sampling.rows import Row
 from penstock.sampling.sampler import Sampler
+from penstock.sampling.state import SamplingState
 
 from .base import Capacity, Ticket
 from .diagnosis import Diagnosis, finite_rows
@@ -36,7 +36,7 @@ from .diagnosis import Diagnosis, finite_rows
 class _Seat:
     """What the executor keeps of one request."""
 
-    row: Row
+    row: SamplingState
     blocks: array[int]
 
 
@@ -78,7 +78,7 @@ class TorchExecutor:
         self._device = device
         self._prior = prior
         self._num_blocks = cache.num_blocks if num_blocks is None else num_blocks
-        self._sampler = Sampler()
+        self._sampler = Sampler(model.operations)
         self._diagnosis = Diagnosis(model, cache, attention)
         self._seats: dict[str, _Seat] = {}
         self._applied = -1
@@ -162,7 +162,7 @@ class TorchExecutor:
         params = admission.params
         if len(admission.tokens) > admission.prompt_len:
             params = params.with_(prompt_logprobs=None)  # they were delivered before the preemption
-        row = Row(
+        row = SamplingState(
             request=admission.request,
             params=params,
             prompt_len=admission.prompt_len,
@@ -247,7 +247,8 @@ class TorchExecutor:
             for begin in range(0, len(targets), _LOGITS_ROWS):
                 some = targets[begin : begin + _LOGITS_ROWS]
                 logits = self._model.logits(hidden[first + begin : first + begin + len(some)])
-                rows.extend(prompt_logprobs(logits, some, row.params.prompt_logprobs or 0))
+                count = row.params.prompt_logprobs or 0
+                rows.extend(prompt_logprobs(self._model.operations, logits, some, count))
             result[item.request] = tuple(rows)
         return result
 

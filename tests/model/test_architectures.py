@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,9 @@ import torch
 
 from penstock.kernels.attention import AttentionBackend, KVCache, Span, StepLayout
 from penstock.kernels.create import create_operations
+from penstock.kernels.operations import Operations
+from penstock.kernels.reference import reference_operations
+from penstock.kernels.torch_operations import torch_operations
 from penstock.model.causal_lm import CausalLM
 from penstock.model.config import load_config, supported_architectures
 from penstock.model.loader import load_model
@@ -24,11 +28,14 @@ PROMPT = torch.randint(0, 128, (61,), generator=torch.Generator().manual_seed(1)
 class Runner:
     """A model with a cache, fed like an executor would."""
 
-    def __init__(self, model: CausalLM, backend: str = "torch") -> None:
+    def __init__(self, model: CausalLM, backend: str | None = "torch") -> None:
+        """backend: of attention, instead of that of the model's own table."""
         self.model = model
         spec = model.cache_spec(BLOCK)
         self.cache = KVCache(spec, 64, CPU)
-        operations = create_operations(CPU, model.dtype, attention=backend)
+        operations = model.operations
+        if backend is not None:
+            operations = create_operations(CPU, model.dtype, attention=backend)
         self.backend: AttentionBackend = operations.attention(spec)
 
     def step(self, *parts: tuple[torch.Tensor, int, list[int]]) -> list[torch.Tensor]:
@@ -82,6 +89,15 @@ def agree(got: torch.Tensor, want: torch.Tensor) -> None:
 
 def test_whole_prompt(model: CausalLM, reference: Any) -> None:
     (got,) = Runner(model).step((PROMPT, 0, list(range(20, 0, -1))))
+    agree(got, reference(tuple(PROMPT.tolist())))
+
+
+@pytest.mark.parametrize("make", [create_operations, torch_operations, reference_operations])
+def test_every_table_of_operations_serves(
+    directory: Path, reference: Any, make: Callable[[torch.device, torch.dtype], Operations]
+) -> None:
+    whole = load_model(directory, load_config(directory), make(CPU, torch.float32))
+    (got,) = Runner(whole, backend=None).step((PROMPT, 0, list(range(20, 0, -1))))
     agree(got, reference(tuple(PROMPT.tolist())))
 
 

@@ -95,10 +95,9 @@ def gate(kind: Activation) -> Callable[[Tensor], Tensor]:
 class ReferenceMatrix:
     """x Wᵀ + b, with the weight that a quantised one stands for, and the activations that a scheme sees."""
 
-    copied = False
-
     def __init__(self, weight: Tensor, scheme: str | None = None) -> None:
         """weight: [out, in]. Raises ValueError for an unknown scheme."""
+        self.copied = scheme is not None
         self._weight = weight
         self._rounds = scheme == "w8a8"
         if scheme is not None:
@@ -137,7 +136,7 @@ def paged_attention(
     q: Tensor,
     key_cache: Tensor,
     value_cache: Tensor,
-    metadata: StepLayout,
+    layout: StepLayout,
     scale: float,
     window: int | None = None,
 ) -> Tensor:
@@ -151,10 +150,10 @@ def paged_attention(
     Returns:
         [T, H, D] in q's dtype.
     """
-    block_size = metadata.block_size
+    block_size = layout.block_size
     group = q.shape[1] // key_cache.shape[1]
     out = torch.empty_like(q)
-    for span, row in zip(metadata.spans, metadata.query_starts, strict=False):
+    for span, row in zip(layout.spans, layout.query_starts, strict=False):
         table = torch.from_numpy(np.array(span.blocks, np.int64)).to(q.device)
         for token in range(span.tokens):
             position = span.start + token
@@ -216,7 +215,7 @@ def _draw(row: Tensor, draw: Draw) -> int:
         return int(row.argmax())
     weights = ((row - row.max()) / draw.temperature).exp()
     in_order = draw.top_k > 0 or draw.top_p < 1
-    order = row.argsort(descending=True, stable=True) if in_order else torch.arange(len(row))
+    order = row.argsort(descending=True, stable=True) if in_order else torch.arange(len(row)).to(row.device)
     if 0 < draw.top_k < len(row):
         weights[row < row[order[draw.top_k - 1]]] = 0
     weights[weights < draw.min_p] = 0

@@ -45,8 +45,8 @@ def sample(logits: Tensor, draws: Sequence[Draw]) -> tuple[list[int], list[float
         part = logits if len(indices) == len(draws) else logits[indices]
         chosen, check = kind(part, [draws[i] for i in indices])
         pairs = torch.stack([chosen.double(), check.double()]).tolist()  # one copy from the device
-        for i, token, largest in zip(indices, *pairs, strict=True):
-            tokens[i], checks[i] = int(token), largest
+        for i, token, value in zip(indices, *pairs, strict=True):
+            tokens[i], checks[i] = int(token), value
     return tokens, checks
 
 

@@ -16,7 +16,8 @@ from typing import Any
 from .steps import BLOCK, make_bench  # isort: skip (before torch is imported)
 
 from penstock.core.plan import Admission, Plan, PlanItem
-from penstock.core.sampling_params import SamplingParams
+from penstock.core.request import Prompt, RequestSpec
+from penstock.core.sampling_params import Sampling
 from penstock.engine.hardware import inspect_hardware, usable_cores
 from penstock.kernels.quantization import SCHEMES
 
@@ -36,9 +37,17 @@ def run(rounds: int = 40, quantization: str | None = None) -> dict[str, Any]:
     for layer in bench.cache.layers:
         for half in layer:
             half.normal_()
-    params = SamplingParams(temperature=0.0)
     admitted = tuple(
-        Admission(str(context), tuple(i % 1000 for i in range(context)), context, params)
+        Admission(
+            str(context),
+            0,
+            RequestSpec(
+                id=str(context),
+                prompts=(Prompt(tuple(i % 1000 for i in range(context)), 1),),
+                sampling=Sampling(temperature=0.0),
+            ),
+            0,
+        )
         for context in CONTEXTS
     )
     seconds: dict[int, list[float]] = {context: [] for context in CONTEXTS}
@@ -48,7 +57,7 @@ def run(rounds: int = 40, quantization: str | None = None) -> dict[str, Any]:
             first = sum(blocks[:at])
             step = number * len(CONTEXTS) + at
             own = tuple(range(first, first + blocks[at])) if number == 0 else ()
-            item = PlanItem(str(context), context - 1, 1, own, sample=True)
+            item = PlanItem(str(context), 0, context - 1, 1, own, 1)
             # the same last token again and again: the context does not grow
             admissions = (admitted[at],) if number == 0 else ()
             result = executor.collect(executor.submit(Plan(step, admissions, (item,))))

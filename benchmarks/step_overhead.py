@@ -32,6 +32,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -124,7 +125,9 @@ def engine_main(launch: Launch, path: Path) -> None:
     from penstock.engine import build
     from penstock.engine.loop import EngineLoop
     from penstock.engine.trace import StepLog
-    from penstock.kernels.attention import StepLayout, create_attention
+    from penstock.kernels.attention import StepLayout
+    from penstock.kernels.create import create_operations
+    from penstock.kernels.operations import Operations
     from penstock.model.causal_lm import CausalLM
     from penstock.sampling.sampler import Sampler
 
@@ -152,10 +155,15 @@ def engine_main(launch: Launch, path: Path) -> None:
         turns.wrap(owner, name, row)
     build_engine = build.build_engine
 
-    def create_and_wrap(*args: Any) -> Any:
-        backend = create_attention(*args)
-        turns.wrap(backend, "prepare", "prepare")
-        return backend
+    def create_and_wrap(*args: Any, **options: Any) -> Operations:
+        operations = create_operations(*args, **options)
+
+        def attention(spec: Any) -> Any:
+            backend = operations.attention(spec)
+            turns.wrap(backend, "prepare", "prepare")
+            return backend
+
+        return replace(operations, attention=attention)
 
     def build_and_wrap(*args: Any) -> Any:
         engine = build_engine(*args)
@@ -167,7 +175,7 @@ def engine_main(launch: Launch, path: Path) -> None:
         turns.wrap(loop.executor, "collect", "collect")
         return engine
 
-    vars(build).update(build_engine=build_and_wrap, create_attention=create_and_wrap)
+    vars(build).update(build_engine=build_and_wrap, create_operations=create_and_wrap)
     process = EngineProcess(launch)
     try:
         process.run()

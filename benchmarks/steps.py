@@ -18,7 +18,8 @@ import torch  # noqa: E402
 
 from penstock.engine.executor.torch_executor import TorchExecutor  # noqa: E402
 from penstock.engine.hardware import Hardware, inspect_hardware, prior  # noqa: E402
-from penstock.kernels.attention import KVCache, KVCacheSpec, create_attention  # noqa: E402
+from penstock.kernels.attention import KVCache, KVCacheSpec  # noqa: E402
+from penstock.kernels.create import create_operations  # noqa: E402
 from penstock.model.causal_lm import CausalLM  # noqa: E402
 from penstock.model.config import load_config  # noqa: E402
 from penstock.model.loader import load_model  # noqa: E402
@@ -51,9 +52,10 @@ def make_bench(
     torch.set_num_threads(threads)
     device = torch.device("cpu")
     hardware = inspect_hardware(device, dtype)
-    model = load_model(path, load_config(path), dtype, device, quantization=quantization)
+    operations = create_operations(device, dtype, attention=attention, quantized=quantization is not None)
+    model = load_model(path, load_config(path), operations, quantization=quantization)
     spec = model.cache_spec(BLOCK)
     cache = KVCache(spec, num_blocks + 1, device)
     costs = prior(hardware, model.read_bytes, model.num_parameters, spec.bytes_per_token)
-    executor = TorchExecutor(model, cache, create_attention(attention, spec, device), device, costs)
+    executor = TorchExecutor(model, cache, operations.attention(spec), device, costs)
     return Bench(executor, model, cache, spec, hardware)

@@ -28,8 +28,10 @@ from penstock.core.errors import (
 )
 from penstock.core.plan import Plan
 from penstock.core.scheduler import Scheduler
-from penstock.kernels.attention import KVCache, create_attention
-from penstock.kernels.cpu.library import PATIENCE, available, start_build
+from penstock.kernels import start_build
+from penstock.kernels.attention import KVCache
+from penstock.kernels.create import create_operations
+from penstock.kernels.operations import Operations
 from penstock.model.causal_lm import CausalLM
 from penstock.model.config import ModelConfig, load_config
 from penstock.model.generation import generation_defaults
@@ -70,20 +72,22 @@ def build_engine(config: EngineConfig, heartbeat: Heartbeat | None = None) -> En
     record = open_log(config.record_steps)
     device = choose_device(config.device)
     if device.type == "cpu":
-        start_build()  # on a machine's first start, the kernels are compiled while the weights are read
+        start_build()  # on a machine's first start, the kernels are compiled while the model is looked for
         torch.set_num_threads(config.threads or usable_cores())
     path = resolve_model(config.model, config.revision)
     model_config = load_config(path)
     dtype = _dtype(config.dtype, model_config, device)
-    scheme = _quantization(config, device, dtype)
+    operations = create_operations(
+        device, dtype, attention=config.attention_backend, quantized=config.quantization != "none"
+    )
+    scheme = _quantization(config, operations)
     hardware = inspect_hardware(device, dtype)
     logger.info("%s", hardware.describe())
     timer.lap("inspect")
     model = load_model(
         path,
         model_config,
-        dtype,
-        device,
+        operations,
         load_format=config.load_format,  # type: ignore[arg-type]
         quantization=scheme,
         progress=_progress_bar(),
@@ -107,7 +111,7 @@ def build_engine(config: EngineConfig, heartbeat: Heartbeat | None = None) -> En
     print(budget.render(), file=sys.stderr, flush=True)
     spec = model.cache_spec(config.block_size)
     cache = KVCache(spec, budget.num_blocks + 1, device)  # the last one is the probe's
-    attention = create_attention(config.attention_backend, spec, device)
+    attention = operations.attention(spec)
     read = model.read_bytes
     logger.info("%s", roofline(hardware, read, model.num_parameters))
     coefficients = prior(hardware, read, model.num_parameters, spec.bytes_per_token)
@@ -166,35 +170,35 @@ def _dtype(wanted: str, config: ModelConfig, device: torch.device) -> torch.dtyp
     return dtype
 
 
-def _quantization(config: EngineConfig, device: torch.device, dtype: torch.dtype) -> str | None:
-    if config.quantization == "none":
+def _quantization(config: EngineConfig, operations: Operations) -> str | None:
+    scheme, device = config.quantization, operations.device
+    if scheme == "none":
         return None
-    if dtype == torch.float16:
+    if operations.dtype == torch.float16:
         raise StartupError(
-            f"--quantization {config.quantization} computes in bfloat16 or float32, not in float16.",
+            f"--quantization {scheme} computes in bfloat16 or float32, not in float16.",
             param="--dtype",
             advice="Use --dtype bfloat16.",
         )
     if device.type != "cpu":
         raise StartupError(
-            f"--quantization {config.quantization} is implemented for CPU, not for {device.type}.",
+            f"--quantization {scheme} is implemented for CPU, not for {device.type}.",
             param="--quantization",
             advice="Drop the flag, or use --device cpu.",
         )
-    found = available(PATIENCE)
-    if found is None:
+    if scheme not in operations.schemes:
         raise StartupError(
-            f"--quantization {config.quantization} needs the CPU kernels, which are not there.",
+            f"--quantization {scheme} needs the CPU kernels, which are not there.",
             param="--quantization",
             advice="The log says why; most often a C++ compiler is missing (apt-get install g++).",
         )
-    if not found.multiplies_integers:
+    if not operations.multiplies_integers:
         logger.warning(
             "This processor has no instructions for products of 8-bit integers: "
             "--quantization %s saves memory here, and costs speed.",
-            config.quantization,
+            scheme,
         )
-    return config.quantization
+    return scheme
 
 
 def _info(

@@ -25,7 +25,7 @@ import zmq
 
 from penstock.core.errors import PenstockError, StartupError, cause
 from penstock.core.plan import Event
-from penstock.kernels.cpu.library import start_build
+from penstock.kernels import start_build
 
 from .config import EngineConfig
 from .heartbeat import Heartbeat

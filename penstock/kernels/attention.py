@@ -20,7 +20,7 @@ piece of memory (gathered as a whole, ready as an operand of a matrix product):
 
 Use, once per step and then once per layer:
 
-    backend = create_attention("auto", spec, device)
+    backend = operations.attention(spec)
     cache = KVCache(spec, num_blocks, device)
     step = backend.prepare(StepLayout(spans, spec.block_size))
     for keys, values in cache.layers:
@@ -32,7 +32,6 @@ step may read blocks that another span of the same step writes (a prefix shared 
 
 from __future__ import annotations
 
-import importlib
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -41,8 +40,6 @@ from typing import Protocol, TypeAlias
 import numpy as np
 import numpy.typing as npt
 import torch
-
-from penstock.core.errors import StartupError
 
 #: Bytes of a cache line.
 _ALIGNMENT = 64
@@ -197,42 +194,3 @@ class AttentionBackend(Protocol):
     def prepare(self, layout: StepLayout) -> AttentionStep:
         """Make everything that the layers of one step share: indices, masks, groups."""
         ...
-
-
-#: name → (module, class). Backends are imported when asked for.
-_BACKENDS = {
-    "cpu": ("penstock.kernels.cpu.attention", "CpuAttention"),
-    "torch": ("penstock.kernels.torch_attention", "TorchAttention"),
-    "reference": ("penstock.kernels.reference", "ReferenceAttention"),
-}
-
-
-def attention_backends() -> tuple[str, ...]:
-    """Names that create_attention takes."""
-    return ("auto", *_BACKENDS)
-
-
-def create_attention(name: str, spec: KVCacheSpec, device: torch.device) -> AttentionBackend:
-    """The backend `name` for a cache of this shape; "auto" takes the fastest one for the device.
-
-    Raises StartupError, listing the choices, for an unknown name.
-    """
-    if name not in attention_backends():
-        raise StartupError(
-            f"Unknown attention backend {name!r}.",
-            param="--attention-backend",
-            advice=f"Choose one of {', '.join(attention_backends())}.",
-        )
-    module, cls = _BACKENDS[_fastest(spec, device) if name == "auto" else name]
-    backend: AttentionBackend = getattr(importlib.import_module(module), cls)(spec, device)
-    return backend
-
-
-def _fastest(spec: KVCacheSpec, device: torch.device) -> str:
-    """The compiled kernels where they exist; torch's operators everywhere."""
-    if device.type == "cpu" and spec.dtype in (torch.float32, torch.bfloat16):
-        from .cpu.library import available
-
-        if available() is not None:
-            return "cpu"
-    return "torch"

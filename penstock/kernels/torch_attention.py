@@ -8,8 +8,7 @@
 A group is small enough for its gathered keys to stay in the processor's cache, and its padding is bounded, so
 one long context neither pads the others nor pushes them out (see limits).
 
-How a group or tile is computed (`dense`): on CUDA by scaled_dot_product_attention; on CPU by two batched
-matrix products around a softmax, which are faster there.
+How a group or tile is computed is told by `dense`.
 
 Isolation: a block's stale tail is never visible, but NaN shows through any mask (0 · NaN is NaN). When a step
 opens a block without filling it, the block is cleared first; padding repeats the row's own first block.
@@ -24,8 +23,8 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from . import dense
 from .attention import KVCacheSpec, Span, StepLayout
-from .dense import Dense, FusedDense, MatmulDense
 from .limits import DECODE_GROUP_BYTES, DECODE_PADDING
 
 
@@ -57,21 +56,16 @@ class _Chunk:
 
 
 class TorchAttention:
-    """The backend "torch".
-
-    Args:
-        fused: use scaled_dot_product_attention; None decides by the device.
-    """
+    """The backend "torch"."""
 
     name = "torch"
 
-    def __init__(self, spec: KVCacheSpec, device: torch.device, fused: bool | None = None) -> None:
+    def __init__(self, spec: KVCacheSpec, device: torch.device) -> None:
         self._spec = spec
         self._device = device
         self._heads = np.arange(spec.num_kv_heads, dtype=np.int64)
         self._workspace = torch.empty(0, dtype=spec.dtype, device=device)
-        dense = FusedDense if fused or (fused is None and device.type != "cpu") else MatmulDense
-        self.dense: Dense = dense(spec.dtype, device)
+        self.prefill = dense.Prefill(spec.dtype, device)
 
     def prepare(self, layout: StepLayout) -> _TorchStep:
         """Sort the spans into decode rows and chunks, and make the indices of the cache writes."""
@@ -222,9 +216,7 @@ class _TorchStep:
             keys = self._backend.gather(key_cache, group.pieces, 0, count)
             values = self._backend.gather(value_cache, group.pieces, 1, count)
             shape = (count, kv_heads, -1, dim)
-            self._backend.dense.decode(
-                q[rows], keys.view(shape), values.view(shape), group.hidden, scale, out[rows]
-            )
+            dense.decode(q[rows], keys.view(shape), values.view(shape), group.hidden, scale, out[rows])
 
     def _attend_chunk(
         self,
@@ -248,7 +240,7 @@ class _TorchStep:
             keys = self._backend.gather(key_cache, chunk.pieces, 0, 1)[:, seen]
             values = self._backend.gather(value_cache, chunk.pieces, 1, 1)[:, seen]
         shape = (chunk.last - chunk.first, kv_heads, -1, q.shape[2])
-        self._backend.dense.prefill(
+        self._backend.prefill(
             q[rows].view(shape).permute(1, 2, 0, 3),
             keys,
             values,

@@ -1,6 +1,6 @@
 """What every architecture has in common: embedding, a stack of layers, a norm, and an output layer.
 
-Knows tensors and the attention seam; knows nothing of requests, sampling or scheduling.
+Knows tensors and the table of operations; knows nothing of devices, requests, sampling or scheduling.
 """
 
 from __future__ import annotations
@@ -11,10 +11,10 @@ from typing import Protocol
 import torch
 
 from penstock.kernels.attention import AttentionStep, KVCache, KVCacheSpec
-from penstock.kernels.cpu.decoder import DecoderStack, ascending
+from penstock.kernels.operations import LayerCache, Stack, ascending
 
 from .config import ModelConfig
-from .layers import Embedding, LayerCache, LayerNorm, Linear, RMSNorm, Rotary, Rotation
+from .layers import Embedding, LayerNorm, Linear, RMSNorm, Rotary, Step
 from .watch import NonFinite, Watch
 from .weights import Weights
 
@@ -22,10 +22,11 @@ from .weights import Weights
 class Layer(Protocol):
     """One decoder layer."""
 
-    def __call__(
-        self, x: torch.Tensor, rotation: Rotation, attention: AttentionStep, cache: LayerCache
-    ) -> torch.Tensor:
-        """[T, hidden] → [T, hidden]; writes the tokens' keys and values to the layer's cache."""
+    def __call__(self, x: torch.Tensor, step: Step, cache: LayerCache) -> torch.Tensor:
+        """[T, hidden] → [T, hidden]; writes the tokens' keys and values to the layer's cache.
+
+        Shows the step what comes out of "the attention" and of "the mlp", before anything is added to it.
+        """
         ...
 
 
@@ -41,12 +42,13 @@ class CausalLM:
         layers: list[Layer],
         norm: RMSNorm | LayerNorm,
         head: Linear,
-        stack: DecoderStack | None = None,
+        stack: Stack | None = None,
     ) -> None:
-        """stack: the same layers, for devices that compute all of them in one call."""
+        """stack: the same layers, where the device computes all of them in one call."""
         self.config = config
-        self.dtype = weights.dtype
-        self.device = weights.device
+        self.operations = weights.operations
+        self.dtype = weights.operations.dtype
+        self.device = weights.operations.device
         self.num_parameters = weights.parameters
         """Elements of the checkpoint's tensors, a tied output layer counted once."""
         self.weight_bytes = weights.nbytes
@@ -59,7 +61,7 @@ class CausalLM:
         self._stack = stack
         self._norm = norm
         self._head = head
-        self._rotary = Rotary(config, weights.device)
+        self._rotary = Rotary(config, self.device)
 
     def cache_spec(self, block_size: int) -> KVCacheSpec:
         """Shape of the KV cache that forward wants."""
@@ -74,6 +76,7 @@ class CausalLM:
         attention: AttentionStep,
         kv_cache: KVCache,
         wanted: Sequence[int] | None = None,
+        watch: Watch | None = None,
     ) -> torch.Tensor:
         """Hidden states after the final norm.
 
@@ -83,6 +86,7 @@ class CausalLM:
             attention: prepared for this step's layout, from a backend made for this cache.
             kv_cache: read and written, for all rows.
             wanted: rows whose hidden states are needed, ascending; all by default.
+            watch: is shown what every part computes; the layers then run one by one.
 
         Returns:
             [R, hidden] in the model's dtype, of the rows wanted.
@@ -90,19 +94,21 @@ class CausalLM:
         Raises:
             ValueError: rows that are not there, or not in ascending order.
         """
-        x = self._embedding(token_ids)
-        rotation = self._rotary(positions, x.dtype)
-        if self._stack is not None:
-            done = self._stack.run(x, rotation, attention, kv_cache.layers, wanted)
+        step = Step(self._rotary(positions, self.dtype), attention, watch)
+        x = step.seen("the embedding", self._embedding(token_ids))
+        if self._stack is not None and watch is None:
+            done = self._stack.run(x, step.rotation, attention, kv_cache.layers, wanted)
             if done is not None:
                 return self._norm(done)
-        for layer, cache in zip(self._layers, kv_cache.layers, strict=True):
-            x = layer(x, rotation, attention, cache)
+        for number, (layer, cache) in enumerate(zip(self._layers, kv_cache.layers, strict=True)):
+            step.layer = number
+            x = step.seen("the sum", layer(x, step, cache))
+        step.layer = None
         if wanted is not None:
             rows = ascending(wanted, len(x))
             if len(rows) < len(x):
                 x = x.index_select(0, torch.from_numpy(rows).to(x.device))
-        return self._norm(x)
+        return step.seen("the final norm", self._norm(x))
 
     @torch.inference_mode()
     def logits(self, hidden: torch.Tensor) -> torch.Tensor:
@@ -113,22 +119,10 @@ class CausalLM:
     def find_non_finite(
         self, token_ids: torch.Tensor, positions: torch.Tensor, attention: AttentionStep, kv_cache: KVCache
     ) -> NonFinite | None:
-        """Compute a step as forward does, and the logits of its last row; the first part, in the order of
-        computation, whose output has NaN or infinite numbers, or None if there is none.
-
-        A norm belongs to the part that it feeds. "The sum of layer 7" is one whose parts are finite and whose
-        output is not: the residual stream has overflowed.
-        """
+        """Compute a step, and the logits of its last row; the first part, in the order of computation, whose
+        output has NaN or infinite numbers, or None if there is none."""
         watch = Watch()
-        x = self._embedding(token_ids)
-        watch.look("the embedding", x)
-        rotation = self._rotary(positions, x.dtype)
-        for number, (layer, cache) in enumerate(zip(self._layers, kv_cache.layers, strict=True)):
-            with watch.inside(layer, number):
-                x = layer(x, rotation, attention, cache)
-            watch.look(f"the sum of layer {number}", x, number)
-        x = self._norm(x)
-        watch.look("the final norm", x)
-        last = x.shape[0] - 1
-        watch.look("the output layer", self.logits(x[last:]), first_row=last)
+        hidden = self.forward(token_ids, positions, attention, kv_cache, watch=watch)
+        last = hidden.shape[0] - 1
+        watch.look("the output layer", self.logits(hidden[last:]), first_row=last)
         return watch.found

@@ -12,11 +12,11 @@ from __future__ import annotations
 import torch
 
 from penstock.core.errors import ModelLoadError
-from penstock.kernels.attention import AttentionStep
+from penstock.kernels.operations import LayerCache
 
 from .causal_lm import CausalLM, Layer
 from .config import ModelConfig
-from .layers import MLP, Attention, LayerCache, LayerNorm, Rotation, activation
+from .layers import MLP, Attention, LayerNorm, Step, activation
 from .weights import Weights, ungroup_qkv
 
 
@@ -32,6 +32,7 @@ class FalconLayer:
         self._attention_norm: LayerNorm = norms[0]
         self._mlp_norm: LayerNorm | None = norms[1] if len(norms) == 2 else None
         self._attention = Attention(
+            weights.operations,
             config,
             number,
             weights.linear(
@@ -40,22 +41,21 @@ class FalconLayer:
             weights.linear(f"{prefix}.self_attention.dense", hidden, hidden, bias),
         )
         self._mlp = MLP(
+            weights.operations,
             weights.linear(f"{prefix}.mlp.dense_h_to_4h", hidden, middle, bias),
             weights.linear(f"{prefix}.mlp.dense_4h_to_h", middle, hidden, bias),
             activation(config),
         )
 
-    def __call__(
-        self, x: torch.Tensor, rotation: Rotation, attention: AttentionStep, cache: LayerCache
-    ) -> torch.Tensor:
+    def __call__(self, x: torch.Tensor, step: Step, cache: LayerCache) -> torch.Tensor:
         """See Layer."""
         normed = self._attention_norm(x)
-        attended = self._attention(normed, rotation, attention, cache)
+        attended = step.seen("the attention", self._attention(normed, step, cache))
         if not self._parallel:
             x = attended.add_(x)
         if self._mlp_norm is not None:
             normed = self._mlp_norm(x)
-        out = self._mlp(normed)
+        out = step.seen("the mlp", self._mlp(normed))
         return (out.add_(attended) if self._parallel else out).add_(x)
 
 

@@ -11,11 +11,11 @@ from __future__ import annotations
 
 import torch
 
-from penstock.kernels.attention import AttentionStep
+from penstock.kernels.operations import LayerCache
 
 from .causal_lm import CausalLM, Layer
 from .config import ModelConfig
-from .layers import MLP, Attention, LayerCache, Rotation, activation
+from .layers import MLP, Attention, Step, activation
 from .weights import Weights, ungroup_qkv
 
 
@@ -29,6 +29,7 @@ class GPTNeoXLayer:
         self._attention_norm = weights.layer_norm(f"{prefix}.input_layernorm", hidden, eps)
         self._mlp_norm = weights.layer_norm(f"{prefix}.post_attention_layernorm", hidden, eps)
         self._attention = Attention(
+            weights.operations,
             config,
             number,
             weights.linear(
@@ -37,20 +38,19 @@ class GPTNeoXLayer:
             weights.linear(f"{prefix}.attention.dense", hidden, hidden, bias),
         )
         self._mlp = MLP(
+            weights.operations,
             weights.linear(f"{prefix}.mlp.dense_h_to_4h", hidden, config.intermediate_size, bias=True),
             weights.linear(f"{prefix}.mlp.dense_4h_to_h", config.intermediate_size, hidden, bias=True),
             activation(config),
         )
 
-    def __call__(
-        self, x: torch.Tensor, rotation: Rotation, attention: AttentionStep, cache: LayerCache
-    ) -> torch.Tensor:
+    def __call__(self, x: torch.Tensor, step: Step, cache: LayerCache) -> torch.Tensor:
         """See Layer."""
-        attended = self._attention(self._attention_norm(x), rotation, attention, cache)
+        attended = step.seen("the attention", self._attention(self._attention_norm(x), step, cache))
         if self._parallel:
-            return self._mlp(self._mlp_norm(x)).add_(attended).add_(x)
+            return step.seen("the mlp", self._mlp(self._mlp_norm(x))).add_(attended).add_(x)
         x = attended.add_(x)
-        return self._mlp(self._mlp_norm(x)).add_(x)
+        return step.seen("the mlp", self._mlp(self._mlp_norm(x))).add_(x)
 
 
 class GPTNeoXForCausalLM(CausalLM):

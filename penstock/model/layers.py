@@ -1,35 +1,52 @@
 """The parts that architectures are wired from: plain tensors in small objects, no autograd, no modules.
 
-All activations are [T, …], one row per token of the flattened batch. Casts follow transformers, so that
-bfloat16 agrees with it: norms and rotary angles are computed in float32 and rounded once.
+Each part takes what it needs from the device's table of operations, once, when it is made. All activations
+are [T, …], one row per token of the flattened batch.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from dataclasses import dataclass
 
 import torch
-import torch.nn.functional as F
 
 from penstock.core.errors import ModelLoadError
 from penstock.kernels.attention import AttentionStep
-from penstock.kernels.cpu.elementwise import kernels
-from penstock.kernels.linear import matrix
+from penstock.kernels.operations import Activation, LayerCache, Operations, Product, Rotation
 
 from .config import ModelConfig, RopeConfig
+from .watch import Watch
 
-#: Keys and values of one layer: a pair of [num_blocks, KVH, block_size, D].
-LayerCache = tuple[torch.Tensor, torch.Tensor]
-#: cos and sin of each token's angles, [T, 1, rotary_dim]; the first half of sin is negated.
-Rotation = tuple[torch.Tensor, torch.Tensor]
+
+@dataclass(slots=True)
+class Step:
+    """One pass through the model, as its layers see it."""
+
+    rotation: Rotation
+    """Of all tokens."""
+    attention: AttentionStep
+    watch: Watch | None = None
+    layer: int | None = None
+    """The number of the layer that computes now, if one does."""
+
+    def seen(self, part: str, out: torch.Tensor) -> torch.Tensor:
+        """`out`, after whoever watches this pass has looked at it. part: in words, without the layer."""
+        if self.watch is not None:
+            self.watch.look(part if self.layer is None else f"{part} of layer {self.layer}", out)
+        return out
 
 
 class Linear:
     """x Wᵀ + b."""
 
     def __init__(
-        self, weight: torch.Tensor, bias: torch.Tensor | None = None, scheme: str | None = None
+        self,
+        operations: Operations,
+        weight: torch.Tensor,
+        bias: torch.Tensor | None = None,
+        scheme: str | None = None,
     ) -> None:
         """weight: [out, in], may be released after this call where `copied` says so. bias: [out].
 
@@ -37,9 +54,14 @@ class Linear:
         """
         self.out_features, self.in_features = weight.shape
         self.bias = bias
-        self.matrix = matrix(weight, scheme)
+        self.matrix = operations.linear(weight, scheme)
         self.copied = self.matrix.copied
         self.nbytes = self.matrix.nbytes + (bias.nbytes if bias is not None else 0)
+
+    @property
+    def product(self) -> Product:
+        """For whoever multiplies himself."""
+        return self.matrix, self.bias
 
     def __call__(self, x: torch.Tensor) -> torch.Tensor:
         """[T, in] → [T, out]."""
@@ -49,44 +71,41 @@ class Linear:
 class Embedding:
     """Rows of a table."""
 
-    def __init__(self, weight: torch.Tensor) -> None:
+    def __init__(self, operations: Operations, weight: torch.Tensor) -> None:
         self.weight = weight
         self.nbytes = weight.nbytes
+        self._embed = operations.embed
 
     def __call__(self, token_ids: torch.Tensor) -> torch.Tensor:
         """int64 [T] → [T, hidden]."""
-        return F.embedding(token_ids, self.weight)
+        return self._embed(token_ids, self.weight)
 
 
 class RMSNorm:
-    """x / rms(x) · w, rounded to x's dtype before the product with w, as transformers does."""
+    """x / rms(x) · w."""
 
-    def __init__(self, weight: torch.Tensor, eps: float) -> None:
-        """weight: [..., D]; leading dimensions give each head a weight of its own."""
+    def __init__(self, operations: Operations, weight: torch.Tensor, eps: float) -> None:
         self.weight = weight
-        self.eps = eps
-        self.nbytes = weight.nbytes
+        self._eps = eps
+        self._norm = operations.rms_norm
 
     def __call__(self, x: torch.Tensor) -> torch.Tensor:
         """[T, ..., D] → the same shape."""
-        fused = kernels(x)
-        if fused is not None and self.weight.ndim == 1:
-            return fused.rms_norm(x, self.weight, self.eps)
-        return F.rms_norm(x, (x.shape[-1],), None, self.eps).mul_(self.weight)
+        return self._norm(x, self.weight, self._eps)
 
 
 class LayerNorm:
     """(x - mean) / std · w + b."""
 
-    def __init__(self, weight: torch.Tensor, bias: torch.Tensor, eps: float) -> None:
+    def __init__(self, operations: Operations, weight: torch.Tensor, bias: torch.Tensor, eps: float) -> None:
         self._weight = weight
         self._bias = bias
         self._eps = eps
-        self.nbytes = weight.nbytes + bias.nbytes
+        self._norm = operations.layer_norm
 
     def __call__(self, x: torch.Tensor) -> torch.Tensor:
         """[T, ..., D] → the same shape."""
-        return F.layer_norm(x, self._weight.shape, self._weight, self._bias, self._eps)
+        return self._norm(x, self._weight, self._bias, self._eps)
 
 
 class Rotary:
@@ -109,16 +128,6 @@ class Rotary:
             torch.cat((cos, cos), -1).to(dtype).unsqueeze(1),
             torch.cat((-sin, sin), -1).to(dtype).unsqueeze(1),
         )
-
-
-def rotate(x: torch.Tensor, rotation: Rotation) -> torch.Tensor:
-    """Rotate the leading rotary_dim dimensions of every head: [T, heads, D] → the same shape, contiguous."""
-    cos, sin = rotation
-    width = cos.shape[-1]
-    turned = x if width == x.shape[-1] else x[..., :width]
-    # x·cos + rotate_half(x)·sin: rolling by half swaps the halves, and sin carries the minus
-    out = (turned * cos).add_(torch.roll(turned, width // 2, -1).mul_(sin))
-    return out if width == x.shape[-1] else torch.cat((out, x[..., width:]), -1)
 
 
 def rotary_frequencies(rope: RopeConfig, dim: int, max_positions: int) -> tuple[torch.Tensor, float]:
@@ -169,18 +178,19 @@ def _yarn_frequencies(
     return frequencies / factor * ramp + frequencies * (1 - ramp), float(attention)
 
 
-_ACTIVATIONS: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
-    "silu": F.silu,
-    "swish": F.silu,
-    "gelu": F.gelu,
-    "gelu_new": lambda x: F.gelu(x, approximate="tanh"),
-    "gelu_fast": lambda x: F.gelu(x, approximate="tanh"),
-    "gelu_pytorch_tanh": lambda x: F.gelu(x, approximate="tanh"),
-    "relu": F.relu,
+#: Names in config.json → what they mean.
+_ACTIVATIONS: dict[str, Activation] = {
+    "silu": "silu",
+    "swish": "silu",
+    "gelu": "gelu",
+    "gelu_new": "gelu_tanh",
+    "gelu_fast": "gelu_tanh",
+    "gelu_pytorch_tanh": "gelu_tanh",
+    "relu": "relu",
 }
 
 
-def activation(config: ModelConfig) -> Callable[[torch.Tensor], torch.Tensor]:
+def activation(config: ModelConfig) -> Activation:
     """The activation function by its name in config.json; ModelLoadError lists the supported ones."""
     if config.activation not in _ACTIVATIONS:
         raise ModelLoadError(
@@ -193,32 +203,27 @@ def activation(config: ModelConfig) -> Callable[[torch.Tensor], torch.Tensor]:
 class GatedMLP:
     """down(act(gate(x)) · up(x)), gate and up as one product."""
 
-    def __init__(self, gate_up: Linear, down: Linear, act: Callable[[torch.Tensor], torch.Tensor]) -> None:
+    def __init__(self, operations: Operations, gate_up: Linear, down: Linear, kind: Activation) -> None:
         self._gate_up = gate_up
         self._down = down
-        self._act = act
+        self._gate = operations.gate(kind)
 
     def __call__(self, x: torch.Tensor) -> torch.Tensor:
         """[T, hidden] → [T, hidden]."""
-        gate_up = self._gate_up(x)
-        fused = kernels(x)
-        if fused is not None and self._act is F.silu:
-            return self._down(fused.silu_mul(gate_up))
-        gate, up = gate_up.chunk(2, dim=-1)
-        return self._down(self._act(gate).mul_(up))
+        return self._down(self._gate(self._gate_up(x)))
 
 
 class MLP:
     """down(act(up(x)))."""
 
-    def __init__(self, up: Linear, down: Linear, act: Callable[[torch.Tensor], torch.Tensor]) -> None:
+    def __init__(self, operations: Operations, up: Linear, down: Linear, kind: Activation) -> None:
         self._up = up
         self._down = down
-        self._act = act
+        self._activate = operations.activation(kind)
 
     def __call__(self, x: torch.Tensor) -> torch.Tensor:
         """[T, hidden] → [T, hidden]."""
-        return self._down(self._act(self._up(x)))
+        return self._down(self._activate(self._up(x)))
 
 
 class Attention:
@@ -226,13 +231,20 @@ class Attention:
 
     def __init__(
         self,
+        operations: Operations,
         config: ModelConfig,
         layer: int,
         qkv: Linear,
         out: Linear,
+        *,
+        head_norm: torch.Tensor | None = None,
         norm: Callable[[torch.Tensor], torch.Tensor] | None = None,
     ) -> None:
-        """norm: applied to [T, H + KVH, D], queries and keys together, before the rotation."""
+        """What is done to queries and keys together, [T, H + KVH, D], before the rotation:
+
+        head_norm: weights [H + KVH, D] of an RMS norm of each head.
+        norm: any other one.
+        """
         self._heads = config.num_heads
         self._kv_heads = config.num_kv_heads
         self._dim = config.head_dim
@@ -241,22 +253,19 @@ class Attention:
         self._qkv = qkv
         self._out = out
         self._norm = norm
+        self._head_norm = head_norm
+        self._eps = config.norm_eps
+        self._rotate = operations.rotate
 
-    def __call__(
-        self, x: torch.Tensor, rotation: Rotation, attention: AttentionStep, cache: LayerCache
-    ) -> torch.Tensor:
+    def __call__(self, x: torch.Tensor, step: Step, cache: LayerCache) -> torch.Tensor:
         """[T, hidden] → [T, hidden]; writes the tokens' keys and values to the cache."""
         rotated = self._heads + self._kv_heads
         heads = self._qkv(x).view(x.shape[0], rotated + self._kv_heads, self._dim)
         qk, v = heads[:, :rotated], heads[:, rotated:]
-        fused = kernels(x)
-        if fused is not None and self._norm is None:
-            fused.norm_rotate(qk, rotation)
-        elif fused is not None and isinstance(self._norm, RMSNorm):
-            fused.norm_rotate(qk, rotation, self._norm.weight, self._norm.eps)
-        else:
-            qk = rotate(qk if self._norm is None else self._norm(qk), rotation)
-        out = attention(
+        if self._norm is not None:
+            qk = self._norm(qk)
+        qk = self._rotate(qk, step.rotation, self._head_norm, self._eps)
+        out = step.attention(
             qk[:, : self._heads],
             qk[:, self._heads :],
             v,

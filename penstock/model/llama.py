@@ -9,14 +9,12 @@ Mistral has a sliding window; Qwen2 has biases on q, k and v, and sliding window
 from __future__ import annotations
 
 import torch
-import torch.nn.functional as F
 
-from penstock.kernels.attention import AttentionStep
-from penstock.kernels.cpu.decoder import DecoderStack, LayerWeights
+from penstock.kernels.operations import LayerCache, LayerWeights
 
 from .causal_lm import CausalLM
 from .config import ModelConfig
-from .layers import Attention, GatedMLP, LayerCache, RMSNorm, Rotation, activation
+from .layers import Attention, GatedMLP, Step, activation
 from .weights import Weights
 
 
@@ -36,35 +34,33 @@ class LlamaLayer:
         )
         out = weights.linear(f"{attention}.o_proj", q, hidden, config.output_bias)
         head_norm = self._head_norm(config, weights, attention)
-        self._attention = Attention(config, number, qkv, out, head_norm)
+        self._attention = Attention(weights.operations, config, number, qkv, out, head_norm=head_norm)
         self._mlp_norm = weights.rms_norm(f"{prefix}.post_attention_layernorm", hidden, config.norm_eps)
         middle = config.intermediate_size
         gate_up = weights.linear(
             [f"{mlp}.gate_proj", f"{mlp}.up_proj"], hidden, [middle, middle], config.mlp_bias
         )
         down = weights.linear(f"{mlp}.down_proj", middle, hidden, config.mlp_bias)
-        self._mlp = GatedMLP(gate_up, down, activation(config))
+        self._mlp = GatedMLP(weights.operations, gate_up, down, activation(config))
         self.weights = LayerWeights(
             attention_norm=self._attention_norm.weight,
-            qkv=(qkv.matrix, qkv.bias),
-            head_norm=None if head_norm is None else head_norm.weight,
-            out=(out.matrix, out.bias),
+            qkv=qkv.product,
+            head_norm=head_norm,
+            out=out.product,
             mlp_norm=self._mlp_norm.weight,
-            gate_up=(gate_up.matrix, gate_up.bias),
-            down=(down.matrix, down.bias),
+            gate_up=gate_up.product,
+            down=down.product,
             window=config.windows[number],
         )
 
-    def _head_norm(self, config: ModelConfig, weights: Weights, attention: str) -> RMSNorm | None:
-        """A norm of queries and keys, where the architecture has one."""
+    def _head_norm(self, config: ModelConfig, weights: Weights, attention: str) -> torch.Tensor | None:
+        """Weights [q heads + k heads, D] of an RMS norm of each head, where the architecture has one."""
         return None
 
-    def __call__(
-        self, x: torch.Tensor, rotation: Rotation, attention: AttentionStep, cache: LayerCache
-    ) -> torch.Tensor:
+    def __call__(self, x: torch.Tensor, step: Step, cache: LayerCache) -> torch.Tensor:
         """See Layer."""
-        x = x + self._attention(self._attention_norm(x), rotation, attention, cache)
-        return x.add_(self._mlp(self._mlp_norm(x)))
+        x = x + step.seen("the attention", self._attention(self._attention_norm(x), step, cache))
+        return x.add_(step.seen("the mlp", self._mlp(self._mlp_norm(x))))
 
 
 class LlamaForCausalLM(CausalLM):
@@ -81,8 +77,9 @@ class LlamaForCausalLM(CausalLM):
         else:
             head = weights.head("lm_head", config.hidden_size, config.vocab_size)
         stack = None
-        if activation(config) is F.silu and weights.device.type == "cpu":
-            stack = DecoderStack([layer.weights for layer in layers], config.norm_eps, config.head_dim**-0.5)
+        make = weights.operations.stack
+        if make is not None and activation(config) == "silu":
+            stack = make([layer.weights for layer in layers], config.norm_eps, config.head_dim**-0.5)
         super().__init__(
             config, weights, embedding=embedding, layers=[*layers], norm=norm, head=head, stack=stack
         )

@@ -10,6 +10,7 @@ from typing import Literal, cast
 import torch
 
 from penstock.core.errors import StartupError
+from penstock.kernels.operations import Operations
 
 from .causal_lm import CausalLM
 from .config import ModelConfig, model_class
@@ -21,8 +22,7 @@ LoadFormat = Literal["auto", "safetensors", "dummy"]
 def load_model(
     path: Path,
     config: ModelConfig,
-    dtype: torch.dtype,
-    device: torch.device,
+    operations: Operations,
     *,
     load_format: LoadFormat = "auto",
     quantization: str | None = None,
@@ -31,9 +31,9 @@ def load_model(
     """Build the model of `config` with the weights in directory `path`.
 
     Args:
-        dtype: to convert the weights to; also the dtype of all activations and of the KV cache.
+        operations: of a device, which the weights go to, and of a dtype, which they are converted to.
         load_format: "auto" and "safetensors" read *.safetensors; "dummy" makes seeded random weights.
-        quantization: None, or how to store the weights of linear layers: see penstock.kernels.quantization.
+        quantization: None, or how to store the weights of linear layers: one of the operations' schemes.
         progress: called with (bytes done, bytes in all) while files are read.
 
     Raises:
@@ -42,9 +42,9 @@ def load_model(
     """
     weights: Weights
     if load_format == "dummy":
-        weights = DummyWeights(dtype, device, quantization)
+        weights = DummyWeights(operations, quantization)
     elif load_format in ("auto", "safetensors"):
-        weights = SafetensorsWeights(path, dtype, device, progress, quantization)
+        weights = SafetensorsWeights(path, operations, progress, quantization)
     else:
         raise StartupError(
             f"Unknown load format {load_format!r}.",

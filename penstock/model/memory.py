@@ -123,7 +123,6 @@ def activation_bytes(
         + logits
         + workspace_bytes(
             max_model_len=max_model_len,
-            heads=config.num_heads,
             kv_heads=config.num_kv_heads,
             head_dim=config.head_dim,
             dtype_bytes=dtype_bytes,

@@ -13,11 +13,11 @@ from collections.abc import Callable
 
 import torch
 
-from penstock.kernels.attention import AttentionStep
+from penstock.kernels.operations import LayerCache
 
 from .causal_lm import CausalLM, Layer
 from .config import ModelConfig
-from .layers import MLP, Attention, LayerCache, Rotation, activation
+from .layers import MLP, Attention, Step, activation
 from .weights import Weights
 
 
@@ -30,6 +30,7 @@ class PhiLayer:
         attention = f"{prefix}.self_attn"
         self._norm = weights.layer_norm(f"{prefix}.input_layernorm", hidden, config.norm_eps)
         self._attention = Attention(
+            weights.operations,
             config,
             number,
             weights.linear(
@@ -39,20 +40,20 @@ class PhiLayer:
                 bias=True,
             ),
             weights.linear(f"{attention}.dense", q, hidden, bias=True),
-            _head_norm(config, weights, attention) if config.raw.get("qk_layernorm") else None,
+            norm=_head_norm(config, weights, attention) if config.raw.get("qk_layernorm") else None,
         )
         self._mlp = MLP(
+            weights.operations,
             weights.linear(f"{prefix}.mlp.fc1", hidden, config.intermediate_size, bias=True),
             weights.linear(f"{prefix}.mlp.fc2", config.intermediate_size, hidden, bias=True),
             activation(config),
         )
 
-    def __call__(
-        self, x: torch.Tensor, rotation: Rotation, attention: AttentionStep, cache: LayerCache
-    ) -> torch.Tensor:
+    def __call__(self, x: torch.Tensor, step: Step, cache: LayerCache) -> torch.Tensor:
         """See Layer."""
         normed = self._norm(x)
-        return self._attention(normed, rotation, attention, cache).add_(self._mlp(normed)).add_(x)
+        attended = step.seen("the attention", self._attention(normed, step, cache))
+        return attended.add_(step.seen("the mlp", self._mlp(normed))).add_(x)
 
 
 def _head_norm(

@@ -5,7 +5,6 @@ from __future__ import annotations
 import torch
 
 from .config import ModelConfig
-from .layers import RMSNorm
 from .llama import LlamaForCausalLM, LlamaLayer
 from .weights import Weights
 
@@ -13,11 +12,10 @@ from .weights import Weights
 class Qwen3Layer(LlamaLayer):
     """A Llama layer with q/k norms."""
 
-    def _head_norm(self, config: ModelConfig, weights: Weights, attention: str) -> RMSNorm:
+    def _head_norm(self, config: ModelConfig, weights: Weights, attention: str) -> torch.Tensor:
         q = weights.tensor(f"{attention}.q_norm.weight", config.head_dim)
         k = weights.tensor(f"{attention}.k_norm.weight", config.head_dim)
-        per_head = torch.cat((q.expand(config.num_heads, -1), k.expand(config.num_kv_heads, -1)))
-        return RMSNorm(per_head, config.norm_eps)
+        return torch.cat((q.expand(config.num_heads, -1), k.expand(config.num_kv_heads, -1)))
 
 
 class Qwen3ForCausalLM(LlamaForCausalLM):

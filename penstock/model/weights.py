@@ -22,7 +22,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 
 from penstock.core.errors import ModelLoadError
-from penstock.kernels.linear import can_pack
+from penstock.kernels.operations import Operations
 
 from .config import ModelConfig, read_json
 from .layers import Embedding, LayerNorm, Linear, RMSNorm
@@ -38,17 +38,21 @@ RowOrder = Callable[[torch.Tensor], torch.Tensor]
 
 
 class Weights(ABC):
-    """Tensors by name, converted to one dtype on one device.
+    """Tensors by name, converted to the dtype and the device of a table of operations.
 
     Attributes:
         parameters: elements handed out so far.
         nbytes: bytes that they take on the device, copies included.
     """
 
-    def __init__(self, dtype: torch.dtype, device: torch.device, scheme: str | None = None) -> None:
-        """scheme: how to quantise the weights of linear layers; see penstock.kernels.quantization."""
-        self.dtype = dtype
-        self.device = device
+    def __init__(self, operations: Operations, scheme: str | None = None) -> None:
+        """operations: what the parts of the model will compute with.
+
+        scheme: how to quantise the weights of linear layers; see penstock.kernels.quantization.
+        """
+        self.operations = operations
+        self.dtype = operations.dtype
+        self.device = operations.device
         self.scheme = scheme
         # an output layer loses more by four bits, or by rounded activations, than they save
         self._head_scheme = None if scheme is None else "int8"
@@ -121,19 +125,19 @@ class Weights(ABC):
             [f"{name}.weight" for name in names],
             [(out, in_features) for out in outs],
             # copied anyway, in another order
-            view=order is not None or scheme is not None or can_pack(self.dtype, self.device),
+            view=order is not None or scheme is not None or self.operations.copies_weights,
         )
         vector = self._take([f"{name}.bias" for name in names], [(out,) for out in outs]) if bias else None
         if order is not None:
             weight, vector = order(weight), order(vector) if vector is not None else None
-        made = Linear(weight, vector, scheme)
+        made = Linear(self.operations, weight, vector, scheme)
         with self._lock:
             self.nbytes += made.nbytes - weight.nbytes - (vector.nbytes if vector is not None else 0)
         return made
 
     def embedding(self, name: str, rows: int, width: int) -> Embedding:
         """The table `name`.weight, [rows, width]."""
-        return Embedding(self.tensor(f"{name}.weight", rows, width))
+        return Embedding(self.operations, self.tensor(f"{name}.weight", rows, width))
 
     def has(self, name: str) -> bool:
         """Whether the checkpoint has this tensor, for names that changed over the years."""
@@ -147,18 +151,19 @@ class Weights(ABC):
         """The embedding as output layer. A packed copy costs memory, and pays: it is read every step."""
         rows = embedding.weight.shape[0]
         vector = self.tensor(bias, rows) if bias is not None else None
-        head = Linear(embedding.weight, vector, self._head_scheme)
+        head = Linear(self.operations, embedding.weight, vector, self._head_scheme)
         if head.copied:
             self.nbytes += head.nbytes - (vector.nbytes if vector is not None else 0)
         return head
 
     def rms_norm(self, name: str, width: int, eps: float) -> RMSNorm:
         """The norm `name`."""
-        return RMSNorm(self.tensor(f"{name}.weight", width), eps)
+        return RMSNorm(self.operations, self.tensor(f"{name}.weight", width), eps)
 
     def layer_norm(self, name: str, width: int, eps: float) -> LayerNorm:
         """The norm `name`, with bias."""
-        return LayerNorm(self.tensor(f"{name}.weight", width), self.tensor(f"{name}.bias", width), eps)
+        weight, bias = (self.tensor(f"{name}.{part}", width) for part in ("weight", "bias"))
+        return LayerNorm(self.operations, weight, bias, eps)
 
     def finish(self, tied: bool) -> None:  # noqa: B027
         """Call after the last tensor; tied: the output layer is the embedding."""
@@ -192,10 +197,8 @@ class DummyWeights(Weights):
 
     _STRETCH = 1_048_573
 
-    def __init__(
-        self, dtype: torch.dtype, device: torch.device, scheme: str | None = None, seed: int = 0
-    ) -> None:
-        super().__init__(dtype, device, scheme)
+    def __init__(self, operations: Operations, scheme: str | None = None, seed: int = 0) -> None:
+        super().__init__(operations, scheme)
         generator = torch.Generator().manual_seed(seed)
         self._numbers = torch.randn(self._STRETCH, generator=generator)
 
@@ -218,8 +221,7 @@ class SafetensorsWeights(Weights):
     def __init__(
         self,
         directory: Path,
-        dtype: torch.dtype,
-        device: torch.device,
+        operations: Operations,
         progress: Callable[[int, int], None] | None = None,
         scheme: str | None = None,
     ) -> None:
@@ -227,7 +229,7 @@ class SafetensorsWeights(Weights):
 
         progress is called with (bytes done, bytes in all) after each tensor, by one thread at a time.
         """
-        super().__init__(dtype, device, scheme)
+        super().__init__(operations, scheme)
         self._progress = progress
         self._stack = ExitStack()
         self._files: dict[Path, Any] = {}

@@ -1,7 +1,7 @@
-"""From logits to tokens: edits, greedy and random choice, log-probabilities. Torch only, no scheduler."""
+"""From logits to tokens: edits, draws, log-probabilities. The arithmetic is the device's; no scheduler."""
 
 from .logprobs import prompt_logprobs
-from .rows import Row
 from .sampler import Sampled, Sampler
+from .state import SamplingState
 
-__all__ = ["Row", "Sampled", "Sampler", "prompt_logprobs"]
+__all__ = ["Sampled", "Sampler", "SamplingState", "prompt_logprobs"]

@@ -3,7 +3,7 @@
     logits [R, V] float32, changed in place; only the elements that an edit names are read and written
     (an allow-list names all others of its row)
 
-Temperature, min_p, top_k and top_p belong to `choose`: they need no edit of the logits.
+Temperature, min_p, top_k and top_p belong to the draw: they need no edit of the logits.
 """
 
 from __future__ import annotations
@@ -13,45 +13,52 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from .rows import Row
+from .state import SamplingState
 
 _INF = float("inf")
 
 
-def edit(logits: Tensor, rows: Sequence[Row], indices: Sequence[int]) -> None:
-    """Apply every edit of `rows[i]` to `logits[i]`, for i in `indices`, in place."""
-    forbidden: list[tuple[int, int]] = []
-    biases: list[tuple[int, int, float]] = []
+def edit(logits: Tensor, states: Sequence[SamplingState], indices: Sequence[int]) -> None:
+    """Apply every edit of `states[i]` to `logits[i]`, for i in `indices`, in place."""
+    forbidden: list[tuple[int, Tensor]] = []
+    biased: list[tuple[int, Tensor]] = []
+    biases: list[Tensor] = []
     penalised: list[int] = []
     for i in indices:
-        row = rows[i]
-        params = row.params
-        if params.allowed_token_ids is not None:
-            _allow_only(logits[i], params.allowed_token_ids)
-        if row.holds_back_stop:
-            forbidden.extend((i, token) for token in {*row.eos_ids, *params.stop_token_ids})
-        biases.extend((i, token, bias) for token, bias in params.logit_bias.items())
-        if row.penalised:
+        state = states[i]
+        edits = state.edits.on(logits.device)
+        if edits.allowed is not None:
+            _allow_only(logits[i], edits.allowed)
+        if state.holds_back_stop:
+            forbidden.append((i, edits.forbidden))
+        if len(edits.biased):
+            biased.append((i, edits.biased))
+            biases.append(edits.biases)
+        if state.penalised:
             penalised.append(i)
     if forbidden:
-        where = torch.tensor(forbidden, device=logits.device)
-        logits[where[:, 0], where[:, 1]] = -_INF
-    if biases:
-        where = torch.tensor([entry[:2] for entry in biases], device=logits.device)
-        values = torch.tensor([entry[2] for entry in biases], dtype=logits.dtype, device=logits.device)
-        logits[where[:, 0], where[:, 1]] += values  # no pair occurs twice: they are keys of dicts
+        logits[_places(forbidden)] = -_INF
+    if biased:
+        logits[_places(biased)] += torch.cat(biases)  # no pair occurs twice: they are keys of dicts
     if penalised:
-        _penalise(logits, rows, penalised)
+        _penalise(logits, states, penalised)
 
 
-def _allow_only(logits: Tensor, tokens: Sequence[int]) -> None:
-    allowed = torch.tensor(tokens, device=logits.device)
+def _places(entries: Sequence[tuple[int, Tensor]]) -> tuple[Tensor, Tensor]:
+    """(row, token) of each token [K] of each row, all in one."""
+    lengths = torch.tensor([len(tokens) for _, tokens in entries])
+    tokens = torch.cat([tokens for _, tokens in entries])
+    rows = torch.tensor([row for row, _ in entries]).repeat_interleave(lengths)
+    return rows.to(tokens.device), tokens
+
+
+def _allow_only(logits: Tensor, allowed: Tensor) -> None:
     kept = logits[allowed]
     logits.fill_(-_INF)
     logits[allowed] = kept
 
 
-def _penalise(logits: Tensor, rows: Sequence[Row], indices: Sequence[int]) -> None:
+def _penalise(logits: Tensor, states: Sequence[SamplingState], indices: Sequence[int]) -> None:
     """Repetition penalty over prompt and output, then frequency and presence penalty over the output.
 
     Repetition: Keskar et al., CTRL (2019), section 4.1, with negative logits multiplied, as everyone does.
@@ -59,11 +66,11 @@ def _penalise(logits: Tensor, rows: Sequence[Row], indices: Sequence[int]) -> No
     """
     ids, counts, lengths = bytearray(), bytearray(), []
     for i in indices:
-        row = rows[i]
-        row.seen.follow(row.tokens, row.prompt_len)
-        ids += row.seen.ids.tobytes()
-        counts += row.seen.counts.tobytes()
-        lengths.append(len(row.seen.ids))
+        state = states[i]
+        state.seen.follow(state.tokens, state.prompt_len)
+        ids += state.seen.ids.tobytes()
+        counts += state.seen.counts.tobytes()
+        lengths.append(len(state.seen.ids))
     if not ids:
         return
     device = logits.device
@@ -71,12 +78,8 @@ def _penalise(logits: Tensor, rows: Sequence[Row], indices: Sequence[int]) -> No
     count = torch.frombuffer(counts, dtype=torch.float32).to(device)
     per_row = torch.tensor(
         [
-            (
-                rows[i].params.repetition_penalty,
-                rows[i].params.frequency_penalty,
-                rows[i].params.presence_penalty,
-            )
-            for i in indices
+            (params.repetition_penalty, params.frequency_penalty, params.presence_penalty)
+            for params in (states[i].params for i in indices)
         ],
         dtype=torch.float32,
     )

@@ -10,7 +10,8 @@ import torch
 
 from penstock.core.cost import Coefficients
 from penstock.engine.executor.torch_executor import TorchExecutor
-from penstock.kernels.attention import KVCache, create_attention
+from penstock.kernels.attention import KVCache
+from penstock.kernels.create import create_operations
 from penstock.model.causal_lm import CausalLM
 from penstock.model.config import load_config
 from penstock.model.loader import load_model
@@ -32,7 +33,7 @@ def checkpoint(architecture: str = "qwen3", seed: int = 0) -> Path:
 def model(architecture: str, device: str) -> CausalLM:
     """Loaded once per test process: executors share it and keep only rows and caches of their own."""
     path = checkpoint(architecture)
-    return load_model(path, load_config(path), torch.float32, torch.device(device))
+    return load_model(path, load_config(path), create_operations(torch.device(device), torch.float32))
 
 
 def torch_executor(
@@ -41,5 +42,5 @@ def torch_executor(
     """An executor on a tiny random model."""
     loaded, place = model(architecture, device), torch.device(device)
     spec = loaded.cache_spec(block_size)
-    attention = create_attention("auto", spec, place)
+    attention = loaded.operations.attention(spec)
     return TorchExecutor(loaded, KVCache(spec, num_blocks + 1, place), attention, place, Coefficients())

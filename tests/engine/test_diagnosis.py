@@ -18,7 +18,8 @@ from penstock.engine.executor.diagnosis import Diagnosis
 from penstock.engine.executor.torch_executor import TorchExecutor
 from penstock.engine.messages import Add
 from penstock.engine.replay import replay
-from penstock.kernels.attention import KVCache, Span, create_attention
+from penstock.kernels.attention import KVCache, Span
+from penstock.kernels.create import create_operations
 from penstock.model.causal_lm import CausalLM
 from penstock.model.config import load_config
 from penstock.model.loader import load_model
@@ -37,12 +38,12 @@ def damaged(directory: Path, tensor: str, architecture: str = "qwen3", value: fl
     (name,) = [name for name in weights if name.endswith(tensor)]
     weights[name][7] = value
     save_file(weights, file, {"format": "pt"})
-    return load_model(directory, load_config(directory), torch.float32, CPU)
+    return load_model(directory, load_config(directory), create_operations(CPU, torch.float32))
 
 
 def executor_of(model: CausalLM, num_blocks: int = 64) -> TorchExecutor:
     spec = model.cache_spec(4)
-    attention = create_attention("auto", spec, CPU)
+    attention = model.operations.attention(spec)
     return TorchExecutor(model, KVCache(spec, num_blocks + 1, CPU), attention, CPU, Coefficients())
 
 
@@ -196,7 +197,7 @@ class Examined:
         spec = model.cache_spec(4)
         self.now = 0.0
         self.diagnosis = Diagnosis(
-            model, KVCache(spec, 8, CPU), create_attention("auto", spec, CPU), lambda: self.now
+            model, KVCache(spec, 8, CPU), model.operations.attention(spec), lambda: self.now
         )
 
     def report(self, name: str) -> None:
@@ -213,7 +214,7 @@ def test_one_examination_a_minute(tmp_path: Path, caplog: pytest.LogCaptureFixtu
 
 def test_a_fault_that_does_not_come_back_is_called_that(caplog: pytest.LogCaptureFixture) -> None:
     path = checkpoint("qwen3")
-    Examined(load_model(path, load_config(path), torch.float32, CPU)).report("r")
+    Examined(load_model(path, load_config(path), create_operations(CPU, torch.float32))).report("r")
     assert "computed again alone they are: suspect the hardware" in warnings(caplog)[0]
 
 

@@ -10,9 +10,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from penstock.kernels import dense
 from penstock.kernels.attention import KVCacheSpec, Span, StepLayout
-from penstock.kernels.dense import FusedDense, MatmulDense
-from penstock.kernels.limits import FUSED_QUERY_TILE, QUERY_TILE
+from penstock.kernels.limits import QUERY_TILE
 from penstock.kernels.reference import ReferenceAttention
 from penstock.kernels.torch_attention import TorchAttention
 
@@ -90,10 +90,10 @@ def make_step(
     return Step(spec, layout, q, k, v, keys, values, window)
 
 
-def assert_agrees(step: Step, fused: bool, atol: float) -> None:
+def assert_agrees(step: Step, atol: float) -> None:
     """The fast path gives the specification's output and leaves the specification's cache."""
-    want, want_keys, want_values = step.run(ReferenceAttention(step.spec, CPU))
-    got, keys, values = step.run(TorchAttention(step.spec, CPU, fused=fused))
+    want, want_keys, want_values = step.run(ReferenceAttention(step.spec))
+    got, keys, values = step.run(TorchAttention(step.spec, CPU))
     assert torch.isfinite(want).all()
     torch.testing.assert_close(got, want, atol=atol, rtol=atol)
     for cache, expected in ((keys, want_keys), (values, want_values)):
@@ -125,28 +125,25 @@ def steps(draw: st.DrawFn) -> Step:
     )
 
 
-@pytest.mark.parametrize("fused", [False, True])
 @settings(max_examples=60, deadline=None)
 @given(step=steps())
-def test_any_mix_of_spans_agrees_with_the_reference(fused: bool, step: Step) -> None:
-    assert_agrees(step, fused, 1e-5)
+def test_any_mix_of_spans_agrees_with_the_reference(step: Step) -> None:
+    assert_agrees(step, 1e-5)
 
 
-@pytest.mark.parametrize("fused", [False, True])
 @pytest.mark.parametrize("window", [None, 5, 150, 700])
 @pytest.mark.parametrize("start", [0, 37])
-def test_chunks_longer_than_a_tile(fused: bool, window: int | None, start: int) -> None:
-    tokens = (FUSED_QUERY_TILE if fused else QUERY_TILE[1]) + 70
+def test_chunks_longer_than_a_tile(window: int | None, start: int) -> None:
+    tokens = QUERY_TILE + 70
     step = make_step([(start, tokens), (90, 1)], block_size=16, kv_heads=1, window=window)
-    assert_agrees(step, fused, 1e-5)
+    assert_agrees(step, 1e-5)
 
 
-@pytest.mark.parametrize("fused", [False, True])
 @pytest.mark.parametrize("window", [None, 20])
-def test_bfloat16(fused: bool, window: int | None) -> None:
+def test_bfloat16(window: int | None) -> None:
     lengths = [(30, 1), (0, 50), (99, 1), (40, 17), (1, 1)]
     step = make_step(lengths, dim=32, window=window, dtype=torch.bfloat16, block_size=16)
-    assert_agrees(step, fused, 2e-2)
+    assert_agrees(step, 2e-2)
 
 
 def test_one_long_context_does_not_pad_the_others() -> None:
@@ -156,7 +153,7 @@ def test_one_long_context_does_not_pad_the_others() -> None:
     groups = backend.groups(spans, None)
     assert [(group.first, group.last) for group in groups] == [(0, 3), (3, 4)]
     assert [group.hidden.shape[-1] for group in groups] == [16, 4016]
-    assert_agrees(step, False, 1e-5)
+    assert_agrees(step, 1e-5)
 
 
 @settings(deadline=None)
@@ -186,14 +183,13 @@ def test_a_windowed_layer_reads_only_the_window() -> None:
     assert chunk.origin == 861
     assert chunk.pieces is not None
     assert chunk.pieces.numel() == 2 * (58 - 53 + 1)
-    assert_agrees(step, False, 1e-5)
+    assert_agrees(step, 1e-5)
 
 
-@pytest.mark.parametrize("dense", [MatmulDense, FusedDense])
-def test_decode_without_anything_hidden(dense: type[MatmulDense | FusedDense]) -> None:
+def test_decode_without_anything_hidden() -> None:
     q, keys, values = torch.randn(3, 2, 4, 8), torch.randn(3, 2, 9, 8), torch.randn(3, 2, 9, 8)
     out = torch.empty_like(q)
-    dense(torch.float32, CPU).decode(q, keys, values, torch.zeros(3, 1, 1, 9, dtype=torch.bool), 0.5, out)
+    dense.decode(q, keys, values, torch.zeros(3, 1, 1, 9, dtype=torch.bool), 0.5, out)
     want = torch.softmax(0.5 * q @ keys.transpose(-1, -2), -1) @ values
     torch.testing.assert_close(out, want, atol=1e-5, rtol=1e-5)
 
@@ -206,4 +202,4 @@ def test_the_same_step_serves_layers_with_and_without_a_window() -> None:
         step.window = window
         keys, values = step.keys.clone(), step.values.clone()
         got = prepared(step.q, step.k, step.v, keys, values, scale=0.3, window=window)
-        torch.testing.assert_close(got, step.run(ReferenceAttention(step.spec, CPU))[0], atol=1e-5, rtol=1e-5)
+        torch.testing.assert_close(got, step.run(ReferenceAttention(step.spec))[0], atol=1e-5, rtol=1e-5)

@@ -12,10 +12,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from penstock.core.errors import StartupError
-from penstock.kernels.attention import KVCache, KVCacheSpec, Span, StepLayout
+from penstock.kernels.attention import KVCache, Span, StepLayout
 from penstock.kernels.cpu import build
 from penstock.kernels.cpu.attention import CpuAttention
-from penstock.kernels.cpu.library import Library, available
+from penstock.kernels.cpu.binding import Library
+from penstock.kernels.cpu.library import available
+from penstock.kernels.create import create_operations
 from penstock.kernels.reference import ReferenceAttention
 
 from .test_attention import CPU, Step, make_step
@@ -34,6 +36,11 @@ def two_threads() -> Iterator[None]:
     torch.set_num_threads(before)
 
 
+def kernels(step: Step, library: Library | None = LIBRARY) -> CpuAttention:
+    assert library is not None
+    return CpuAttention(library, step.spec)
+
+
 def compute(step: Step, backend: CpuAttention | ReferenceAttention) -> tuple[torch.Tensor, ...]:
     """(output, keys, values), on copies."""
     keys, values = step.keys.clone(), step.values.clone()
@@ -42,10 +49,10 @@ def compute(step: Step, backend: CpuAttention | ReferenceAttention) -> tuple[tor
     return out, keys, values
 
 
-def assert_agrees(step: Step, library: Library | None = None) -> None:
+def assert_agrees(step: Step, library: Library | None = LIBRARY) -> None:
     """The kernel gives the specification's output, and exactly its cache."""
-    want = compute(step, ReferenceAttention(step.spec, CPU))
-    got = compute(step, CpuAttention(step.spec, CPU, library))
+    want = compute(step, ReferenceAttention(step.spec))
+    got = compute(step, kernels(step, library))
     tolerance = TOLERANCE[step.spec.dtype]
     assert torch.isfinite(want[0]).all()
     torch.testing.assert_close(got[0], want[0], atol=tolerance, rtol=tolerance)
@@ -92,10 +99,10 @@ def test_long_contexts(dtype: torch.dtype, window: int | None) -> None:
 @pytest.mark.parametrize("dtype", TOLERANCE)
 def test_unevenly_strided_inputs(dtype: torch.dtype) -> None:
     step = make_step([(20, 1), (3, 7)], dim=16, dtype=dtype)
-    want, _, _ = compute(step, CpuAttention(step.spec, CPU))
+    want, _, _ = compute(step, kernels(step))
     step.q = step.q.transpose(0, 1).contiguous().transpose(0, 1)
     step.k = torch.stack([step.k, step.k], dim=-1)[..., 0]  # the last dimension is not dense
-    assert torch.equal(compute(step, CpuAttention(step.spec, CPU))[0], want)
+    assert torch.equal(compute(step, kernels(step))[0], want)
 
 
 def one_span(step: Step, number: int) -> Step:
@@ -111,7 +118,7 @@ def one_span(step: Step, number: int) -> Step:
 def test_a_span_has_the_same_bits_alone_and_in_company(dtype: torch.dtype, window: int | None) -> None:
     lengths = [(900, 1), (0, 300), (40, 1), (600, 5), (700, 90), (3, 1)]
     step = make_step(lengths, block_size=16, dim=32, kv_heads=4, window=window, dtype=dtype)
-    backend = CpuAttention(step.spec, CPU)
+    backend = kernels(step)
     together, _, _ = compute(step, backend)
     for number, (first, last) in enumerate(
         zip(step.layout.query_starts[:-1], step.layout.query_starts[1:], strict=True)
@@ -125,7 +132,7 @@ def test_the_number_of_threads_changes_no_bit(dtype: torch.dtype) -> None:
     results = []
     for threads in (1, 2, 3, 5):
         torch.set_num_threads(threads)
-        results.append(compute(step, CpuAttention(step.spec, CPU))[0])
+        results.append(compute(step, kernels(step))[0])
     assert all(torch.equal(results[0], other) for other in results[1:])
 
 
@@ -133,9 +140,9 @@ def test_the_number_of_threads_changes_no_bit(dtype: torch.dtype) -> None:
 @pytest.mark.parametrize("chunks", [[100], [1] * 100, [64, 36], [13, 1, 50, 36]])
 def test_chunks_agree_with_the_whole_prompt(dtype: torch.dtype, chunks: list[int]) -> None:
     whole = make_step([(0, 100)], block_size=16, dim=32, dtype=dtype)
-    want, keys, values = compute(whole, ReferenceAttention(whole.spec, CPU))
+    want, keys, values = compute(whole, ReferenceAttention(whole.spec))
     cache = torch.full_like(keys, torch.nan), torch.full_like(values, torch.nan)
-    backend, parts, start = CpuAttention(whole.spec, CPU), [], 0
+    backend, parts, start = kernels(whole), [], 0
     for tokens in chunks:
         rows = slice(start, start + tokens)
         layout = StepLayout([Span(start, tokens, whole.layout.spans[0].blocks)], 16)
@@ -148,12 +155,12 @@ def test_chunks_agree_with_the_whole_prompt(dtype: torch.dtype, chunks: list[int
 @pytest.mark.parametrize("dtype", TOLERANCE)
 def test_nothing_beyond_a_context_is_read(dtype: torch.dtype) -> None:
     step = make_step([(37, 1), (5, 20), (530, 1), (0, 1)], block_size=16, dim=24, dtype=dtype)
-    want, _, _ = compute(step, ReferenceAttention(step.spec, CPU))
+    want, _, _ = compute(step, ReferenceAttention(step.spec))
     for span in step.layout.spans:  # make_step clears the tails of open blocks, as the backend "torch" needs
         for position in range(span.start, len(span.blocks) * 16):
             step.keys[span.blocks[position // 16], :, position % 16] = torch.nan
             step.values[span.blocks[position // 16], :, position % 16] = torch.nan
-    got, _, _ = compute(step, CpuAttention(step.spec, CPU))
+    got, _, _ = compute(step, kernels(step))
     torch.testing.assert_close(got, want, atol=TOLERANCE[dtype], rtol=TOLERANCE[dtype])
 
 
@@ -161,7 +168,7 @@ def test_nothing_beyond_a_context_is_read(dtype: torch.dtype) -> None:
 @pytest.mark.parametrize("poison", [torch.nan, torch.inf])
 def test_a_poisoned_request_stays_alone_and_shows(dtype: torch.dtype, poison: float) -> None:
     step = make_step([(20, 1), (7, 12), (600, 1), (9, 3)], block_size=16, dim=32, dtype=dtype)
-    backend = CpuAttention(step.spec, CPU)
+    backend = kernels(step)
     healthy, _, _ = compute(step, backend)
     for sick in range(4):
         first, last = step.layout.query_starts[sick : sick + 2]
@@ -186,12 +193,12 @@ def test_scores_of_minus_infinity_weigh_nothing() -> None:
 
 def test_the_same_step_serves_layers_with_and_without_a_window() -> None:
     step = make_step([(30, 1), (8, 9)])
-    prepared = CpuAttention(step.spec, CPU).prepare(step.layout)
+    prepared = kernels(step).prepare(step.layout)
     for window in (None, 3, None, 3):
         step.window = window
         keys, values = step.keys.clone(), step.values.clone()
         got = prepared(step.q, step.k, step.v, keys, values, scale=8**-0.5, window=window)
-        torch.testing.assert_close(got, compute(step, ReferenceAttention(step.spec, CPU))[0])
+        torch.testing.assert_close(got, compute(step, ReferenceAttention(step.spec))[0])
 
 
 def test_one_pool_of_threads() -> None:
@@ -199,7 +206,7 @@ def test_one_pool_of_threads() -> None:
     torch.ones(1 << 22).exp_()  # torch has started its threads
     tasks = len(list(Path("/proc/self/task").iterdir()))
     step = make_step([(700, 1), (0, 200)], block_size=16)
-    compute(step, CpuAttention(step.spec, CPU))
+    compute(step, kernels(step))
     assert len(list(Path("/proc/self/task").iterdir())) == tasks
     assert Path(LIBRARY.runtime).is_relative_to(Path(torch.__file__).parent.parent)
     assert LIBRARY.runtime in Path("/proc/self/maps").read_text()
@@ -207,7 +214,7 @@ def test_one_pool_of_threads() -> None:
 
 def test_what_the_kernel_cannot_compute_is_refused() -> None:
     step = make_step([(5, 1)])
-    spec, backend = step.spec, CpuAttention(step.spec, CPU)
+    spec, backend = step.spec, kernels(step)
     prepared = backend.prepare(step.layout)
     cache = KVCache(spec, 1, CPU).layers[0]
     outside = backend.prepare(StepLayout([Span(0, 1, [7])], spec.block_size))
@@ -220,7 +227,7 @@ def test_what_the_kernel_cannot_compute_is_refused() -> None:
     with pytest.raises(ValueError, match="need"):
         prepared(step.q, step.k.repeat(2, 1, 1), step.v, step.keys, step.values, scale=1.0)
     with pytest.raises(StartupError, match=r"float32 and bfloat16.*not torch.float16"):
-        CpuAttention(KVCacheSpec(1, 2, 8, 4, torch.float16), CPU)
+        create_operations(CPU, torch.float16, attention="cpu")
 
 
 def _features() -> str:

@@ -11,12 +11,11 @@ import pytest
 import torch
 
 from penstock.core.errors import StartupError
-from penstock.kernels.attention import KVCacheSpec, create_attention
 from penstock.kernels.cpu import build, library
 from penstock.kernels.cpu.build import BuildError
+from penstock.kernels.create import create_operations
 
 CPU = torch.device("cpu")
-SPEC = KVCacheSpec(1, 2, 16, 4, torch.float32)
 
 #: Stands for a compiler: logs its calls, and writes what it is told to the file after -o.
 _COMPILER = """#!/bin/sh
@@ -180,13 +179,13 @@ def test_what_does_not_work_costs_one_warning(
     compiler: Compiler, fresh: None, caplog: pytest.LogCaptureFixture, work: str, reason: str
 ) -> None:
     compiler.install(work)
-    assert create_attention("auto", SPEC, CPU).name == "torch"
-    assert create_attention("auto", SPEC, CPU).name == "torch"
+    assert create_operations(CPU, torch.bfloat16).name == "torch"
+    assert create_operations(CPU, torch.bfloat16).name == "torch"
     (warning,) = warnings_of(caplog)
     assert "all runs through torch's operators" in warning
     assert reason in warning
     with pytest.raises(StartupError, match="not available"):
-        create_attention("cpu", SPEC, CPU)
+        create_operations(CPU, torch.bfloat16, attention="cpu")
 
 
 def test_no_compiler_costs_one_warning_with_advice(
@@ -238,14 +237,13 @@ def test_the_environment_can_do_without(
 ) -> None:
     monkeypatch.setenv("PENSTOCK_CPU_KERNELS", "0")
     library.start_build()
-    assert create_attention("auto", SPEC, CPU).name == "torch"
-    assert library.loaded() is None
+    assert create_operations(CPU, torch.bfloat16).name == "torch"
+    assert library.available() is None
     assert not warnings_of(caplog)
 
 
 def test_auto_takes_the_kernels_for_what_they_compute() -> None:
     if library.available(120) is None:
         pytest.skip("no C++ compiler, or PENSTOCK_CPU_KERNELS=0")
-    assert create_attention("auto", SPEC, CPU).name == "cpu"
-    half = KVCacheSpec(1, 2, 16, 4, torch.float16)
-    assert create_attention("auto", half, CPU).name == "torch"
+    assert create_operations(CPU, torch.bfloat16).name == "cpu"
+    assert create_operations(CPU, torch.float16).name == "torch"

@@ -7,10 +7,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from penstock.kernels.attention import KVCache, Span, StepLayout, create_attention
+from penstock.kernels.attention import KVCache, Span, StepLayout
 from penstock.kernels.cpu.library import available
 from penstock.kernels.cpu.linear import has_amx
-from penstock.kernels.linear import can_pack
+from penstock.kernels.cpu.matrix import can_pack
+from penstock.kernels.create import create_operations
 from penstock.model.causal_lm import CausalLM
 from penstock.model.config import load_config
 from penstock.model.loader import load_model
@@ -37,16 +38,23 @@ LONG = [
 ]
 
 
+def load(directory: Path, dtype: torch.dtype, scheme: str | None = None) -> CausalLM:
+    return load_model(directory, load_config(directory), create_operations(CPU, dtype), quantization=scheme)
+
+
 def hidden_states(
     model: CausalLM, script: list[list[tuple[int, int, range]]]
 ) -> tuple[list[torch.Tensor], list[bool]]:
     """Of every step; and whether one call computed all of its layers."""
     spec = model.cache_spec(4)
-    cache, backend = KVCache(spec, 400, CPU), create_attention("cpu", spec, CPU)
+    cache, backend = KVCache(spec, 400, CPU), model.operations.attention(spec)
     generator = torch.Generator().manual_seed(0)
-    hidden, fused = [], []
+    hidden: list[torch.Tensor] = []
+    fused: list[bool] = []
     stack = model._stack
-    if stack is not None:
+    if stack is None:
+        fused = [False] * len(script)
+    else:
         run = stack.run
 
         def noted(*arguments: object) -> torch.Tensor | None:
@@ -64,10 +72,9 @@ def hidden_states(
 
 
 def assert_same(directory: Path, dtype: torch.dtype, scheme: str | None, long: bool) -> None:
-    model = load_model(directory, load_config(directory), dtype, CPU, quantization=scheme)
+    model = load(directory, dtype, scheme)
     script = LONG if long else SHORT
     together, fused = hidden_states(model, script)
-    assert model._stack is not None
     model._stack = None
     one_by_one, _ = hidden_states(model, script)
     assert all(fused) == (scheme is not None or (dtype == torch.bfloat16 and _reads_onednn()))
@@ -79,7 +86,7 @@ def assert_same(directory: Path, dtype: torch.dtype, scheme: str | None, long: b
 def _reads_onednn() -> bool:
     found = available()
     assert found is not None
-    return can_pack(torch.bfloat16, CPU) and found.multiplies_bf16 and not has_amx()
+    return can_pack(torch.bfloat16) and found.multiplies_bf16 and not has_amx()
 
 
 @pytest.mark.parametrize("threads", [1, 3], indirect=True)
@@ -119,7 +126,9 @@ def test_only_the_rows_that_are_wanted_leave_the_last_layer(
 ) -> None:
     """Their bits, and all keys and values in the cache, are those of computing all rows."""
     directory = make_checkpoint(tmp_path, "qwen3", hidden_size=128, intermediate_size=192)
-    model = load_model(directory, load_config(directory), torch.bfloat16, CPU, quantization=scheme)
+    model = load_model(
+        directory, load_config(directory), create_operations(CPU, torch.bfloat16), quantization=scheme
+    )
     spec = model.cache_spec(4)
     layout = StepLayout([Span(0, 9, range(3)), Span(0, 1, [4]), Span(0, 6, [6, 5])], 4)
     ids = torch.randint(0, model.config.vocab_size, (16,), generator=torch.Generator().manual_seed(1))
@@ -130,7 +139,7 @@ def test_only_the_rows_that_are_wanted_leave_the_last_layer(
         model._stack = stack
         states, caches = [], []
         for wanted in rows:
-            cache, backend = KVCache(spec, 8, CPU), create_attention("cpu", spec, CPU)
+            cache, backend = KVCache(spec, 8, CPU), model.operations.attention(spec)
             for half in (half for layer in cache.layers for half in layer):
                 half.zero_()
             positions = torch.from_numpy(layout.positions)
@@ -143,16 +152,20 @@ def test_only_the_rows_that_are_wanted_leave_the_last_layer(
 
 def test_gates_that_do_not_fill_panels_are_left_to_single_calls(tmp_path: Path) -> None:
     directory = make_checkpoint(tmp_path, "llama", hidden_size=128, intermediate_size=96)
-    model = load_model(directory, load_config(directory), torch.bfloat16, CPU, quantization="int8")
+    model = load_model(
+        directory, load_config(directory), create_operations(CPU, torch.bfloat16), quantization="int8"
+    )
     _, fused = hidden_states(model, SHORT)
     assert not any(fused)
 
 
 def test_what_the_stack_refuses(tmp_path: Path) -> None:
     directory = make_checkpoint(tmp_path, "llama", hidden_size=128, intermediate_size=192)
-    model = load_model(directory, load_config(directory), torch.bfloat16, CPU, quantization="int8")
+    model = load_model(
+        directory, load_config(directory), create_operations(CPU, torch.bfloat16), quantization="int8"
+    )
     spec = model.cache_spec(4)
-    cache, backend = KVCache(spec, 8, CPU), create_attention("cpu", spec, CPU)
+    cache, backend = KVCache(spec, 8, CPU), model.operations.attention(spec)
     layout = StepLayout([Span(0, 5, [1, 2])], 4)
     positions = torch.arange(6)
     with pytest.raises(ValueError, match="6 rows; prepared for 5"):
@@ -175,6 +188,6 @@ def test_batches_that_amx_computes_faster_are_left_to_it(
         pytest.skip("oneDNN's panels are not read here")
     monkeypatch.setattr("penstock.kernels.cpu.linear.has_amx", lambda: True)
     directory = make_checkpoint(tmp_path, "llama", hidden_size=128, intermediate_size=192)
-    model = load_model(directory, load_config(directory), torch.bfloat16, CPU)
+    model = load(directory, torch.bfloat16)
     _, fused = hidden_states(model, [[(0, rows, range(1, 10))]])
     assert fused == [rows <= 8]

@@ -7,12 +7,12 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from penstock.kernels import linear as seam
-from penstock.kernels.cpu import library
 from penstock.kernels.cpu import linear as panels_module
+from penstock.kernels.cpu import matrix as forms_module
 from penstock.kernels.cpu.library import available
-from penstock.kernels.cpu.linear import BF16Panels, IntegerPanels, agree
-from penstock.kernels.linear import can_pack, matrix
+from penstock.kernels.cpu.linear import BF16Panels, IntegerPanels, Panels, agree
+from penstock.kernels.cpu.matrix import CpuMatrix, can_pack, matrix
+from penstock.kernels.operations import Matrix
 from penstock.kernels.quantization import SCHEMES, dequantize, quantize, quantize_activations
 
 LIBRARY = available(wait_seconds=120)
@@ -139,7 +139,7 @@ def test_what_is_not_supported() -> None:
 
 
 def onednn(weight: torch.Tensor) -> BF16Panels:
-    if not can_pack(torch.bfloat16, CPU):
+    if not can_pack(torch.bfloat16):
         pytest.skip("oneDNN packs no bfloat16 here")
     assert LIBRARY is not None
     if not BF16Panels.can_read(LIBRARY, *weight.shape):
@@ -196,46 +196,44 @@ def test_every_form_of_a_matrix_is_the_same_product(
     scheme: str | None, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """With our kernels, with oneDNN alone, without either, and as with AMX: on both sides of its switch."""
+    assert LIBRARY is not None
     weight, bias, x = tensors(128, 192, 80, dtype)
     meant = weight if scheme is None else dequantize(quantize(weight, scheme), torch.float32)
     want = exact(meant, bias, seen(scheme, x))
-    forms = [matrix(weight, scheme)]
+    forms = [matrix(LIBRARY, weight, scheme)]
     if scheme is None:
         with monkeypatch.context() as context:
-            context.setattr(library._State, "library", None)
-            forms.append(matrix(weight))
-            forms[-1](x[:1], bias)  # what a matrix may use is decided at its first call
-            assert forms[-1].panels(dtype) is None
-            context.setattr(seam, "can_pack", lambda dtype, device: False)
-            forms.append(matrix(weight))
-    seam._restorable.cache_clear()
-    for module in (seam, panels_module):
+            context.setattr(BF16Panels, "can_read", lambda *_: False)
+            forms.append(matrix(LIBRARY, weight))
+            assert panels_of(forms[-1]) is None
+            context.setattr(forms_module, "can_pack", lambda dtype: False)
+            forms.append(matrix(LIBRARY, weight))
+            assert not forms[-1].copied
+    forms_module._restorable.cache_clear()
+    for module in (forms_module, panels_module):
         monkeypatch.setattr(module, "has_amx", lambda: True)
-    forms.append(matrix(weight, scheme))
+    forms.append(matrix(LIBRARY, weight, scheme))
     for form in forms:
         for rows in (1, 8, 9, 63, 64, 80):
             # restored weights are rounded to bfloat16
             assert_near(form(x[:rows], bias), want[:rows], 5e-3 if dtype == torch.bfloat16 else 2e-4)
         assert form.nbytes > 0
-    found = forms[-1].panels(dtype)
+    found = panels_of(forms[-1])
     if scheme is None:
         assert found is None or found.most_rows == 8
     else:
         assert found is not None
         assert (found.most_rows == 63) == (dtype == torch.bfloat16 and scheme != "w8a8" and _packs())
-        assert forms[-1].panels(torch.float16) is None
-    seam._restorable.cache_clear()
+    forms_module._restorable.cache_clear()
+
+
+def panels_of(form: Matrix) -> Panels | None:
+    return form.panels if isinstance(form, CpuMatrix) else None
 
 
 def _packs() -> bool:
     assert LIBRARY is not None
-    return can_pack(torch.bfloat16, CPU) and BF16Panels.can_read(LIBRARY, 128, 192)
-
-
-def test_integers_want_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(library._State, "library", None)
-    with pytest.raises(ValueError, match="int8 on cpu needs the CPU kernels"):
-        matrix(torch.zeros(64, 64), "int8")
+    return can_pack(torch.bfloat16) and BF16Panels.can_read(LIBRARY, 128, 192)
 
 
 @pytest.mark.parametrize("scheme", SCHEMES)

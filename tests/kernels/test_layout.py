@@ -9,15 +9,10 @@ import pytest
 import torch
 
 from penstock.core.errors import StartupError
-from penstock.kernels.attention import (
-    KVCache,
-    KVCacheSpec,
-    Span,
-    StepLayout,
-    attention_backends,
-    create_attention,
-)
-from penstock.kernels.limits import QUERY_TILE, SCORE_BYTES, query_tile, workspace_bytes
+from penstock.kernels.attention import KVCache, KVCacheSpec, Span, StepLayout
+from penstock.kernels.create import ATTENTION_BACKENDS, create_operations
+from penstock.kernels.limits import workspace_bytes
+from penstock.kernels.torch_attention import TorchAttention
 
 CPU = torch.device("cpu")
 SPEC = KVCacheSpec(num_layers=3, num_kv_heads=2, head_dim=8, block_size=4, dtype=torch.bfloat16)
@@ -42,7 +37,7 @@ def test_layout(table: object) -> None:
 def test_block_tables_may_grow_after_a_step() -> None:
     blocks = array("q", [0, 1])
     layout = StepLayout([Span(0, 7, blocks)], 4)
-    create_attention("torch", SPEC, CPU).prepare(layout)
+    TorchAttention(SPEC, CPU).prepare(layout)
     blocks.append(2)  # an array that someone still looks into refuses this
 
 
@@ -74,32 +69,24 @@ def test_cache() -> None:
 
 
 def test_backends() -> None:
-    assert create_attention("torch", SPEC, CPU).name == "torch"
-    assert create_attention("reference", SPEC, CPU).name == "reference"
-    assert attention_backends() == ("auto", "cpu", "torch", "reference")
+    for name in ("torch", "reference"):
+        operations = create_operations(CPU, SPEC.dtype, attention=name)
+        assert operations.attention(SPEC).name == name
+        assert operations.stack is None  # it would go past this backend
+    assert ATTENTION_BACKENDS == ("auto", "cpu", "torch", "reference")
     with pytest.raises(StartupError, match=r"'flash'.*Choose one of auto, cpu, torch, reference") as caught:
-        create_attention("flash", SPEC, CPU)
+        create_operations(CPU, SPEC.dtype, attention="flash")
     assert caught.value.param == "--attention-backend"
-
-
-@pytest.mark.parametrize("keys", [1, 100, 5000, 200_000])
-def test_query_tile_is_bounded(keys: int) -> None:
-    tile = query_tile(16, keys)
-    assert QUERY_TILE[0] <= tile <= QUERY_TILE[1]
-    assert tile == QUERY_TILE[0] or 4 * 16 * keys * tile <= SCORE_BYTES
 
 
 def test_workspace_covers_what_a_long_chunk_allocates() -> None:
     spec = KVCacheSpec(1, 2, 16, 16, torch.bfloat16)
-    backend = create_attention("torch", spec, CPU)
+    backend = TorchAttention(spec, CPU)
     length = 1 << 15
     cache = KVCache(spec, length // 16, CPU)
     q, kv = torch.randn(200, 4, 16).bfloat16(), torch.randn(200, 2, 16).bfloat16()
     layout = StepLayout([Span(length - 200, 200, range(length // 16))], 16)
     backend.prepare(layout)(q, kv, kv, *cache.layers[0], scale=1.0)
-    kept = backend._workspace.nbytes  # type: ignore[attr-defined]
-    kept += sum(buffer.nbytes for buffer in backend.dense._buffers.values())  # type: ignore[attr-defined]
-    bound = workspace_bytes(
-        max_model_len=length, heads=4, kv_heads=2, head_dim=16, dtype_bytes=2, device="cpu"
-    )
+    kept = backend._workspace.nbytes + backend.prefill.nbytes
+    bound = workspace_bytes(max_model_len=length, kv_heads=2, head_dim=16, dtype_bytes=2, device="cpu")
     assert kept <= bound <= 4 * kept

@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import functools
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
-from penstock.kernels.attention import AttentionBackend, KVCache, Span, StepLayout, create_attention
+from penstock.kernels.attention import AttentionBackend, KVCache, Span, StepLayout
+from penstock.kernels.create import create_operations
+from penstock.kernels.operations import Operations
+from penstock.kernels.reference import reference_operations
+from penstock.kernels.torch_operations import torch_operations
 from penstock.model.causal_lm import CausalLM
 from penstock.model.config import load_config, supported_architectures
 from penstock.model.loader import load_model
@@ -23,11 +28,15 @@ PROMPT = torch.randint(0, 128, (61,), generator=torch.Generator().manual_seed(1)
 class Runner:
     """A model with a cache, fed like an executor would."""
 
-    def __init__(self, model: CausalLM, backend: str = "torch") -> None:
+    def __init__(self, model: CausalLM, backend: str | None = "torch") -> None:
+        """backend: of attention, instead of that of the model's own table."""
         self.model = model
         spec = model.cache_spec(BLOCK)
         self.cache = KVCache(spec, 64, CPU)
-        self.backend: AttentionBackend = create_attention(backend, spec, CPU)
+        operations = model.operations
+        if backend is not None:
+            operations = create_operations(CPU, model.dtype, attention=backend)
+        self.backend: AttentionBackend = operations.attention(spec)
 
     def step(self, *parts: tuple[torch.Tensor, int, list[int]]) -> list[torch.Tensor]:
         """Logits of every token of each (token ids, start, block table)."""
@@ -70,7 +79,7 @@ def reference(directory: Path) -> Any:
 
 @pytest.fixture(scope="module")
 def model(directory: Path) -> CausalLM:
-    return load_model(directory, load_config(directory), torch.float32, CPU)
+    return load_model(directory, load_config(directory), create_operations(CPU, torch.float32))
 
 
 def agree(got: torch.Tensor, want: torch.Tensor) -> None:
@@ -80,6 +89,15 @@ def agree(got: torch.Tensor, want: torch.Tensor) -> None:
 
 def test_whole_prompt(model: CausalLM, reference: Any) -> None:
     (got,) = Runner(model).step((PROMPT, 0, list(range(20, 0, -1))))
+    agree(got, reference(tuple(PROMPT.tolist())))
+
+
+@pytest.mark.parametrize("make", [create_operations, torch_operations, reference_operations])
+def test_every_table_of_operations_serves(
+    directory: Path, reference: Any, make: Callable[[torch.device, torch.dtype], Operations]
+) -> None:
+    whole = load_model(directory, load_config(directory), make(CPU, torch.float32))
+    (got,) = Runner(whole, backend=None).step((PROMPT, 0, list(range(20, 0, -1))))
     agree(got, reference(tuple(PROMPT.tolist())))
 
 
@@ -119,7 +137,7 @@ def test_parameters_are_counted(model: CausalLM, directory: Path) -> None:
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_half_precision(directory: Path, reference: Any, dtype: torch.dtype) -> None:
     """Errors are of the size of the dtype's rounding, and no larger than transformers' own."""
-    model = load_model(directory, load_config(directory), dtype, CPU)
+    model = load_model(directory, load_config(directory), create_operations(CPU, dtype))
     (got,) = Runner(model).step((PROMPT, 0, list(range(20))))
     want = reference(tuple(PROMPT.tolist()))
     with torch.no_grad():
@@ -141,7 +159,7 @@ def test_every_supported_architecture_is_tested(tmp_path: Path) -> None:
 
 def test_the_reference_backend_serves_too(tmp_path: Path) -> None:
     directory = make_checkpoint(tmp_path, "qwen2-window")
-    model = load_model(directory, load_config(directory), torch.float32, CPU)
+    model = load_model(directory, load_config(directory), create_operations(CPU, torch.float32))
     blocks = list(range(20))
     want = Runner(model).step((PROMPT[:20], 0, blocks))[0]
     agree(Runner(model, "reference").step((PROMPT[:20], 0, blocks))[0], want)

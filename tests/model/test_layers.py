@@ -10,11 +10,10 @@ import torch
 import torch.nn.functional as F
 from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
-from penstock.kernels.linear import can_pack
+from penstock.kernels.create import create_operations
 from penstock.model.config import RopeConfig
-from penstock.model.layers import LayerNorm, Linear, RMSNorm, rotary_frequencies, rotate
-
-CPU = torch.device("cpu")
+from penstock.model.layers import LayerNorm, Linear, RMSNorm, rotary_frequencies
+from tests.kernels.tables import CPU, TABLES, table
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
@@ -25,40 +24,46 @@ def test_linear_is_the_same_packed_or_not(dtype: torch.dtype, bias: bool, rows: 
     weight = torch.randn(72, 40, generator=generator).to(dtype)
     vector = torch.randn(72, generator=generator).to(dtype) if bias else None
     x = torch.randn(rows, 40, generator=generator).to(dtype)
-    linear = Linear(weight, vector)
-    assert linear.copied == can_pack(dtype, CPU)
+    operations = create_operations(CPU, dtype)
+    linear = Linear(operations, weight, vector)
+    assert linear.copied == operations.copies_weights
     assert (linear.in_features, linear.out_features) == (40, 72)
     torch.testing.assert_close(linear(x), F.linear(x, weight, vector))
     assert linear.nbytes == (72 * 40 + (72 if bias else 0)) * dtype.itemsize
 
 
-def test_rms_norm_rounds_like_transformers() -> None:
+@pytest.mark.parametrize("name", TABLES)
+def test_rms_norm_rounds_like_transformers(name: str) -> None:
     x = 3 * torch.randn(50, 96, generator=torch.Generator().manual_seed(0)).bfloat16()
     weight = torch.randn(96, generator=torch.Generator().manual_seed(1)).bfloat16()
     wide = x.float()
     normed = wide * torch.rsqrt(wide.pow(2).mean(-1, keepdim=True) + 1e-6)
-    assert torch.equal(RMSNorm(weight, 1e-6)(x), weight * normed.to(x.dtype))
+    assert torch.equal(RMSNorm(table(name, torch.bfloat16), weight, 1e-6)(x), weight * normed.to(x.dtype))
 
 
-def test_norms_of_heads() -> None:
+@pytest.mark.parametrize("name", TABLES)
+def test_norms_of_heads(name: str) -> None:
+    operations = table(name, torch.float32)
     x = torch.randn(5, 3, 8)
     weight = torch.rand(3, 8)
-    want = torch.stack([RMSNorm(weight[head], 1e-6)(x[:, head]) for head in range(3)], dim=1)
-    torch.testing.assert_close(RMSNorm(weight, 1e-6)(x), want)
+    want = torch.stack([RMSNorm(operations, weight[head], 1e-6)(x[:, head]) for head in range(3)], dim=1)
+    still = torch.ones(5, 1, 8), torch.zeros(5, 1, 8)
+    torch.testing.assert_close(operations.rotate(x.clone(), still, weight, 1e-6), want)
     shared, bias = torch.rand(8), torch.rand(8)
     want = F.layer_norm(x, (8,), shared, bias, 1e-5)
-    torch.testing.assert_close(LayerNorm(shared, bias, 1e-5)(x), want)
+    torch.testing.assert_close(LayerNorm(operations, shared, bias, 1e-5)(x), want)
 
 
+@pytest.mark.parametrize("name", TABLES)
 @pytest.mark.parametrize("width", [8, 4])
-def test_rotation_turns_pairs_as_complex_numbers(width: int) -> None:
+def test_rotation_turns_pairs_as_complex_numbers(name: str, width: int) -> None:
     x, angles = torch.randn(6, 3, 8), torch.rand(6, 1, width // 2)
     cos = torch.cat((angles.cos(), angles.cos()), -1)
     sin = torch.cat((-angles.sin(), angles.sin()), -1)
     half = width // 2
     turned = torch.complex(x[..., :half], x[..., half:width]) * torch.polar(torch.ones_like(angles), angles)
     want = torch.cat((turned.real, turned.imag, x[..., width:]), -1)
-    torch.testing.assert_close(rotate(x, (cos, sin)), want)
+    torch.testing.assert_close(table(name, torch.float32).rotate(x, (cos, sin), None, 0.0), want)
 
 
 @dataclass

@@ -10,7 +10,8 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from penstock.core.errors import ModelLoadError, StartupError
-from penstock.kernels.attention import KVCache, Span, StepLayout, create_attention
+from penstock.kernels.attention import KVCache, Span, StepLayout
+from penstock.kernels.create import create_operations
 from penstock.model.causal_lm import CausalLM
 from penstock.model.config import load_config
 from penstock.model.loader import LoadFormat, load_model
@@ -20,7 +21,9 @@ CPU = torch.device("cpu")
 
 
 def load(directory: Path, dtype: torch.dtype = torch.float32, load_format: LoadFormat = "auto") -> CausalLM:
-    return load_model(directory, load_config(directory), dtype, CPU, load_format=load_format)
+    return load_model(
+        directory, load_config(directory), create_operations(CPU, dtype), load_format=load_format
+    )
 
 
 def logits(model: CausalLM) -> torch.Tensor:
@@ -28,7 +31,7 @@ def logits(model: CausalLM) -> torch.Tensor:
     cache = KVCache(spec, 4, CPU)
     layout = StepLayout([Span(0, 9, [0, 1, 2])], 4)
     ids = torch.arange(9) + 5
-    step = create_attention("auto", spec, CPU).prepare(layout)
+    step = model.operations.attention(spec).prepare(layout)
     return model.logits(model.forward(ids, torch.from_numpy(layout.positions), step, cache)).float()
 
 
@@ -76,7 +79,12 @@ def test_dtypes_are_converted(stored: torch.dtype, wanted: torch.dtype, tmp_path
 def test_progress_reaches_the_end(sharded: Path) -> None:
     seen: list[tuple[int, int]] = []
     config = load_config(sharded)
-    load_model(sharded, config, torch.float32, CPU, progress=lambda done, total: seen.append((done, total)))
+    load_model(
+        sharded,
+        config,
+        create_operations(CPU, torch.float32),
+        progress=lambda done, total: seen.append((done, total)),
+    )
     dones, totals = zip(*seen, strict=True)
     assert list(dones) == sorted(dones)
     assert set(totals) == {sum(file.stat().st_size for file in sharded.glob("*.safetensors"))}

@@ -1,18 +1,20 @@
-"""Every test of sampling runs in both ways: by torch's operators, the specification, and by the kernels."""
+"""Every test of sampling runs with each table of operations."""
+
+from __future__ import annotations
 
 from collections.abc import Iterator
 
 import pytest
+import torch
 
-from penstock.kernels.cpu import library
+from tests.kernels.tables import TABLES, table
+
+from . import current
 
 
-@pytest.fixture(params=["torch", "kernels"], scope="module", autouse=True)
-def way(request: pytest.FixtureRequest) -> Iterator[str]:
-    """A whole module with the compiled kernels, and without them."""
-    found = library.available(wait_seconds=120) if request.param == "kernels" else None
-    if found is None and request.param == "kernels":
-        pytest.skip("no C++ compiler, or PENSTOCK_CPU_KERNELS=0")
-    with pytest.MonkeyPatch.context() as context:
-        context.setattr(library._State, "library", found)
-        yield request.param
+@pytest.fixture(params=TABLES, scope="module", autouse=True)
+def operations(request: pytest.FixtureRequest) -> Iterator[str]:
+    """A whole module with this table."""
+    current.operations = table(request.param, torch.float32)
+    yield request.param
+    current.operations = None

@@ -9,14 +9,14 @@ from hypothesis import strategies as st
 from transformers import RepetitionPenaltyLogitsProcessor
 
 from penstock.core.sampling_params import SamplingParams
-from penstock.sampling import Row
+from penstock.sampling import SamplingState
 from penstock.sampling.logits import edit
 
 VOCABULARY = 40
 
 
 def make_row(tokens, prompt_len, **params):
-    return Row("r", SamplingParams(**params), prompt_len, list(tokens), eos_ids=(3, 4))
+    return SamplingState("r", SamplingParams(**params), prompt_len, list(tokens), eos_ids=(3, 4))
 
 
 def edited(row, logits):
@@ -100,3 +100,38 @@ def test_only_the_named_rows_change():
     assert torch.equal(logits[0], LOGITS)
     assert torch.equal(logits[2], LOGITS)
     assert not torch.equal(logits[1], LOGITS)
+
+
+def test_edits_become_tensors_once():
+    params = {"logit_bias": {5: 10.0}, "allowed_token_ids": (5, 7), "min_tokens": 3}
+    row = make_row((1,), 1, **params)
+    want = edited(row, LOGITS)
+    made = row.edits.on(LOGITS.device)
+    tensors = [made.allowed, made.forbidden, made.biased, made.biases]
+    assert torch.equal(edited(row, LOGITS), want)
+    again = row.edits.on(LOGITS.device)
+    assert all(
+        map(lambda a, b: a is b, tensors, [again.allowed, again.forbidden, again.biased, again.biases])
+    )
+
+
+def test_a_second_state_shares_the_tensors_and_not_the_tokens():
+    row = make_row((1, 2), 1, logit_bias={5: 10.0}, repetition_penalty=2.0)
+    other = SamplingState("s", row.params, 1, [1, 6], eos_ids=row.eos_ids, sharing=row)
+    assert other.edits is row.edits
+    assert not torch.equal(edited(row, LOGITS), edited(other, LOGITS))
+    alone = make_row((1, 6), 1, logit_bias={5: 10.0}, repetition_penalty=2.0)
+    assert torch.equal(edited(other, LOGITS), edited(alone, LOGITS))
+
+
+def test_rows_with_edits_of_any_length_side_by_side():
+    rows = [
+        make_row((1,), 1, logit_bias={5: 10.0, 7: -3.0}, min_tokens=2),
+        make_row((1,), 1),
+        make_row((1,), 1, min_tokens=2, stop_token_ids=(9,)),
+        make_row((1,), 1, logit_bias={6: 1.0}, allowed_token_ids=(6, 8)),
+    ]
+    logits = LOGITS.repeat(4, 1)
+    edit(logits, rows, [0, 2, 3])
+    for row, got in zip(rows, logits, strict=True):
+        assert torch.equal(got, edited(row, LOGITS))

@@ -6,7 +6,10 @@ import pytest
 import torch
 
 from penstock.core.sampling_params import SamplingParams
-from penstock.sampling import Row, Sampler, choose, prompt_logprobs
+from penstock.kernels import torch_sampling
+from penstock.sampling import SamplingState, prompt_logprobs
+
+from .current import sampler, table
 
 
 def random_logits(rows, vocabulary, seed=0):
@@ -18,7 +21,7 @@ def random_logits(rows, vocabulary, seed=0):
 def test_values_ranks_and_order(count, vocabulary):
     logits = random_logits(6, vocabulary)
     targets = [3, 0, vocabulary - 1, 5, 5, 1]
-    result = prompt_logprobs(logits, targets, count)
+    result = prompt_logprobs(table(), logits, targets, count)
     exact = logits.double().log_softmax(-1)
     for i, entry in enumerate(result):
         assert entry.token == targets[i]
@@ -34,7 +37,7 @@ def test_values_ranks_and_order(count, vocabulary):
 def test_equal_logits_are_listed_by_id():
     logits = torch.zeros(1, 300)
     logits[0, [250, 20, 100]] = 1.0
-    [entry] = prompt_logprobs(logits, [100], 3)
+    [entry] = prompt_logprobs(table(), logits, [100], 3)
     assert [token for token, _ in entry.top] == [20, 100, 250]
     assert entry.rank == 3  # as many are at least as probable
 
@@ -42,10 +45,10 @@ def test_equal_logits_are_listed_by_id():
 def test_tiles_change_nothing(monkeypatch):
     logits = random_logits(50, 400)
     targets = list(range(50))
-    whole = prompt_logprobs(logits, targets, 4)
-    monkeypatch.setattr(choose, "_TILE", 400 * 7)
-    assert choose.tiles(logits)[:2] == [(0, 7), (7, 14)]
-    assert prompt_logprobs(logits, targets, 4) == whole
+    whole = prompt_logprobs(table(), logits, targets, 4)
+    monkeypatch.setattr(torch_sampling, "_TILE", 400 * 7)
+    assert torch_sampling.tiles(logits)[:2] == [(0, 7), (7, 14)]
+    assert prompt_logprobs(table(), logits, targets, 4) == whole
 
 
 def test_sampled_logprobs_are_of_the_raw_distribution():
@@ -53,11 +56,11 @@ def test_sampled_logprobs_are_of_the_raw_distribution():
     exact = logits.log_softmax(-1)
     params = {"temperature": 0.0, "repetition_penalty": 1.8, "logit_bias": {77: 100.0}}
     rows = [
-        Row("a", SamplingParams(logprobs=2, **params), 1, [1, 5]),
-        Row("b", SamplingParams(**params), 1, [1, 5]),
-        Row("c", SamplingParams(logprobs=0, temperature=0.1, seed=1), 1, [1, 5]),
+        SamplingState("a", SamplingParams(logprobs=2, **params), 1, [1, 5]),
+        SamplingState("b", SamplingParams(**params), 1, [1, 5]),
+        SamplingState("c", SamplingParams(logprobs=0, temperature=0.1, seed=1), 1, [1, 5]),
     ]
-    biased, silent, plain = Sampler().sample(logits.clone(), rows)
+    biased, silent, plain = sampler().sample(logits.clone(), rows)
     assert biased.token == silent.token == 77
     assert silent.logprob is None
     assert biased.logprob is not None
@@ -72,12 +75,12 @@ def test_sampled_logprobs_are_of_the_raw_distribution():
 def test_forbidden_tokens_have_minus_infinity():
     logits = torch.zeros(1, 4)
     logits[0, 2] = -math.inf
-    [entry] = prompt_logprobs(logits, [2], 1)
+    [entry] = prompt_logprobs(table(), logits, [2], 1)
     assert entry.logprob == -math.inf
     assert entry.rank == 4
 
 
 def test_bfloat16_logits_are_taken_as_they_are():
     logits = random_logits(2, 100).bfloat16()
-    a = prompt_logprobs(logits, [1, 2], 2)
-    assert a == prompt_logprobs(logits.float(), [1, 2], 2)
+    a = prompt_logprobs(table(), logits, [1, 2], 2)
+    assert a == prompt_logprobs(table(), logits.float(), [1, 2], 2)

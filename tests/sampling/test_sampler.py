@@ -1,7 +1,6 @@
 """The sampler against exact distributions, transformers' warpers, and itself in other batches."""
 
 import math
-from dataclasses import replace
 
 import pytest
 import torch
@@ -15,14 +14,18 @@ from transformers import (
 )
 
 from penstock.core.sampling_params import SamplingParams
-from penstock.sampling import Row, Sampler, choose
+from penstock.kernels import torch_sampling as choose
+from penstock.kernels.operations import Draw
+from penstock.sampling import SamplingState
 from penstock.sampling.random import uniform
+
+from .current import sampler
 
 
 def make_row(
     *, seed: int = 0, tokens: tuple[int, ...] = (1, 2), prompt_len: int = 2, **params: object
-) -> Row:
-    return Row(
+) -> SamplingState:
+    return SamplingState(
         request="r",
         params=SamplingParams(**params),  # type: ignore[arg-type]
         prompt_len=prompt_len,
@@ -39,7 +42,7 @@ def random_logits(rows: int, vocabulary: int, *, seed: int = 0, scale: float = 3
 def sample_many(logits: torch.Tensor, count: int, **params: object) -> torch.Tensor:
     """Tokens that `count` seeds draw from one distribution [V]."""
     rows = [make_row(seed=seed, **params) for seed in range(count)]
-    return torch.tensor([s.token for s in Sampler().sample(logits.repeat(count, 1), rows)])
+    return torch.tensor([s.token for s in sampler().sample(logits.repeat(count, 1), rows)])
 
 
 def chi_square(tokens: torch.Tensor, probabilities: torch.Tensor) -> float:
@@ -118,7 +121,7 @@ def test_only_tokens_that_the_warpers_keep(seed, vocabulary, scale, grid, top_k,
         logits = (logits / grid).round() * grid  # many equal logits
     params = {"temperature": temperature, "top_k": min(top_k, vocabulary), "top_p": top_p, "min_p": min_p}
     wanted = reference(logits[0], **params)
-    draws = [choose.Draw(u, temperature, min_p, top_k, top_p) for u in (0.0, 0.31, 0.77, 1 - 2.0**-48)]
+    draws = [Draw(u, temperature, min_p, top_k, top_p) for u in (0.0, 0.31, 0.77, 1 - 2.0**-48)]
     kind = choose.choose_cut if top_k or top_p < 1 else choose.choose_open
     tokens, _ = kind(logits.repeat(4, 1), draws)
     # Which of several equal logits stands at the border of top_p is free: compare values, not ids.
@@ -138,7 +141,7 @@ def test_greedy_is_argmax_and_takes_the_first_of_equals():
     wanted = logits.argmax(-1).tolist()
     assert wanted[3] == 17
     rows = [make_row(temperature=0, seed=i) for i in range(8)]
-    assert [s.token for s in Sampler().sample(logits, rows)] == wanted
+    assert [s.token for s in sampler().sample(logits, rows)] == wanted
 
 
 PARAMS = st.fixed_dictionaries(
@@ -165,10 +168,10 @@ def test_a_row_does_not_depend_on_its_neighbours(params, seed):
     def rows():
         return [make_row(seed=seed + i, tokens=(1, 2, i, 4), **p) for i, p in enumerate(params)]
 
-    together = Sampler().sample(logits.clone(), rows())
-    alone = [Sampler().sample(logits[i : i + 1].clone(), [row])[0] for i, row in enumerate(rows())]
+    together = sampler().sample(logits.clone(), rows())
+    alone = [sampler().sample(logits[i : i + 1].clone(), [row])[0] for i, row in enumerate(rows())]
     order = list(reversed(range(len(params))))
-    shuffled = Sampler().sample(logits[order].clone(), [rows()[i] for i in order])
+    shuffled = sampler().sample(logits[order].clone(), [rows()[i] for i in order])
     assert together == alone
     assert [shuffled[order.index(i)] for i in range(len(params))] == alone
 
@@ -178,10 +181,10 @@ def test_a_preempted_row_goes_on_as_it_would_have():
     params = {"temperature": 1.0, "repetition_penalty": 1.2, "frequency_penalty": 0.3}
     row = make_row(seed=7, **params)
     for _ in range(20):
-        row.tokens.append(Sampler().sample(logits.clone(), [row])[0].token)
+        row.tokens.append(sampler().sample(logits.clone(), [row])[0].token)
     resumed = make_row(seed=7, tokens=tuple(row.tokens[:9]), prompt_len=2, **params)
     for _ in range(13):
-        resumed.tokens.append(Sampler().sample(logits.clone(), [resumed])[0].token)
+        resumed.tokens.append(sampler().sample(logits.clone(), [resumed])[0].token)
     assert resumed.tokens == row.tokens
     assert len(set(row.tokens)) > 5
 
@@ -190,10 +193,10 @@ def test_a_preempted_row_goes_on_as_it_would_have():
 def test_every_token_can_be_drawn_at_the_borders_of_blocks(vocabulary):
     logits = torch.full((vocabulary, vocabulary), -50.0)
     logits.fill_diagonal_(50.0)
-    draws = [choose.Draw((i % 10 + 0.5) / 10, 1.0) for i in range(vocabulary)]
+    draws = [Draw((i % 10 + 0.5) / 10, 1.0) for i in range(vocabulary)]
     assert choose.choose_open(logits, draws)[0].tolist() == list(range(vocabulary))
     flat = torch.zeros(2, vocabulary)
-    ends, _ = choose.choose_open(flat, [choose.Draw(0.0, 1.0), choose.Draw(1 - 2.0**-48, 1.0)])
+    ends, _ = choose.choose_open(flat, [Draw(0.0, 1.0), Draw(1 - 2.0**-48, 1.0)])
     assert ends.tolist() == [0, vocabulary - 1]
 
 
@@ -201,51 +204,10 @@ def test_masked_tokens_are_never_drawn_even_at_the_ends():
     logits = torch.zeros(2, 1500)
     logits[:, :600] = -math.inf
     logits[:, 1400:] = -math.inf
-    ends = [choose.Draw(0.0, 1.0), choose.Draw(1 - 2.0**-48, 1.0)]
+    ends = [Draw(0.0, 1.0), Draw(1 - 2.0**-48, 1.0)]
     assert choose.choose_open(logits, ends)[0].tolist() == [600, 1399]
-    cut = [choose.Draw(draw.uniform, 1.0, top_p=0.999999) for draw in ends]
+    cut = [Draw(draw.uniform, 1.0, top_p=0.999999) for draw in ends]
     assert choose.choose_cut(logits, cut)[0].tolist() == [600, 1399]
-
-
-DRAWS = st.builds(
-    choose.Draw,
-    uniform=st.floats(0, 1 - 2.0**-48),
-    temperature=st.sampled_from([0.1, 0.8, 3.0]),
-    min_p=st.sampled_from([0.0, 0.0, 0.02, 1.0]),
-    top_k=st.sampled_from([0, 1, 40, 299, 700, 3000]),
-    top_p=st.sampled_from([1.0, 0.999, 0.8, 1e-9]),
-)
-
-
-@given(
-    draws=st.lists(DRAWS, min_size=1, max_size=6),
-    seed=st.integers(0, 10**6),
-    grid=st.sampled_from([1e-6, 0.125, 2.0]),
-    scale=st.sampled_from([0.0, 1.0, 5.0]),
-    masked=st.sampled_from([0, 500, 695]),
-)
-@settings(derandomize=True, max_examples=300, deadline=None)
-def test_three_ways_to_the_same_token(draws, seed, grid, scale, masked):
-    """A few candidates, buckets of the whole row, and the sorted row: whichever is taken."""
-    logits = (random_logits(len(draws), 700, seed=seed, scale=scale) / grid).round() * grid
-    logits[:, :masked] = -math.inf
-    in_order = _in_order(logits, draws)
-    for tokens in (choose.choose_cut(logits, draws)[0], choose._choose_from_all(logits, draws)[0]):
-        for row in (tokens != in_order).nonzero()[:, 0].tolist():
-            # only a draw at the very border of two tokens, where the rounding of the sums decides
-            nearby = [
-                replace(draws[row], uniform=uniform, top_p=top_p, min_p=min_p)
-                for uniform in (draws[row].uniform - 1e-6, draws[row].uniform + 1e-6)
-                for top_p in (draws[row].top_p * (1 - 1e-6), draws[row].top_p * (1 + 1e-6))
-                for min_p in (draws[row].min_p * (1 - 1e-6), draws[row].min_p * (1 + 1e-6))
-            ]
-            assert tokens[row] in _in_order(logits[row].repeat(len(nearby), 1), nearby)
-
-
-def _in_order(logits, draws):
-    """The tokens that these draws choose from sorted rows."""
-    values, ids = choose.ranked(logits, logits.shape[1])
-    return ids.gather(1, choose._cut(logits, values, draws)[0])[:, 0]
 
 
 @pytest.mark.parametrize(
@@ -262,8 +224,8 @@ def test_broken_logits_fail_their_row_only(params, value, cause, vocabulary):
     else:
         logits[1, 77] = value
     rows = [make_row(seed=i, logprobs=2, **params) for i in range(3)]
-    healthy = Sampler().sample(logits[[0, 2]].clone(), [rows[0], rows[2]])
-    result = Sampler().sample(logits, rows)
+    healthy = sampler().sample(logits[[0, 2]].clone(), [rows[0], rows[2]])
+    result = sampler().sample(logits, rows)
     assert [result[0], result[2]] == healthy
     assert result[1].token == -1
     assert result[1].logprob is None
@@ -273,15 +235,15 @@ def test_broken_logits_fail_their_row_only(params, value, cause, vocabulary):
 
 def test_masks_that_leave_nothing_are_an_error_of_the_request():
     row = make_row(allowed_token_ids=(0,), min_tokens=3)  # 0 is the end of sequence
-    [result] = Sampler().sample(random_logits(1, 50), [row])
+    [result] = sampler().sample(random_logits(1, 50), [row])
     assert result.error is not None
     assert result.error.startswith("no token may be generated")
 
 
 def test_shapes_that_do_not_fit_are_refused():
     with pytest.raises(ValueError, match=r"\[2, V\]"):
-        Sampler().sample(torch.zeros(3, 10), [make_row(), make_row()])
-    assert Sampler().sample(torch.zeros(0, 10), []) == []
+        sampler().sample(torch.zeros(3, 10), [make_row(), make_row()])
+    assert sampler().sample(torch.zeros(0, 10), []) == []
 
 
 def test_uniform_numbers_are_uniform_and_independent():

@@ -32,8 +32,8 @@ from penstock.engine.clock import Clock, MonotonicClock
 from penstock.kernels.attention import AttentionBackend, KVCache, Span, StepLayout
 from penstock.model.causal_lm import CausalLM
 from penstock.sampling.logprobs import prompt_logprobs
-from penstock.sampling.rows import Row
 from penstock.sampling.sampler import Sampled, Sampler
+from penstock.sampling.state import SamplingState
 
 from .diagnosis import Diagnosis, finite_rows
 from .memory_limits import Items
@@ -48,7 +48,7 @@ class _Kept:
     tokens: list[int]
     prompt_len: int
     blocks: array[int]
-    state: Row | None
+    state: SamplingState | None
     """None where nothing is sampled."""
     prompt_logprobs: int | None
     """How many are wanted of each prompt position."""
@@ -97,7 +97,7 @@ class TorchExecutor:
         self._attention = attention
         self._device = device
         self._prior = prior
-        self._sampler = Sampler()
+        self._sampler = Sampler(model.operations)
         self._diagnosis = Diagnosis(model, cache, attention)
         self._kept: dict[str, _Kept] = {}
         self.recovery = Recovery(self._compute, clock or MonotonicClock(), self.probe, progress)
@@ -117,7 +117,7 @@ class TorchExecutor:
         for request in plan.released:
             del self._kept[request]
         for admission in plan.admitted:
-            self._kept[admission.request] = _keep(admission)
+            self._kept[admission.request] = _keep(admission, self._sibling(admission.spec))
         for item in plan.items:
             if item.blocks:
                 self._kept[item.request].blocks.extend(item.blocks)
@@ -143,6 +143,12 @@ class TorchExecutor:
         """Drop requests and memory."""
         self._kept.clear()
         self._cache.layers.clear()
+
+    def _sibling(self, spec: RequestSpec) -> SamplingState | None:
+        """What is kept of another sequence of the same request."""
+        if spec.n * len(spec.prompts) == 1:
+            return None
+        return next((kept.state for kept in self._kept.values() if kept.spec is spec), None)
 
     def probe(self) -> None:
         """One step of a prompt and one of decode, in the block that no plan has.
@@ -249,7 +255,7 @@ class TorchExecutor:
         come out without it, with the same random numbers.
         """
         rows: list[int] = []
-        states: list[Row] = []
+        states: list[SamplingState] = []
         for place, first in sampled:
             state = kept[place].state
             assert state is not None  # the plan samples none that has nothing to be sampled by
@@ -301,7 +307,7 @@ class TorchExecutor:
         for begin in range(0, len(targets), _LOGITS_ROWS):
             some = targets[begin : begin + _LOGITS_ROWS]
             logits = self._model.logits(hidden[first + begin : first + begin + len(some)])
-            entries.extend(prompt_logprobs(logits, some, kept.prompt_logprobs or 0))
+            entries.extend(prompt_logprobs(self._model.operations, logits, some, kept.prompt_logprobs or 0))
         return tuple(entries)
 
     def _pool(self, spec: RequestSpec, state: torch.Tensor) -> Outcome:
@@ -331,33 +337,36 @@ def _verified(drafts: tuple[int, ...], choices: Sequence[Sampled]) -> tuple[Outc
     return Outcome(tuple(tokens), tuple(logprobs)), 0
 
 
-def _keep(admission: Admission) -> _Kept:
+def _keep(admission: Admission, sibling: SamplingState | None = None) -> _Kept:
+    """sibling: of the same request; what its parameters became is shared."""
     spec, ids = admission.spec, admission.prompt.token_ids
     tokens = [*ids, *admission.generated]
     state = None
     if spec.sampling is not None:
-        state = Row(
+        state = SamplingState(
             request=admission.request,
             params=spec.sampling,
             prompt_len=len(ids),
             tokens=tokens,
-            eos_ids=spec.eos_ids,
+            eos_ids=() if spec.sampling.ignore_eos else spec.eos_ids,
             seed=spec.seed_of(admission.index) or 0,
+            sharing=sibling,
         )
     # after a preemption, the prompt's logprobs were delivered before it
     about_prompt = None if admission.generated else spec.prompt_logprobs_of(admission.index)
     return _Kept(spec, tokens, len(ids), array("q"), state, about_prompt)
 
 
-def _ahead(state: Row, drafts: tuple[int, ...]) -> Row:
+def _ahead(state: SamplingState, drafts: tuple[int, ...]) -> SamplingState:
     """The state as it will be if these drafts are right."""
-    return Row(
+    return SamplingState(
         request=state.request,
         params=state.params,
         prompt_len=state.prompt_len,
         tokens=[*state.tokens, *drafts],
         eos_ids=state.eos_ids,
         seed=state.seed,
+        sharing=state,
     )
 
 

@@ -18,10 +18,9 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from penstock.core.errors import StartupError
 from penstock.kernels.attention import KVCacheSpec, StepLayout
 
-from .library import PATIENCE, AttentionArguments, Library, available
+from .binding import AttentionArguments, Library
 from .scratch import Scratch
 from .tensors import IS_BF16, dense
 
@@ -33,22 +32,9 @@ class CpuAttention:
 
     name = "cpu"
 
-    def __init__(self, spec: KVCacheSpec, device: torch.device, library: Library | None = None) -> None:
-        """Raises StartupError if there is no library, or no kernel for this device and dtype."""
-        if device.type != "cpu" or spec.dtype not in IS_BF16:
-            raise StartupError(
-                f"The attention backend 'cpu' computes float32 and bfloat16, not {spec.dtype} on {device}.",
-                param="--attention-backend",
-                advice="Use --attention-backend auto.",
-            )
-        found = library or available(PATIENCE)
-        if found is None:
-            raise StartupError(
-                "The CPU kernels are not available.",
-                param="--attention-backend",
-                advice="The log says why; --attention-backend torch does without.",
-            )
-        self.library = found
+    def __init__(self, library: Library, spec: KVCacheSpec) -> None:
+        """spec: of float32 or bfloat16."""
+        self.library = library
         self.spec = spec
         self.is_bf16 = IS_BF16[spec.dtype]
         self.scratch, self.partials = Scratch(), Scratch()

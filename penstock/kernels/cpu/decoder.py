@@ -12,121 +12,79 @@ import ctypes
 from collections import defaultdict
 from collections.abc import Sequence
 from ctypes import c_void_p
-from dataclasses import dataclass
 
 import numpy as np
-import numpy.typing as npt
 import torch
 
-from penstock.kernels.linear import Matrix
+from penstock.kernels.attention import AttentionStep
+from penstock.kernels.operations import LayerCache, LayerWeights, Rotation, ascending
 
 from .attention import CpuStep
-from .library import DecoderLayer, DecoderStep, Library, LinearArguments, loaded
+from .binding import DecoderLayer, DecoderStep, Library, LinearArguments
 from .linear import PANEL
+from .matrix import CpuMatrix
 from .scratch import Scratch
+from .tensors import IS_BF16
 
-#: A weight [out, in] and a bias [out].
-Product = tuple[Matrix, torch.Tensor | None]
-LayerCache = tuple[torch.Tensor, torch.Tensor]
-
-
-@dataclass(frozen=True, slots=True)
-class LayerWeights:
-    """One layer: norm, attention, +, norm, down(silu(gate) · up), +."""
-
-    attention_norm: torch.Tensor
-    """[hidden]"""
-    qkv: Product
-    """Output: [q heads | k heads | v heads]."""
-    head_norm: torch.Tensor | None
-    """[q heads + k heads, head_dim], of an RMS norm before the rotation."""
-    out: Product
-    mlp_norm: torch.Tensor
-    gate_up: Product
-    """Output: [gate | up]."""
-    down: Product
-    window: int | None
-    """Of sliding attention."""
+#: Fields of LayerWeights and of DecoderLayer.
+_PRODUCTS = ("qkv", "out", "gate_up", "down")
 
 
-def ascending(wanted: Sequence[int], rows: int) -> npt.NDArray[np.int32]:
-    """These rows of so many. Raises ValueError unless they are ascending."""
-    chosen = np.array(wanted, np.int32)
-    if len(chosen) and (chosen[0] < 0 or chosen[-1] >= rows or (np.diff(chosen) <= 0).any()):
-        raise ValueError(f"rows {list(wanted)} of {rows}; need ascending ones")
-    return chosen
+def create_stack(
+    library: Library, dtype: torch.dtype, layers: Sequence[LayerWeights], eps: float, scale: float
+) -> DecoderStack | None:
+    """The stack of these layers, or None: if not all of their weights lie in panels, or gate and up do not
+    fill whole ones."""
+    for layer in layers:
+        for name in _PRODUCTS:
+            weight, _ = getattr(layer, name)
+            if not isinstance(weight, CpuMatrix) or weight.panels is None:
+                return None
+            if name == "gate_up" and weight.panels.columns % (2 * PANEL):
+                return None
+    return DecoderStack(library, dtype, layers, eps, scale)
 
 
 class DecoderStack:
-    """The layers of one model. Steps run one after the other."""
+    """The layers of one model, behind the seam Stack: see create_stack."""
 
-    def __init__(self, layers: Sequence[LayerWeights], eps: float, scale: float) -> None:
+    def __init__(
+        self, library: Library, dtype: torch.dtype, layers: Sequence[LayerWeights], eps: float, scale: float
+    ) -> None:
         """eps: of all norms. scale: of attention scores."""
+        self._library = library
         self._layers = layers
         self._eps, self._scale = eps, scale
         self._windows = {layer.window for layer in layers}
         self._buffers: dict[str, Scratch] = defaultdict(Scratch)
-        self._array: ctypes.Array[DecoderLayer] | None = None
-        self._deepest = 0
+        self._array = (DecoderLayer * len(layers))()
         self._products: list[LinearArguments] = []  # what the array points to
-        self._most_rows = 0
+        self._most_rows = 1 << 30
+        for to, layer in zip(self._array, layers, strict=True):
+            to.attention_norm, to.mlp_norm = layer.attention_norm.data_ptr(), layer.mlp_norm.data_ptr()
+            to.head_norm = None if layer.head_norm is None else layer.head_norm.data_ptr()
+            for name in _PRODUCTS:
+                weight, bias = getattr(layer, name)
+                product = LinearArguments.from_buffer_copy(weight.panels.arguments)
+                product.bias = None if bias is None else bias.data_ptr()
+                product.is_bf16 = IS_BF16[dtype]
+                product.gated = name == "gate_up"
+                self._products.append(product)
+                setattr(to, name, ctypes.pointer(product))
+                self._most_rows = min(self._most_rows, weight.panels.most_rows)
+        self._deepest = max(product.depth for product in self._products)
 
     def run(
         self,
         x: torch.Tensor,
-        rotation: tuple[torch.Tensor, torch.Tensor],
-        step: object,
+        rotation: Rotation,
+        step: AttentionStep,
         caches: Sequence[LayerCache],
         wanted: Sequence[int] | None = None,
     ) -> torch.Tensor | None:
-        """Take x [T, hidden] through all layers, in its memory.
-
-        wanted: rows, ascending; all by default. Returns theirs, [R, hidden]. Raises ValueError for others.
-
-        None: nothing was done, single calls must do it. That is so on other devices, without the library,
-        with other attention kernels, for batches that oneDNN multiplies faster, and if gate and up do not
-        fill whole panels.
-        """
-        library = loaded()
-        if library is None or not isinstance(step, CpuStep) or not x.is_contiguous():
+        """See Stack. None for other attention kernels, and for batches that oneDNN multiplies faster."""
+        if not isinstance(step, CpuStep) or not x.is_contiguous() or x.shape[0] > self._most_rows:
             return None
-        if self._array is None:
-            self._prepare(x.dtype)
-        if x.shape[0] > self._most_rows:
-            return None
-        return self._run(library, x, rotation, step, caches, wanted)
-
-    def _prepare(self, dtype: torch.dtype) -> None:
-        """Point to the weights, once. Without panels for all of them, no batch is small enough."""
-        self._array = array = (DecoderLayer * len(self._layers))()
-        limits = []
-        for to, layer in zip(array, self._layers, strict=True):
-            to.attention_norm, to.mlp_norm = layer.attention_norm.data_ptr(), layer.mlp_norm.data_ptr()
-            to.head_norm = None if layer.head_norm is None else layer.head_norm.data_ptr()
-            for name in ("qkv", "out", "gate_up", "down"):
-                weight, bias = getattr(layer, name)
-                panels = weight.panels(dtype)
-                if panels is None or (name == "gate_up" and panels.columns % (2 * PANEL)):
-                    return
-                limits.append(panels.most_rows)
-                product = LinearArguments.from_buffer_copy(panels.arguments)
-                product.bias = None if bias is None else bias.data_ptr()
-                product.is_bf16 = int(dtype == torch.bfloat16)
-                product.gated = name == "gate_up"
-                self._products.append(product)
-                setattr(to, name, ctypes.pointer(product))
-                self._deepest = max(self._deepest, product.depth)
-        self._most_rows = min(limits)
-
-    def _run(
-        self,
-        library: Library,
-        x: torch.Tensor,
-        rotation: tuple[torch.Tensor, torch.Tensor],
-        step: CpuStep,
-        caches: Sequence[LayerCache],
-        wanted: Sequence[int] | None,
-    ) -> torch.Tensor:
         rows, hidden = x.shape
         chosen = np.arange(rows, dtype=np.int32) if wanted is None else ascending(wanted, rows)
         cos, sin = rotation
@@ -140,7 +98,7 @@ class DecoderStack:
         attention = (c_void_p * len(self._layers))(
             *(ctypes.addressof(plans[layer.window]) for layer in self._layers)
         )
-        scratch = library.linear_scratch(first[0].kind, rows, self._deepest, step.threads)
+        scratch = self._library.linear_scratch(first[0].kind, rows, self._deepest, step.threads)
         addresses = self._addresses(step, caches)
         call = DecoderStep(
             x=x.data_ptr(),
@@ -152,7 +110,7 @@ class DecoderStack:
             scratch=self._buffer("scratch", scratch, torch.uint8),
             cos=cos.data_ptr(),
             sin=sin.data_ptr(),
-            layers=None if self._array is None else ctypes.addressof(self._array),
+            layers=ctypes.addressof(self._array),
             attention=ctypes.addressof(attention),
             caches=ctypes.addressof(addresses),
             num_layers=len(self._layers),
@@ -164,7 +122,7 @@ class DecoderStack:
             threads=step.threads,
             eps=self._eps,
         )
-        library.decoder(call)
+        self._library.decoder(call)
         return x[: len(chosen)]
 
     def _addresses(self, step: CpuStep, caches: Sequence[LayerCache]) -> ctypes.Array[c_void_p]:

@@ -1,34 +1,32 @@
-"""Norms, rotations and activations in one pass each, where torch's operators take three to eight.
+"""Norms, rotations and gates in one pass each, where torch's operators take three to eight.
 
-They round where penstock/model/layers.py rounds, and so agree with it but for the order of sums. Layers ask
-`kernels(x)` at each call and do without when there is nothing for x: another device or dtype, or no library.
+They round where the specification rounds, and so agree with it but for the order of sums.
 """
 
 from __future__ import annotations
 
 import torch
 
-from .library import Library
-from .tensors import IS_BF16, library_for
+from penstock.kernels.operations import Rotation
 
-
-def kernels(x: torch.Tensor) -> Elementwise | None:
-    """The kernels for tensors like x, or None."""
-    library = library_for(x)
-    return None if library is None else Elementwise(library, IS_BF16[x.dtype])
+from .binding import Library
+from .tensors import IS_BF16
 
 
 class Elementwise:
     """The kernels for one dtype: every tensor has it, and a dense last dimension."""
 
-    __slots__ = ("_is_bf16", "_library")
+    __slots__ = ("_dtype", "_is_bf16", "_library")
 
-    def __init__(self, library: Library, is_bf16: int) -> None:
+    def __init__(self, library: Library, dtype: torch.dtype) -> None:
+        """dtype: float32 or bfloat16."""
         self._library = library
-        self._is_bf16 = is_bf16
+        self._dtype = dtype
+        self._is_bf16 = IS_BF16[dtype]
 
     def rms_norm(self, x: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Tensor:
         """x / rms(x) · weight: [..., n] and [n] → [..., n]."""
+        self._check(x)
         x = x.contiguous()
         out, width = torch.empty_like(x), x.shape[-1]
         self._library.rms_norm(
@@ -43,26 +41,23 @@ class Elementwise:
         )
         return out
 
-    def norm_rotate(
-        self,
-        x: torch.Tensor,
-        rotation: tuple[torch.Tensor, torch.Tensor],
-        weight: torch.Tensor | None = None,
-        eps: float = 0.0,
-    ) -> None:
+    def rotate(
+        self, x: torch.Tensor, rotation: Rotation, weight: torch.Tensor | None, eps: float
+    ) -> torch.Tensor:
         """In place: the RMS norm of every head, if there is a weight, then the rotation.
 
         Args:
             x: [T, heads, D], heads side by side: strides (any, D, 1).
-            rotation: cos and sin, [T, 1, rotary_dim], dense, as penstock.model.layers.Rotary gives them.
+            rotation: cos and sin, dense.
             weight: [heads, D], dense.
 
         Raises ValueError for other strides.
         """
+        self._check(x)
         cos, sin = rotation
         tokens, heads, dim = x.shape
         if x.stride(2) != 1 or x.stride(1) != dim or not (cos.is_contiguous() and sin.is_contiguous()):
-            raise ValueError(f"norm_rotate of strides {x.stride()}; need (any, {dim}, 1)")
+            raise ValueError(f"rotation of strides {x.stride()}; need (any, {dim}, 1)")
         self._library.norm_rotate(
             x.data_ptr(),
             x.stride(0),
@@ -77,9 +72,11 @@ class Elementwise:
             torch.get_num_threads(),
             self._is_bf16,
         )
+        return x
 
     def silu_mul(self, gate_up: torch.Tensor) -> torch.Tensor:
         """silu(gate) · up: [T, 2n], gate first → [T, n]."""
+        self._check(gate_up)
         gate_up = gate_up.contiguous()
         rows, width = gate_up.shape[0], gate_up.shape[1] // 2
         out = torch.empty((rows, width), dtype=gate_up.dtype)
@@ -87,3 +84,8 @@ class Elementwise:
             gate_up.data_ptr(), out.data_ptr(), rows, width, torch.get_num_threads(), self._is_bf16
         )
         return out
+
+    def _check(self, x: torch.Tensor) -> None:
+        """Raises ValueError for numbers that the kernels would misread."""
+        if x.dtype != self._dtype:
+            raise ValueError(f"a tensor of {x.dtype}; these kernels were chosen for {self._dtype}")

@@ -15,7 +15,7 @@ import torch
 
 from penstock.kernels.quantization import GROUP, SCHEMES
 
-from .library import Library, LinearArguments
+from .binding import Library, LinearArguments
 from .scratch import Scratch
 
 PANEL = 64

@@ -1,14 +1,10 @@
 """Tokens and log-probabilities straight from the logits of a CPU model; csrc/sampling.h has the algorithms.
 
-`penstock.sampling` asks `kernels(logits)` at each call, and does with torch's operators when there is
-nothing: another device or dtype, or no library. Both choose the same tokens wherever rounding cannot matter.
-It can where a draw, or the border of top_p or min_p, falls within about a millionth of the mass between two
-tokens: weights are computed with another exponential, which may give 0 below 2⁻¹²⁶, and their sums in another
-order. Greedy choice, top_k and ranks compare logits and are exact. Log-probabilities agree to about 1e-6 of
-their size; ranks and order here are those of the logits, where torch's path compares log-probabilities, in
-which neighbouring float32 logits may have become equal. All alternatives of a row are listed in the order
-(logit descending, id ascending), also where more than 32 equal ones stand at the border, of which torch's
-path takes any.
+They choose the specification's tokens wherever rounding cannot matter. It can where a draw, or the border of
+top_p or min_p, falls within about a millionth of the mass between two tokens: weights are computed with
+another exponential, which may give 0 below 2⁻¹²⁶, and their sums in another order. Greedy choice, top_k,
+ranks and the order of alternatives compare logits and are exact. Log-probabilities agree to about 1e-6 of
+their size.
 
 Knows logits and numbers; knows nothing of requests.
 """
@@ -22,9 +18,11 @@ from ctypes import c_int32, c_int64, c_void_p
 
 import torch
 
-from .library import Library
+from penstock.kernels.operations import Draw, Likelihood, Operations
+
+from .binding import Library
 from .scratch import Scratch
-from .tensors import IS_BF16, dense, library_for
+from .tensors import IS_BF16, dense
 
 
 class _SampleArguments(ctypes.Structure):
@@ -56,53 +54,36 @@ class _LogprobArguments(ctypes.Structure):
 _scratch = Scratch()
 
 
-def kernels(logits: torch.Tensor) -> Sampling | None:
-    """The kernels for logits like these, or None."""
-    library = library_for(logits)
-    return None if library is None else Sampling(library)
+#: Columns of draws for which no rows are there.
+_NONE: tuple[tuple[float, ...], ...] = ((),) * len(Draw._fields)
 
 
 class Sampling:
     """The kernels. Logits are [n, V], float32 or bfloat16; they are not changed."""
 
-    __slots__ = ("_library",)
-
-    def __init__(self, library: Library) -> None:
+    def __init__(self, library: Library, plain: Operations) -> None:
+        """plain: lists large parts of the vocabulary, and what broken rows say."""
         self._library = library
+        self._plain = plain
 
-    def sample(
-        self,
-        logits: torch.Tensor,
-        *,
-        temperatures: Sequence[float],
-        uniforms: Sequence[float],
-        min_ps: Sequence[float],
-        top_ks: Sequence[int],
-        top_ps: Sequence[float],
-    ) -> tuple[list[int], list[float]]:
-        """(token, largest logit) of each row; see penstock.sampling.choose for what the numbers mean.
+    def sample(self, logits: torch.Tensor, draws: Sequence[Draw]) -> tuple[list[int], list[float]]:
+        """See Operations.sample: (token, largest logit) of each row.
 
-        Args:
-            logits: [n, V].
-            temperatures: n of them; 0 takes the most probable token, the lowest id among equals.
-            uniforms: in [0, 1).
-            min_ps, top_ks, top_ps: 0, 0 and 1 are off.
-
-        A largest logit that is not finite (NaN if there is any in the row) says that the row has no
-        distribution; its token is 0 and means nothing.
+        Raises ValueError for logits of another shape or dtype.
         """
-        rows = len(temperatures)
+        rows = len(draws)
+        _check(logits, rows)
+        uniforms, temperatures, min_ps, top_ks, top_ps = zip(*draws, strict=True) if draws else _NONE
+        vocabulary, threads = logits.shape[1], torch.get_num_threads()
         settings = (
             array("d", uniforms),
             array("d", top_ps),
             array("f", temperatures),
             array("f", min_ps),
-            array("i", top_ks),
+            array("i", [min(top_k, vocabulary) for top_k in top_ks]),
         )
-        _check(logits, rows, *(len(setting) for setting in settings))
         logits = dense(logits)
         tokens, checks = array("q", bytes(8 * rows)), array("f", bytes(4 * rows))
-        vocabulary, threads = logits.shape[1], torch.get_num_threads()
         self._library.sample(
             ctypes.byref(
                 _SampleArguments(
@@ -123,21 +104,15 @@ class Sampling:
 
     def logprobs(
         self, logits: torch.Tensor, tokens: Sequence[int], counts: Sequence[int]
-    ) -> list[tuple[float, int, list[int], list[float]]] | None:
-        """(logprob, rank, best tokens, their logprobs) of each row; see penstock.sampling.logprobs.
-
-        Args:
-            logits: [n, V].
-            tokens: n of them.
-            counts: how many of the best tokens of each row, 0 to V.
-
-        None if a row has no distribution: NaN, infinite or only -inf logits.
-        """
+    ) -> list[Likelihood]:
+        """See Operations.logprobs. Raises ValueError for tokens and counts that are not in the logits."""
         rows, vocabulary = len(tokens), logits.shape[1]
         _check(logits, rows, len(counts))
         for values, least, most in ((tokens, 0, vocabulary - 1), (counts, 0, vocabulary)):
             if rows and not (least <= min(values) and max(values) <= most):
                 raise ValueError(f"{list(values)}: each must be {least} to {most}.")
+        if any(8 * count > vocabulary for count in counts):
+            return self._plain.logprobs(logits, tokens, counts)
         logits = dense(logits)
         most, threads = max(counts, default=0), torch.get_num_threads()
         own, wanted = array("q", tokens), array("i", counts)
@@ -161,11 +136,11 @@ class Sampling:
                 )
             )
         )
-        if 0 in ranks:
-            return None
+        if 0 in ranks:  # a row without a distribution
+            return self._plain.logprobs(logits, tokens, counts)
         starts = range(0, rows * most, most) if most else [0] * rows
         return [
-            (
+            Likelihood(
                 logprobs[row],
                 ranks[row],
                 top_tokens[at : at + counts[row]].tolist(),
@@ -181,3 +156,5 @@ def _check(logits: torch.Tensor, rows: int, *lengths: int) -> None:
             f"need logits of shape [{rows}, V] and {rows} of everything else, got {list(logits.shape)} "
             f"and {list(lengths)}."
         )
+    if logits.dtype not in IS_BF16:
+        raise ValueError(f"logits of {logits.dtype}; these kernels take float32 and bfloat16")

@@ -8,7 +8,7 @@ from penstock.kernels.attention import KVCache, KVCacheSpec, Span, StepLayout
 from penstock.kernels.reference import ReferenceAttention
 
 from .attention import CpuAttention
-from .library import Library
+from .binding import Library
 
 _CPU = torch.device("cpu")
 
@@ -22,7 +22,7 @@ def check(library: Library) -> None:
         fused = torch.randn(layout.num_tokens, 8, spec.head_dim, generator=generator).to(dtype)
         q, k, v = fused[:, :4], fused[:, 4:6], fused[:, 6:]
         results = []
-        for backend in (ReferenceAttention(spec, _CPU), CpuAttention(spec, _CPU, library)):
+        for backend in (ReferenceAttention(spec), CpuAttention(library, spec)):
             cache = KVCache(spec, 6, _CPU)
             results.append(backend.prepare(layout)(q, k, v, *cache.layers[0], scale=0.2).float())
         error = (results[0] - results[1]).abs().max().item()

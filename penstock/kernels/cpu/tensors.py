@@ -4,18 +4,8 @@ from __future__ import annotations
 
 import torch
 
-from .library import Library, loaded
-
 #: The dtypes that kernels compute in, and how they are told which.
 IS_BF16 = {torch.float32: 0, torch.bfloat16: 1}
-
-
-def library_for(x: torch.Tensor) -> Library | None:
-    """The library, if it is loaded and computes with tensors like x."""
-    library = loaded()
-    if library is None or x.device.type != "cpu" or x.dtype not in IS_BF16:
-        return None
-    return library
 
 
 def dense(x: torch.Tensor) -> torch.Tensor:

@@ -1,57 +1,97 @@
-"""One token per row: by argmax, or by inverting the cumulative distribution at one uniform number.
+"""Sampling and log-probabilities by torch's operators: argmax, or the inverse of a cumulative sum.
 
-    logits [n, V] float32 ─┬─ greedy           argmax
-                           ├─ open             temperature, min_p: no order needed
-                           └─ cut              top_k, top_p: the most probable tokens in order
+    logits [n, V] ─┬─ greedy           argmax
+                   ├─ open             temperature, min_p: no order needed
+                   └─ cut              top_k, top_p: the most probable tokens in order
 
 What a row gets depends on that row and its number alone. Where order matters it is (logit descending, id
-ascending): torch.topk leaves equal logits in any order, and with bfloat16 models they are common.
+ascending): torch.topk leaves equal logits in any order, and with bfloat16 models they are common. One promise
+of the seam is kept only so far: of more than 32 equal logits at the end of a list of alternatives, any may
+be missing.
 
-Every function returns (tokens [n] int64, check [n] float32). A row whose check is not finite (NaN, infinite
-or only -inf logits) has no distribution, and its token is meaningless.
+Each way of choosing returns (tokens [n] int64, check [n] float32). A row whose check is not finite (NaN,
+infinite or only -inf logits) has no distribution, and its token is meaningless.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
 
-from .buckets import choose_from_buckets
+from .operations import Draw, Likelihood
 
 _BLOCK = 512  # tokens whose weights are summed first: the cumulative sum then runs over V / 512 numbers
 _CANDIDATES = 256  # tokens looked at before the whole row is
 _TILE = 1 << 23  # logits worked on at once on a CPU: bounds the memory, 32 MiB for each copy
+_MARGIN = 32  # more candidates than asked for, so that equals at the border are ordered by id
+
+_Choice = tuple[Tensor, Tensor]
 
 
-@dataclass(frozen=True, slots=True)
-class Draw:
-    """How one row is sampled."""
+def sample(logits: Tensor, draws: Sequence[Draw]) -> tuple[list[int], list[float]]:
+    """See Operations.sample. Each kind of row in one go."""
+    logits = logits.float()
+    groups: dict[Callable[[Tensor, Sequence[Draw]], _Choice], list[int]] = {}
+    for i, draw in enumerate(draws):
+        if draw.temperature == 0:
+            kind: Callable[[Tensor, Sequence[Draw]], _Choice] = _choose_greedy
+        else:
+            kind = choose_cut if draw.top_k > 0 or draw.top_p < 1.0 else choose_open
+        groups.setdefault(kind, []).append(i)
+    tokens, checks = [0] * len(draws), [0.0] * len(draws)
+    for kind, indices in groups.items():
+        part = logits if len(indices) == len(draws) else logits[indices]
+        chosen, check = kind(part, [draws[i] for i in indices])
+        pairs = torch.stack([chosen.double(), check.double()]).tolist()  # one copy from the device
+        for i, token, value in zip(indices, *pairs, strict=True):
+            tokens[i], checks[i] = int(token), value
+    return tokens, checks
 
-    uniform: float
-    """In [0, 1)."""
-    temperature: float
-    min_p: float = 0.0
-    top_k: int = 0
-    """0: off."""
-    top_p: float = 1.0
+
+def logprobs(logits: Tensor, tokens: Sequence[int], counts: Sequence[int]) -> list[Likelihood]:
+    """See Operations.logprobs. A few rows at a time."""
+    found: list[Likelihood] = []
+    for start, stop in tiles(logits):
+        found += _likelihoods(logits[start:stop], tokens[start:stop], counts[start:stop])
+    return found
 
 
-def choose_greedy(logits: Tensor) -> tuple[Tensor, Tensor]:
+def _likelihoods(logits: Tensor, tokens: Sequence[int], counts: Sequence[int]) -> list[Likelihood]:
+    vocabulary = logits.shape[1]
+    logprobs = logits.float().log_softmax(-1)
+    own = torch.tensor(tokens, device=logits.device)[:, None]
+    ranks = (logits >= logits.gather(1, own)).sum(1).tolist()
+    values = logprobs.gather(1, own)[:, 0].tolist()
+    best: list[tuple[list[int], list[float]]] = [([], [])] * len(tokens)
+    for width in {_width(count, vocabulary) for count in counts if count}:
+        at = [i for i, count in enumerate(counts) if count and _width(count, vocabulary) == width]
+        ids = ranked(logits[at], width)[1][:, : max(counts[i] for i in at)]
+        best_values = logprobs[at].gather(1, ids).tolist()
+        for i, row_ids, row_values in zip(at, ids.tolist(), best_values, strict=True):
+            best[i] = row_ids[: counts[i]], row_values[: counts[i]]
+    return [Likelihood(value, rank, *others) for value, rank, others in zip(values, ranks, best, strict=True)]
+
+
+def _width(count: int, vocabulary: int) -> int:
+    """Candidates to look at for so many alternatives: a function of the row alone, not of its batch."""
+    return vocabulary if 8 * count > vocabulary else min(vocabulary, count + _MARGIN)
+
+
+def _choose_greedy(logits: Tensor, draws: Sequence[Draw]) -> _Choice:
     """The most probable token, the lowest id among equals."""
     tokens = logits.argmax(-1)
     return tokens, logits.gather(1, tokens[:, None])[:, 0]
 
 
-def choose_open(logits: Tensor, draws: Sequence[Draw]) -> tuple[Tensor, Tensor]:
+def choose_open(logits: Tensor, draws: Sequence[Draw]) -> _Choice:
     """Sample rows that have neither top_k nor top_p."""
     parts = [_open_tile(logits[start:stop], draws[start:stop]) for start, stop in tiles(logits)]
     return torch.cat([tokens for tokens, _ in parts]), torch.cat([check for _, check in parts])
 
 
-def choose_cut(logits: Tensor, draws: Sequence[Draw]) -> tuple[Tensor, Tensor]:
+def choose_cut(logits: Tensor, draws: Sequence[Draw]) -> _Choice:
     """Sample rows that have top_k or top_p.
 
     Looks at the best 256 tokens of each row, and at all of them where that does not settle it: where the last
@@ -70,18 +110,14 @@ def choose_cut(logits: Tensor, draws: Sequence[Draw]) -> tuple[Tensor, Tensor]:
     return tokens, values[:, 0]
 
 
-def _choose_from_all(logits: Tensor, draws: Sequence[Draw]) -> tuple[Tensor, Tensor]:
-    """The same from whole rows."""
-    if logits.device.type != "cpu" or logits.shape[1] <= _CANDIDATES:
-        values, ids = ranked(logits, logits.shape[1])
-        place, _ = _cut(logits, values, draws)
-        return ids.gather(1, place)[:, 0], values[:, 0]
-    checks = logits.amax(-1)
-    tokens = [
-        choose_from_buckets(row, **asdict(draw)) if fine else 0
-        for row, draw, fine in zip(logits.numpy(), draws, checks.isfinite().tolist(), strict=True)
-    ]
-    return torch.tensor(tokens), checks
+def _choose_from_all(logits: Tensor, draws: Sequence[Draw]) -> _Choice:
+    """The same from whole rows, sorted."""
+    parts = []
+    for start, stop in tiles(logits):
+        values, ids = ranked(logits[start:stop], logits.shape[1])
+        place, _ = _cut(logits[start:stop], values, draws[start:stop])
+        parts.append((ids.gather(1, place)[:, 0], values[:, 0]))
+    return torch.cat([tokens for tokens, _ in parts]), torch.cat([check for _, check in parts])
 
 
 def ranked(values: Tensor, width: int) -> tuple[Tensor, Tensor]:
@@ -104,7 +140,7 @@ def tiles(logits: Tensor) -> list[tuple[int, int]]:
     return [(start, min(rows, start + step)) for start in range(0, rows, step)]
 
 
-def _open_tile(logits: Tensor, draws: Sequence[Draw]) -> tuple[Tensor, Tensor]:
+def _open_tile(logits: Tensor, draws: Sequence[Draw]) -> _Choice:
     vocabulary = logits.shape[1]
     weights = _probabilities(logits, draws)
     whole = vocabulary // _BLOCK * _BLOCK

@@ -1,0 +1,153 @@
+"""What the sampler must know of one running request: parameters, tokens so far, and a seed.
+
+An executor keeps one SamplingState per admitted request and appends every sampled token to `tokens`; nothing
+else is carried from step to step, so a request that was preempted goes on exactly as it would have.
+"""
+
+from __future__ import annotations
+
+from array import array
+from dataclasses import InitVar, dataclass, field
+
+import torch
+from torch import Tensor
+
+from penstock.core.sampling_params import Sampling
+from penstock.kernels.operations import Draw
+
+from .random import uniform
+
+
+class Edits:
+    """The tokens that a request names, as tensors: made once, at first use, where its logits are.
+
+    Attributes:
+        allowed: int64 [A], the only tokens it may generate; None allows all.
+        forbidden: int64 [F], what min_tokens holds back.
+        biased, biases: int64 [B] and float32 [B], what is added to which logits.
+    """
+
+    __slots__ = ("_eos_ids", "_made", "_params", "allowed", "biased", "biases", "forbidden")
+
+    allowed: Tensor | None
+    forbidden: Tensor
+    biased: Tensor
+    biases: Tensor
+
+    def __init__(self, params: Sampling, eos_ids: tuple[int, ...]) -> None:
+        self._params = params
+        self._eos_ids = eos_ids
+        self._made = False
+
+    def on(self, device: torch.device) -> Edits:
+        """These, with tensors on `device`, which is the same at every call."""
+        if not self._made:
+            params = self._params
+            stops = sorted({*self._eos_ids, *params.stop_token_ids})
+            allowed = params.allowed_token_ids
+            self.allowed = None if allowed is None else torch.tensor(allowed, device=device)
+            self.forbidden = torch.tensor(stops, dtype=torch.int64, device=device)
+            self.biased = torch.tensor(list(params.logit_bias), dtype=torch.int64, device=device)
+            self.biases = torch.tensor(list(params.logit_bias.values()), dtype=torch.float32, device=device)
+            self._made = True
+        return self
+
+
+class Seen:
+    """The distinct tokens of a request and how often each was generated; follows `tokens` as it grows."""
+
+    __slots__ = ("_slots", "counted", "counts", "ids")
+
+    def __init__(self) -> None:
+        self.ids = array("q")
+        """Distinct token ids of prompt and output, in order of appearance."""
+        self.counts = array("f")
+        """How often each of `ids` was generated (0 for tokens of the prompt only)."""
+        self.counted = 0
+        """Tokens taken into account."""
+        self._slots: dict[int, int] = {}
+
+    def follow(self, tokens: list[int], prompt_len: int) -> None:
+        """Count the tokens that are new since the last call."""
+        slots = self._slots
+        for position in range(self.counted, len(tokens)):
+            token = tokens[position]
+            slot = slots.get(token)
+            if slot is None:
+                slot = slots[token] = len(self.ids)
+                self.ids.append(token)
+                self.counts.append(0.0)
+            if position >= prompt_len:
+                self.counts[slot] += 1.0
+        self.counted = len(tokens)
+
+
+@dataclass(slots=True, eq=False)
+class SamplingState:
+    """One request as the sampler sees it."""
+
+    request: str
+    params: Sampling
+    prompt_len: int
+    """Leading `tokens` that belong to the prompt."""
+    tokens: list[int]
+    """Prompt and generated token ids; only ever appended to, by the executor."""
+    eos_ids: tuple[int, ...] = ()
+    """End-of-sequence ids, which min_tokens holds back together with stop_token_ids."""
+    seed: int = 0
+    """`params.seed`, or a random one that the executor drew for this request."""
+    sharing: InitVar[SamplingState | None] = None
+    """Another state with the same parameters and eos_ids, whose tensors serve this one too."""
+    edits: Edits = field(init=False, repr=False)
+    seen: Seen = field(default_factory=Seen, init=False, repr=False)
+
+    def __post_init__(self, sharing: SamplingState | None) -> None:
+        self.edits = Edits(self.params, self.eos_ids) if sharing is None else sharing.edits
+
+    @property
+    def generated(self) -> int:
+        """Number of tokens generated so far; also the counter of the random numbers."""
+        return len(self.tokens) - self.prompt_len
+
+    @property
+    def draw(self) -> Draw:
+        """How the next token is drawn."""
+        params = self.params
+        if params.greedy:
+            return _GREEDY
+        return Draw(
+            uniform(self.seed, self.generated),
+            params.temperature,
+            params.min_p,
+            max(0, params.top_k),
+            params.top_p,
+        )
+
+    @property
+    def penalised(self) -> bool:
+        """Whether any penalty applies."""
+        params = self.params
+        return (
+            params.repetition_penalty != 1.0
+            or params.frequency_penalty != 0.0
+            or params.presence_penalty != 0.0
+        )
+
+    @property
+    def holds_back_stop(self) -> bool:
+        """Whether min_tokens still forbids the tokens that would end the output."""
+        return self.generated < self.params.min_tokens
+
+    @property
+    def edited(self) -> bool:
+        """Whether the logits are changed before sampling (temperature and cuts aside)."""
+        params = self.params
+        return (
+            bool(params.logit_bias)
+            or params.allowed_token_ids is not None
+            or self.holds_back_stop
+            or self.penalised
+        )
+
+
+_GREEDY = Draw(uniform=0.0, temperature=0.0)

@@ -568,6 +568,7 @@ class Scheduler:
         request.speculating = False
         if request.state is State.RUNNING:
             self._send_back(request)
+        request.epoch = _NO_EPOCH
         request.prompt_logprobs.clear()
 
     # ------------------------------------------------------------------ ends

@@ -208,7 +208,8 @@ def add_config(parser: argparse.ArgumentParser, config: type[Any], title: str) -
     group = parser.add_argument_group(title)
     parser.usage = f"{parser.prog} [MODEL] [flags]"
     hints = typing.get_type_hints(config)
-    for entry in fields(config):
+    own = config.__annotations__  # before what it shares with others
+    for entry in sorted(fields(config), key=lambda entry: entry.name not in own):
         default = entry.default if entry.default is not MISSING else None
         help_ = _help(str(entry.metadata["help"]), default)
         if entry.metadata.get("positional"):

@@ -116,6 +116,8 @@ class QueueFull(Unavailable):
     """The bounded queue is full: an early no is better than a time-out."""
 
     code = "queue_full"
+    bound: str | None = None
+    """Name of the setting that bounds it."""
 
 
 class Draining(Unavailable):

@@ -147,7 +147,7 @@ class Sampling:
                 raise InvalidRequest(
                     f"{name} must be at most {max_logprobs}, got {count}.",
                     param=name,
-                    advice=f"The limit is set by {limit}." if limit else "",
+                    advice=f"The server's limit is set by {limit}." if limit else "",
                 )
 
 

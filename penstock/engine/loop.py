@@ -15,6 +15,7 @@ import dataclasses
 import math
 import random
 from collections import deque
+from dataclasses import dataclass
 
 from penstock.core.cost import DeviceMeter
 from penstock.core.errors import InvalidRequest, UnsupportedParameter
@@ -31,6 +32,17 @@ from .trace import StepLog
 
 _MOST_RETRY_AFTER = 60
 """Seconds; max_tokens is an upper bound, so long estimates are usually too long."""
+
+
+@dataclass(slots=True)
+class _Flight:
+    """A step under way."""
+
+    plan: Plan
+    predicted: float
+    """Seconds."""
+    ticket: Ticket | None = None
+    """None while it is being submitted."""
 
 
 class EngineLoop:
@@ -71,7 +83,7 @@ class EngineLoop:
         self._seeds = random.Random(seed)
         self._features = executor.capacity().features
         self._depth = depth
-        self._flights: deque[tuple[Plan, Ticket | None]] = deque()
+        self._flights: deque[_Flight] = deque()
         self._seconds = self._predicted = 0.0
 
     @property
@@ -108,10 +120,10 @@ class EngineLoop:
                 events += self._collect()
         except BaseException:
             # interrupted: what these plans promised to compute is not there, so nobody may build on it
-            for plan, _ in self._flights:
-                lost = Outcome(failure=Failure("interrupted"))
-                result = StepResult(plan.step, 0.0, (lost,) * len(plan.items))
-                self.scheduler.commit(plan, result, self._clock.now())
+            lost = Outcome(failure=Failure("interrupted"))
+            for flight in self._flights:
+                result = StepResult(flight.plan.step, 0.0, (lost,) * len(flight.plan.items))
+                self.scheduler.commit(flight.plan, result, self._clock.now())
             self._flights.clear()
             raise
         return events
@@ -145,26 +157,29 @@ class EngineLoop:
             self._log.planned(now, plan)  # what it did to the queue counts, even if it plans nothing
         if not plan.items:
             return False
-        self._flights.append((plan, None))
-        self._predicted = self.scheduler.cost.predict(plan)
-        if self._heartbeat:
-            self._heartbeat.begin(now, self._predicted)
-        self._flights[-1] = plan, self.executor.submit(plan)
+        flight = _Flight(plan, self.scheduler.cost.predict(plan))
+        self._flights.append(flight)
+        if self._heartbeat and len(self._flights) == 1:
+            self._heartbeat.begin(now, flight.predicted)
+        flight.ticket = self.executor.submit(plan)
         return True
 
     def _collect(self) -> list[Event]:
         """Wait for the oldest step, and commit it."""
-        plan, ticket = self._flights[0]
-        assert ticket is not None  # a step whose submission raised has ended the loop
-        result = self.executor.collect(ticket)
+        flight = self._flights[0]
+        plan = flight.plan
+        assert flight.ticket is not None  # a submission that raised has ended the step
+        result = self.executor.collect(flight.ticket)
         self._clock.spent(result.seconds)
         now = self._clock.now()
-        self._seconds = result.seconds
+        self._seconds, self._predicted = result.seconds, flight.predicted
         self.meter.step(result.seconds)
         events = self.scheduler.commit(plan, result, now)
         self._flights.popleft()
         if self._heartbeat:
             self._heartbeat.end(now)
+            if self._flights:
+                self._heartbeat.begin(now, self._flights[0].predicted)
         if self._log:
             self._log.stepped(now, plan, result)
         self.last_plan = plan

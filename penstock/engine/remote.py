@@ -166,7 +166,7 @@ class RemoteEngine:
         self._queues.update(dict.fromkeys(open_ids, queue))
         self._owed |= open_ids
         try:
-            await self._send(Add(spec))
+            self._outbox.send(encode(Add(spec)))  # not awaited: to an engine that has died it takes for ever
             while open_ids:
                 events = await queue.get()
                 if not events:  # the engine has died

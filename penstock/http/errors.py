@@ -8,20 +8,22 @@ logged with its trace under an error id, and the client gets the id and nothing 
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import secrets
 import uuid
+from collections.abc import Callable
 
 import msgspec
 from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from penstock.core.errors import PenstockError, RouteNotFound
+from penstock.core.errors import Draining, PenstockError, RouteNotFound
 
 from .exchange import ClientGone, header, respond
 from .ids import acceptable
 
-logger = logging.getLogger("penstock.server")
+logger = logging.getLogger("penstock.http")
 
 
 class MethodNotAllowed(RouteNotFound):
@@ -52,19 +54,27 @@ def internal(error: BaseException, where: str) -> PenstockError:
     return failure
 
 
-async def send_error(send: Send, error: PenstockError, headers: dict[str, str] | None = None) -> None:
+async def send_error(
+    send: Send,
+    error: PenstockError,
+    headers: dict[str, str] | None = None,
+    body: Callable[[PenstockError], bytes] = error_bytes,
+) -> None:
     """Answer with an error's status, headers and body."""
     extra = dict(headers or {})
     if error.status == 401:
         extra["WWW-Authenticate"] = "Bearer"
     if error.retry_after is not None:
         extra["Retry-After"] = str(error.retry_after)
-    await respond(send, error_bytes(error), status=error.status, headers=extra)
+    await respond(send, body(error), status=error.status, headers=extra)
 
 
 class ErrorMiddleware:
-    """The outermost layer: turns every exception into an answer, and goes on. It also gives every exchange an
-    id (`scope["request_id"]`, the client's X-Request-Id if it sends one) and says it in the answer."""
+    """Turns every exception into an answer, and goes on. It also gives every exchange an id
+    (`scope["request_id"]`, the client's X-Request-Id if it sends one) and says it in the answer.
+
+    The body is OpenAI's, unless an application has put a function of the error into `scope["error_body"]`.
+    """
 
     def __init__(self, app: ASGIApp, *, id_header: bool = True) -> None:
         self._app = app
@@ -95,6 +105,10 @@ class ErrorMiddleware:
             return
         except ClientGone:
             return
+        except asyncio.CancelledError:  # the server ends now, whatever is under way
+            if not started:
+                await send_error(watched, Draining("The server is shutting down."), body=_body(scope))
+            raise
         except PenstockError as exc:
             error = exc
         except HTTPException as exc:
@@ -102,9 +116,14 @@ class ErrorMiddleware:
         except Exception as exc:
             error = internal(exc, f"{scope['method']} {scope['path']}")
         if not started:
-            await send_error(watched, error, headers)
+            await send_error(watched, error, headers, body=_body(scope))
         else:  # too late for a status: a cut connection tells the client that the body is not whole
             raise ConnectionAbortedError(error.message)
+
+
+def _body(scope: Scope) -> Callable[[PenstockError], bytes]:
+    body: Callable[[PenstockError], bytes] = scope.get("error_body", error_bytes)
+    return body
 
 
 def _given_id(scope: Scope) -> str | None:

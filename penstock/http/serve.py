@@ -29,7 +29,7 @@ from penstock.core.errors import PenstockError, StartupError
 from .config import HttpConfig
 from .connection import Connection
 
-logger = logging.getLogger("penstock.server")
+logger = logging.getLogger("penstock.http")
 
 _POLL = 0.1
 """Seconds between two looks at the worker's health."""

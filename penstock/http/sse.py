@@ -17,9 +17,10 @@ DONE = "[DONE]"
 """The payload that ends a complete OpenAI stream; a stream without it was cut."""
 
 
-def event(payload: bytes) -> bytes:
-    """The event of a payload without line breaks, such as encoded JSON."""
-    return b"data: " + payload + b"\n\n"
+def event(payload: bytes, name: str | None = None) -> bytes:
+    """The event of a payload without line breaks, such as encoded JSON; some APIs name their events."""
+    start = b"" if name is None else b"event: " + name.encode() + b"\n"
+    return start + b"data: " + payload + b"\n\n"
 
 
 END = event(DONE.encode())

@@ -24,17 +24,11 @@ from .generation import Choice, Generation
 from .tokens import IN_THREAD
 
 
-class Writer(Protocol):
-    """The answer to one request, in the shape of its API."""
+class Stream(Protocol):
+    """Writes an answer in pieces."""
 
-    streams: bool
-    """Whether the answer is a stream."""
     interval: int
     """Tokens of a chunk, but for the first and the last one."""
-
-    def whole(self, generation: Generation) -> bytes:
-        """The JSON of a whole answer."""
-        ...
 
     def opening(self, choice: Choice) -> bytes:
         """Events before a choice's first text; sent with the engine's first event."""
@@ -53,9 +47,23 @@ class Writer(Protocol):
         ...
 
 
+class Writer(Protocol):
+    """The answer to one request, in the shape of its API."""
+
+    @property
+    def stream(self) -> Stream | None:
+        """Who writes it in pieces; None if it is sent whole."""
+        ...
+
+    def whole(self, generation: Generation) -> bytes:
+        """The JSON of a whole answer."""
+        ...
+
+
 async def answer(receive: Receive, send: Send, id: str, generation: Generation, writer: Writer) -> None:
     """Run `generation` and answer; stop it when the client leaves. `id` is the response's, for the log."""
-    work = _stream(send, id, generation, writer) if writer.streams else _whole(send, generation, writer)
+    stream = writer.stream
+    work = _whole(send, generation, writer) if stream is None else _stream(send, id, generation, stream)
     await until_disconnect(receive, work)
 
 
@@ -67,7 +75,7 @@ async def _whole(send: Send, generation: Generation, writer: Writer) -> None:
     await respond(send, body)
 
 
-async def _stream(send: Send, id: str, generation: Generation, writer: Writer) -> None:
+async def _stream(send: Send, id: str, generation: Generation, writer: Stream) -> None:
     stream = EventStream(send)
     outbox = _Outbox(writer)
     try:
@@ -91,7 +99,7 @@ class _Outbox:
     """What is pending becomes events when it is due: a choice's first and last text at once, in between as
     many tokens together as the interval says."""
 
-    def __init__(self, writer: Writer) -> None:
+    def __init__(self, writer: Stream) -> None:
         self.due = b""
         self._writer = writer
         self._opened: set[int] = set()

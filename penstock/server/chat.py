@@ -17,14 +17,14 @@ from penstock.text.output import decode_prompt_logprobs
 from .conversation import normalise
 from .generation import Choice, Generation
 from .logprobs import chat_logprobs
-from .openai import OpenAIWriter
+from .openai import OpenAIFormat, OpenAIWriter
 from .params import check_generate, sampling_params
 from .pipeline import Ask
 from .protocol import ChatRequest, TokenizeChatRequest
 from .state import State
 
 
-class ChatFormat:
+class ChatFormat(OpenAIFormat):
     """See Format."""
 
     shape = ChatRequest
@@ -105,6 +105,11 @@ class ChatWriter(OpenAIWriter):
         self._request = request
         self._role = state.config.response_role
         self._echoed = _echoed(request, self._role)
+
+    @property
+    def stream(self) -> ChatWriter | None:
+        """See Writer."""
+        return self if self._streams else None
 
     def whole(self, generation: Generation) -> bytes:
         """See Writer."""

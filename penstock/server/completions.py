@@ -18,7 +18,7 @@ from penstock.text.output import DecodedLogprob, decode_logprob, decode_prompt_l
 
 from .generation import Choice, Generation
 from .logprobs import CompletionLogprobs
-from .openai import OpenAIWriter
+from .openai import OpenAIFormat, OpenAIWriter
 from .params import check_generate, sampling_params
 from .pipeline import Ask
 from .protocol import CompletionRequest
@@ -28,7 +28,7 @@ from .tokens import check_ids
 _DEFAULT_MAX_TOKENS = 16
 
 
-class CompletionFormat:
+class CompletionFormat(OpenAIFormat):
     """See Format."""
 
     shape = CompletionRequest
@@ -78,6 +78,11 @@ class CompletionWriter(OpenAIWriter):
         self._choices = generation.choices
         self._logprobs: dict[int, CompletionLogprobs] = {}
         self._unsent_prompt: set[int] = {choice.index for choice in generation.choices}
+
+    @property
+    def stream(self) -> CompletionWriter | None:
+        """See Writer."""
+        return self if self._streams else None
 
     def whole(self, generation: Generation) -> bytes:
         """See Writer."""

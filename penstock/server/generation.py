@@ -25,7 +25,7 @@ from typing import Any
 
 from penstock.core.errors import BY_NAME, EngineDead, PenstockError, QueueFull, RequestFailed
 from penstock.core.plan import Event, Failure, TokenLogprob
-from penstock.core.request import FinishReason, RequestSpec
+from penstock.core.request import FinishReason, Pooling, RequestSpec
 from penstock.core.request import Prompt as EnginePrompt
 from penstock.core.sampling_params import SamplingParams
 from penstock.observe.metrics import RequestFigures
@@ -53,12 +53,15 @@ class Choice:
     id: str
     """Of the sequence."""
     prompt: Prompt
-    processor: OutputProcessor
+    processor: OutputProcessor | None
+    """None where no text is made."""
     pending: Pending = field(default_factory=Pending)
     """The output that no chunk has taken: all of it, for an answer that is sent at once."""
     generated: int = 0
     """Tokens so far, those of earlier chunks included."""
     prompt_logprobs: tuple[TokenLogprob, ...] | None = None
+    vector: tuple[float, ...] | None = None
+    """Of the prompt, where it is pooled."""
     settled: bool = False
     """The engine's last event has come: the figures are final."""
 
@@ -78,7 +81,7 @@ class Generation:
         self,
         state: State,
         prompts: Sequence[Prompt],
-        params: SamplingParams,
+        params: SamplingParams | Pooling,
         *,
         id: str,
         arrived_at: float,
@@ -98,27 +101,24 @@ class Generation:
                 has to generate for them is not shown.
         """
         self._state = state
-        self._params = params
         self._asked_max_tokens = asked_max_tokens
         self._drop_output = drop_output
+        sampling = params if isinstance(params, SamplingParams) else None
         self._spec = RequestSpec(
             id=id,
             prompts=tuple(EnginePrompt(prompt.ids, prompt.max_tokens) for prompt in prompts),
-            sampling=params.sampling,
-            n=params.n,
+            sampling=None if sampling is None else sampling.sampling,
+            pooling=params if isinstance(params, Pooling) else None,
+            n=1 if sampling is None else sampling.n,
             arrived_at=arrived_at,
             priority=priority,
             cache_salt=cache_salt or "",
         )
-        self.choices = [
-            Choice(
-                index=index,
-                id=name,
-                prompt=prompts[index // params.n],
-                processor=OutputProcessor(state.tokenizer, prompts[index // params.n].ids, params),
-            )
-            for index, name in enumerate(self._spec.ids)
-        ]
+        self.choices: list[Choice] = []
+        for index, name in enumerate(self._spec.ids):
+            prompt = prompts[index // self._spec.n]
+            processor = None if sampling is None else OutputProcessor(state.tokenizer, prompt.ids, sampling)
+            self.choices.append(Choice(index, name, prompt, processor))
         self._by_id = {choice.id: choice for choice in self.choices}
 
     async def batches(self, on_change: Callable[[Choice], None]) -> AsyncGenerator[None, None]:
@@ -135,8 +135,8 @@ class Generation:
                     self._take_in(events, on_change)
                     yield
         except QueueFull as error:
-            if error.param is not None:
-                self._state.metrics.observe_rejection(error.param)
+            if error.bound is not None:
+                self._state.metrics.observe_rejection(error.bound)
             for choice in self.choices:  # those that never ran were refused: no requests for the statistics
                 choice.settled = choice.settled or choice.scheduled_at is None
             raise
@@ -160,7 +160,7 @@ class Generation:
         first = min((c.first_token_at for c in choices if c.first_token_at is not None), default=None)
         last = max((c.last_token_at for c in choices if c.last_token_at is not None), default=None)
         # siblings find their leader's blocks: only the leader's hits saved the client's prompt any work
-        leaders = choices[:: self._params.n]
+        leaders = choices[:: self._spec.n]
         cached = sum(leader.cached for leader in leaders)
         prompt_tokens = sum(len(leader.prompt.ids) for leader in leaders)
         completion_tokens = sum(choice.generated for choice in choices)
@@ -223,14 +223,16 @@ class Generation:
             else:
                 self._settle(choice, "error")
             raise error
-        ended = choice.processor.finished
-        if not ended:
-            self._progress(choice, event)
+        if event.pooled is not None:
+            choice.vector = event.pooled
+        ended = choice.processor is not None and choice.processor.finished
+        if choice.processor is not None and not ended:
+            self._progress(choice, choice.processor, event)
         if event.finish is not None:
             self._settle(choice, choice.pending.finish_reason or event.finish.value)
         return None if ended else choice
 
-    def _progress(self, choice: Choice, event: Event) -> None:
+    def _progress(self, choice: Choice, processor: OutputProcessor, event: Event) -> None:
         if event.tokens:
             if choice.last_token_at is None:
                 choice.first_token_at = event.at
@@ -239,13 +241,13 @@ class Generation:
                 self._state.metrics.observe_gap(event.at - choice.last_token_at)
             choice.last_token_at = event.at
         pending = choice.pending
-        choice.processor.push(event, pending)
+        processor.push(event, pending)
         if self._drop_output:
             pending.clear()
             pending.finish_reason, pending.stop_reason = _unless_aborted(pending.finish_reason), None
         else:
-            choice.generated = choice.processor.generated
-        if choice.processor.finished and event.finish is None:  # a stop string: the engine goes on without us
+            choice.generated = processor.generated
+        if processor.finished and event.finish is None:  # a stop string: the engine goes on without us
             self._abort(choice)
 
     def _settle(self, choice: Choice, reason: str) -> None:
@@ -266,7 +268,7 @@ class Generation:
                 decode=_span(first, last),
             )
         )
-        n = self._params.n
+        n = self._spec.n
         start = choice.index - choice.index % n
         siblings = self.choices[start : start + n]
         if all(other.settled for other in siblings):
@@ -276,6 +278,13 @@ class Generation:
 def event_error(event: Event) -> PenstockError:
     """The exception that an event with finish ERROR stands for."""
     failure = event.failure or Failure("The request failed in the engine for an unknown reason.")
+    if failure.type == QueueFull.__name__:  # a setting is at fault, and no field of the request
+        flag = "--" + (failure.param or "").replace("_", "-")
+        full = QueueFull(
+            failure.cause, advice=f"The limit is set by {flag}.", retry_after=failure.retry_after
+        )
+        full.bound = failure.param
+        return full
     error = BY_NAME.get(failure.type, RequestFailed)
     return error(failure.cause, param=failure.param, advice=failure.advice, retry_after=failure.retry_after)
 

@@ -74,6 +74,14 @@ class ChunkFormat:
         return self._head + b'],"usage":' + encode(usage) + b"}\n\n"
 
 
+class OpenAIFormat:
+    """The part of a Format that does not depend on the API."""
+
+    def error(self, error: PenstockError) -> bytes:
+        """See Format."""
+        return error_bytes(error)
+
+
 class OpenAIWriter:
     """The part of a Writer that does not depend on the API."""
 
@@ -83,7 +91,7 @@ class OpenAIWriter:
 
     def __init__(self, state: State, request: GenerateRequest, id: str) -> None:
         options = request.stream_options
-        self.streams = request.stream
+        self._streams = request.stream
         self.interval = max(state.config.stream_interval, request.stream_interval or 1)
         self._include_usage = state.config.enable_force_include_usage or (
             options is not None and bool(options.include_usage)
@@ -93,7 +101,7 @@ class OpenAIWriter:
         )
         self._head = {
             "id": id,
-            "object": self.chunk_object if self.streams else self.object,
+            "object": self.chunk_object if self._streams else self.object,
             "created": int(state.wall()),
             "model": state.model_name,
             "system_fingerprint": state.fingerprint,

@@ -68,7 +68,7 @@ def sampling_params(
         spaces_between_special_tokens=request.spaces_between_special_tokens,
     )
     _check_sampleable(params, info.eos_ids)
-    params.verify(info.vocab_size, state.config.max_logprobs)
+    params.verify(info.vocab_size, state.config.max_logprobs, limit="--max-logprobs")
     return params
 
 
@@ -98,6 +98,20 @@ def truncate(ids: Sequence[int], request: Request, room: int) -> tuple[int, ...]
     return tuple(ids[-keep:] if request.truncation_side == "left" else ids[:keep])
 
 
+def check_length(prompt_len: int, max_model_len: int, *, prompt: str, wanted: int = 0) -> None:
+    """Raises ContextLengthExceeded unless a prompt and so many more tokens fit into the context.
+
+    prompt: name of the prompt's field.
+    """
+    if prompt_len + wanted > max_model_len:
+        raise ContextLengthExceeded(
+            f"This model's maximum context length is {max_model_len} tokens. However, your request has "
+            f"{prompt_len} prompt tokens.",
+            param=prompt,
+            advice=f"Shorten the {prompt} to at most {max_model_len - wanted} tokens.",
+        )
+
+
 def output_budget(
     prompt_len: int, max_model_len: int, asked: int | None, default: int | None, *, prompt: str, limit: str
 ) -> int:
@@ -112,13 +126,7 @@ def output_budget(
     Raises:
         ContextLengthExceeded: with both lengths.
     """
-    if prompt_len >= max_model_len:
-        raise ContextLengthExceeded(
-            f"This model's maximum context length is {max_model_len} tokens. However, your request has "
-            f"{prompt_len} prompt tokens.",
-            param=prompt,
-            advice=f"Shorten the {prompt} to at most {max_model_len - 1} tokens.",
-        )
+    check_length(prompt_len, max_model_len, prompt=prompt, wanted=1)
     room = max_model_len - prompt_len
     if asked is None:
         return room if default is None else max(1, min(default, room))

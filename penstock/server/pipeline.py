@@ -5,8 +5,9 @@
                                prompts
 
 The lower line is a Format: what an API family adds. A new family is a Struct in `protocol`, a module with its
-Format and its Writer, and a line in `app.ROUTES`. This module knows what all families do, and in which order;
-it knows no field that only one of them has.
+Format and its Writer, and a line in `app.ROUTES`; whether it wants tokens or a vector of each prompt is what
+its params are. This module knows what all families do, and in which order; it knows no field that only one of
+them has.
 """
 
 from __future__ import annotations
@@ -18,14 +19,15 @@ from typing import Protocol, TypeVar
 
 from starlette.types import Receive, Scope, Send
 
-from penstock.core.errors import InvalidRequest
+from penstock.core.errors import InvalidRequest, PenstockError
+from penstock.core.request import Pooling
 from penstock.core.sampling_params import SamplingParams
 from penstock.http.body import parse_object, read_body
 from penstock.http.ids import response_id
 
 from .answer import Writer, answer
 from .generation import Generation, Prompt
-from .params import check_common, output_budget, truncate, without_text
+from .params import check_common, check_length, output_budget, truncate, without_text
 from .protocol import Request, decode
 from .state import State
 from .tokens import decode_ids, encode_texts
@@ -42,11 +44,11 @@ class Ask:
 
     inputs: Sequence[str | list[int]]
     """Its prompts: texts, or token ids of the vocabulary."""
-    params: SamplingParams
-    """Checked, `n` included."""
-    max_tokens: int | None
+    params: SamplingParams | Pooling
+    """Checked; `n` included where tokens are wanted."""
+    max_tokens: int | None = None
     """Most tokens to generate, as the client gave it."""
-    limit: str
+    limit: str = "max_tokens"
     """Name of the field that `max_tokens` came from."""
     default: int | None = None
     """Applies where the client gave nothing, cut to what fits; None: all that fits."""
@@ -54,6 +56,11 @@ class Ask:
     """Whether the answer repeats the text of the tokens that the model read."""
     prompt_only: bool = False
     """Nothing is to be generated: the one token that the engine always samples is dropped."""
+
+    @property
+    def n(self) -> int:
+        """Sequences of each prompt."""
+        return self.params.n if isinstance(self.params, SamplingParams) else 1
 
 
 R = TypeVar("R", bound=Request)
@@ -74,6 +81,10 @@ class Format(Protocol[R]):
         """What the request asks for. Raises InvalidRequest, naming the field at fault."""
         ...
 
+    def error(self, error: PenstockError) -> bytes:
+        """The body of an error, sent before anything else is."""
+        ...
+
     def writer(self, state: State, request: R, id: str, generation: Generation) -> Writer:
         """Who writes the answer, under the response's id."""
         ...
@@ -81,6 +92,7 @@ class Format(Protocol[R]):
 
 async def generate(format: Format[R], state: State, scope: Scope, receive: Receive, send: Send) -> None:
     """Serve one request."""
+    scope["error_body"] = format.error
     body = await read_body(scope, receive, state.config.max_body_bytes)
     arrived_at = state.monotonic()
     state.check_accepting()
@@ -110,18 +122,18 @@ async def generate(format: Format[R], state: State, scope: Scope, receive: Recei
             len(prompts),
             sum(len(prompt.ids) for prompt in prompts),
             longest,
-            writer.streams,
-            without_text(ask.params),
+            writer.stream is not None,
+            without_text(ask.params) if isinstance(ask.params, SamplingParams) else ask.params,
         )
     await answer(receive, send, id.response, generation, writer)
 
 
 async def _prompts(format: Format[R], state: State, request: R, ask: Ask) -> list[Prompt]:
     """The prompts as token ids, each with its budget. Raises InvalidRequest where one cannot be served."""
-    if len(ask.inputs) * ask.params.n > MAX_CHOICES:
+    if len(ask.inputs) * ask.n > MAX_CHOICES:
         raise InvalidRequest(
             f"A request may have at most {MAX_CHOICES} choices, got {len(ask.inputs)} prompts with "
-            f"n={ask.params.n}.",
+            f"n={ask.n}.",
             param=format.prompt,
         )
     texts = [given for given in ask.inputs if isinstance(given, str)]
@@ -130,9 +142,14 @@ async def _prompts(format: Format[R], state: State, request: R, ask: Ask) -> lis
     prompts = []
     for given in ask.inputs:
         text, ids = (given, next(encoded)) if isinstance(given, str) else (None, given)
-        kept = truncate(ids, request, room=max_model_len - (ask.max_tokens or 1))
+        reserved = 0 if isinstance(ask.params, Pooling) else ask.max_tokens or 1
+        kept = truncate(ids, request, room=max_model_len - reserved)
         if not kept:
             raise InvalidRequest(format.empty, param=format.prompt)
+        if isinstance(ask.params, Pooling):
+            check_length(len(kept), max_model_len, prompt=format.prompt)
+            prompts.append(Prompt(ids=kept, text=text or "", max_tokens=0))
+            continue
         budget = output_budget(
             len(kept),
             max_model_len,

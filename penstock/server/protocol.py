@@ -6,9 +6,10 @@ Sampling fields have OpenAI's and vLLM's names; a value of None says that the cl
 
 from __future__ import annotations
 
+import functools
 import re
 from collections.abc import Mapping
-from typing import Any, TypeVar, get_type_hints
+from typing import Any, ClassVar, TypeVar, get_type_hints
 
 import msgspec
 
@@ -28,7 +29,16 @@ class StreamOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """OpenAI's padding against traffic analysis; accepted, not done."""
 
 
-class Request(msgspec.Struct, frozen=True, kw_only=True):
+class Body(msgspec.Struct, frozen=True, kw_only=True):
+    """Any body that `decode` takes."""
+
+    neutral: ClassVar[Mapping[str, Rule]] = {}
+    """Fields that the API has and this server does not, and what must be true of their values (`fields`)."""
+    null_has_meaning: ClassVar[frozenset[str]] = frozenset()
+    """Fields in which null is not the same as nothing."""
+
+
+class Request(Body, frozen=True, kw_only=True):
     """What the pipeline reads of any request."""
 
     model: str | None = None
@@ -78,6 +88,9 @@ class GenerateRequest(Request, frozen=True, kw_only=True):
 class CompletionRequest(GenerateRequest, frozen=True, kw_only=True):
     """POST /v1/completions."""
 
+    neutral: ClassVar[Mapping[str, Rule]] = COMPLETION_NEUTRAL
+    null_has_meaning: ClassVar[frozenset[str]] = frozenset({"max_tokens"})
+
     prompt: str | list[Any] | None = None
     """Text, texts, token ids, or lists of token ids; required."""
     max_tokens: int | msgspec.UnsetType | None = msgspec.UNSET
@@ -87,6 +100,8 @@ class CompletionRequest(GenerateRequest, frozen=True, kw_only=True):
 
 class ChatRequest(GenerateRequest, frozen=True, kw_only=True):
     """POST /v1/chat/completions."""
+
+    neutral: ClassVar[Mapping[str, Rule]] = CHAT_NEUTRAL
 
     messages: list[dict[str, Any]]
     max_tokens: int | None = None
@@ -105,8 +120,10 @@ class ChatRequest(GenerateRequest, frozen=True, kw_only=True):
     return_prompt_text: bool = False
 
 
-class TokenizeCompletionRequest(msgspec.Struct, frozen=True, kw_only=True):
+class TokenizeCompletionRequest(Body, frozen=True, kw_only=True):
     """POST /tokenize with a text."""
+
+    neutral: ClassVar[Mapping[str, Rule]] = TOKENIZE_NEUTRAL
 
     prompt: str
     model: str | None = None
@@ -114,8 +131,10 @@ class TokenizeCompletionRequest(msgspec.Struct, frozen=True, kw_only=True):
     return_token_strs: bool = False
 
 
-class TokenizeChatRequest(msgspec.Struct, frozen=True, kw_only=True):
+class TokenizeChatRequest(Body, frozen=True, kw_only=True):
     """POST /tokenize with messages."""
+
+    neutral: ClassVar[Mapping[str, Rule]] = TOKENIZE_NEUTRAL
 
     messages: list[dict[str, Any]]
     model: str | None = None
@@ -128,44 +147,36 @@ class TokenizeChatRequest(msgspec.Struct, frozen=True, kw_only=True):
     chat_template_kwargs: dict[str, Any] = {}
 
 
-class DetokenizeRequest(msgspec.Struct, frozen=True, kw_only=True):
+class DetokenizeRequest(Body, frozen=True, kw_only=True):
     """POST /detokenize."""
 
     tokens: list[int]
     model: str | None = None
 
 
-_NEUTRAL: dict[type[msgspec.Struct], Mapping[str, Rule]] = {
-    ChatRequest: CHAT_NEUTRAL,
-    CompletionRequest: COMPLETION_NEUTRAL,
-    TokenizeCompletionRequest: TOKENIZE_NEUTRAL,
-    TokenizeChatRequest: TOKENIZE_NEUTRAL,
-    DetokenizeRequest: {},
-}
-_NULL_HAS_MEANING = {(CompletionRequest, "max_tokens")}
-
-
-def _integer_fields(shape: type[msgspec.Struct]) -> frozenset[str]:
+@functools.cache
+def _integer_fields(shape: type[Body]) -> frozenset[str]:
     """Fields that take integers, or lists of them, but no other numbers."""
     hints = {name: str(hint) for name, hint in get_type_hints(shape).items()}
     return frozenset(
-        name for name, hint in hints.items() if re.search(r"\bint\b", hint) and "float" not in hint
+        name
+        for name, hint in hints.items()
+        if name in shape.__struct_fields__ and re.search(r"\bint\b", hint) and "float" not in hint
     )
 
 
-_INTEGERS = {shape: _integer_fields(shape) for shape in _NEUTRAL}
-
-R = TypeVar("R", bound=msgspec.Struct)
+R = TypeVar("R", bound=Body)
 
 
 def decode(raw: Mapping[str, Any], shape: type[R]) -> R:
     """A typed request of the fields in `raw`. Raises InvalidRequest, naming the field."""
+    integers = _integer_fields(shape)
     given = {
-        name: _integral(value) if name in _INTEGERS[shape] else value
+        name: _integral(value) if name in integers else value
         for name, value in raw.items()
-        if value is not None or (shape, name) in _NULL_HAS_MEANING
+        if value is not None or name in shape.null_has_meaning
     }
-    implemented = check(given, shape.__struct_fields__, _NEUTRAL[shape])
+    implemented = check(given, shape.__struct_fields__, shape.neutral)
     try:
         return msgspec.convert(implemented, shape)
     except msgspec.ValidationError as error:

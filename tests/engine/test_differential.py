@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from penstock.core.blocks import BlockPool
+from penstock.core.request import Pooling, Prompt, RequestSpec
 from penstock.core.scheduler import Scheduler, SchedulerConfig
 from tests.engine.build import checkpoint, torch_executor
 from tests.engine.fake import spec
@@ -96,6 +97,30 @@ def test_prefix_caching_changes_nothing() -> None:
     tokens, scheduler = generate("qwen3", PROMPTS, enable_prefix_caching=False)
     assert tokens == expected("qwen3")
     assert scheduler.totals.prefix_hits == 0
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_the_pooled_vector_is_the_last_hidden_state(architecture: str) -> None:
+    """In chunks, with the prefixes of the prompts before it in the cache."""
+    executor = torch_executor(num_blocks=200, block_size=8, architecture=architecture)
+    settings = SchedulerConfig(max_num_seqs=8, max_num_batched_tokens=24, max_model_len=256)
+    scheduler = Scheduler(settings, BlockPool(200, 8))
+    for number, prompt in enumerate(PROMPTS):
+        pooled = RequestSpec(id=str(number), prompts=(Prompt(tuple(prompt), 0),), pooling=Pooling())
+        scheduler.add(pooled, 0.0)
+    vectors: dict[str, tuple[float, ...] | None] = {}
+    while scheduler.has_work:
+        plan = scheduler.schedule(0.0)
+        for event in scheduler.commit(plan, executor.collect(executor.submit(plan)), 0.0):
+            assert event.failure is None, event.failure
+            vectors[event.request] = event.pooled
+    executor.close()
+    model = oracle(checkpoint(architecture))
+    for number, prompt in enumerate(PROMPTS):
+        with torch.inference_mode():
+            states = model(torch.tensor([prompt]), output_hidden_states=True).hidden_states[-1]
+        expected_vector = torch.nn.functional.normalize(states[0, -1], dim=0)
+        assert torch.tensor(vectors[str(number)]) == pytest.approx(expected_vector, abs=1e-4)
 
 
 def test_the_oracle_is_decisive() -> None:

@@ -211,6 +211,23 @@ def test_statistics_are_totals() -> None:
     assert loop.stats().seconds == 0.0
 
 
+def test_a_prediction_belongs_to_the_step_that_is_told(tmp_path: Path) -> None:
+    """With two steps in flight a long prompt must not be judged by the decode behind it."""
+    page = Heartbeat(tmp_path / "page", create=True)
+    loop = make_loop(heartbeat=Heartbeat(tmp_path / "page"), depth=2)
+    loop.handle(add("a", range(16), max_tokens=4))
+    told, shown = [], []
+    while loop.has_work:
+        loop.step()
+        stats = loop.stats()
+        told.append((stats.seconds, stats.predicted))
+        shown.append(page.read()[2])
+    assert all(predicted == pytest.approx(seconds, rel=0.2) for seconds, predicted in told)
+    assert told[0][1] > 2 * told[1][1]
+    assert shown[:-1] == [predicted for _, predicted in told[1:]]  # the oldest that is still under way
+    assert shown[-1] == 0.0
+
+
 def test_the_heartbeat_shows_progress(tmp_path: Path) -> None:
     page = Heartbeat(tmp_path / "page", create=True)
     loop = make_loop(heartbeat=Heartbeat(tmp_path / "page"))

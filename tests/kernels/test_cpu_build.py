@@ -12,6 +12,7 @@ import torch
 
 from penstock.core.errors import StartupError
 from penstock.kernels.cpu import build, library
+from penstock.kernels.cpu.binding import Library
 from penstock.kernels.cpu.build import BuildError
 from penstock.kernels.create import create_operations
 
@@ -240,6 +241,19 @@ def test_the_environment_can_do_without(
     assert create_operations(CPU, torch.bfloat16).name == "torch"
     assert library.available() is None
     assert not warnings_of(caplog)
+
+
+@pytest.mark.parametrize("kept", [0, 10, 0.5, -1])
+def test_a_file_that_was_cut_off_is_refused_before_it_is_mapped(tmp_path: Path, kept: float) -> None:
+    """Touching what is not there would end the process with SIGBUS."""
+    found = library.available()
+    if found is None:
+        pytest.skip("no kernels here")
+    data = found.path.read_bytes()
+    count = int(len(data) * kept) if isinstance(kept, float) else kept
+    (tmp_path / "cut.so").write_bytes(data[:count])
+    with pytest.raises(OSError, match=r"cut off|no 64-bit ELF file"):
+        Library(tmp_path / "cut.so")
 
 
 def test_auto_takes_the_kernels_for_what_they_compute() -> None:

@@ -54,14 +54,13 @@ class Asked:
 
     @classmethod
     def of(cls, spec: RequestSpec) -> list[Asked]:
-        assert spec.sampling is not None
         return [
             cls(
                 spec,
                 request.id,
                 tuple(request.tokens),
                 request.max_tokens,
-                spec.sampling,
+                spec.sampling or Sampling(),
                 spec.seed_of(request.index),
                 spec.prompt_logprobs_of(request.index),
                 None if request.leader is None else request.leader.id,
@@ -250,6 +249,9 @@ class FakeEngine:
 
     def _step(self, running: Running) -> Event:
         add, before = running.add, running.position
+        if add.spec.pooling is not None and not running.aborted:
+            vector = (float(len(add.prompt)), 1.0)
+            return Event(add.id, pooled=vector, finish=FinishReason.STOP, at=add.spec.arrived_at)
         finish, stop_reason = None, None
         tokens: list[int] = []
         if running.aborted:

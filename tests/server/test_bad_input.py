@@ -375,7 +375,7 @@ def test_a_bug_shows_an_id_and_no_trace(
     assert answer.error["code"] == "internal_error"
     assert b"secret" not in answer.body
     assert b"Traceback" not in answer.body
-    (record,) = [r for r in caplog.records if r.name == "penstock.server"]
+    (record,) = [r for r in caplog.records if r.name == "penstock.http"]
     error_id = str(record.getMessage()).split()[1]
     assert error_id in answer.error["message"]
     assert "secret detail" in caplog.text

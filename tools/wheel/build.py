@@ -61,6 +61,9 @@ def main() -> int:
             continue
         with tempfile.TemporaryDirectory() as directory:
             variants = [variant for variant in prebuilt.variants(machine) if variant.name in chosen]
+            if not variants:
+                print(f"{machine}: skipped, it has none of the variants {', '.join(chosen)}")
+                continue
             libraries = compile_variants(variants, compiler, Path(directory), options.quick)
             tag = platform_tag(machine, libraries)
             report(hatchling("wheel", options.out, directory, tag))

@@ -7,6 +7,7 @@ whether to trust it, by library.
 from __future__ import annotations
 
 import ctypes
+import struct
 from ctypes import c_char_p, c_float, c_int, c_int32, c_int64, c_void_p
 from pathlib import Path
 from typing import Any
@@ -75,6 +76,7 @@ class Library:
     def __init__(self, path: Path) -> None:
         """Raises OSError or AttributeError if it cannot be loaded, or is not what it should be."""
         self.path = path
+        _check_whole(path)
         self._handle = ctypes.CDLL(str(path))
         self.runtime, team = _openmp()
         self._function("penstock_init", None, [c_void_p] * 3)(*team)
@@ -123,6 +125,19 @@ class Library:
         function = self._function(name, c_int, arguments)
         function.errcheck = _check_memory
         return function
+
+
+def _check_whole(path: Path) -> None:
+    """Raises OSError for a file that was cut off, by a full disk perhaps: the loader would map what is not
+    there, and touching that ends the process. An ELF file's table of sections is its last part."""
+    with path.open("rb") as file:
+        header = file.read(64)
+    if len(header) < 64 or header[:5] != b"\x7fELF\x02":
+        raise OSError("it is no 64-bit ELF file")
+    (table,) = struct.unpack_from("<Q", header, 40)
+    size, count = struct.unpack_from("<HH", header, 58)
+    if path.stat().st_size < table + size * count:
+        raise OSError(f"it has been cut off at {path.stat().st_size} bytes")
 
 
 def _check_memory(result: int, function: Any, arguments: Any) -> None:

@@ -204,6 +204,19 @@ def test_a_killed_engine_fails_its_requests_with_the_cause() -> None:
     play(scenario)
 
 
+def test_a_request_that_comes_right_after_its_death_is_told() -> None:
+    """There is nobody to send it to any more, and nobody has noticed yet."""
+
+    async def scenario(engine: RemoteEngine) -> None:
+        os.kill(engine.pid, signal.SIGKILL)
+        await until(lambda: engine._process.poll() is not None)
+        assert engine.failure is None
+        with pytest.raises(EngineDead, match="SIGKILL"):
+            await finish(engine, ask("late"))
+
+    play(scenario)
+
+
 def test_a_stopped_engine_is_noticed_and_may_recover() -> None:
     async def scenario(engine: RemoteEngine) -> None:
         assert engine.liveness().alive  # idle engines are alive, however long

@@ -144,6 +144,20 @@ def test_a_second_signal_aborts(serve: Callable[..., Served]) -> None:
     assert status == 1
 
 
+def test_who_is_cut_off_by_it_is_told_as_json(serve: Callable[..., Served]) -> None:
+    served = serve("--pause-at", "0")
+    call = Call(served.port, {**HELLO, "stream": False})
+    while not served.get("/load")[1]["server_load"]:
+        pass
+    served.signal(signal.SIGTERM)
+    assert served.line() == "draining"
+    served.signal(signal.SIGTERM)
+    answer = call.answer
+    assert (answer.status, answer.headers["content-type"]) == (503, "application/json")
+    assert json.loads(answer.read())["error"]["code"] == "draining"
+    assert served.exit_status()[0] == 1
+
+
 def test_a_dead_engine_ends_the_server(serve: Callable[..., Served]) -> None:
     served = serve("--pause-at", "0")
     served.signal(signal.SIGUSR2)  # the engine dies under the request

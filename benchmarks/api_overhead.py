@@ -25,7 +25,7 @@ from typing import Any
 import uvloop
 
 from penstock.core.plan import Event
-from penstock.core.request import RequestSpec
+from penstock.core.request_spec import RequestSpec
 from penstock.engine.config import EngineConfig
 from penstock.engine.remote import RemoteEngine
 from penstock.http.serve import bind, serve

@@ -19,7 +19,7 @@ from typing import Any
 from penstock.core.blocks import BlockPool
 from penstock.core.cost import Coefficients, StepCost
 from penstock.core.executor import Capacity
-from penstock.core.request import Prompt, RequestSpec
+from penstock.core.request_spec import Prompt, RequestSpec
 from penstock.core.sampling_params import Sampling
 from penstock.core.scheduler import Scheduler, SchedulerConfig
 from penstock.core.simulated import SimulatedExecutor

@@ -15,7 +15,7 @@ from typing import Any
 
 from penstock.core.blocks import BlockPool
 from penstock.core.plan import Outcome, StepResult
-from penstock.core.request import Prompt, RequestSpec
+from penstock.core.request_spec import Prompt, RequestSpec
 from penstock.core.sampling_params import Sampling
 from penstock.core.scheduler import Scheduler, SchedulerConfig
 

@@ -39,7 +39,7 @@ from typing import Any
 import msgspec
 import zmq
 
-from penstock.core.request import Prompt, RequestSpec
+from penstock.core.request_spec import Prompt, RequestSpec
 from penstock.core.sampling_params import Sampling
 from penstock.engine.config import EngineConfig
 from penstock.engine.environment import prepare

@@ -23,8 +23,8 @@ from typing import Any, TypeAlias
 
 from penstock.core.errors import BY_NAME, ContextLengthExceeded, InvalidRequest, RequestFailed, StartupError
 from penstock.core.plan import Event, TokenLogprob
-from penstock.core.request import Prompt as EnginePrompt
-from penstock.core.request import RequestSpec
+from penstock.core.request_spec import Prompt as EnginePrompt
+from penstock.core.request_spec import RequestSpec
 from penstock.core.sampling_params import SamplingParams
 from penstock.engine.build import build_engine
 from penstock.engine.config import EngineConfig

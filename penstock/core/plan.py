@@ -18,7 +18,7 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any, NamedTuple
 
-from .request import FinishReason, Prompt, RequestSpec
+from .request_spec import FinishReason, Prompt, RequestSpec
 
 
 @dataclass(frozen=True, slots=True)

@@ -45,7 +45,8 @@ from .plan import Admission, Event, Failure, Outcome, Plan, PlanItem, StepResult
 from .policy import Policy, View, create_policy
 from .prefix import Prefixes
 from .queue import Queue
-from .request import FinishReason, Request, RequestSpec, State
+from .request import Request, State
+from .request_spec import FinishReason, RequestSpec
 from .stats import Totals
 
 Drafter = Callable[[Request, int], Sequence[int]]

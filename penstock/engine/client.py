@@ -8,7 +8,7 @@ from typing import Protocol
 
 from penstock.core.errors import PenstockError
 from penstock.core.plan import Event
-from penstock.core.request import RequestSpec
+from penstock.core.request_spec import RequestSpec
 from penstock.core.stats import EngineStats
 
 from .messages import ModelInfo

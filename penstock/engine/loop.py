@@ -21,7 +21,7 @@ from penstock.core.cost import DeviceMeter
 from penstock.core.errors import InvalidRequest, UnsupportedParameter
 from penstock.core.executor import Executor, Ticket
 from penstock.core.plan import Event, Failure, Outcome, Plan, StepResult
-from penstock.core.request import FinishReason, RequestSpec
+from penstock.core.request_spec import FinishReason, RequestSpec
 from penstock.core.scheduler import Scheduler
 from penstock.core.stats import EngineStats
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 import msgspec
 
 from penstock.core.plan import Event
-from penstock.core.request import RequestSpec
+from penstock.core.request_spec import RequestSpec
 from penstock.core.stats import EngineStats
 
 

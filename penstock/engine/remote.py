@@ -31,7 +31,7 @@ import zmq.asyncio
 
 from penstock.core.errors import BY_NAME, Draining, EngineDead, PenstockError, StartupError
 from penstock.core.plan import Event
-from penstock.core.request import RequestSpec
+from penstock.core.request_spec import RequestSpec
 from penstock.core.stats import EngineStats
 
 from .client import Liveness

@@ -25,8 +25,8 @@ from typing import Any
 
 from penstock.core.errors import BY_NAME, EngineDead, PenstockError, QueueFull, RequestFailed
 from penstock.core.plan import Event, Failure, TokenLogprob
-from penstock.core.request import FinishReason, Pooling, RequestSpec
-from penstock.core.request import Prompt as EnginePrompt
+from penstock.core.request_spec import FinishReason, Pooling, RequestSpec
+from penstock.core.request_spec import Prompt as EnginePrompt
 from penstock.core.sampling_params import SamplingParams
 from penstock.observe.metrics import RequestFigures
 from penstock.text.output import OutputProcessor, Pending

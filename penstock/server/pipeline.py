@@ -20,7 +20,7 @@ from typing import Protocol, TypeVar
 from starlette.types import Receive, Scope, Send
 
 from penstock.core.errors import InvalidRequest, PenstockError
-from penstock.core.request import Pooling
+from penstock.core.request_spec import Pooling
 from penstock.core.sampling_params import SamplingParams
 from penstock.http.body import parse_object, read_body
 from penstock.http.ids import response_id

@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from penstock.core.plan import Event, TokenLogprob
-from penstock.core.request import FinishReason
+from penstock.core.request_spec import FinishReason
 from penstock.core.sampling_params import SamplingParams
 
 from .detokenizer import Detokenizer

@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 
 from penstock.core.errors import InvalidRequest
-from penstock.core.request import InputSpan, Pooling, Prompt, Request, RequestSpec, State
+from penstock.core.request import Request, State
+from penstock.core.request_spec import InputSpan, Pooling, Prompt, RequestSpec
 from penstock.core.sampling_params import Sampling
 
 

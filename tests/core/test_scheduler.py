@@ -13,7 +13,8 @@ from penstock.core.draft import PROMPT_TOKENS_PER_DECODE
 from penstock.core.errors import ContextLengthExceeded, InvalidRequest
 from penstock.core.plan import Plan
 from penstock.core.policy import View
-from penstock.core.request import FinishReason, InputSpan, Pooling, Request
+from penstock.core.request import Request
+from penstock.core.request_spec import FinishReason, InputSpan, Pooling
 from penstock.core.sampling_params import Sampling
 from penstock.core.scheduler import SchedulerConfig
 

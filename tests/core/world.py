@@ -8,7 +8,8 @@ from collections.abc import Sequence
 from penstock.core.blocks import BlockPool
 from penstock.core.plan import Event, Failure, Outcome, Plan, PlanItem, StepResult
 from penstock.core.policy import Policy
-from penstock.core.request import Pooling, Prompt, Request, RequestSpec
+from penstock.core.request import Request
+from penstock.core.request_spec import Pooling, Prompt, RequestSpec
 from penstock.core.sampling_params import Sampling
 from penstock.core.scheduler import Drafter, Scheduler, SchedulerConfig
 

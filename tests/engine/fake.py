@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from penstock.core.cost import Coefficients
 from penstock.core.executor import Capacity
 from penstock.core.plan import Outcome
-from penstock.core.request import Prompt, RequestSpec
+from penstock.core.request_spec import Prompt, RequestSpec
 from penstock.core.sampling_params import Sampling
 from penstock.core.simulated import FEATURES, NextToken, SimulatedExecutor, echo
 from penstock.engine.clock import VirtualClock

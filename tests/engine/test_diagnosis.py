@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save_file
 
 from penstock.core.cost import Coefficients
 from penstock.core.plan import Event
-from penstock.core.request import FinishReason
+from penstock.core.request_spec import FinishReason
 from penstock.engine.executor.diagnosis import Diagnosis
 from penstock.engine.executor.torch_executor import TorchExecutor
 from penstock.engine.messages import Add

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from penstock.core.blocks import BlockPool
-from penstock.core.request import Pooling, Prompt, RequestSpec
+from penstock.core.request_spec import Pooling, Prompt, RequestSpec
 from penstock.core.scheduler import Scheduler, SchedulerConfig
 from tests.engine.build import checkpoint, torch_executor
 from tests.engine.fake import spec

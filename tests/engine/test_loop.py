@@ -13,7 +13,7 @@ from penstock.core.blocks import BlockPool
 from penstock.core.errors import StartupError
 from penstock.core.executor import Capacity, Executor, Ticket
 from penstock.core.plan import Event, StepResult
-from penstock.core.request import FinishReason
+from penstock.core.request_spec import FinishReason
 from penstock.core.scheduler import Scheduler, SchedulerConfig
 from penstock.engine.clock import VirtualClock
 from penstock.engine.heartbeat import Heartbeat

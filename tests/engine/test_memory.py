@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from penstock.core.errors import DeviceOutOfMemory
 from penstock.core.plan import Admission, Event, Outcome, Plan, PlanItem
-from penstock.core.request import FinishReason
+from penstock.core.request_spec import FinishReason
 from penstock.engine.executor.memory_limits import Items, Limit, StepLimits
 from penstock.engine.executor.torch_executor import TorchExecutor, is_out_of_memory
 from penstock.engine.loop import EngineLoop

@@ -12,7 +12,7 @@ import pytest
 
 from penstock.core.errors import Draining, EngineDead, ModelLoadError, PenstockError
 from penstock.core.plan import Event
-from penstock.core.request import FinishReason, RequestSpec
+from penstock.core.request_spec import FinishReason, RequestSpec
 from penstock.engine.config import EngineConfig
 from penstock.engine.remote import RemoteEngine
 from tests.engine.build import checkpoint

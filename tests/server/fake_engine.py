@@ -15,7 +15,8 @@ from dataclasses import dataclass, field
 
 from penstock.core.errors import EngineDead, PenstockError
 from penstock.core.plan import Event, Failure, TokenLogprob
-from penstock.core.request import FinishReason, Request, RequestSpec
+from penstock.core.request import Request
+from penstock.core.request_spec import FinishReason, RequestSpec
 from penstock.core.sampling_params import Sampling
 from penstock.core.stats import EngineStats
 from penstock.engine.client import Liveness

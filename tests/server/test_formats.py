@@ -9,7 +9,7 @@ import msgspec
 import pytest
 
 from penstock.core.errors import PenstockError
-from penstock.core.request import Pooling
+from penstock.core.request_spec import Pooling
 from penstock.server import app
 from penstock.server.fields import Rule
 from penstock.server.generation import Generation

@@ -5,7 +5,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from penstock.core.plan import Event, TokenLogprob
-from penstock.core.request import FinishReason
+from penstock.core.request_spec import FinishReason
 from penstock.core.sampling_params import SamplingParams
 from penstock.text.output import OutputProcessor, Pending, decode_logprob, decode_prompt_logprobs
 

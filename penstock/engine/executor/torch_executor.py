@@ -26,7 +26,7 @@ from penstock.core.cost import Coefficients
 from penstock.core.errors import DeviceOutOfMemory, RequestFailed, cause
 from penstock.core.executor import Capacity, Ticket
 from penstock.core.plan import Admission, Failure, Outcome, Plan, PlanItem, StepResult, TokenLogprob
-from penstock.core.request import Prompt, RequestSpec
+from penstock.core.request_spec import Prompt, RequestSpec
 from penstock.core.sampling_params import Sampling
 from penstock.engine.clock import Clock, MonotonicClock
 from penstock.kernels.attention import AttentionBackend, KVCache, Span, StepLayout

@@ -195,13 +195,8 @@ def main() -> int:
         before = find_library()
         path = before or build()
     except BuildError as error:
-        from . import prebuilt  # it stands on this module
-
         print(f"CPU kernels: not built. {error}", file=sys.stderr)
-        if not (ahead := prebuilt.fitting()):
-            return 1
-        print(f"CPU kernels: {ahead[0]} (compiled ahead, and good for this processor)")
-        return 0
+        return 1
     took = "there already" if before else f"compiled in {time.perf_counter() - started:.1f} s"
     print(f"CPU kernels: {path} ({took})")
     return 0

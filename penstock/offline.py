@@ -281,8 +281,11 @@ class LLM:
                 yield from loop.handle(Add(spec))
             while loop.has_work:
                 yield from loop.step()
+        except KeyboardInterrupt:  # it may have come anywhere
+            loop.reset()
+            raise
         finally:
-            if loop.has_work:  # interrupted or failed: leave nothing behind for the next call
+            if loop.has_work:  # failed, or nobody wants the rest: leave nothing behind for the next call
                 loop.handle(Abort(loop.scheduler.unfinished))
                 while loop.has_work:
                     loop.step()

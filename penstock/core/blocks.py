@@ -53,10 +53,14 @@ class BlockPool:
             raise ValueError(f"need at least one block of one token, got {num_blocks} of {block_size}")
         self.num_blocks = num_blocks
         self.block_size = block_size
-        self._free = list(range(num_blocks - 1, -1, -1))
+        self.reset()
+
+    def reset(self) -> None:
+        """All blocks are free, and nothing is known of their content."""
+        self._free = list(range(self.num_blocks - 1, -1, -1))
         self._cached: OrderedDict[int, None] = OrderedDict()
-        self._references = [0] * num_blocks
-        self._hash_of: list[bytes | None] = [None] * num_blocks
+        self._references = [0] * self.num_blocks
+        self._hash_of: list[bytes | None] = [None] * self.num_blocks
         self._index: dict[bytes, int] = {}
 
     @property
@@ -144,6 +148,10 @@ class BlockPool:
             if block in self._cached:
                 del self._cached[block]
                 self._free.append(block)
+
+    def unregister_all(self) -> None:
+        """Make every block unfindable."""
+        self.unregister(list(self._index.values()))
 
     def check(self, tables: Iterable[Sequence[int]] | None = None) -> None:
         """Raise AssertionError if an invariant is broken; `tables` are the block tables of all holders."""

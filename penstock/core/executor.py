@@ -12,7 +12,7 @@ Everything that the scheduler's world knows about a device is here. Contract of 
   outcome in a step that was submitted before it was known; neither call raises for it. They raise when the
   device is broken, and then nothing more is asked of it.
 - A request is kept from `Plan.admitted` to `Plan.released`; a released id may be admitted again, in the same
-  plan, too.
+  plan, too, and one that is not kept may be released.
 - Items of one step may read blocks that another item of it fills: in each layer, all keys and values are
   written before any are read. Steps happen in the order of their submission.
 - `seconds` is the device's time.

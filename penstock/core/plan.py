@@ -63,11 +63,6 @@ class PlanItem(NamedTuple):
     pools: bool = False
     """Whether the prompt ends here, and its vector is wanted."""
 
-    @property
-    def context(self) -> int:
-        """Keys read by this item's queries together: Σ over its positions of (position + 1)."""
-        return self.tokens * self.start + self.tokens * (self.tokens + 1) // 2
-
 
 class Load(NamedTuple):
     """How much a step computes."""

@@ -6,7 +6,7 @@ Every order ends in the arrival number, so no two requests ever tie and the same
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -21,8 +21,9 @@ class View:
 
     now: float = 0.0
     """Of the step that is planned, in the caller's seconds."""
-    served: Mapping[str, float] = field(default_factory=dict)
-    """Device seconds that each tenant has used, as far as steps are committed."""
+    served: dict[str, float] = field(default_factory=dict)
+    """Device seconds of each tenant that has requests here, as far as steps are committed, since it came: it
+    begins with the least that anybody has had. Kept for dynamic policies only."""
 
 
 class Policy(Protocol):

@@ -85,7 +85,6 @@ class Request:
     """Prompt tokens found in the prefix cache at first admission; None before it."""
     preemptions: int = 0
     device_seconds: float = 0.0
-    arrived_at: float = field(init=False)
     scheduled_at: float | None = None
     first_token_at: float | None = None
 
@@ -97,7 +96,6 @@ class Request:
         self.max_len = self.prompt_len + self.max_tokens
         ends = () if sampling is None or sampling.ignore_eos else self.spec.eos_ids
         self.stops = frozenset((*ends, *(sampling.stop_token_ids if sampling is not None else ())))
-        self.arrived_at = self.spec.arrived_at
 
     @classmethod
     def of(cls, spec: RequestSpec) -> Iterator[Request]:

@@ -136,6 +136,8 @@ class RequestSpec:
 
     def check(self) -> None:
         """Raise InvalidRequest for what can never be served anywhere."""
+        if not self.id:
+            raise InvalidRequest("a request needs an id.", param="request_id")
         if (self.sampling is None) == (self.pooling is None):
             raise InvalidRequest("a request either samples or pools: give one of the two.")
         if not self.prompts or self.n < 1:

@@ -32,14 +32,15 @@ It knows no clock, no device and no text. Time is an argument; the same calls gi
 from __future__ import annotations
 
 from bisect import bisect_left, insort
-from collections.abc import Callable, Sequence
+from collections import Counter
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from operator import attrgetter
 
 from .blocks import BlockPool
 from .cost import StepCost
 from .draft import Draft
-from .errors import ContextLengthExceeded, InvalidRequest
+from .errors import ContextLengthExceeded, InvalidRequest, UnsupportedParameter
 from .flights import Flight, Flights
 from .plan import Admission, Event, Failure, Outcome, Plan, PlanItem, StepResult
 from .policy import Policy, View, create_policy
@@ -90,6 +91,7 @@ class Scheduler:
         cost: model that divides each step's seconds among its requests; learns from every commit.
         policy: overrides config.policy with an object.
         drafter: guesses tokens, to be verified several at a time; called for requests that decode.
+        features: what the device can do of `RequestSpec.needs`.
     """
 
     def __init__(
@@ -99,25 +101,46 @@ class Scheduler:
         cost: StepCost | None = None,
         policy: Policy | None = None,
         drafter: Drafter | None = None,
+        features: Collection[str] = (),
     ) -> None:
         self.config = config
         self.pool = pool
         self.cost = cost or StepCost()
         self.policy = policy or create_policy(config.policy)
         self.totals = Totals()
-        self._served: dict[str, float] = {}
-        self._view = View(served=self._served)
         self._drafter = drafter
+        self._features = frozenset(features)
         self._prefixes = Prefixes(pool, config.enable_prefix_caching)
+        self._arrivals = self._epochs = 0
         self._requests: dict[str, Request] = {}
+        self._released: list[str] = []
+        """Whom the executor has to let go with the next plan."""
+        self.reset()
+
+    @property
+    def numbers(self) -> tuple[int, int]:
+        """Of the next step and the next admission."""
+        return self.totals.steps, self._epochs
+
+    def reset(self, numbers: tuple[int, int] | None = None) -> None:
+        """Forget everybody, and what the blocks hold. For a caller who was interrupted anywhere: nothing that
+        was planned or half taken in may be built on.
+
+        numbers: to go on with, for a replay of such a run.
+        """
+        if numbers is not None:
+            self.totals.steps, self._epochs = numbers
+        self._released += self._requests  # the executor may have any of them
+        self._requests.clear()
         self._queue = Queue()
         self._running: list[Request] = []
         self._endings: dict[str, Event] = {}
         """Last events of requests that are still in a step under way."""
         self._flights = Flights()
-        self._arrivals = self._epochs = 0
-        self._released: list[str] = []
         self._events: list[Event] = []
+        self._tenants: Counter[str] = Counter()
+        self._view = View()
+        self.pool.reset()
 
     # ------------------------------------------------------------------ what is there
 
@@ -141,6 +164,10 @@ class Scheduler:
         """Whether any request is unfinished, or has a step under way."""
         return bool(self._requests)
 
+    def __contains__(self, request_id: object) -> bool:
+        """Whether a request of this id is here."""
+        return request_id in self._requests
+
     @property
     def unfinished(self) -> tuple[str, ...]:
         """Ids of all requests that are here, in order of arrival."""
@@ -162,6 +189,11 @@ class Scheduler:
         Raises ContextLengthExceeded or InvalidRequest when it could never run here.
         """
         spec.check()
+        missing = sorted(spec.needs - self._features)
+        if missing:
+            raise UnsupportedParameter(
+                f"this engine cannot serve what the request needs: {', '.join(missing)}.", param=missing[0]
+            )
         for request_id in spec.ids:
             if request_id in self._requests:
                 raise InvalidRequest(f"request id {request_id!r} is already in use.", param="request_id")
@@ -182,10 +214,13 @@ class Scheduler:
                     advice="Ask for fewer tokens, or start the server with more KV cache.",
                 )
         self._view.now = now
+        if self.policy.dynamic:
+            # whoever comes anew is not owed what others had before he was here
+            self._view.served.setdefault(spec.tenant, min(self._view.served.values(), default=0.0))
+            self._tenants[spec.tenant] += len(spec.ids)
         for request in Request.of(spec):
             request.arrival = self._arrivals
             self._arrivals += 1
-            request.arrived_at = min(request.arrived_at, now) if request.arrived_at else now
             request.rank = self._order(request)
             self._requests[request.id] = request
             self._queue.add(request)
@@ -367,19 +402,29 @@ class Scheduler:
         return tuple(blocks)
 
     def _send_back(self, request: Request) -> None:
-        del self._running[bisect_left(self._running, request.rank, key=_rank)]
         self._drop_blocks(request)
         self._queue.add(request)
 
     def _drop_blocks(self, request: Request) -> None:
+        place = bisect_left(self._running, request.rank, key=_rank)
+        if self._running[place] is not request:
+            raise RuntimeError(f"policy {self.policy.name} gives two requests the same place: {request.rank}")
+        del self._running[place]
         self.pool.release(request.blocks)
         request.blocks = []  # not emptied: a step under way may still hold it
         request.computed = 0
         request.registered = 0
         request.state = State.WAITING
         self._released.append(request.id)
-        if not request.pending:  # else they come with the token that is under way
-            request.prompt_logprobs.clear()
+        if not request.pending:  # else it is owed the token that is under way, and what comes with it
+            self._forget(request)
+
+    def _forget(self, request: Request) -> None:
+        """No result of a step under way reaches it any more."""
+        request.epoch = _NO_EPOCH
+        request.pending = 0
+        request.speculating = False
+        request.prompt_logprobs.clear()
 
     # ------------------------------------------------------------------ rules 4 to 6
 
@@ -432,10 +477,8 @@ class Scheduler:
                 param=bound,
             )
             request.state = State.FINISHED
-            del self._requests[request.id]
-            self._events.append(
-                Event(request.id, finish=FinishReason.ERROR, failure=failure, at=now, scheduled_at=None)
-            )
+            self._depart(request)
+            self._events.append(Event(request.id, finish=FinishReason.ERROR, failure=failure, at=now))
 
     # ------------------------------------------------------------------ items
 
@@ -463,7 +506,13 @@ class Scheduler:
         if min(end, len(request.tokens)) // self.pool.block_size > request.registered:
             self._prefixes.register(request)
         if request.followers and request.prompt_is_computed:
-            self._queue.release(request)
+            self._release_followers(request)
+
+    def _release_followers(self, leader: Request) -> None:
+        if self.policy.dynamic:  # the queue has ranked anew only those who were in it
+            for follower in leader.followers:
+                follower.rank = self._order(follower)
+        self._queue.release(leader)
 
     # ------------------------------------------------------------------ results
 
@@ -473,8 +522,7 @@ class Scheduler:
             request.inflight -= 1
             request.device_seconds += share
             if self.policy.dynamic:
-                tenant = request.spec.tenant
-                self._served[tenant] = self._served.get(tenant, 0.0) + share
+                self._view.served[request.spec.tenant] += share
         if learn:
             self.cost.observe(plan, seconds)
 
@@ -547,8 +595,9 @@ class Scheduler:
             first = item.start // self.pool.block_size
             worthless.update(table[first:])
             if failure.tainted:
-                # those who share its earlier blocks are on their own; nobody else is to find them
-                self.pool.unregister(table[:first])
+                # those who share its earlier blocks are on their own; nobody else is to find them, nor what
+                # anybody has built on them
+                self.pool.unregister_all()
             request = self._requests[item.request]
             if request.state is not State.FINISHED and request.epoch == item.epoch:
                 event = Event(item.request, finish=FinishReason.ERROR, failure=failure, at=now)
@@ -564,32 +613,35 @@ class Scheduler:
                 self._start_over(sharer)
 
     def _start_over(self, request: Request) -> None:
-        """Forget what is under way: another step computes it again, from the queue."""
-        request.pending = 0
-        request.speculating = False
+        """Another step computes what is under way again, from the queue."""
+        self._forget(request)
         if request.state is State.RUNNING:
             self._send_back(request)
-        request.epoch = _NO_EPOCH
-        request.prompt_logprobs.clear()
 
     # ------------------------------------------------------------------ ends
 
     def _finish(self, request: Request, event: Event) -> Event | None:
         """Take a request out. Its last event, or None if that waits for a step under way."""
         if request.state is State.RUNNING:
-            del self._running[bisect_left(self._running, request.rank, key=_rank)]
             self._drop_blocks(request)
         else:
             self._queue.remove(request)
-        if request.followers:
-            self._queue.release(request)
+        self._release_followers(request)
         request.state = State.FINISHED
         request.pending = 0
         self._endings[request.id] = event
         return None if request.inflight else self._last_event(request)
 
-    def _last_event(self, request: Request) -> Event:
+    def _depart(self, request: Request) -> None:
         del self._requests[request.id]
+        if self.policy.dynamic:
+            tenant = request.spec.tenant
+            self._tenants[tenant] -= 1
+            if not self._tenants[tenant]:
+                del self._tenants[tenant], self._view.served[tenant]
+
+    def _last_event(self, request: Request) -> Event:
+        self._depart(request)
         return self._endings.pop(request.id)._replace(
             scheduled_at=request.scheduled_at,
             cached=request.cached or 0,

@@ -74,7 +74,7 @@ class SimulatedExecutor:
 
     def _apply(self, plan: Plan) -> None:
         for request in plan.released:
-            del self._kept[request]
+            self._kept.pop(request, None)  # it may have been lost before it came here
         for admission in plan.admitted:
             tokens = [*admission.prompt.token_ids, *admission.generated]
             self._kept[admission.request] = _Kept(admission, tokens, [])

@@ -18,9 +18,9 @@ from collections import deque
 from dataclasses import dataclass
 
 from penstock.core.cost import DeviceMeter
-from penstock.core.errors import InvalidRequest, UnsupportedParameter
+from penstock.core.errors import InvalidRequest
 from penstock.core.executor import Executor, Ticket
-from penstock.core.plan import Event, Failure, Outcome, Plan, StepResult
+from penstock.core.plan import Event, Failure, Plan
 from penstock.core.request_spec import FinishReason, RequestSpec
 from penstock.core.scheduler import Scheduler
 from penstock.core.stats import EngineStats
@@ -81,7 +81,6 @@ class EngineLoop:
         self._heartbeat = heartbeat
         self._eos_ids = tuple(sorted(eos_ids))
         self._seeds = random.Random(seed)
-        self._features = executor.capacity().features
         self._depth = depth
         self._flights: deque[_Flight] = deque()
         self._seconds = self._predicted = 0.0
@@ -103,11 +102,12 @@ class EngineLoop:
             return [event for event in events if event is not None]
         spec = message.spec
         try:
-            self._check(spec)
             self.scheduler.add(spec, now)
         except InvalidRequest as error:
             failure = Failure(error.message, type(error).__name__, param=error.param, advice=error.advice)
-            return [Event(id, finish=FinishReason.ERROR, failure=failure, at=now) for id in spec.ids]
+            # if an id is in use, whoever has it is not to be told
+            ids = [id for id in spec.ids if id not in self.scheduler]
+            return [Event(id, finish=FinishReason.ERROR, failure=failure, at=now) for id in ids]
         return []
 
     def step(self) -> list[Event]:
@@ -119,14 +119,16 @@ class EngineLoop:
             if self._flights:
                 events += self._collect()
         except BaseException:
-            # interrupted: what these plans promised to compute is not there, so nobody may build on it
-            lost = Outcome(failure=Failure("interrupted"))
-            for flight in self._flights:
-                result = StepResult(flight.plan.step, 0.0, (lost,) * len(flight.plan.items))
-                self.scheduler.commit(flight.plan, result, self._clock.now())
-            self._flights.clear()
+            self.reset()
             raise
         return events
+
+    def reset(self) -> None:
+        """Forget all requests: wherever an interruption came, nobody may build on what was planned."""
+        self._flights.clear()
+        self.scheduler.reset()
+        if self._log:
+            self._log.reset(self._clock.now(), self.scheduler.numbers)
 
     def stats(self) -> EngineStats:
         """Totals since the start, and how things stand."""
@@ -191,13 +193,6 @@ class EngineLoop:
         if spec.sampling is not None and spec.sampling.seed is None and not spec.sampling.greedy:
             drawn = self._seeds.getrandbits(63)
         return dataclasses.replace(spec, eos_ids=self._eos_ids, drawn_seed=drawn)
-
-    def _check(self, spec: RequestSpec) -> None:
-        missing = sorted(spec.needs - self._features)
-        if missing:
-            raise UnsupportedParameter(
-                f"this engine cannot serve what the request needs: {', '.join(missing)}.", param=missing[0]
-            )
 
     def _with_retry_after(self, events: list[Event]) -> list[Event]:
         """When the queue as it is may have been admitted, if the cost model and max_tokens are right."""

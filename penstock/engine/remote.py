@@ -29,7 +29,7 @@ import msgspec
 import zmq
 import zmq.asyncio
 
-from penstock.core.errors import BY_NAME, Draining, EngineDead, PenstockError, StartupError
+from penstock.core.errors import BY_NAME, Draining, EngineDead, InvalidRequest, PenstockError, StartupError
 from penstock.core.plan import Event
 from penstock.core.request_spec import RequestSpec
 from penstock.core.stats import EngineStats
@@ -159,14 +159,17 @@ class RemoteEngine:
             raise self._failure
         if self._draining:
             raise Draining("the server is shutting down.", advice="Send the request to another server.")
+        message = encode(Add(spec))
         queue: asyncio.Queue[list[Event]] = asyncio.Queue()
         open_ids = set(spec.ids)
+        if used := sorted(open_ids & self._owed):
+            raise InvalidRequest(f"request id {used[0]!r} is already in use.", param="request_id")
         if not self._owed:
             self._waiting_since = time.monotonic()
         self._queues.update(dict.fromkeys(open_ids, queue))
         self._owed |= open_ids
         try:
-            self._outbox.send(encode(Add(spec)))  # not awaited: to an engine that has died it takes for ever
+            self._outbox.send(message)  # not awaited: to an engine that has died it takes for ever
             while open_ids:
                 events = await queue.get()
                 if not events:  # the engine has died

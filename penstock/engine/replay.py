@@ -32,7 +32,8 @@ def replay(lines: Iterable[str]) -> tuple[list[str], list[str]]:
     head, records = read_log(lines)
     capacity = msgspec.convert(head["capacity"], Capacity)
     pool = BlockPool(capacity.num_blocks, capacity.block_size)
-    scheduler = Scheduler(SchedulerConfig(**head["config"]), pool, StepCost(capacity.prior))
+    config, cost = SchedulerConfig(**head["config"]), StepCost(capacity.prior)
+    scheduler = Scheduler(config, pool, cost, features=capacity.features)
     recorded: list[str] = []
     replayed: list[str] = []
     under_way: deque[Plan] = deque()
@@ -41,6 +42,9 @@ def replay(lines: Iterable[str]) -> tuple[list[str], list[str]]:
         if "in" in record:
             message = msgspec.convert(record["in"], Add | Abort, strict=False, str_keys=True)
             _arrive(scheduler, message, now)
+        elif "reset" in record:
+            scheduler.reset(tuple(record["reset"]))
+            under_way.clear()
         elif "plan" in record:
             plan = scheduler.schedule(now)
             recorded.append(json.dumps(record["plan"], separators=(",", ":"), sort_keys=True))

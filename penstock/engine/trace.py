@@ -4,9 +4,10 @@
     {"now": s, "in": {"type": "Add", "spec": {…}} | {"type": "Abort", …}} whatever arrived
     {"now": s, "plan": {…}}                                               a step was planned and submitted
     {"now": s, "step": n, "seconds": s, "tokens": [[…], …], …}            and committed, one list per item
+    {"now": s, "reset": [step, epoch]}                                    or lost, with all requests
 
 It is the replay format (`engine.replay`). The last entries are also kept in a ring, which is written out when
-the engine crashes; it holds as many as fit into a bound on the token ids of their prompts.
+the engine crashes; it holds as many as fit into a bound on the token ids of their requests.
 """
 
 from __future__ import annotations
@@ -33,7 +34,7 @@ logger = logging.getLogger("penstock.engine")
 
 _RING_ENTRIES = 512
 _RING_TOKENS = 1 << 19
-"""Most token ids of prompts in the ring: 20 MB, where 256 prompts of 32k tokens would be 300."""
+"""Most token ids of requests in the ring: 20 MB, where 256 prompts of 32k tokens would be 300."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,6 +76,9 @@ class StepLog:
         tokens = 0
         if isinstance(message, Add):
             tokens = sum(len(prompt.token_ids) for prompt in message.spec.prompts)
+            if (sampling := message.spec.sampling) is not None:
+                named = (sampling.logit_bias, sampling.stop_token_ids, sampling.allowed_token_ids or ())
+                tokens += sum(map(len, named))
         self._keep(_Entry("in", now, message, tokens))
 
     def planned(self, now: float, plan: Plan) -> None:
@@ -106,6 +110,10 @@ class StepLog:
         if failures:
             content["failures"] = failures
         self._keep(_Entry("step", now, content))
+
+    def reset(self, now: float, numbers: tuple[int, int]) -> None:
+        """The engine has forgotten all requests; its scheduler goes on with these numbers."""
+        self._keep(_Entry("step", now, {"reset": numbers}))
 
     def dump(self, path: Path) -> None:
         """Write the ring to a file: after a crash, these are the last steps."""

@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 
 from penstock.core.draft import PROMPT_TOKENS_PER_DECODE
 from penstock.core.errors import ContextLengthExceeded, InvalidRequest
-from penstock.core.plan import Plan
-from penstock.core.policy import View
+from penstock.core.plan import Failure, Outcome, Plan, StepResult
+from penstock.core.policy import Policy, View
 from penstock.core.request import Request
 from penstock.core.request_spec import FinishReason, InputSpan, Pooling
 from penstock.core.sampling_params import Sampling
@@ -331,6 +331,67 @@ def test_what_was_computed_on_worthless_ground_is_never_found(leaves: str) -> No
     assert all(-7 not in event.tokens for event in world.events)
 
 
+def test_what_is_built_on_tainted_blocks_is_not_found_either() -> None:
+    """`a`'s numbers were broken from its first step on; `b` has gone on from its block, and has left."""
+    world = World(config(max_num_batched_tokens=4), num_blocks=32)
+    prompt = list(range(13))
+    world.add(request("a", prompt[:8]))
+    world.step()
+    world.add(request("b", prompt))
+    plan = world.scheduler.schedule(1.0)
+    done = [item.request for item in plan.items]
+    assert done == ["a"]
+    world.abort("b")
+    tainted = Outcome(failure=Failure("NaN", tainted=True))
+    world.scheduler.commit(plan, StepResult(plan.step, 0.5, (tainted,)), 1.0)
+    world.scheduler.check()
+    assert not world.scheduler.pool._index
+
+
+def test_a_chunk_that_is_under_way_is_not_told_twice() -> None:
+    """Its request is preempted, and computes the prompt again from its start."""
+    world = World(config(watermark=0.0, max_num_batched_tokens=5), num_blocks=8, depth=2)
+    world.add(request("a", [1] * 7, max_tokens=20))
+    for _ in range(4):
+        world.step()
+    prompt = list(range(21, 40))
+    world.add(request("b", prompt, max_tokens=2, sampling=Sampling(prompt_logprobs=0)))
+    world.run()
+    assert world.scheduler.totals.preemptions > 0
+    told = [event.prompt_logprobs for event in world.events if event.prompt_logprobs is not None]
+    assert [[entry.token for entry in entries] for entries in told] == [prompt[1:]]
+
+
+def test_reset_leaves_nobody_and_nothing() -> None:
+    world = World(config(), num_blocks=32, depth=2)
+    for name in ("a", "b"):
+        world.add(request(name, 13, n=2))
+    world.step()
+    world.scheduler.reset()
+    world.scheduler.check()
+    assert not world.scheduler.has_work
+    assert world.scheduler.pool.available == 32
+    world.add(request("a", 13))
+    plan = world.scheduler.schedule(9.0)
+    assert set(plan.released) == {"a:0", "a:1", "b:0", "b:1"}
+    assert [item.start for item in plan.items] == [0]
+
+
+def test_a_policy_that_gives_two_the_same_place_is_told() -> None:
+    class Careless(Fair):
+        dynamic = False
+
+        def order(self, request: Request, view: View) -> tuple[float, ...]:
+            return (0.0,)
+
+    world = World(config(), num_blocks=32, policy=Careless())
+    for name, count in (("a", 2), ("b", 1)):
+        world.scheduler.add(request(name, [1], max_tokens=count), 0.0)
+    plan = world.scheduler.schedule(0.0)
+    with pytest.raises(RuntimeError, match="policy fair gives two requests the same place"):
+        world.scheduler.commit(plan, step_result(plan, [1], [1]), 0.0)
+
+
 def test_a_victim_waits_for_the_token_that_is_under_way() -> None:
     """With three steps in flight it may be first in the queue while one of its tokens is not known yet."""
     world = World(config(watermark=0.0), num_blocks=5, depth=3)
@@ -446,7 +507,7 @@ def test_drafts_that_are_right_make_several_tokens_of_a_step() -> None:
 histories = st.lists(
     st.one_of(
         st.tuples(
-            st.just("add"), st.integers(1, 30), st.integers(1, 12), st.integers(-1, 1), st.integers(0, 4)
+            st.just("add"), st.integers(1, 30), st.integers(1, 12), st.integers(-1, 1), st.integers(0, 5)
         ),
         st.tuples(st.just("abort"), st.integers(0, 20)),
         st.tuples(st.just("step"), st.integers(0, 5)),
@@ -468,12 +529,20 @@ limits = st.builds(
 )
 
 
+policies = st.sampled_from([None, Fair(), Deadlines()])
+
+
 def play(
-    history: list[tuple[object, ...]], settings_: object, blocks: int, depth: int = 1, drafts: bool = False
+    history: list[tuple[object, ...]],
+    settings_: object,
+    blocks: int,
+    depth: int = 1,
+    drafts: bool = False,
+    policy: Policy | None = None,
 ) -> World:
     """Run a history to its end; the world checks all invariants after every call."""
     drafter = correct_drafts if drafts else None
-    world = World(settings_, num_blocks=blocks, depth=depth, drafter=drafter)  # type: ignore[arg-type]
+    world = World(settings_, num_blocks=blocks, depth=depth, drafter=drafter, policy=policy)  # type: ignore[arg-type]
     names: list[str] = []
     for what, *args in history:
         if what == "add":
@@ -488,6 +557,9 @@ def play(
                 priority=priority,
                 n=2 if kind == 3 else 1,
                 pooling=Pooling() if kind == 4 else None,
+                sampling=None if kind == 4 else Sampling(prompt_logprobs=0 if kind == 5 else None),
+                tenant=str(priority),
+                deadline=float(length),  # type: ignore[arg-type]
             )
             names += new.ids
             world.add(new)
@@ -512,19 +584,29 @@ def outputs(world: World) -> dict[str, tuple[int, ...]]:
 
 
 @settings(max_examples=300, deadline=None)
-@given(histories, limits, st.integers(11, 24), st.integers(1, 3), st.booleans())
+@given(histories, limits, st.integers(11, 24), st.integers(1, 3), st.booleans(), policies)
 def test_any_history_ends_clean(
-    history: list[tuple[object, ...]], settings_: object, blocks: int, depth: int, drafts: bool
+    history: list[tuple[object, ...]],
+    settings_: object,
+    blocks: int,
+    depth: int,
+    drafts: bool,
+    policy: Policy | None,
 ) -> None:
     """No leak, no starvation, every request ends exactly once, no position is skipped or misread, and nobody
     is told what stands on keys and values that were never computed."""
-    world = play(history, settings_, blocks, depth, drafts)
+    world = play(history, settings_, blocks, depth, drafts, policy)
     ends = [event.request for event in world.events if event.finish is not None]
     assert sorted(ends) == sorted(name for spec in world.specs.values() for name in spec.ids)
     assert world.scheduler.pool.available == blocks
     assert not world.scheduler.running
     assert not world.scheduler.waiting
     assert all(-7 not in event.tokens and event.pooled != (-7.0,) for event in world.events)
+    prompts = {name: spec.prompts[0].token_ids for spec in world.specs.values() for name in spec.ids}
+    for event in world.events:
+        if event.prompt_logprobs is not None:
+            assert [entry.token for entry in event.prompt_logprobs] == [*prompts[event.request][1:]]
+    assert not world.scheduler._view.served  # nothing is kept of tenants that are not here
 
 
 @settings(max_examples=100, deadline=None)

@@ -6,12 +6,22 @@ from collections import deque
 from collections.abc import Sequence
 
 from penstock.core.blocks import BlockPool
-from penstock.core.plan import Event, Failure, Outcome, Plan, PlanItem, StepResult
+from penstock.core.plan import (
+    Admission,
+    Event,
+    Failure,
+    Outcome,
+    Plan,
+    PlanItem,
+    StepResult,
+    TokenLogprob,
+)
 from penstock.core.policy import Policy
 from penstock.core.request import Request
 from penstock.core.request_spec import Pooling, Prompt, RequestSpec
 from penstock.core.sampling_params import Sampling
 from penstock.core.scheduler import Drafter, Scheduler, SchedulerConfig
+from penstock.core.simulated import FEATURES
 
 
 def config(**changes: object) -> SchedulerConfig:
@@ -58,12 +68,13 @@ class World:
         drafter: Drafter | None = None,
     ) -> None:
         pool = BlockPool(num_blocks, block_size)
-        self.scheduler = Scheduler(settings, pool, policy=policy, drafter=drafter)
+        self.scheduler = Scheduler(settings, pool, policy=policy, drafter=drafter, features=FEATURES)
         self.now = 0.0
         self.log: list[str] = []
         self.specs: dict[str, RequestSpec] = {}
         self.events: list[Event] = []
         self.rows: dict[str, list[int]] = {}
+        self.admissions: dict[str, Admission] = {}
         self.tables: dict[str, list[int]] = {}
         self.computed: dict[int, tuple[int, ...]] = {}
         """block id → the tokens whose keys and values it holds: what a device would have written. A negative
@@ -132,6 +143,7 @@ class World:
             del self.rows[name], self.tables[name]
         for admission in plan.admitted:
             assert admission.request not in self.rows, "admitted twice"
+            self.admissions[admission.request] = admission
             self.rows[admission.request] = [*admission.prompt.token_ids, *admission.generated]
             self.tables[admission.request] = []
         size = self.scheduler.pool.block_size
@@ -175,8 +187,9 @@ class World:
             return Outcome((-7,) * item.samples, pooled=(-7.0,) if item.pools else None)
         if item.pools:
             return Outcome(pooled=(float(sum(row)),))
+        about_prompt = self._about_prompt(item)
         if not item.samples:
-            return Outcome()
+            return Outcome(prompt_logprobs=about_prompt)
         known = row[: len(row) - len(item.drafts)]
         made: list[int] = []
         for place in range(item.samples):
@@ -184,7 +197,18 @@ class World:
             if place < len(item.drafts) and item.drafts[place] != made[-1]:
                 break
         self.rows[item.request] = [*known, *made]
-        return Outcome(tuple(made))
+        return Outcome(tuple(made), prompt_logprobs=about_prompt)
+
+    def _about_prompt(self, item: PlanItem) -> tuple[TokenLogprob, ...]:
+        """Of the prompt's tokens behind each position, for those who ask; as executors, none of those whose
+        prompt was told before a preemption."""
+        admission = self.admissions[item.request]
+        if admission.generated or admission.spec.prompt_logprobs_of(admission.index) is None:
+            return ()
+        ids = admission.prompt.token_ids
+        return tuple(
+            TokenLogprob(token, 0.0, 1) for token in ids[item.start + 1 : item.start + item.tokens + 1]
+        )
 
 
 def correct_drafts(one: Request, most: int) -> list[int]:

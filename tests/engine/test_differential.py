@@ -104,7 +104,7 @@ def test_the_pooled_vector_is_the_last_hidden_state(architecture: str) -> None:
     """In chunks, with the prefixes of the prompts before it in the cache."""
     executor = torch_executor(num_blocks=200, block_size=8, architecture=architecture)
     settings = SchedulerConfig(max_num_seqs=8, max_num_batched_tokens=24, max_model_len=256)
-    scheduler = Scheduler(settings, BlockPool(200, 8))
+    scheduler = Scheduler(settings, BlockPool(200, 8), features=executor.capacity().features)
     for number, prompt in enumerate(PROMPTS):
         pooled = RequestSpec(id=str(number), prompts=(Prompt(tuple(prompt), 0),), pooling=Pooling())
         scheduler.add(pooled, 0.0)

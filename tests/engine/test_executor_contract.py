@@ -351,7 +351,7 @@ def drive(
 ) -> tuple[dict[str, list[int]], dict[str, Event], Scheduler]:
     """(tokens, last event of each request, scheduler) with so many steps in flight; `aborts` are (number of
     commits before it, id)."""
-    scheduler = Scheduler(tight(num_blocks), BlockPool(num_blocks, 4), drafter=drafter)
+    scheduler = Scheduler(tight(num_blocks), BlockPool(num_blocks, 4), drafter=drafter, features=FEATURES)
     for each in specs:
         scheduler.add(each, 0.0)
     tokens: dict[str, list[int]] = {name: [] for each in specs for name in each.ids}

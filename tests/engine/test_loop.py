@@ -37,7 +37,8 @@ def make_loop(
         **{"max_num_seqs": 4, "max_num_batched_tokens": 16, "max_model_len": 64, **limits}  # type: ignore[arg-type]
     )
     capacity = executor.capacity()
-    scheduler = Scheduler(config, BlockPool(capacity.num_blocks, capacity.block_size))
+    pool = BlockPool(capacity.num_blocks, capacity.block_size)
+    scheduler = Scheduler(config, pool, features=capacity.features)
     steps = StepLog(config, capacity, file=open_log(str(log))) if log else None
     clock = executor.clock if isinstance(executor, FakeExecutor) else VirtualClock(100.0)
     return EngineLoop(scheduler, executor, clock, steps, heartbeat, seed=seed, depth=depth)
@@ -112,6 +113,70 @@ def test_an_interrupted_step_leaves_no_promises_behind() -> None:
     executor.interrupt = False
     loop.handle(add("b", range(13)))
     assert {event.cached for event in run(loop)} == {0}
+
+
+@pytest.mark.parametrize("depth", [1, 2])
+@pytest.mark.parametrize("where", ["schedule", "submit", "collect", "commit"])
+def test_wherever_an_interruption_comes_the_engine_goes_on(tmp_path: Path, where: str, depth: int) -> None:
+    """Ctrl-C in LLM.generate: what was half done is forgotten as a whole."""
+    path = tmp_path / "steps.jsonl"
+    executor = FakeExecutor()
+    loop = make_loop(executor, log=path, depth=depth)
+    for name in "ab":
+        loop.handle(add(name, range(13), max_tokens=9, n=2))
+    for _ in range(3):
+        loop.step()
+    owner = loop.scheduler if where in ("schedule", "commit") else executor
+    original = getattr(owner, where)
+
+    def interrupted(*args: object) -> object:
+        original(*args)
+        setattr(owner, where, original)
+        raise KeyboardInterrupt
+
+    setattr(owner, where, interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        loop.step()
+    assert not loop.has_work
+    loop.scheduler.check()
+    for name in "ac":
+        loop.handle(add(name, range(13)))
+    events = run(loop)
+    assert {event.request: event.finish for event in events if event.finish} == dict.fromkeys(
+        "ac", FinishReason.LENGTH
+    )
+    assert loop._log is not None
+    loop._log.close()
+    recorded, replayed = replay(path.read_text().splitlines())
+    assert recorded == replayed
+    assert len(recorded) > 3
+
+
+def test_an_id_in_use_is_refused_without_a_word_to_whoever_has_it() -> None:
+    loop = make_loop()
+    loop.handle(add("x:0"))
+    refused = loop.handle(add("x", n=2))
+    assert [(event.request, cause(event)) for event in refused] == [
+        ("x:1", "request id 'x:0' is already in use.")
+    ]
+    assert [event.finish for event in run(loop) if event.request == "x:0"][-1] is FinishReason.LENGTH
+
+
+def test_refusals_replay(tmp_path: Path) -> None:
+    path = tmp_path / "steps.jsonl"
+
+    class Plain(FakeExecutor):
+        def capacity(self) -> Capacity:
+            return replace(super().capacity(), features=frozenset())
+
+    loop = make_loop(Plain(), log=path)
+    loop.handle(Add(replace(spec("a"), adapter="lora")))
+    loop.handle(add("b"))
+    run(loop)
+    assert loop._log is not None
+    loop._log.close()
+    recorded, replayed = replay(path.read_text().splitlines())
+    assert recorded == replayed
 
 
 def test_requests_without_a_seed_get_one_that_they_keep() -> None:

@@ -115,7 +115,7 @@ class TorchExecutor:
     def submit(self, plan: Plan) -> Ticket:
         """Compute the step."""
         for request in plan.released:
-            del self._kept[request]
+            self._kept.pop(request, None)  # it may have been lost before it came here
         for admission in plan.admitted:
             self._kept[admission.request] = _keep(admission, self._sibling(admission.spec))
         for item in plan.items:
@@ -159,16 +159,16 @@ class TorchExecutor:
         capacity = self.capacity()
         count = min(8, max(1, capacity.block_size - 1))
         ids = tuple(index % capacity.vocab_size for index in range(count))
-        spec = RequestSpec(id="probe", prompts=(Prompt(ids, 2),), sampling=Sampling(temperature=0.0))
-        self._kept["probe"] = kept = _keep(Admission("probe", 0, spec, 0))
+        spec = RequestSpec(id=_PROBE, prompts=(Prompt(ids, 2),), sampling=Sampling(temperature=0.0))
+        self._kept[_PROBE] = kept = _keep(Admission(_PROBE, 0, spec, 0))
         kept.blocks.extend((capacity.num_blocks,) * 2)
         try:
             for start, tokens in ((0, count), (count, 1)):
-                (outcome,) = self._compute((PlanItem("probe", 0, start, tokens, samples=1),))
+                (outcome,) = self._compute((PlanItem(_PROBE, 0, start, tokens, samples=1),))
                 if outcome.failure is not None:
                     raise RequestFailed(f"a test prompt of {count} tokens fails: {outcome.failure.cause}")
         finally:
-            del self._kept["probe"]
+            del self._kept[_PROBE]
 
     def _compute(self, items: Items) -> Sequence[Outcome]:
         """See recovery.Compute."""
@@ -320,6 +320,8 @@ class TorchExecutor:
 
 
 _NOTHING = Outcome()
+_PROBE = ""
+"""No request has this id."""
 
 
 def _verified(drafts: tuple[int, ...], choices: Sequence[Sampled]) -> tuple[Outcome, int]:

@@ -506,13 +506,7 @@ class Scheduler:
         if min(end, len(request.tokens)) // self.pool.block_size > request.registered:
             self._prefixes.register(request)
         if request.followers and request.prompt_is_computed:
-            self._release_followers(request)
-
-    def _release_followers(self, leader: Request) -> None:
-        if self.policy.dynamic:  # the queue has ranked anew only those who were in it
-            for follower in leader.followers:
-                follower.rank = self._order(follower)
-        self._queue.release(leader)
+            self._queue.release(request)
 
     # ------------------------------------------------------------------ results
 
@@ -626,7 +620,7 @@ class Scheduler:
             self._drop_blocks(request)
         else:
             self._queue.remove(request)
-        self._release_followers(request)
+        self._queue.release(request)
         request.state = State.FINISHED
         request.pending = 0
         self._endings[request.id] = event

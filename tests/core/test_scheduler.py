@@ -333,19 +333,28 @@ def test_what_was_computed_on_worthless_ground_is_never_found(leaves: str) -> No
 
 def test_what_is_built_on_tainted_blocks_is_not_found_either() -> None:
     """`a`'s numbers were broken from its first step on; `b` has gone on from its block, and has left."""
-    world = World(config(max_num_batched_tokens=4), num_blocks=32)
+    world = World(config(), num_blocks=32)
     prompt = list(range(13))
-    world.add(request("a", prompt[:8]))
+    world.add(request("a", prompt[:5]))
     world.step()
     world.add(request("b", prompt))
-    plan = world.scheduler.schedule(1.0)
-    done = [item.request for item in plan.items]
-    assert done == ["a"]
+    world.step()
+    assert world.scheduler.totals.cached_tokens == 4
     world.abort("b")
+    plan = world.scheduler.schedule(9.0)
     tainted = Outcome(failure=Failure("NaN", tainted=True))
-    world.scheduler.commit(plan, StepResult(plan.step, 0.5, (tainted,)), 1.0)
+    world.scheduler.commit(plan, StepResult(plan.step, 0.5, (tainted,)), 9.0)
     world.scheduler.check()
-    assert not world.scheduler.pool._index
+    assert not world.scheduler.pool.cached
+
+
+def test_drafts_stay_within_the_budget() -> None:
+    world = World(config(max_num_batched_tokens=5), num_blocks=32, drafter=lambda request, most: [1] * most)
+    for name in "abcd":
+        world.add(request(name, [ord(name)], max_tokens=6))
+    while world.scheduler.has_work:
+        assert world.step().tokens <= 5
+    assert world.scheduler.totals.drafted_tokens > 0
 
 
 def test_a_chunk_that_is_under_way_is_not_told_twice() -> None:
@@ -473,6 +482,30 @@ def test_a_policy_can_be_fair_between_tenants() -> None:
     world.run()
     ends = [event.request for event in world.events if event.finish]
     assert ends[:2] == ["greedy 0", "modest"]
+
+
+def test_whoever_comes_later_is_not_owed_what_others_had_before() -> None:
+    world = World(config(max_num_seqs=1), num_blocks=32, policy=Fair())
+    for number in range(4):
+        world.add(request(f"old {number}", [number], max_tokens=4, tenant="old"))
+    for _ in range(9):
+        world.step()
+    for number in range(2):
+        world.add(request(f"new {number}", [5, number], max_tokens=4, tenant="new"))
+    world.run()
+    ends = [event.request for event in world.events if event.finish]
+    assert ends[:3] == ["old 0", "old 1", "old 2"]
+    assert ends[3:] == ["new 0", "old 3", "new 1"]  # by turns, and not "new" until it has had as much
+
+
+def test_followers_take_the_rank_that_they_have_when_they_may_come() -> None:
+    """Their deadline has passed while their leader was busy."""
+    world = World(config(max_num_seqs=1, max_num_batched_tokens=4), num_blocks=32, policy=Deadlines())
+    world.add(request("pair", list(range(50, 70)), max_tokens=2, deadline=4.0, n=2))
+    world.add(request("other", [9], max_tokens=2, deadline=90.0))
+    world.run()
+    ends = [event.request for event in world.events if event.finish]
+    assert ends == ["pair:0", "other", "pair:1"]
 
 
 def test_a_policy_can_look_at_the_time() -> None:

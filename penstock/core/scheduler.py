@@ -31,11 +31,8 @@ It knows no clock, no device and no text. Time is an argument; the same calls gi
 
 from __future__ import annotations
 
-from bisect import bisect_left, insort
-from collections import Counter
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
-from operator import attrgetter
 
 from .blocks import BlockPool
 from .cost import StepCost
@@ -43,18 +40,15 @@ from .draft import Draft
 from .errors import ContextLengthExceeded, InvalidRequest, UnsupportedParameter
 from .flights import Flight, Flights
 from .plan import Admission, Event, Failure, Outcome, Plan, PlanItem, StepResult
-from .policy import Policy, View, create_policy
+from .policy import Policy, create_policy
 from .prefix import Prefixes
-from .queue import Queue
 from .request import Request, State
 from .request_spec import FinishReason, RequestSpec
+from .roll import Roll
 from .stats import Totals
 
 Drafter = Callable[[Request, int], Sequence[int]]
 """(request, most) → at most so many guesses of its next token ids"""
-
-_rank = attrgetter("rank")
-_NO_EPOCH = -1
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -111,11 +105,10 @@ class Scheduler:
         self._drafter = drafter
         self._features = frozenset(features)
         self._prefixes = Prefixes(pool, config.enable_prefix_caching)
-        self._arrivals = self._epochs = 0
-        self._requests: dict[str, Request] = {}
-        self._released: list[str] = []
-        """Whom the executor has to let go with the next plan."""
-        self.reset()
+        self._epochs = 0
+        self._roll = Roll(pool, self.policy)
+        self._flights = Flights()
+        self._events: list[Event] = []
 
     @property
     def numbers(self) -> tuple[int, int]:
@@ -130,16 +123,10 @@ class Scheduler:
         """
         if numbers is not None:
             self.totals.steps, self._epochs = numbers
-        self._released += self._requests  # the executor may have any of them
-        self._requests.clear()
-        self._queue = Queue()
-        self._running: list[Request] = []
-        self._endings: dict[str, Event] = {}
-        """Last events of requests that are still in a step under way."""
+        gone, self._roll = self._roll, Roll(self.pool, self.policy)
+        self._roll.released += (*gone.released, *gone.requests)  # the executor may have any of them
         self._flights = Flights()
-        self._events: list[Event] = []
-        self._tenants: Counter[str] = Counter()
-        self._view = View()
+        self._events = []
         self.pool.reset()
 
     # ------------------------------------------------------------------ what is there
@@ -147,35 +134,35 @@ class Scheduler:
     @property
     def running(self) -> Sequence[Request]:
         """Requests that hold blocks, in policy order; not to be changed."""
-        return self._running
+        return self._roll.running
 
     @property
     def waiting(self) -> int:
         """Number of requests that hold none."""
-        return len(self._queue) + self._queue.held
+        return len(self._roll.queue) + self._roll.queue.held
 
     @property
     def deferred(self) -> int:
         """Waiting requests that are held back until their leader has computed the prompt."""
-        return self._queue.held
+        return self._roll.queue.held
 
     @property
     def has_work(self) -> bool:
         """Whether any request is unfinished, or has a step under way."""
-        return bool(self._requests)
+        return bool(self._roll.requests)
 
     def __contains__(self, request_id: object) -> bool:
         """Whether a request of this id is here."""
-        return request_id in self._requests
+        return request_id in self._roll.requests
 
     @property
     def unfinished(self) -> tuple[str, ...]:
         """Ids of all requests that are here, in order of arrival."""
-        return tuple(self._requests)
+        return tuple(self._roll.requests)
 
     def backlog(self) -> tuple[int, int]:
         """Tokens still to be computed of prompts, and at most to be generated, of all requests."""
-        requests = self._requests.values()
+        requests = self._roll.requests.values()
         return (
             sum(max(0, each.prompt_len - each.computed) for each in requests),
             sum(each.max_tokens - each.generated for each in requests),
@@ -195,7 +182,7 @@ class Scheduler:
                 f"this engine cannot serve what the request needs: {', '.join(missing)}.", param=missing[0]
             )
         for request_id in spec.ids:
-            if request_id in self._requests:
+            if request_id in self._roll.requests:
                 raise InvalidRequest(f"request id {request_id!r} is already in use.", param="request_id")
         limit = self.config.max_model_len
         for prompt in spec.prompts:
@@ -213,36 +200,24 @@ class Scheduler:
                     param="max_tokens",
                     advice="Ask for fewer tokens, or start the server with more KV cache.",
                 )
-        self._view.now = now
-        if self.policy.dynamic:
-            # whoever comes anew is not owed what others had before he was here
-            self._view.served.setdefault(spec.tenant, min(self._view.served.values(), default=0.0))
-            self._tenants[spec.tenant] += len(spec.ids)
+        self._roll.view.now = now
         for request in Request.of(spec):
-            request.arrival = self._arrivals
-            self._arrivals += 1
-            request.rank = self._order(request)
-            self._requests[request.id] = request
-            self._queue.add(request)
+            self._roll.enter(request)
 
     def abort(self, request_id: str, now: float) -> Event | None:
         """End a request now. Its last event; None if it is not here (any more), or if it comes with a step
         that is under way."""
-        request = self._requests.get(request_id)
+        request = self._roll.requests.get(request_id)
         if request is None or request.state is State.FINISHED:
             return None
-        return self._finish(request, Event(request_id, finish=FinishReason.ABORT, at=now))
+        return self._roll.finish(request, Event(request_id, finish=FinishReason.ABORT, at=now))
 
     # ------------------------------------------------------------------ one step
 
     def schedule(self, now: float) -> Plan:
         """Plan the next step. A plan without items means that there is nothing to do."""
-        self._view.now = now
-        if self.policy.dynamic:
-            for request in self._running:
-                request.rank = self._order(request)
-            self._running.sort(key=_rank)
-            self._queue.sort(self._order)
+        self._roll.view.now = now
+        self._roll.sort()
         draft = Draft(self.config.max_num_batched_tokens, self.config.max_num_batched_tokens)
         self._continue_running(draft)
         if not draft.preempted:
@@ -254,10 +229,10 @@ class Scheduler:
             step=self.totals.steps,
             admitted=tuple(draft.admitted),
             items=tuple(draft.items),
-            released=tuple(self._released),
+            released=tuple(self._roll.released),
         )
         self._flights.begin(plan, [request.blocks for request in draft.requests])
-        self._released.clear()
+        self._roll.released.clear()
         self.totals.steps += 1
         return plan
 
@@ -278,12 +253,12 @@ class Scheduler:
         if failed:
             self._fail(flight, result, now, events)
         for item, outcome in zip(plan.items, result.outcomes, strict=True):
-            request = self._requests.get(item.request)
+            request = self._roll.requests.get(item.request)
             if request is None:  # it has failed in this very step
                 continue
             if request.state is State.FINISHED:
                 if not request.inflight:
-                    events.append(self._last_event(request))
+                    events.append(self._roll.last_event(request))
                 continue
             if request.epoch != item.epoch:
                 continue
@@ -292,7 +267,8 @@ class Scheduler:
             if item.samples:
                 event = self._append(request, item, outcome, now)
             elif item.pools:
-                event = self._finish(request, self._pooled(request, outcome, now))
+                end = Event(request.id, pooled=outcome.pooled, finish=FinishReason.STOP, at=now)
+                event = self._roll.finish(request, end)
             else:
                 continue
             if event is not None:
@@ -306,35 +282,17 @@ class Scheduler:
 
     def check(self) -> None:
         """Raise AssertionError if an invariant is broken."""
-        self.pool.check(request.blocks for request in self._running)
-        self._queue.check()
-        waiting, leaving = len(self._queue) + self._queue.held, len(self._endings)
-        assert len(self._running) + waiting + leaving == len(self._requests)
-        assert len(self._running) <= self.config.max_num_seqs
-        ranks = [request.rank for request in self._running]
-        assert ranks == sorted(ranks)
-        for request in self._requests.values():
+        self._roll.check()
+        assert len(self.running) <= self.config.max_num_seqs
+        for request in self._roll.requests.values():
             assert request.inflight == self._flights.count(request.id)
-            assert request.inflight or request.id not in self._endings
-            assert 0 <= request.computed <= request.target
-            assert request.pending >= 0
-            assert not request.pending or request.inflight
-            assert (
-                request.state is State.FINISHED or request.generated + request.pending <= request.max_tokens
-            )
-            assert len(request.blocks) * self.pool.block_size >= request.computed
-            assert (request.state is State.RUNNING) == (request in self._running)
-            assert request.state is State.RUNNING or not request.blocks
 
     # ------------------------------------------------------------------ rules 1 to 3
-
-    def _order(self, request: Request) -> tuple[float, ...]:
-        return self.policy.order(request, self._view)
 
     def _continue_running(self, draft: Draft) -> None:
         decoding: list[Request] = []
         prefilling: list[Request] = []
-        for request in self._running:
+        for request in self._roll.running:
             left = len(request.tokens) + request.pending - request.computed
             if left == 1:
                 decoding.append(request)
@@ -385,12 +343,12 @@ class Scheduler:
         """Preempt until there are blocks for so many more tokens; False if the request itself had to go."""
         missing = self.pool.blocks_for(request.computed + count) - len(request.blocks)
         while missing > self.pool.available:
-            victim = self.policy.victim(self._running, self._view)
+            victim = self.policy.victim(self._roll.running, self._roll.view)
             draft.preempted = True
             draft.drop(victim)
             victim.preemptions += 1
             self.totals.preemptions += 1
-            self._send_back(victim)
+            self._roll.send_back(victim)
             if victim is request:
                 return False
         return True
@@ -401,49 +359,23 @@ class Scheduler:
         request.blocks.extend(blocks)
         return tuple(blocks)
 
-    def _send_back(self, request: Request) -> None:
-        self._drop_blocks(request)
-        self._queue.add(request)
-
-    def _drop_blocks(self, request: Request) -> None:
-        place = bisect_left(self._running, request.rank, key=_rank)
-        if self._running[place] is not request:
-            raise RuntimeError(f"policy {self.policy.name} gives two requests the same place: {request.rank}")
-        del self._running[place]
-        self.pool.release(request.blocks)
-        request.blocks = []  # not emptied: a step under way may still hold it
-        request.computed = 0
-        request.registered = 0
-        request.state = State.WAITING
-        self._released.append(request.id)
-        if not request.pending:  # else it is owed the token that is under way, and what comes with it
-            self._forget(request)
-
-    def _forget(self, request: Request) -> None:
-        """No result of a step under way reaches it any more."""
-        request.epoch = _NO_EPOCH
-        request.pending = 0
-        request.speculating = False
-        request.prompt_logprobs.clear()
-
     # ------------------------------------------------------------------ rules 4 to 6
 
     def _admit_waiting(self, draft: Draft, now: float) -> None:
+        queue, running = self._roll.queue, self._roll.running
         position = 0
-        while position < len(self._queue) and draft.room > 0:
-            if len(self._running) >= self.config.max_num_seqs:
-                break
-            request = self._queue[position]
+        while position < len(queue) and draft.room > 0 and len(running) < self.config.max_num_seqs:
+            request = queue[position]
             if request.pending:  # preempted, and its token is under way
                 position += 1
                 continue
             hits = self._prefixes.hits(request)
             needed = self.pool.blocks_for(request.target) - len(hits)
             taken = needed + self.pool.unreferenced(hits)
-            reserve = int(self.config.watermark * self.pool.num_blocks) if self._running else 0
+            reserve = int(self.config.watermark * self.pool.num_blocks) if running else 0
             if taken + reserve > self.pool.available:
                 break
-            self._queue.take(position)
+            queue.take(position)
             self._admit(draft, request, hits, needed, now)
 
     def _admit(self, draft: Draft, request: Request, hits: list[int], needed: int, now: float) -> None:
@@ -451,10 +383,8 @@ class Scheduler:
         request.blocks = hits + self.pool.allocate(needed)
         request.computed = len(hits) * self.pool.block_size
         request.registered = len(hits)
-        request.state = State.RUNNING
-        request.epoch = self._epochs
+        self._roll.run(request, self._epochs)
         self._epochs += 1
-        insort(self._running, request, key=_rank)
         if request.cached is None:
             request.cached = request.reached = request.computed
             request.scheduled_at = now
@@ -467,17 +397,16 @@ class Scheduler:
         self._advance(request, draft.items[-1])
 
     def _refuse_overflow(self, now: float) -> None:
-        config = self.config
-        for request, bound in self._queue.overflow(config.max_num_queued_reqs, config.max_num_queued_tokens):
-            waiting, tokens = self._queue.fresh, self._queue.fresh_tokens
+        config, queue = self.config, self._roll.queue
+        for request, bound in queue.overflow(config.max_num_queued_reqs, config.max_num_queued_tokens):
+            waiting, tokens = queue.fresh, queue.fresh_tokens
             failure = Failure(
                 f"the queue is full: {waiting} requests with {tokens} prompt tokens already wait "
                 f"(limit: {getattr(config, bound)} {_UNITS[bound]}).",
                 type="QueueFull",
                 param=bound,
             )
-            request.state = State.FINISHED
-            self._depart(request)
+            self._roll.depart(request)
             self._events.append(Event(request.id, finish=FinishReason.ERROR, failure=failure, at=now))
 
     # ------------------------------------------------------------------ items
@@ -506,17 +435,17 @@ class Scheduler:
         if min(end, len(request.tokens)) // self.pool.block_size > request.registered:
             self._prefixes.register(request)
         if request.followers and request.prompt_is_computed:
-            self._queue.release(request)
+            self._roll.queue.release(request)
 
     # ------------------------------------------------------------------ results
 
     def _bill(self, plan: Plan, seconds: float, *, learn: bool) -> None:
         for item, share in zip(plan.items, self.cost.attribute(plan, seconds), strict=True):
-            request = self._requests[item.request]
+            request = self._roll.requests[item.request]
             request.inflight -= 1
             request.device_seconds += share
             if self.policy.dynamic:
-                self._view.served[request.spec.tenant] += share
+                self._roll.view.served[request.spec.tenant] += share
         if learn:
             self.cost.observe(plan, seconds)
 
@@ -555,7 +484,7 @@ class Scheduler:
             request.device_seconds,
             request.preemptions,
         )
-        return event if finish is None else self._finish(request, event)
+        return event if finish is None else self._roll.finish(request, event)
 
     def _verify(self, request: Request, item: PlanItem, right: int) -> None:
         """Take back what was computed from drafts that were wrong."""
@@ -575,9 +504,6 @@ class Scheduler:
             return FinishReason.STOP, None if by_eos else token
         return (FinishReason.LENGTH if len(request.tokens) >= request.max_len else None), None
 
-    def _pooled(self, request: Request, outcome: Outcome, now: float) -> Event:
-        return Event(request.id, pooled=outcome.pooled, finish=FinishReason.STOP, at=now)
-
     def _fail(self, flight: Flight, result: StepResult, now: float, events: list[Event]) -> None:
         """End requests that failed in this step. Whoever shares blocks that were never filled, in this step
         or in one that is planned on top of it, starts over."""
@@ -592,56 +518,19 @@ class Scheduler:
                 # those who share its earlier blocks are on their own; nobody else is to find them, nor what
                 # anybody has built on them
                 self.pool.unregister_all()
-            request = self._requests[item.request]
+            request = self._roll.requests[item.request]
             if request.state is not State.FINISHED and request.epoch == item.epoch:
                 event = Event(item.request, finish=FinishReason.ERROR, failure=failure, at=now)
-                if (last := self._finish(request, event)) is not None:
+                if (last := self._roll.finish(request, event)) is not None:
                     events.append(last)
-        running = [(request.id, request.epoch, request.blocks) for request in self._running]
+        running = [(request.id, request.epoch, request.blocks) for request in self._roll.running]
         for request_id, epoch, spoiled in self._flights.standing_on(worthless, flight, running):
             # what was computed on worthless ground is worthless, too: it would be found once more when
             # somebody computes what it stands on again
             self.pool.unregister(spoiled)
-            sharer = self._requests.get(request_id)
+            sharer = self._roll.requests.get(request_id)
             if sharer is not None and sharer.state is not State.FINISHED and sharer.epoch == epoch:
-                self._start_over(sharer)
-
-    def _start_over(self, request: Request) -> None:
-        """Another step computes what is under way again, from the queue."""
-        self._forget(request)
-        if request.state is State.RUNNING:
-            self._send_back(request)
-
-    # ------------------------------------------------------------------ ends
-
-    def _finish(self, request: Request, event: Event) -> Event | None:
-        """Take a request out. Its last event, or None if that waits for a step under way."""
-        if request.state is State.RUNNING:
-            self._drop_blocks(request)
-        else:
-            self._queue.remove(request)
-        self._queue.release(request)
-        request.state = State.FINISHED
-        request.pending = 0
-        self._endings[request.id] = event
-        return None if request.inflight else self._last_event(request)
-
-    def _depart(self, request: Request) -> None:
-        del self._requests[request.id]
-        if self.policy.dynamic:
-            tenant = request.spec.tenant
-            self._tenants[tenant] -= 1
-            if not self._tenants[tenant]:
-                del self._tenants[tenant], self._view.served[tenant]
-
-    def _last_event(self, request: Request) -> Event:
-        self._depart(request)
-        return self._endings.pop(request.id)._replace(
-            scheduled_at=request.scheduled_at,
-            cached=request.cached or 0,
-            device_seconds=request.device_seconds,
-            preemptions=request.preemptions,
-        )
+                self._roll.start_over(sharer)
 
 
 _UNITS = {"max_num_queued_reqs": "requests", "max_num_queued_tokens": "tokens"}

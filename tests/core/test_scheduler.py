@@ -639,7 +639,7 @@ def test_any_history_ends_clean(
     for event in world.events:
         if event.prompt_logprobs is not None:
             assert [entry.token for entry in event.prompt_logprobs] == [*prompts[event.request][1:]]
-    assert not world.scheduler._view.served  # nothing is kept of tenants that are not here
+    assert not world.scheduler._roll.view.served  # nothing is kept of tenants that are not here
 
 
 @settings(max_examples=100, deadline=None)

@@ -72,7 +72,7 @@ def test_sigterm_drains(tmp_path: Path) -> None:
         assert server.exit_status() == 0
 
 
-def test_a_recorded_run_replays_on_a_simulated_device_to_identical_plans(
+def test_a_recorded_run_replays_to_identical_plans(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """The golden log: a real model and real clients, with preemptions, prefix hits, siblings and an abort."""

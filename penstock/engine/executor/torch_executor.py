@@ -52,8 +52,6 @@ class _Kept:
     """None where nothing is sampled."""
     prompt_logprobs: int | None
     """How many are wanted of each prompt position."""
-    failed: Outcome | None = None
-    """Why it has no next token."""
 
 
 @dataclass(slots=True)
@@ -100,6 +98,8 @@ class TorchExecutor:
         self._sampler = Sampler(model.operations)
         self._diagnosis = Diagnosis(model, cache, attention)
         self._kept: dict[str, _Kept] = {}
+        self._failed: dict[str, Outcome] = {}
+        """Who has no next token, and why: steps that were planned before it was known may still have them."""
         self.recovery = Recovery(self._compute, clock or MonotonicClock(), self.probe, progress)
 
     def capacity(self) -> Capacity:
@@ -116,22 +116,25 @@ class TorchExecutor:
         """Compute the step."""
         for request in plan.released:
             self._kept.pop(request, None)  # it may have been lost before it came here
+            self._failed.pop(request, None)
         for admission in plan.admitted:
             self._kept[admission.request] = _keep(admission, self._sibling(admission.spec))
         for item in plan.items:
             if item.blocks:
                 self._kept[item.request].blocks.extend(item.blocks)
         started = time.perf_counter()
-        outcomes = {item.request: self._kept[item.request].failed for item in plan.items}
-        items = tuple(item for item in plan.items if outcomes[item.request] is None)
-        computed, whole = self.recovery.run(plan.step, items) if items else ((), True)
-        for item, outcome in zip(items, computed, strict=True):
-            outcomes[item.request] = outcome
+        items = plan.items
+        if self._failed:
+            items = tuple(item for item in items if item.request not in self._failed)
+        outcomes, whole = self.recovery.run(plan.step, items) if items else ((), True)
+        if len(items) < len(plan.items):
+            computed = iter(outcomes)
+            outcomes = [self._failed.get(item.request) or next(computed) for item in plan.items]
+        for item, outcome in zip(plan.items, outcomes, strict=True):
             if outcome.failure is not None:
-                self._kept[item.request].failed = outcome
+                self._failed[item.request] = outcome
         seconds = time.perf_counter() - started
-        result = tuple(outcome for outcome in outcomes.values() if outcome is not None)
-        return Ticket(plan.step, StepResult(plan.step, seconds, result, regular=whole))
+        return Ticket(plan.step, StepResult(plan.step, seconds, tuple(outcomes), regular=whole))
 
     def collect(self, ticket: Ticket) -> StepResult:
         """The step's result."""
@@ -142,6 +145,7 @@ class TorchExecutor:
     def close(self) -> None:
         """Drop requests and memory."""
         self._kept.clear()
+        self._failed.clear()
         self._cache.layers.clear()
 
     def _sibling(self, spec: RequestSpec) -> SamplingState | None:
@@ -233,8 +237,10 @@ class TorchExecutor:
             if each.prompt_logprobs is not None and item.start < each.prompt_len:
                 wanted.prompts.append((place, len(rows)))
                 rows.extend(range(starts[place], lasts[place] + 1))
+            elif item.samples > 1:
+                rows.extend(range(lasts[place] + 1 - item.samples, lasts[place] + 1))
             elif item.samples or item.pools:
-                rows.extend(range(lasts[place] + 1 - max(1, item.samples), lasts[place] + 1))
+                rows.append(lasts[place])
             if item.samples:
                 wanted.sampled.append((place, len(rows) - item.samples))
             if item.pools:
@@ -260,8 +266,10 @@ class TorchExecutor:
             state = kept[place].state
             assert state is not None  # the plan samples none that has nothing to be sampled by
             states.append(state)
-            states += (_ahead(state, items[place].drafts[:count]) for count in range(1, items[place].samples))
-            rows.extend(range(first, first + items[place].samples))
+            rows.append(first)
+            for count in range(1, items[place].samples):
+                states.append(_ahead(state, items[place].drafts[:count]))
+                rows.append(first + count)
         last = hidden
         if len(rows) < len(hidden):
             last = hidden.index_select(0, self._on_device(torch.tensor(rows)))
@@ -326,6 +334,8 @@ _PROBE = ""
 
 def _verified(drafts: tuple[int, ...], choices: Sequence[Sampled]) -> tuple[Outcome, int]:
     """(tokens up to the first draft that was wrong, or the failure that was met before; its place)."""
+    if not drafts and (only := choices[0]).error is None:
+        return Outcome((only.token,), () if only.logprob is None else (only.logprob,)), 0
     tokens: list[int] = []
     logprobs: list[TokenLogprob] = []
     for place, choice in enumerate(choices):

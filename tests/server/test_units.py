@@ -8,12 +8,20 @@ from typing import Any
 
 import pytest
 
-from penstock.core.errors import ContextLengthExceeded, InvalidRequest, StartupError, UnsupportedParameter
+from penstock.core.errors import (
+    ContextLengthExceeded,
+    InvalidRequest,
+    QueueFull,
+    StartupError,
+    UnsupportedParameter,
+)
+from penstock.core.plan import Event, Failure
 from penstock.core.sampling_params import SamplingParams
 from penstock.server import fields
 from penstock.server.app import ROUTES
 from penstock.server.config import ServerConfig
 from penstock.server.conversation import normalise
+from penstock.server.generation import event_error
 from penstock.server.openai import ChunkFormat
 from penstock.server.params import output_budget
 from penstock.server.protocol import ChatRequest, CompletionRequest
@@ -208,3 +216,26 @@ def test_chunks_are_the_json_they_stand_for() -> None:
     ]
     assert all(chunk.endswith(b"\n\n") for chunk in (plain, full))
     assert b"usage" not in ChunkFormat({"id": "x"}, null_usage=False).chunk(0, b'"text":""')
+
+
+def test_what_the_engine_refuses_keeps_its_param_and_names_the_flag() -> None:
+    too_long = Event(
+        "a", failure=Failure("too long.", "ContextLengthExceeded", "max_tokens", "Ask for fewer.")
+    )
+    error = event_error(too_long)
+    assert (type(error), error.param, error.status) == (ContextLengthExceeded, "max_tokens", 400)
+    assert str(error) == "too long. Ask for fewer."
+    full = event_error(
+        Event("a", failure=Failure("full.", "QueueFull", "max_num_queued_tokens", retry_after=3))
+    )
+    assert isinstance(full, QueueFull)
+    assert (full.param, full.bound, full.retry_after) == (None, "max_num_queued_tokens", 3)
+    assert str(full) == "full. The limit is set by --max-num-queued-tokens."
+    unknown = event_error(Event("a"))
+    assert (unknown.status, unknown.code) == (500, "request_failed")
+
+
+def test_a_limit_on_logprobs_says_which_flag_sets_it() -> None:
+    with pytest.raises(InvalidRequest, match="at most 20, got 21") as caught:
+        SamplingParams(logprobs=21).verify(100, 20, "--max-logprobs")
+    assert caught.value.advice == "The server's limit is set by --max-logprobs."

@@ -243,12 +243,7 @@ class Scheduler:
         """
         flight = self._flights.end(plan, result)
         events: list[Event] = []
-        failed = any(
-            outcome.failure
-            or (item.samples and not outcome.tokens)
-            or (item.pools and outcome.pooled is None)
-            for item, outcome in zip(plan.items, result.outcomes, strict=True)
-        )
+        failed = any(map(_failure, plan.items, result.outcomes))
         self._bill(plan, result.seconds, learn=result.regular and not failed)
         if failed:
             self._fail(flight, result, now, events)
@@ -472,7 +467,7 @@ class Scheduler:
         event = Event(
             request.id,
             tokens,
-            outcome.logprobs[: len(tokens)],
+            outcome.logprobs[: len(tokens)] if finish is not None else outcome.logprobs,
             about_prompt,
             None,
             finish,
@@ -540,7 +535,9 @@ def _failure(item: PlanItem, outcome: Outcome) -> Failure | None:
     """Why an item has no answer."""
     if outcome.failure is not None:
         return outcome.failure
-    if item.samples and not outcome.tokens:
+    if outcome.tokens:
+        return None
+    if item.samples:
         return Failure("the executor returned no token for it")
     if item.pools and outcome.pooled is None:
         return Failure("the executor returned no vector for it")

@@ -104,11 +104,8 @@ class StepCost:
         fixed, per_token, per_context, per_sample = self.coefficients.as_tuple()
         presence = fixed / len(plan.items)
         weights = [
-            presence
-            + per_token * count
-            + per_context * (count * start + count * (count + 1) // 2)
-            + per_sample * samples
-            for _, _, start, count, _, samples, _, _ in plan.items
+            presence + per_token * count + per_context * context + per_sample * samples
+            for (_, _, _, count, _, samples, _, _), context in zip(plan.items, plan.contexts, strict=True)
         ]
         total = sum(weights)
         if total <= 0.0:

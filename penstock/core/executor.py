@@ -20,11 +20,15 @@ Everything that the scheduler's world knows about a device is here. Contract of 
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
 from .cost import Coefficients
-from .plan import Plan, StepResult
+from .plan import Outcome, Plan, PlanItem, StepResult
+
+Items = tuple[PlanItem, ...]
+"""Of a plan, or a part of them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,3 +70,32 @@ class Executor(Protocol):
     def close(self) -> None:
         """Free the device. May be called twice."""
         ...
+
+
+class Failures:
+    """Keeps the contract's word on who has failed: it is not computed any more, and its failure is its
+    outcome in every later step that still has it."""
+
+    def __init__(self) -> None:
+        self._outcomes: dict[str, Outcome] = {}
+
+    def forget(self, request: str) -> None:
+        """It is let go; its id may come back with another life."""
+        self._outcomes.pop(request, None)
+
+    def run(
+        self, items: Items, compute: Callable[[Items], tuple[Sequence[Outcome], bool]]
+    ) -> tuple[tuple[Outcome, ...], bool]:
+        """(an outcome for each item, whether the step ran as planned), as `compute` says of those that it is
+        given; it is called with one at least."""
+        sound = items
+        if self._outcomes:
+            sound = tuple(item for item in items if item.request not in self._outcomes)
+        computed, regular = compute(sound) if sound else ((), True)
+        for item, outcome in zip(sound, computed, strict=True):
+            if outcome.failure is not None:
+                self._outcomes[item.request] = outcome
+        if len(sound) == len(items):
+            return tuple(computed), regular
+        fresh = {item.request: outcome for item, outcome in zip(sound, computed, strict=True)}
+        return tuple(fresh.get(item.request) or self._outcomes[item.request] for item in items), regular

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass
+from itertools import chain
 
 from .plan import Plan, StepResult
 
@@ -57,9 +58,8 @@ class Flights:
         """Who has one of these blocks, in the step that has just ended, in one under way, or else; with the
         part of its table that begins there."""
         found = []
-        for flight in (ended, *self._flights):
-            others = (*others, *flight.standing())
-        for request, epoch, table in others:
+        under_way = (flight.standing() for flight in (ended, *self._flights))
+        for request, epoch, table in chain(others, *under_way):
             place = next((place for place, block in enumerate(table) if block in worthless), None)
             if place is not None:
                 found.append((request, epoch, table[place:]))

@@ -85,14 +85,20 @@ class Plan:
     """Requests to let go before anything else: finished, aborted or preempted ones."""
 
     @cached_property
+    def contexts(self) -> tuple[int, ...]:
+        """Keys read by each item's queries together: Σ over its positions of (position + 1)."""
+        return tuple(
+            count * start + count * (count + 1) // 2 for _, _, start, count, _, _, _, _ in self.items
+        )
+
+    @cached_property
     def load(self) -> Load:
         """Sums over the items."""
-        tokens = context = samples = 0
-        for _, _, start, count, _, sampled, _, _ in self.items:
+        tokens = samples = 0
+        for _, _, _, count, _, sampled, _, _ in self.items:
             tokens += count
-            context += count * start + count * (count + 1) // 2
             samples += sampled
-        return Load(tokens, context, samples)
+        return Load(tokens, sum(self.contexts), samples)
 
     @property
     def tokens(self) -> int:

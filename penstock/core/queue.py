@@ -11,7 +11,7 @@ refusal (at those it refuses) and a policy whose keys change.
 from __future__ import annotations
 
 from bisect import bisect_left, insort
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from operator import attrgetter
 
 from .request import Request, State
@@ -38,10 +38,6 @@ class Queue:
 
     def __getitem__(self, position: int) -> Request:
         return self._waiting[position]
-
-    def __iter__(self) -> Iterator[Request]:
-        """Those that may be admitted, in order."""
-        return iter(self._waiting)
 
     def add(self, request: Request) -> None:
         """Put in a new or preempted request; one that is held is only counted."""

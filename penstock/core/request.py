@@ -86,7 +86,6 @@ class Request:
     preemptions: int = 0
     device_seconds: float = 0.0
     scheduled_at: float | None = None
-    first_token_at: float | None = None
 
     def __post_init__(self) -> None:
         prompt, sampling = self.spec.prompt_of(self.index), self.spec.sampling

@@ -446,7 +446,7 @@ class Scheduler:
 
     def _append(self, request: Request, item: PlanItem, outcome: Outcome, now: float) -> Event | None:
         """Take in sampled tokens, up to the one that ends the request."""
-        tokens = outcome.tokens
+        tokens, first = outcome.tokens, not request.generated
         request.pending -= item.samples
         if item.drafts:
             self._verify(request, item, len(tokens))
@@ -460,10 +460,8 @@ class Scheduler:
                     break
         self.totals.generation_tokens += len(tokens)
         about_prompt = None
-        if request.first_token_at is None:
-            request.first_token_at = now
-            if request.spec.prompt_logprobs_of(request.index) is not None:
-                about_prompt, request.prompt_logprobs = tuple(request.prompt_logprobs), []
+        if first and request.spec.prompt_logprobs_of(request.index) is not None:
+            about_prompt, request.prompt_logprobs = tuple(request.prompt_logprobs), []
         event = Event(
             request.id,
             tokens,

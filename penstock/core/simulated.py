@@ -8,9 +8,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 from .cost import StepCost
-from .executor import Capacity, Ticket
+from .executor import Capacity, Failures, Items, Ticket
 from .plan import Admission, Outcome, Plan, PlanItem, StepResult, TokenLogprob
 
 NextToken = Callable[[str, Sequence[int], int], int]
@@ -26,8 +27,6 @@ class _Kept:
     admission: Admission
     tokens: list[int]
     blocks: list[int]
-    failure: Outcome | None = None
-    """Why it has no next token."""
 
 
 class SimulatedExecutor:
@@ -44,6 +43,7 @@ class SimulatedExecutor:
         self._next_token = next_token
         self._cost = cost or StepCost(capacity.prior)
         self._kept: dict[str, _Kept] = {}
+        self._failures = Failures()
 
     def capacity(self) -> Capacity:
         """As given."""
@@ -52,15 +52,8 @@ class SimulatedExecutor:
     def submit(self, plan: Plan) -> Ticket:
         """Compute the step: there is nothing to wait for."""
         self._apply(plan)
-        outcomes = {item.request: self._kept[item.request].failure for item in plan.items}
-        items = tuple(item for item in plan.items if outcomes[item.request] is None)
-        computed, regular = self._run(plan.step, items)
-        for item, outcome in zip(items, computed, strict=True):
-            outcomes[item.request] = outcome
-            if outcome.failure is not None:
-                self._kept[item.request].failure = outcome
-        result = tuple(outcome for outcome in outcomes.values() if outcome is not None)
-        return Ticket(plan.step, StepResult(plan.step, self._cost.predict(plan), result, regular))
+        outcomes, regular = self._failures.run(plan.items, partial(self._run, plan.step))
+        return Ticket(plan.step, StepResult(plan.step, self._cost.predict(plan), outcomes, regular))
 
     def collect(self, ticket: Ticket) -> StepResult:
         """The step's tokens, and the seconds that the cost model predicts."""
@@ -75,6 +68,7 @@ class SimulatedExecutor:
     def _apply(self, plan: Plan) -> None:
         for request in plan.released:
             self._kept.pop(request, None)  # it may have been lost before it came here
+            self._failures.forget(request)
         for admission in plan.admitted:
             tokens = [*admission.prompt.token_ids, *admission.generated]
             self._kept[admission.request] = _Kept(admission, tokens, [])
@@ -85,11 +79,11 @@ class SimulatedExecutor:
             if kept.admission.epoch != item.epoch or len(kept.blocks) * size < item.start + item.tokens:
                 raise ValueError(f"step {plan.step}: {item} has {len(kept.blocks)} blocks of {size} tokens")
 
-    def _run(self, step: int, items: tuple[PlanItem, ...]) -> tuple[Sequence[Outcome], bool]:
+    def _run(self, step: int, items: Items) -> tuple[Sequence[Outcome], bool]:
         """Outcomes, and whether the step ran as planned."""
         return self._compute(items), True
 
-    def _compute(self, items: tuple[PlanItem, ...]) -> Sequence[Outcome]:
+    def _compute(self, items: Items) -> Sequence[Outcome]:
         return [self._outcome(item) for item in items]
 
     def _outcome(self, item: PlanItem) -> Outcome:

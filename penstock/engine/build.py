@@ -26,6 +26,7 @@ from penstock.core.errors import (
     RequestFailed,
     StartupError,
 )
+from penstock.core.executor import Items
 from penstock.core.plan import Plan
 from penstock.core.scheduler import Scheduler
 from penstock.kernels import start_build
@@ -41,7 +42,6 @@ from penstock.model.memory import MemoryBudget, plan_memory
 
 from .clock import MonotonicClock
 from .config import EngineConfig, resolve, step_limits
-from .executor.memory_limits import Items
 from .executor.torch_executor import TorchExecutor
 from .hardware import choose_device, inspect_hardware, prior, roofline, usable_cores
 from .heartbeat import Heartbeat

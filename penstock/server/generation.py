@@ -130,7 +130,7 @@ class Generation:
         aborted), and EngineDead.
         """
         try:
-            async with aclosing(self._events()) as batches:
+            async with aclosing(self._state.engine.generate(self._spec, self._late)) as batches:
                 async for events in batches:
                     self._take_in(events, on_change)
                     yield
@@ -176,13 +176,7 @@ class Generation:
             "decode_ms": _milliseconds(first, last),
         }
 
-    # ---- the engine ----
-    def _events(self) -> AsyncGenerator[list[Event], None]:
-        return self._state.engine.generate(self._spec, self._late)
-
-    def _abort(self, choice: Choice) -> None:
-        self._state.engine.abort([choice.id])
-
+    # ---- what its events do ----
     def _late(self, event: Event) -> None:
         """The last event of a choice that nobody waits for any more."""
         choice = self._by_id[event.request]
@@ -194,7 +188,6 @@ class Generation:
         _take_figures(choice, event)
         self._settle(choice, "abort")
 
-    # ---- what its events do ----
     def _take_in(self, events: Sequence[Event], on_change: Callable[[Choice], None]) -> None:
         """Digest a batch. Raises the first failure, after every event has been counted: the bills add up."""
         failure: Exception | None = None
@@ -248,7 +241,7 @@ class Generation:
         else:
             choice.generated = processor.generated
         if processor.finished and event.finish is None:  # a stop string: the engine goes on without us
-            self._abort(choice)
+            self._state.engine.abort([choice.id])
 
     def _settle(self, choice: Choice, reason: str) -> None:
         choice.settled = True

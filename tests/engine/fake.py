@@ -5,13 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 
 from penstock.core.cost import Coefficients
-from penstock.core.executor import Capacity
+from penstock.core.executor import Capacity, Items
 from penstock.core.plan import Outcome
 from penstock.core.request_spec import Prompt, RequestSpec
 from penstock.core.sampling_params import Sampling
 from penstock.core.simulated import FEATURES, NextToken, SimulatedExecutor, echo
 from penstock.engine.clock import VirtualClock
-from penstock.engine.executor.memory_limits import Items
 from penstock.engine.executor.recovery import Recovery
 from penstock.engine.messages import Add
 
@@ -35,7 +34,7 @@ class FakeExecutor(SimulatedExecutor):
         self.recovery = Recovery(self._compute, self.clock, probe)
 
     def _run(self, step: int, items: Items) -> tuple[Sequence[Outcome], bool]:
-        return self.recovery.run(step, items) if items else ((), True)
+        return self.recovery.run(step, items)
 
     def _compute(self, items: Items) -> Sequence[Outcome]:
         for item in items:

@@ -14,13 +14,12 @@ from hypothesis import strategies as st
 
 from penstock.core.blocks import BlockPool
 from penstock.core.cost import Coefficients
-from penstock.core.executor import Capacity, Executor, Ticket
+from penstock.core.executor import Capacity, Executor, Items, Ticket
 from penstock.core.plan import Admission, Event, Failure, Outcome, Plan, PlanItem
 from penstock.core.request import Request
 from penstock.core.request_spec import FinishReason, Pooling, Prompt, RequestSpec
 from penstock.core.scheduler import Drafter, Scheduler, SchedulerConfig
 from penstock.core.simulated import FEATURES, SimulatedExecutor, echo
-from penstock.engine.executor.memory_limits import Items
 from penstock.engine.executor.torch_executor import TorchExecutor
 from tests.engine.build import torch_executor
 from tests.engine.fake import FakeExecutor, spec

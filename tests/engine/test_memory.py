@@ -13,9 +13,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from penstock.core.errors import DeviceOutOfMemory
+from penstock.core.executor import Items
 from penstock.core.plan import Admission, Event, Outcome, Plan, PlanItem
 from penstock.core.request_spec import FinishReason
-from penstock.engine.executor.memory_limits import Items, Limit, StepLimits
+from penstock.engine.executor.memory_limits import Limit, StepLimits
 from penstock.engine.executor.torch_executor import TorchExecutor, is_out_of_memory
 from penstock.engine.loop import EngineLoop
 from penstock.engine.messages import Add

@@ -12,9 +12,8 @@ import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from penstock.core.executor import Items
 from penstock.core.plan import PlanItem
-
-Items = tuple[PlanItem, ...]
 
 _NO_LIMIT = 1 << 62
 

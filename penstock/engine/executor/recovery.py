@@ -24,10 +24,11 @@ from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 
 from penstock.core.errors import DeviceOutOfMemory, cause
+from penstock.core.executor import Items
 from penstock.core.plan import Failure, Outcome, PlanItem
 from penstock.engine.clock import Clock
 
-from .memory_limits import Items, StepLimits
+from .memory_limits import StepLimits
 
 logger = logging.getLogger("penstock.engine")
 

@@ -18,13 +18,14 @@ import time
 from array import array
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 
 import numpy as np
 import torch
 
 from penstock.core.cost import Coefficients
 from penstock.core.errors import DeviceOutOfMemory, RequestFailed, cause
-from penstock.core.executor import Capacity, Ticket
+from penstock.core.executor import Capacity, Failures, Items, Ticket
 from penstock.core.plan import Admission, Failure, Outcome, Plan, PlanItem, StepResult, TokenLogprob
 from penstock.core.request_spec import Prompt, RequestSpec
 from penstock.core.sampling_params import Sampling
@@ -36,7 +37,6 @@ from penstock.sampling.sampler import Sampled, Sampler
 from penstock.sampling.state import SamplingState
 
 from .diagnosis import Diagnosis, finite_rows
-from .memory_limits import Items
 from .recovery import Recovery
 
 
@@ -98,8 +98,7 @@ class TorchExecutor:
         self._sampler = Sampler(model.operations)
         self._diagnosis = Diagnosis(model, cache, attention)
         self._kept: dict[str, _Kept] = {}
-        self._failed: dict[str, Outcome] = {}
-        """Who has no next token, and why: steps that were planned before it was known may still have them."""
+        self._failures = Failures()
         self.recovery = Recovery(self._compute, clock or MonotonicClock(), self.probe, progress)
 
     def capacity(self) -> Capacity:
@@ -116,25 +115,16 @@ class TorchExecutor:
         """Compute the step."""
         for request in plan.released:
             self._kept.pop(request, None)  # it may have been lost before it came here
-            self._failed.pop(request, None)
+            self._failures.forget(request)
         for admission in plan.admitted:
             self._kept[admission.request] = _keep(admission, self._sibling(admission.spec))
         for item in plan.items:
             if item.blocks:
                 self._kept[item.request].blocks.extend(item.blocks)
         started = time.perf_counter()
-        items = plan.items
-        if self._failed:
-            items = tuple(item for item in items if item.request not in self._failed)
-        outcomes, whole = self.recovery.run(plan.step, items) if items else ((), True)
-        if len(items) < len(plan.items):
-            computed = iter(outcomes)
-            outcomes = [self._failed.get(item.request) or next(computed) for item in plan.items]
-        for item, outcome in zip(plan.items, outcomes, strict=True):
-            if outcome.failure is not None:
-                self._failed[item.request] = outcome
+        outcomes, whole = self._failures.run(plan.items, partial(self.recovery.run, plan.step))
         seconds = time.perf_counter() - started
-        return Ticket(plan.step, StepResult(plan.step, seconds, tuple(outcomes), regular=whole))
+        return Ticket(plan.step, StepResult(plan.step, seconds, outcomes, regular=whole))
 
     def collect(self, ticket: Ticket) -> StepResult:
         """The step's result."""
@@ -145,7 +135,6 @@ class TorchExecutor:
     def close(self) -> None:
         """Drop requests and memory."""
         self._kept.clear()
-        self._failed.clear()
         self._cache.layers.clear()
 
     def _sibling(self, spec: RequestSpec) -> SamplingState | None:

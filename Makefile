@@ -8,7 +8,9 @@ ARGS   ?=
 # pytest workers; the engine tests use two threads each
 JOBS   ?= 2
 
-.PHONY: help serve chat test lint format typecheck wheel bench clean
+ROOM   ?= core
+
+.PHONY: help serve chat test lint format typecheck wheel bench mutants clean
 
 help:
 	@echo "make serve    serve the bundled demo model on port $(PORT) (MODEL=…, PORT=…, ARGS='…')"
@@ -17,6 +19,7 @@ help:
 	@echo "make lint     ruff, mypy, import-linter"
 	@echo "make format   ruff format"
 	@echo "make wheel    wheels with the CPU kernels compiled ahead, and the source distribution, in dist/"
+	@echo "make mutants  break ROOM=core in small ways, and see that its tests tell (ARGS='--sample 300')"
 	@echo "make bench    run the comparisons of benchmarks/ (long)"
 
 # torch first and with its own bounds: it is the one large download, and what comes after must not replace it
@@ -62,6 +65,10 @@ wheel: $(VENV)/.dev
 
 bench: $(VENV)/.dev
 	$(BIN)/python -m benchmarks.run
+
+mutants: $(VENV)/.dev
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e ".[mutants]"
+	$(BIN)/python tools/mutants/run.py --room $(ROOM) $(ARGS)
 
 clean:
 	rm -rf $(VENV) dist .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -1,0 +1,198 @@
+"""Mutation testing of one room: `make mutants ROOM=core`, or
+
+    python tools/mutants/run.py --room text --sample 300 --seed 1 --json text.json
+
+Everything happens in a copy of the working tree in a temporary folder; the tree itself is only read. The
+room's tests are run once with coverage, to learn which test runs which line. Then each fault is written into
+a copy, and the tests that run its line are run, the fastest first, until one fails, in a process forked from
+one that has imported all libraries (never Penstock itself) already.
+
+killed: a test failed. timeout: the tests did not end, or ran out of memory. explained: no test can tell, and
+explained.toml says why. survived: what is printed, as a difference.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import multiprocessing
+import random
+import shutil
+import sys
+import tempfile
+import time
+import tomllib
+from collections import Counter
+from collections.abc import Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import operators
+import sandbox
+
+HERE = Path(__file__).resolve().parent
+ROOT = HERE.parents[1]
+EXPLAINED = HERE / "explained.toml"
+# room → its tests, and what else belongs to it
+TESTS = {"cli": ["tests/cli", "tests/test_offline.py"]}
+ALSO = {"cli": ["penstock/offline.py"]}
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What became of one mutant."""
+
+    path: str
+    line: int
+    function: str
+    diff: str
+    status: str
+    """killed, timeout, explained, survived."""
+    tests: int
+    """How many tests run its line."""
+    seconds: float
+
+
+def files_of(room: str) -> list[str]:
+    """The room's modules, relative to the repository."""
+    found = sorted((ROOT / "penstock" / room).rglob("*.py"))
+    if not found:
+        raise SystemExit(f"no room penstock/{room}")
+    return [str(path.relative_to(ROOT)) for path in found] + ALSO.get(room, [])
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Exit status: 0 if at least `--least` percent of the mutants are killed or explained, else 1."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser.add_argument("--room", required=True, help="a folder of penstock/")
+    parser.add_argument("--sample", type=int, default=0, help="so many mutants, drawn by --seed; 0: all")
+    parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--jobs", type=int, default=2, help="processes at a time")
+    parser.add_argument("--json", type=Path, help="where to write the verdicts")
+    parser.add_argument("--least", type=float, default=0.0, help="percent to be killed or explained")
+    parser.add_argument("--only", default="", help="only mutants whose path and function have this in them")
+    parser.add_argument("--survivors", type=Path, help="only what survived in this --json of an earlier run")
+    parser.add_argument("--full", action="store_true", help="run all of the room's tests for each mutant")
+    options = parser.parse_args(arguments)
+
+    started = time.monotonic()
+    mutants = [mutant for path in files_of(options.room) for mutant in operators.mutants_of(ROOT, path)]
+    total = len(mutants)
+    if options.only:
+        mutants = [each for each in mutants if options.only in f"{each.path}:{each.function}"]
+    if options.survivors:
+        left = {
+            (each["path"], each["function"], each["diff"])
+            for each in json.loads(options.survivors.read_text())["verdicts"]
+            if each["status"] == "survived"
+        }
+        names = {name[:2] for name in left}
+        mutants = [
+            each
+            for each in mutants
+            if (each.path, each.function) in names
+            and (each.path, each.function, operators.apply(ROOT, each)[1]) in left
+        ]
+    elif options.sample and options.sample < len(mutants):
+        chosen = random.Random(options.seed).sample(range(len(mutants)), options.sample)
+        mutants = [mutants[place] for place in sorted(chosen)]
+
+    with tempfile.TemporaryDirectory(prefix="mutants-") as folder:
+        base = Path(folder) / "base"
+        sandbox.copy_tree(ROOT, base)
+        tests = TESTS.get(options.room, [f"tests/{options.room}"])
+        print(f"{options.room}: {len(mutants)} of {total} mutants; first the tests as they are", flush=True)
+        learned = sandbox.learn(base, tests, files_of(options.room))
+        print(f"{len(learned.seconds)} tests, {sum(learned.seconds.values()):.0f} s", flush=True)
+        verdicts = _run(mutants, learned, Path(folder), options)
+    verdicts.sort(key=lambda each: (each.path, each.line))
+    counts = Counter(each.status for each in verdicts)
+    for each in verdicts:
+        if each.status == "survived":
+            print(f"\n{each.path}:{each.line} {each.function} ({each.tests} tests)\n{each.diff}")
+    fine = len(verdicts) - counts["survived"]
+    share = 100 * fine / max(1, len(verdicts))
+    summary = {
+        "room": options.room,
+        "mutants": total,
+        "run": len(verdicts),
+        "sample": options.sample,
+        "seed": options.seed,
+        **{name: counts[name] for name in ("killed", "timeout", "explained", "survived")},
+        "killed or explained, percent": round(share, 1),
+        "tests": len(learned.seconds),
+        "minutes": round((time.monotonic() - started) / 60, 1),
+    }
+    print("\n" + json.dumps(summary))
+    if options.json:
+        record = {"summary": summary, "verdicts": [asdict(each) for each in verdicts]}
+        options.json.write_text(json.dumps(record, indent=1) + "\n")
+    return int(share < options.least)
+
+
+def _run(
+    mutants: Sequence[operators.Mutant], learned: sandbox.Learned, folder: Path, options: argparse.Namespace
+) -> list[Verdict]:
+    explained = _explained()
+    verdicts, unused = [], set(explained)
+    context = multiprocessing.get_context("spawn")
+    places = context.Queue()
+    for number in range(options.jobs):
+        shutil.copytree(folder / "base", folder / str(number))
+        places.put(str(folder / str(number)))
+    with ProcessPoolExecutor(
+        options.jobs, context, initializer=sandbox.settle, initargs=(places, learned.modules)
+    ) as pool:
+        control = pool.submit(_control, mutants[0].path, list(learned.seconds))
+        status, said = control.result()
+        if status != "survived":
+            raise SystemExit(f"{said}\nthe tests without a fault, run as those with one: {status}")
+        futures = {}
+        for mutant in mutants:
+            tests = list(learned.seconds) if options.full else learned.tests_of(mutant)
+            limit = 15 + 5 * sum(learned.seconds[test] for test in tests)
+            futures[pool.submit(_try, folder / "base", mutant, tests, limit)] = (mutant, len(tests))
+        for done, future in enumerate(as_completed(futures), start=1):
+            mutant, count = futures[future]
+            status, diff, seconds = future.result()
+            key = (mutant.path, mutant.function, diff)
+            unused.discard(key)
+            if status == "survived" and key in explained:
+                status = "explained"
+            verdict = Verdict(mutant.path, mutant.lines[0], mutant.function, diff, status, count, seconds)
+            verdicts.append(verdict)
+            if done % 50 == 0:
+                figures = dict(Counter(each.status for each in verdicts))
+                print(f"  {done} of {len(mutants)}: {figures}", flush=True)
+    if not (options.sample or options.only or options.survivors):
+        for path, function, diff in sorted(unused):
+            if path.startswith(f"penstock/{options.room}/"):
+                print(f"explained.toml has what is no mutant any more: {path} {function}\n{diff}")
+    return verdicts
+
+
+def _control(path: str, tests: list[str]) -> tuple[str, str]:
+    status = sandbox.run_with(path, Path(path).read_text(), tests, 3600)
+    return status, Path(sandbox.LOG).read_text()[-4000:]
+
+
+def _try(base: Path, mutant: operators.Mutant, tests: list[str], limit: float) -> tuple[str, str, float]:
+    """In a worker: write the fault, run the tests, take it back."""
+    source, diff = operators.apply(base, mutant)
+    started = time.monotonic()
+    if not tests:
+        return "survived", diff, 0.0
+    status = sandbox.run_with(mutant.path, source, tests, limit)
+    return status, diff, round(time.monotonic() - started, 2)
+
+
+def _explained() -> dict[tuple[str, str, str], str]:
+    """(path, function, difference) → why no test can tell."""
+    entries: list[dict[str, Any]] = tomllib.loads(EXPLAINED.read_text()).get("mutant", [])
+    return {(each["path"], each["function"], each["diff"].strip()): each["reason"] for each in entries}
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -4,8 +4,7 @@
 
 Everything happens in a copy of the working tree in a temporary folder; the tree itself is only read. The
 room's tests are run once with coverage, to learn which test runs which line. Then each fault is written into
-a copy, and the tests that run its line are run, the fastest first, until one fails, in a process forked from
-one that has imported all libraries (never Penstock itself) already.
+a copy, and the tests that run its line are run, the fastest first, until one fails.
 
 killed: a test failed. timeout: the tests did not end, or ran out of memory. explained: no test can tell, and
 explained.toml says why. survived: what is printed, as a difference.
@@ -14,6 +13,7 @@ explained.toml says why. survived: what is printed, as a difference.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import multiprocessing
 import random
@@ -24,8 +24,8 @@ import time
 import tomllib
 from collections import Counter
 from collections.abc import Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import asdict, dataclass
+from multiprocessing.connection import Connection, wait
 from pathlib import Path
 from typing import Any
 
@@ -63,6 +63,10 @@ def files_of(room: str) -> list[str]:
     return [str(path.relative_to(ROOT)) for path in found] + ALSO.get(room, [])
 
 
+def _tests_of(room: str) -> list[str]:
+    return TESTS.get(room, [f"tests/{room}"])
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Exit status: 0 if at least `--least` percent of the mutants are killed or explained, else 1."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
@@ -74,6 +78,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--least", type=float, default=0.0, help="percent to be killed or explained")
     parser.add_argument("--only", default="", help="only mutants whose path and function have this in them")
     parser.add_argument("--survivors", type=Path, help="only what survived in this --json of an earlier run")
+    parser.add_argument(
+        "--quick", type=float, help="first look: the cheapest tests, this share of their time"
+    )
     parser.add_argument("--full", action="store_true", help="run all of the room's tests for each mutant")
     options = parser.parse_args(arguments)
 
@@ -102,9 +109,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     with tempfile.TemporaryDirectory(prefix="mutants-") as folder:
         base = Path(folder) / "base"
         sandbox.copy_tree(ROOT, base)
-        tests = TESTS.get(options.room, [f"tests/{options.room}"])
         print(f"{options.room}: {len(mutants)} of {total} mutants; first the tests as they are", flush=True)
-        learned = sandbox.learn(base, tests, files_of(options.room))
+        learned = sandbox.learn(base, _tests_of(options.room), files_of(options.room))
         print(f"{len(learned.seconds)} tests, {sum(learned.seconds.values()):.0f} s", flush=True)
         verdicts = _run(mutants, learned, Path(folder), options)
     verdicts.sort(key=lambda each: (each.path, each.line))
@@ -135,57 +141,76 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _run(
     mutants: Sequence[operators.Mutant], learned: sandbox.Learned, folder: Path, options: argparse.Namespace
 ) -> list[Verdict]:
+    """A control first: each worker, without a fault, with and without importing anew."""
     explained = _explained()
     verdicts, unused = [], set(explained)
-    context = multiprocessing.get_context("spawn")
-    places = context.Queue()
-    for number in range(options.jobs):
-        shutil.copytree(folder / "base", folder / str(number))
-        places.put(str(folder / str(number)))
-    with ProcessPoolExecutor(
-        options.jobs, context, initializer=sandbox.settle, initargs=(places, learned.modules)
-    ) as pool:
-        control = pool.submit(_control, mutants[0].path, list(learned.seconds))
-        status, said = control.result()
-        if status != "survived":
-            raise SystemExit(f"{said}\nthe tests without a fault, run as those with one: {status}")
-        futures = {}
-        for mutant in mutants:
-            tests = list(learned.seconds) if options.full else learned.tests_of(mutant)
-            limit = 15 + 5 * sum(learned.seconds[test] for test in tests)
-            futures[pool.submit(_try, folder / "base", mutant, tests, limit)] = (mutant, len(tests))
-        for done, future in enumerate(as_completed(futures), start=1):
-            mutant, count = futures[future]
-            status, diff, seconds = future.result()
-            key = (mutant.path, mutant.function, diff)
-            unused.discard(key)
-            if status == "survived" and key in explained:
-                status = "explained"
-            verdict = Verdict(mutant.path, mutant.lines[0], mutant.function, diff, status, count, seconds)
-            verdicts.append(verdict)
-            if done % 50 == 0:
-                figures = dict(Counter(each.status for each in verdicts))
-                print(f"  {done} of {len(mutants)}: {figures}", flush=True)
+    base, everything = folder / "base", tuple(learned.seconds)
+    calm = mutants[0].path, (base / mutants[0].path).read_text(), everything, 3600.0
+    controls = [sandbox.Job(*calm, anew=True)]
+    todo = iter(mutants)
+    with contextlib.ExitStack() as stack:
+        workers = [
+            _start(stack, folder, str(number), _tests_of(options.room)) for number in range(options.jobs)
+        ]
+        under_way: dict[Connection, tuple[operators.Mutant | None, str, int, float]] = {}
+
+        def give(worker: Connection) -> None:
+            if controls:
+                worker.send(controls.pop())
+                under_way[worker] = (None, "", 0, time.monotonic())
+                return
+            for mutant in todo:
+                source, diff = operators.apply(base, mutant)
+                tests = everything if options.full else tuple(learned.tests_of(mutant))
+                if options.quick:
+                    tests = tuple(learned.cheap(tests, options.quick))
+                limit = 15 + 5 * sum(learned.seconds[test] for test in tests)
+                under_way[worker] = (mutant, diff, len(tests), time.monotonic())
+                worker.send(sandbox.Job(mutant.path, source, tests, limit))
+                return
+
+        for worker in workers:
+            give(worker)
+        while under_way:
+            for worker in wait(list(under_way)):
+                assert isinstance(worker, Connection)
+                mutant, diff, count, started = under_way.pop(worker)
+                status, said = worker.recv()
+                give(worker)
+                if mutant is None:
+                    if status != "survived":
+                        raise SystemExit(f"{said}\nwithout a fault, the tests in a worker: {status}")
+                    continue
+                key = (mutant.path, mutant.function, diff)
+                unused.discard(key)
+                if status == "survived" and key in explained:
+                    status = "explained"
+                seconds = round(time.monotonic() - started, 2)
+                verdicts.append(
+                    Verdict(mutant.path, mutant.lines[0], mutant.function, diff, status, count, seconds)
+                )
+                if len(verdicts) % 50 == 0:
+                    figures = dict(Counter(each.status for each in verdicts))
+                    print(f"  {len(verdicts)} of {len(mutants)}: {figures}", flush=True)
     if not (options.sample or options.only or options.survivors):
         for path, function, diff in sorted(unused):
-            if path.startswith(f"penstock/{options.room}/"):
+            if path in files_of(options.room):
                 print(f"explained.toml has what is no mutant any more: {path} {function}\n{diff}")
     return verdicts
 
 
-def _control(path: str, tests: list[str]) -> tuple[str, str]:
-    status = sandbox.run_with(path, Path(path).read_text(), tests, 3600)
-    return status, Path(sandbox.LOG).read_text()[-4000:]
-
-
-def _try(base: Path, mutant: operators.Mutant, tests: list[str], limit: float) -> tuple[str, str, float]:
-    """In a worker: write the fault, run the tests, take it back."""
-    source, diff = operators.apply(base, mutant)
-    started = time.monotonic()
-    if not tests:
-        return "survived", diff, 0.0
-    status = sandbox.run_with(mutant.path, source, tests, limit)
-    return status, diff, round(time.monotonic() - started, 2)
+def _start(stack: contextlib.ExitStack, folder: Path, name: str, tests: Sequence[str]) -> Connection:
+    """A worker with a copy of its own, which ends with the stack."""
+    shutil.copytree(folder / "base", folder / name)
+    context = multiprocessing.get_context("spawn")
+    ours, theirs = context.Pipe()
+    process = context.Process(target=sandbox.serve, args=(theirs, str(folder / name), tests))
+    process.start()
+    theirs.close()
+    stack.callback(process.join, 30)
+    stack.callback(process.terminate)
+    stack.enter_context(ours)
+    return ours
 
 
 def _explained() -> dict[tuple[str, str, str], str]:

@@ -20,7 +20,7 @@ from pathlib import Path
 
 import libcst as cst
 import libcst.matchers as m
-from libcst.metadata import MetadataWrapper, PositionProvider
+from libcst.metadata import CodeRange, MetadataWrapper, PositionProvider
 from mutmut.mutation import mutators
 
 
@@ -43,29 +43,36 @@ class Mutant:
     body: tuple[int, int]
 
 
+_Fault = tuple[Mutant, cst.CSTNode, cst.CSTNode, int | None]
+"""(mutant, node, what stands there instead, where the node begins in the text if that is known)"""
+
+
 @lru_cache(maxsize=4)
-def _faults(root: Path, path: str) -> tuple[cst.Module, list[tuple[Mutant, cst.CSTNode, cst.CSTNode]]]:
-    wrapper = MetadataWrapper(cst.parse_module((root / path).read_text()))
-    visitor = _Visitor(path)
+def _faults(root: Path, path: str) -> tuple[cst.Module, str, list[_Fault]]:
+    text = (root / path).read_text()
+    wrapper = MetadataWrapper(cst.parse_module(text))
+    visitor = _Visitor(path, text)
     wrapper.visit(visitor)
-    return wrapper.module, visitor.found
+    return wrapper.module, text, visitor.found
 
 
 def mutants_of(root: Path, path: str) -> list[Mutant]:
     """All of a file, in the order of the text."""
-    return [mutant for mutant, _, _ in _faults(root, path)[1]]
+    return [fault[0] for fault in _faults(root, path)[2]]
 
 
 def apply(root: Path, mutant: Mutant) -> tuple[str, str]:
     """The file with the fault, and the difference (its lines only, without numbers)."""
-    module, found = _faults(root, mutant.path)
-    _, node, replacement = found[mutant.number]
-    if isinstance(replacement, cst.RemovalSentinel):
-        raise TypeError(f"{mutant}: a node cannot be removed, only replaced")
-    source = module.deep_replace(node, replacement).code
+    module, before, found = _faults(root, mutant.path)
+    _, node, replacement, offset = found[mutant.number]
+    old = _code(node)
+    if offset is not None and before.startswith(old, offset):
+        source = before[:offset] + _code(replacement) + before[offset + len(old) :]
+    else:
+        source = cst.ensure_type(module.deep_replace(node, replacement), cst.Module).code
     changed = [
         line
-        for line in difflib.unified_diff(module.code.splitlines(), source.splitlines(), lineterm="", n=0)
+        for line in difflib.unified_diff(before.splitlines(), source.splitlines(), lineterm="", n=0)
         if line[:1] in "+-" and line[:3] not in ("+++", "---")
     ]
     return source, "\n".join(line[0] + " " + line[1:].strip() for line in changed)
@@ -74,10 +81,13 @@ def apply(root: Path, mutant: Mutant) -> tuple[str, str]:
 class _Visitor(cst.CSTVisitor):
     METADATA_DEPENDENCIES = (PositionProvider,)
 
-    def __init__(self, path: str) -> None:
+    def __init__(self, path: str, text: str) -> None:
         super().__init__()
-        self.found: list[tuple[Mutant, cst.CSTNode, cst.CSTNode]] = []
+        self.found: list[_Fault] = []
         self._path = path
+        self._starts = [0]
+        for line in text.splitlines(keepends=True):
+            self._starts.append(self._starts[-1] + len(line))
         self._scopes: list[tuple[str, tuple[int, int]]] = []
         self._statements: list[tuple[int, int]] = []
 
@@ -89,11 +99,11 @@ class _Visitor(cst.CSTVisitor):
         if isinstance(node, (cst.SimpleStatementLine, cst.BaseCompoundStatement, cst.Lambda)):
             self._statements.append(self._header(node))
         seen = set()
-        for replacement in _faulty(node):
-            code = cst.Module([]).code_for_node(replacement)
-            if code not in seen and code != cst.Module([]).code_for_node(node):
+        for target, replacement in _faulty(node):
+            code = _code(replacement)
+            if code not in seen and code != _code(target):
                 seen.add(code)
-                self.found.append((self._mutant(), node, replacement))
+                self.found.append((self._mutant(), target, replacement, self._offset(target)))
         return True
 
     def on_leave(self, original_node: cst.CSTNode) -> None:
@@ -110,6 +120,15 @@ class _Visitor(cst.CSTVisitor):
         body = self._scopes[-1][1] if self._scopes else (0, 0)
         return Mutant(self._path, len(self.found), name, lines, body)
 
+    def _offset(self, node: cst.CSTNode) -> int | None:
+        if isinstance(node, cst.BaseStatement) or (place := self._place(node)) is None:
+            return None
+        parentheses = sum(len(_code(each)) for each in getattr(node, "lpar", ()))
+        return self._starts[place.start.line - 1] + place.start.column - parentheses
+
+    def _place(self, node: cst.CSTNode) -> CodeRange | None:
+        return self.get_metadata(PositionProvider, node, None)
+
     def _span(self, node: cst.CSTNode) -> tuple[int, int]:
         place = self.get_metadata(PositionProvider, node)
         return place.start.line, place.end.line
@@ -121,6 +140,13 @@ class _Visitor(cst.CSTVisitor):
         return first, last
 
 
+def _code(node: cst.CSTNode) -> str:
+    return _EMPTY.code_for_node(node)
+
+
+_EMPTY = cst.Module([])
+
+
 def _says_nothing(node: cst.CSTNode) -> bool:
     if isinstance(node, cst.SimpleStatementLine):
         first = node.body[0]
@@ -130,10 +156,21 @@ def _says_nothing(node: cst.CSTNode) -> bool:
     return m.matches(node, m.If(test=m.Name("TYPE_CHECKING")))
 
 
-def _faulty(node: cst.CSTNode) -> Iterator[cst.CSTNode]:
+def _faulty(node: cst.CSTNode) -> Iterator[tuple[cst.CSTNode, cst.CSTNode]]:
+    """(it or a part of it, what stands there instead)"""
     for kind, operator in _OPERATORS:
         if isinstance(node, kind):
-            yield from operator(node)
+            yield from ((node, replacement) for replacement in operator(node))
+    if isinstance(node, (cst.If, cst.While)):  # never taken; taken always (a loop would have no end)
+        yield node.test, cst.Name("False")
+        if isinstance(node, cst.If):
+            yield node.test, cst.Name("True")
+    if (
+        isinstance(node, cst.SimpleStatementLine)
+        and len(node.body) == 1
+        and m.matches(node.body[0], _LEFT_OUT)
+    ):
+        yield node.body[0], cst.Pass()
 
 
 def _string(node: cst.SimpleString) -> Iterable[cst.CSTNode]:
@@ -151,21 +188,6 @@ def _argument(node: cst.Call) -> Iterable[cst.CSTNode]:
             yield node.with_changes(args=[*node.args[:place], *node.args[place + 1 :]])
 
 
-def _statement(node: cst.SimpleStatementLine) -> Iterable[cst.CSTNode]:
-    """Without a call or an update that stands by itself."""
-    if len(node.body) == 1 and m.matches(
-        node.body[0], m.Expr(m.Call() | m.Await()) | m.AugAssign() | m.Del() | m.Assert()
-    ):
-        yield node.with_changes(body=[cst.Pass()])
-
-
-def _branch(node: cst.If | cst.While) -> Iterable[cst.CSTNode]:
-    """Never taken; taken always (a loop would have no end)."""
-    yield node.with_changes(test=cst.Name("False"))
-    if isinstance(node, cst.If):
-        yield node.with_changes(test=cst.Name("True"))
-
-
 def _operand(node: cst.BinaryOperation | cst.BooleanOperation) -> Iterable[cst.CSTNode]:
     """Without its right side, or its left one where they weigh the same."""
     if isinstance(node.operator, (cst.Add, cst.Subtract, cst.Multiply, cst.And, cst.Or)):
@@ -180,6 +202,8 @@ def _extreme(node: cst.Name) -> Iterable[cst.CSTNode]:
         yield node.with_changes(value=other)
 
 
+_LEFT_OUT = m.Expr(m.Call() | m.Await()) | m.AugAssign() | m.Del() | m.Assert()
+"""Statements that may be left out."""
 _REPLACED = {
     mutators.operator_string,
     mutators.operator_arg_removal,
@@ -190,8 +214,6 @@ _OPERATORS = [
     *((kind, each) for kind, each in mutators.mutation_operators if each not in _REPLACED),
     (cst.SimpleString, _string),
     (cst.Call, _argument),
-    (cst.SimpleStatementLine, _statement),
-    ((cst.If, cst.While), _branch),
     ((cst.BinaryOperation, cst.BooleanOperation), _operand),
     (cst.Name, _extreme),
 ]

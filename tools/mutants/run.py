@@ -115,9 +115,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
         verdicts = _run(mutants, learned, Path(folder), options)
     verdicts.sort(key=lambda each: (each.path, each.line))
     counts = Counter(each.status for each in verdicts)
-    for each in verdicts:
-        if each.status == "survived":
-            print(f"\n{each.path}:{each.line} {each.function} ({each.tests} tests)\n{each.diff}")
     fine = len(verdicts) - counts["survived"]
     share = 100 * fine / max(1, len(verdicts))
     summary = {
@@ -189,6 +186,11 @@ def _run(
                 verdicts.append(
                     Verdict(mutant.path, mutant.lines[0], mutant.function, diff, status, count, seconds)
                 )
+                if status == "survived":
+                    print(
+                        f"{mutant.path}:{mutant.lines[0]} {mutant.function} ({count} tests)\n{diff}",
+                        flush=True,
+                    )
                 if len(verdicts) % 50 == 0:
                     figures = dict(Counter(each.status for each in verdicts))
                     print(f"  {len(verdicts)} of {len(mutants)}: {figures}", flush=True)

@@ -33,6 +33,7 @@ from pathlib import Path
 from types import CodeType, FunctionType
 from typing import Any
 
+import hypothesis
 import operators
 import pytest
 
@@ -207,7 +208,7 @@ def serve(connection: Connection, place: str, tests: Sequence[str]) -> None:
     null = os.open(os.devnull, os.O_RDWR)
     for target in (0, 1):
         os.dup2(null, target)
-    pytest.main([*_FLAGS, "-s", *tests], plugins=[_Server(connection)])
+    pytest.main([*_FLAGS, "-s", "--tb=line", *tests], plugins=[_Server(connection)])
 
 
 class _Server:
@@ -215,6 +216,12 @@ class _Server:
 
     def __init__(self, connection: Connection) -> None:
         self._connection = connection
+
+    def pytest_configure(self) -> None:
+        """An example that fails is enough: it need not be the smallest."""
+        phases = (hypothesis.Phase.explicit, hypothesis.Phase.generate)
+        hypothesis.settings.register_profile("mutants", hypothesis.settings.default, phases=phases)
+        hypothesis.settings.load_profile("mutants")
 
     def pytest_runtestloop(self, session: pytest.Session) -> bool:
         items = {item.nodeid: item for item in session.items}

@@ -1,0 +1,109 @@
+"""Which blocks of a request others may share: borders of blocks, of contents, and of requests."""
+
+from __future__ import annotations
+
+import pytest
+
+from penstock.core.blocks import BlockPool
+from penstock.core.prefix import Prefixes
+from penstock.core.request import Request
+from penstock.core.request_spec import InputSpan, RequestSpec
+from penstock.core.sampling_params import Sampling
+
+from .world import World, config, request
+
+
+def computed(prefixes: Prefixes, pool: BlockPool, spec: RequestSpec) -> list[int]:
+    """Its blocks, all computed and offered."""
+    one = next(iter(Request.of(spec)))
+    one.blocks, one.computed = pool.allocate(pool.blocks_for(len(one.tokens))), len(one.tokens)
+    prefixes.register(one)
+    return one.blocks
+
+
+def hits(prefixes: Prefixes, spec: RequestSpec) -> list[int]:
+    return prefixes.hits(next(iter(Request.of(spec))))
+
+
+@pytest.mark.parametrize(
+    ("length", "found"), [(1, 0), (4, 0), (5, 1), (8, 1), (9, 2), (12, 2), (13, 3), (16, 3)]
+)
+def test_at_least_one_token_is_left_to_compute(length: int, found: int) -> None:
+    pool = BlockPool(16, 4)
+    prefixes = Prefixes(pool, True)
+    table = computed(prefixes, pool, request("a", 16))
+    assert hits(prefixes, request("b", length)) == table[:found]
+
+
+@pytest.mark.parametrize(
+    ("span", "found"),
+    [
+        (InputSpan(4, 4, "x"), 1),  # all of the second block
+        (InputSpan(0, 1, "x"), 0),
+        (InputSpan(3, 1, "x"), 0),  # the last position of the first
+        (InputSpan(3, 6, "x"), 0),
+        (InputSpan(7, 1, "x"), 1),
+        (InputSpan(8, 1, "x"), 2),
+    ],
+)
+def test_a_block_is_another_one_where_a_content_touches_it(span: InputSpan, found: int) -> None:
+    pool = BlockPool(16, 4)
+    prefixes = Prefixes(pool, True)
+    plain = computed(prefixes, pool, request("a", 13))
+    assert hits(prefixes, request("b", 13, inputs=(span,))) == plain[:found]
+    table = computed(prefixes, pool, request("c", 13, inputs=(span,)))
+    assert hits(prefixes, request("d", 13, inputs=(span,))) == [*plain[:found], *table[found:3]]
+    assert len({*plain[:3], *table[found:3]}) == 6 - found
+
+
+@pytest.mark.parametrize("change", [{"digest": "y"}, {"length": 3}, {"start": 1}])
+def test_a_content_is_its_place_its_length_and_its_hash(change: dict[str, object]) -> None:
+    pool = BlockPool(16, 4)
+    prefixes = Prefixes(pool, True)
+    span = {"start": 0, "length": 2, "digest": "x"}
+    computed(prefixes, pool, request("a", 5, inputs=(InputSpan(**span),)))  # type: ignore[arg-type]
+    other = InputSpan(**{**span, **change})  # type: ignore[arg-type]
+    assert hits(prefixes, request("b", 5, inputs=(other,))) == []
+
+
+def test_a_content_counts_from_its_block_on() -> None:
+    """The same picture in the second block of both: what is before it stands in its block's parent."""
+    pool = BlockPool(16, 4)
+    prefixes = Prefixes(pool, True)
+    prompt = [1, 2, 3, 4, 5, 6, 7, 8, 9]
+    table = computed(prefixes, pool, request("a", prompt, inputs=(InputSpan(5, 2, "x"),)))
+    assert hits(prefixes, request("b", prompt, inputs=(InputSpan(5, 2, "x"),))) == table[:2]
+    assert hits(prefixes, request("c", prompt, inputs=(InputSpan(6, 2, "x"),))) == table[:1]
+
+
+def test_without_prefix_caching_only_siblings_share() -> None:
+    pool = BlockPool(16, 4)
+    prefixes = Prefixes(pool, False)
+    computed(prefixes, pool, request("a", 9))
+    assert hits(prefixes, request("a", 9)) == []
+    table = computed(prefixes, pool, request("b", 9, n=2))
+    assert hits(prefixes, request("b", 9, n=2)) == table[:2]
+    assert hits(prefixes, request("c", 9, n=2)) == []
+    assert pool.available == 16 - 6
+
+
+def test_what_is_found_is_counted() -> None:
+    world = World(config(max_num_batched_tokens=64), num_blocks=32)
+    world.add(request("a", 13, max_tokens=1))
+    world.add(request("b", 13, max_tokens=1))
+    world.add(request("c", 13, max_tokens=1, sampling=Sampling(prompt_logprobs=0)))
+    world.run()
+    totals = world.scheduler.totals
+    assert (totals.prefix_queries, totals.prefix_hits, totals.cached_tokens) == (39, 12, 12)
+    assert (totals.prompt_tokens, totals.generation_tokens, totals.recomputed_tokens) == (27, 3, 0)
+    assert totals.steps == 1
+
+
+def test_a_preempted_request_is_looked_up_once() -> None:
+    world = World(config(watermark=0.0), num_blocks=8)
+    world.add(request("old", [1, 2, 3, 4], max_tokens=26))
+    world.add(request("young", list(range(50, 66)), max_tokens=8))
+    world.run()
+    totals = world.scheduler.totals
+    assert totals.preemptions == 1
+    assert (totals.prefix_queries, totals.prefix_hits, totals.cached_tokens) == (20, 0, 0)

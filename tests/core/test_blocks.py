@@ -90,3 +90,103 @@ def test_asking_for_too_much_takes_nothing() -> None:
 def test_hashes_do_not_depend_on_the_process() -> None:
     assert hash_block(b"", [1, 2, 3], "salt").hex() == "05a868077462b8ef096cf01de3a87711"
     assert hash_block(hash_block(b"", [1]), [2]).hex() == "30e044a502cd42b316b95c377f814a2a"
+
+
+@pytest.mark.parametrize(("blocks", "size"), [(0, 1), (1, 0), (-1, 4), (4, -1)])
+def test_there_is_a_block_and_it_holds_a_token(blocks: int, size: int) -> None:
+    with pytest.raises(ValueError, match=f"at least one block of one token, got {blocks} of {size}"):
+        BlockPool(blocks, size)
+    assert BlockPool(1, 1).available == 1
+
+
+def test_a_block_has_one_content_and_a_content_one_block() -> None:
+    pool = BlockPool(4, 2)
+    first, twin = pool.allocate(2)
+    one, other = hash_block(b"", [1, 2]), hash_block(b"", [3, 4])
+    pool.register(first, one)
+    pool.register(first, other)
+    assert (pool.lookup([one]), pool.lookup([other])) == ([first], [])
+    pool.register(twin, one)
+    assert pool.lookup([one]) == [first]
+    pool.check([[first, twin]])
+    pool.release([first, twin])
+    assert (pool.cached, pool.available) == (1, 4)
+
+
+def test_what_is_worthless_is_found_no_more() -> None:
+    pool = BlockPool(4, 2)
+    table = pool.allocate(3)
+    hashes = chain([1, 2, 3, 4, 5, 6], 2)
+    for block, digest in zip(table, hashes, strict=True):
+        pool.register(block, digest)
+    pool.release(table[2:])
+    pool.unregister([table[0], table[2]])
+    assert (pool.cached, pool.available) == (0, 2)
+    pool.check([table[:2]])
+    assert pool.lookup(hashes[:1]) == []
+    assert pool.lookup(hashes[1:]) == table[1:2]
+    pool.unregister_all()
+    assert pool.lookup(hashes[1:]) == []
+    pool.check([table[:2]])
+
+
+def test_figures_of_a_pool() -> None:
+    pool = BlockPool(8, 4)
+    assert [pool.blocks_for(count) for count in (0, 1, 4, 5, 8, 9)] == [0, 1, 1, 2, 2, 3]
+    table = pool.allocate(2)
+    assert (pool.usage, pool.available, pool.cached) == (0.25, 6, 0)
+    pool.register(table[0], hash_block(b"", [1, 2, 3, 4]))
+    assert pool.unreferenced(table) == 0
+    pool.release(table)
+    assert (pool.usage, pool.available, pool.cached) == (0.0, 8, 1)
+    assert pool.unreferenced(table) == 2
+    pool.share(table[:1])
+    assert (pool.usage, pool.cached) == (0.125, 0)
+    pool.share(table[:1])
+    pool.release(table[:1])
+    pool.check([table[:1]])
+    pool.reset()
+    assert (pool.available, pool.cached, pool.lookup([hash_block(b"", [1, 2, 3, 4])])) == (8, 0, [])
+    assert pool.allocate(3) == [0, 1, 2]  # from the first, so that plans are the same
+
+
+def test_the_content_of_a_block_enters_its_hash() -> None:
+    plain = hash_block(b"", [1], "salt")
+    assert hash_block(b"", [1], "salt", "cat") not in (plain, hash_block(b"", [1], "salt", "dog"))
+    assert hash_block(plain, [2], content="cat") != hash_block(plain, [2])
+    assert hash_block(plain, [2], "salt") == hash_block(plain, [2])  # the parent has it already
+    assert len(plain) == 16
+
+
+BROKEN = {
+    "free twice": lambda pool: pool._free.append(pool._free[0]),
+    "lost or doubled": lambda pool: pool._free.pop(),
+    "both free and cached": lambda pool: (pool._cached.__setitem__(pool._free[0], None), pool._free.pop()),
+    "has -1 references": lambda pool: pool._references.__setitem__(pool._free[0], -1),
+    "misplaced": lambda pool: (pool._free.append(0), pool._free.remove(pool._free[0])),
+    "free block . is indexed": lambda pool: pool._hash_of.__setitem__(pool._free[0], b"x"),
+    "is not indexed": lambda pool: pool._hash_of.__setitem__(1, None),
+    "index misses block": lambda pool: pool._index.clear(),
+    "entries without a block": lambda pool: pool._index.__setitem__(b"y", 3),
+}
+
+
+@pytest.mark.parametrize("said", BROKEN)
+def test_the_check_sees_what_is_broken(said: str) -> None:
+    pool = BlockPool(6, 2)
+    table = pool.allocate(3)
+    pool.register(table[1], hash_block(b"", [1, 2]))
+    pool.release([table[1]])
+    pool.check([[0, 2]])
+    BROKEN[said](pool)
+    with pytest.raises(AssertionError, match=said):
+        pool.check()
+
+
+def test_the_check_compares_with_the_tables() -> None:
+    pool = BlockPool(6, 2)
+    table = pool.allocate(2)
+    pool.share(table[:1])
+    pool.check([table, table[:1]])
+    with pytest.raises(AssertionError, match="differ from the block tables"):
+        pool.check([table])

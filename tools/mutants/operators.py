@@ -6,8 +6,8 @@ mutmut has none: a statement that is left out, a branch that is never or always 
 out, the smallest for the largest.
 
 Left alone: what is no behaviour (annotations, docstrings, words of a message: strings with a space in them),
-what nobody can call (`__all__`, `if TYPE_CHECKING`), and what mypy finds: None in the place of a value, or a
-missing positional argument.
+what nobody can call (`__all__`, `if TYPE_CHECKING`), what mypy finds (None in the place of a value, a missing
+positional argument), and `strict=` of zip, an assertion.
 """
 
 from __future__ import annotations
@@ -92,7 +92,7 @@ class _Visitor(cst.CSTVisitor):
         self._statements: list[tuple[int, int]] = []
 
     def on_visit(self, node: cst.CSTNode) -> bool:
-        if isinstance(node, (cst.Annotation, cst.Decorator)) or _says_nothing(node):
+        if isinstance(node, (cst.Annotation, cst.Decorator)) or _says_nothing(node) or _asserts(node):
             return False
         if isinstance(node, (cst.FunctionDef, cst.ClassDef)):
             self._scopes.append((node.name.value, self._span(node)))
@@ -184,8 +184,13 @@ def _string(node: cst.SimpleString) -> Iterable[cst.CSTNode]:
 def _argument(node: cst.Call) -> Iterable[cst.CSTNode]:
     """Without a keyword argument."""
     for place, argument in enumerate(node.args):
-        if argument.keyword is not None:
+        if argument.keyword is not None and not _asserts(argument):
             yield node.with_changes(args=[*node.args[:place], *node.args[place + 1 :]])
+
+
+def _asserts(node: cst.CSTNode) -> bool:
+    """`zip(…, strict=True)` says that lengths are equal: where they are, nothing changes without it."""
+    return m.matches(node, m.Arg(keyword=m.Name("strict")))
 
 
 def _operand(node: cst.BinaryOperation | cst.BooleanOperation) -> Iterable[cst.CSTNode]:

@@ -18,6 +18,7 @@ import json
 import multiprocessing
 import random
 import shutil
+import signal
 import sys
 import tempfile
 import time
@@ -84,6 +85,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--full", action="store_true", help="run all of the room's tests for each mutant")
     options = parser.parse_args(arguments)
 
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that copies and workers go, too
     started = time.monotonic()
     mutants = [mutant for path in files_of(options.room) for mutant in operators.mutants_of(ROOT, path)]
     total = len(mutants)

@@ -35,6 +35,42 @@ def test_at_least_one_token_is_left_to_compute(length: int, found: int) -> None:
     assert hits(prefixes, request("b", length)) == table[:found]
 
 
+def test_every_block_has_to_match() -> None:
+    pool = BlockPool(16, 4)
+    prefixes = Prefixes(pool, True)
+    prompt = list(range(1, 14))
+    table = computed(prefixes, pool, request("a", prompt))
+    for place in range(12):
+        other = [*prompt[:place], 99, *prompt[place + 1 :]]
+        assert hits(prefixes, request("b", other)) == table[: place // 4]
+
+
+def test_only_what_is_computed_is_offered() -> None:
+    pool = BlockPool(16, 4)
+    prefixes = Prefixes(pool, True)
+    (one,) = Request.of(request("a", 13))
+    one.blocks = pool.allocate(4)
+    for count, offered in ((3, 0), (4, 1), (7, 1), (8, 2), (13, 3)):
+        one.computed = count
+        prefixes.register(one)
+        assert one.registered == offered
+        assert hits(prefixes, request("b", 13)) == one.blocks[:offered]
+    one.computed = 16  # three tokens under way, which nobody knows yet
+    prefixes.register(one)
+    assert one.registered == 3
+
+
+def test_generated_tokens_are_a_prefix_too_even_for_who_asks_for_prompt_logprobs() -> None:
+    """After a preemption: the prompt's were told, so its positions need not pass through the model again."""
+    pool = BlockPool(16, 4)
+    prefixes = Prefixes(pool, True)
+    table = computed(prefixes, pool, request("a", 9))
+    (one,) = Request.of(request("b", 9, sampling=Sampling(prompt_logprobs=0)))
+    assert prefixes.hits(one) == []
+    one.tokens.append(5)
+    assert prefixes.hits(one) == table[:2]
+
+
 @pytest.mark.parametrize(
     ("span", "found"),
     [
@@ -84,7 +120,20 @@ def test_without_prefix_caching_only_siblings_share() -> None:
     table = computed(prefixes, pool, request("b", 9, n=2))
     assert hits(prefixes, request("b", 9, n=2)) == table[:2]
     assert hits(prefixes, request("c", 9, n=2)) == []
-    assert pool.available == 16 - 6
+    pool.release(table)
+    assert pool.cached == 2  # and nothing of the first
+
+
+def test_without_prefix_caching_siblings_of_another_prompt_do_not_share() -> None:
+    pool = BlockPool(16, 4)
+    prefixes = Prefixes(pool, False)
+    prompt = request("a", 9).prompts[0]
+    spec = RequestSpec(id="a", prompts=(prompt, prompt), sampling=Sampling(), n=2)
+    first, sibling, second, _ = Request.of(spec)
+    first.blocks, first.computed = pool.allocate(3), 9
+    prefixes.register(first)
+    assert prefixes.hits(sibling) == first.blocks[:2]
+    assert prefixes.hits(second) == []
 
 
 def test_what_is_found_is_counted() -> None:

@@ -88,15 +88,14 @@ class Learned:
 
     def tests_of(self, mutant: operators.Mutant) -> list[str]:
         """Who can tell: the tests that run its line. Where it ran when its module was imported (defaults,
-        constants), those that run the function or class around it, and then any part of the file. Where no
-        test runs it, those that start processes."""
+        constants), those that run the function or class around it, then any part of the file, then all. Where
+        no test runs it, those that start processes."""
         lines = self.lines.get(mutant.path, {})
         groups = [self._ran(lines, *mutant.lines)]
         imported = any("" in lines.get(line, ()) for line in range(mutant.lines[0], mutant.lines[1] + 1))
         if imported or not mutant.function:
             groups += [self._ran(lines, *mutant.body), self._ran(lines, 0, max(lines, default=0))]
-            if not any(groups):
-                groups.append(set(self.seconds))
+            groups.append(set(self.seconds))
         if not any(groups):
             groups.append(set(self.spawning))
         ordered: dict[str, None] = {}

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import pytest
 
 from penstock.core.policy import POLICIES, Fcfs, Priority, View, create_policy
@@ -74,6 +76,44 @@ def test_who_was_here_before_is_not_bounded() -> None:
     assert [each.id for each, _ in queue.overflow(0, None)] == [other.id]
     assert [queue[0].id, len(queue), queue.fresh, queue.fresh_tokens] == [one.id, 1, 0, 0]
     assert queue.overflow(0, 0) == []
+
+
+def test_who_was_here_before_is_passed_over_wherever_he_stands() -> None:
+    queue, (one, other) = queue_of(3, 4)
+    assert queue.take(1) is other
+    other.cached = 0
+    queue.add(other)
+    assert queue.overflow(0, None) == [(one, "max_num_queued_reqs")]
+    assert (len(queue), queue[0]) == (1, other)
+
+
+def _blocks(queue: Queue) -> None:
+    queue[0].blocks = [1]
+
+
+def _state(queue: Queue) -> None:
+    queue[1].state = State.RUNNING
+
+
+def _order(queue: Queue) -> None:
+    queue[0].rank = (9,)
+
+
+def _count(queue: Queue) -> None:
+    queue.fresh += 1
+
+
+def _tokens(queue: Queue) -> None:
+    queue.fresh_tokens -= 1
+
+
+@pytest.mark.parametrize("break_", [_blocks, _state, _order, _count, _tokens])
+def test_the_check_sees_what_is_broken(break_: Callable[[Queue], None]) -> None:
+    queue, _ = queue_of(3, 4)
+    queue.check()
+    break_(queue)
+    with pytest.raises(AssertionError):
+        queue.check()
 
 
 @pytest.mark.parametrize(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from penstock.core.blocks import BlockPool
+from penstock.core.blocks import BlockPool, hash_block
 from penstock.core.prefix import Prefixes
 from penstock.core.request import Request
 from penstock.core.request_spec import InputSpan, RequestSpec
@@ -43,6 +43,16 @@ def test_every_block_has_to_match() -> None:
     for place in range(12):
         other = [*prompt[:place], 99, *prompt[place + 1 :]]
         assert hits(prefixes, request("b", other)) == table[: place // 4]
+
+
+def test_the_hashes_are_those_that_blocks_are_defined_by() -> None:
+    """h0 = H(salt, t[0:4]), h1 = H(h0, t[4:8]): others may compute them, too."""
+    pool = BlockPool(16, 4)
+    spec = request("a", 9, tenant="t")
+    (one,) = Request.of(spec)
+    assert Prefixes(pool, True).hits(one) == []
+    first = hash_block(b"", one.tokens[:4], spec.salt)
+    assert one.hashes == [first, hash_block(first, one.tokens[4:8])]
 
 
 def test_only_what_is_computed_is_offered() -> None:

@@ -82,6 +82,8 @@ def test_needs_are_named() -> None:
     )
     assert wanting.needs == {"pooling", "adapter", "grammar", "inputs"}
     assert not spec().needs
+    plain, picture = Prompt((1, 2)), Prompt((1, 2), 16, (InputSpan(0, 1, "x"),))
+    assert RequestSpec(id="r", prompts=(plain, picture), sampling=Sampling()).needs == {"inputs"}
 
 
 @pytest.mark.parametrize(

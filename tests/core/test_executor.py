@@ -138,12 +138,42 @@ def test_the_simulated_device_verifies_drafts() -> None:
     """The echo of [4, 5, 6] is 4, 5, 6, 4 …: of the guesses 5, 9 the first is right."""
     executor = simulated()
     executor.submit(Plan(0, admit(request("a", [4, 5, 6])), (PlanItem("a", 0, 0, 3, (0,), 1),)))
-    item = PlanItem("a", 0, 3, 3, (1,), 3, (5, 9))
+    wrong = PlanItem("a", 0, 3, 3, (1,), 3, (9, 5))
+    with pytest.raises(ValueError, match="not known"):
+        executor.submit(Plan(1, (), (wrong._replace(start=4, tokens=3),)))
+    item = PlanItem("a", 0, 3, 3, (), 3, (5, 9))
     (outcome,) = executor.collect(executor.submit(Plan(1, (), (item,)))).outcomes
     assert outcome.tokens == (5, 6)
     item = PlanItem("a", 0, 5, 2, (), 2, (4,))
     (outcome,) = executor.collect(executor.submit(Plan(2, (), (item,)))).outcomes
     assert outcome.tokens == (4, 5)
+
+
+def test_a_chunk_of_what_is_pooled_says_nothing() -> None:
+    executor = simulated()
+    spec = request("a", [4, 5, 6], pooling=Pooling())
+    plan = Plan(0, admit(spec), (PlanItem("a", 0, 0, 2, (0,)),))
+    assert executor.collect(executor.submit(plan)).outcomes == (Outcome(),)
+
+
+def test_a_prompts_logprobs_end_with_the_prompt() -> None:
+    executor = simulated()
+    spec = request("a", [4, 5, 6, 7], sampling=Sampling(prompt_logprobs=0))
+    parts = [PlanItem("a", 0, 0, 1, (0,)), PlanItem("a", 0, 1, 1), PlanItem("a", 0, 2, 2, (), 1)]
+    told = []
+    for step, item in enumerate([*parts, PlanItem("a", 0, 4, 1, (1,), 1)]):
+        plan = Plan(step, admit(spec) if step == 0 else (), (item,))
+        (outcome,) = executor.collect(executor.submit(plan)).outcomes
+        told.append([each.token for each in outcome.prompt_logprobs])
+    assert told == [[5], [6], [7], []]
+
+
+def test_who_has_failed_may_come_back_to_the_simulated_device() -> None:
+    executor = simulated()
+    spec, item = request("a", [4]), PlanItem("a", 0, 0, 1, (0,), 1)
+    executor._failures._outcomes["a"] = BROKEN
+    again = Plan(0, admit(spec), (item,), released=("a",))
+    assert executor.collect(executor.submit(again)).outcomes == (Outcome((4,)),)
 
 
 def test_the_simulated_device_pools() -> None:

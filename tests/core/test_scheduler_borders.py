@@ -15,6 +15,7 @@ from penstock.core.request import Request
 from penstock.core.request_spec import FinishReason, Pooling
 from penstock.core.sampling_params import Sampling
 from penstock.core.scheduler import Scheduler, SchedulerConfig
+from penstock.core.stats import EngineStats, Totals
 
 from .world import World, config, correct_drafts, request, step_result
 
@@ -254,6 +255,63 @@ def test_what_is_there() -> None:
     assert [each.id for each in world.scheduler.running] == ["a"]
 
 
+def test_the_message_of_a_full_queue_has_its_figures() -> None:
+    world = World(config(max_num_seqs=1, max_num_queued_tokens=10))
+    for name, length in (("a", 4), ("b", 8), ("c", 4)):
+        world.add(request(name, length))
+    world.step()
+    (failure,) = [event.failure for event in world.events if event.failure]
+    assert failure == Failure(
+        "the queue is full: 1 requests with 8 prompt tokens already wait (limit: 10 tokens).",
+        type="QueueFull",
+        param="max_num_queued_tokens",
+    )
+
+
+def test_a_stop_id_is_told_even_where_it_is_an_end_of_sequence_that_is_ignored() -> None:
+    for ignore, told in ((True, 5), (False, None)):
+        world = World(config())
+        sampling = Sampling(stop_token_ids=(5,), ignore_eos=ignore)
+        world.add(request("a", [1], eos_ids=(5,), sampling=sampling))
+        plan = world.scheduler.schedule(1.0)
+        (event,) = world.scheduler.commit(plan, step_result(plan, [5]), 1.0)
+        assert (event.finish, event.stop_reason) == (FinishReason.STOP, told)
+
+
+def test_any_of_a_step_may_fail() -> None:
+    for failing in ("a", "b", "c"):
+        world = World(config())
+        for name in "abc":
+            world.add(request(name, [ord(name)]))
+        world.step(frozenset({failing}))
+        assert {event.request: event.finish for event in world.events} == {
+            name: FinishReason.ERROR if name == failing else None for name in "abc"
+        }
+
+
+def test_a_failure_that_taints_nothing_leaves_what_others_have_computed() -> None:
+    world = World(config(), num_blocks=32)
+    world.add(request("a", 9, max_tokens=1))
+    world.run()
+    assert world.scheduler.pool.cached == 2
+    world.add(request("b", [5] * 9))
+    world.step(frozenset({"b"}))
+    assert world.scheduler.pool.cached == 2
+
+
+def test_a_missing_vector_fails_its_request() -> None:
+    world = World(config())
+    world.add(request("a", [1], pooling=Pooling()))
+    plan = world.scheduler.schedule(1.0)
+    (event,) = world.scheduler.commit(plan, StepResult(plan.step, 0.5, (Outcome(),)), 1.0)
+    assert event.failure == Failure("the executor returned no vector for it")
+
+
+def test_nothing_is_counted_before_the_first_step() -> None:
+    assert Totals() == Totals(0, 0, 0, 0, 0, 0, 0, 0, 0, 0)
+    assert EngineStats() == EngineStats(Totals(), 0, 0, 0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0)
+
+
 # ---------------------------------------------------------------------------- drafts
 
 
@@ -322,7 +380,7 @@ def test_a_stop_token_that_is_held_back_stops_nothing() -> None:
 @pytest.mark.parametrize("drafts", [False, True])
 @pytest.mark.parametrize("depth", [1, 2, 3])
 @pytest.mark.parametrize("caching", [False, True])
-@pytest.mark.parametrize("budget", [4, 7, 16])
+@pytest.mark.parametrize("budget", [5, 7, 16])
 def test_every_position_that_was_computed_is_accounted_for(
     drafts: bool, depth: int, caching: bool, budget: int
 ) -> None:

@@ -101,7 +101,8 @@ class EngineProcess:
                 if loop.has_work:
                     self._publish(loop.step(), loop)
                     self._checked = False
-        except Exception:
+        except Exception as error:
+            self._give_up(loop, error)
             self._dump(engine)
             raise
         finally:
@@ -110,6 +111,13 @@ class EngineProcess:
     def close(self) -> None:
         """Send what is queued (for at most a second) and free the sockets."""
         self._context.destroy(linger=1000)
+
+    def _give_up(self, loop: EngineLoop, error: Exception) -> None:
+        """Nobody gets an answer any more, but what was computed for them has its bills."""
+        try:
+            self._publish(loop.give_up(f"the engine died: {cause(error)}"), loop)
+        except Exception as another:
+            logger.error("the last bills are lost: %s", another)
 
     def _publish(self, events: list[Event], loop: EngineLoop) -> None:
         self.send(Output(events, loop.stats()))

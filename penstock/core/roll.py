@@ -114,7 +114,9 @@ class Roll:
     def last_events(self) -> list[Event]:
         """Of all that are here, as if each had ended now; what is under way is not in their figures."""
         for request in self.requests.values():
-            self._endings.setdefault(request.id, Event(request.id, finish=FinishReason.ABORT, at=self.view.now))
+            self._endings.setdefault(
+                request.id, Event(request.id, finish=FinishReason.ABORT, at=self.view.now)
+            )
         return [self.last_event(request) for request in list(self.requests.values())]
 
     def depart(self, request: Request) -> None:

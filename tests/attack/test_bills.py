@@ -60,7 +60,7 @@ def test_the_bills_of_200_requests_add_up_to_the_devices_time(tmp_path: Path) ->
         bodies.append(
             {"prompt": prompts, "n": draws.choice((1, 1, 2)), "max_tokens": draws.choice((1, 2, 8))}
         )
-    flags = ("--max-num-seqs", "6", "--max-num-batched-tokens", "64", "--max-num-queued-reqs", "6")
+    flags = ("--max-num-seqs", "6", "--max-num-batched-tokens", "64", "--max-num-queued-reqs", "2")
     small = ("--kv-cache-memory-bytes", "16MiB", "--dtype", "float32")
     bills = ("penstock:request_device_seconds_sum", "penstock:request_device_seconds_count")
     with serving(str(damaged(tmp_path / "damaged")), *small, *flags, log=tmp_path / "log") as server:

@@ -100,7 +100,9 @@ def test_the_bills_add_up_to_the_devices_time(data: st.DataObject) -> None:
         action = draws.choice(("add", "add", "abort", "step", "step", "step", "step"))
         if action == "add":
             count = draws.randint(1, 3)
-            prompts = tuple(Prompt(tuple(range(draws.randint(1, 14))), draws.randint(1, 8)) for _ in range(count))
+            prompts = tuple(
+                Prompt(tuple(range(draws.randint(1, 14))), draws.randint(1, 8)) for _ in range(count)
+            )
             spec = RequestSpec(
                 id=str(number),
                 prompts=prompts,

@@ -56,7 +56,13 @@ def run(args: argparse.Namespace) -> int:
     logging.basicConfig(level=level.upper(), format="%(levelname)-7s %(message)s", stream=sys.stderr)
     from penstock.engine.remote import RemoteEngine
 
-    engine = RemoteEngine.launch(engine_config, log_level=level)
+    try:
+        engine = RemoteEngine.launch(engine_config, log_level=level)
+    except OSError as error:  # no directory for its sockets, no process
+        raise StartupError(
+            f"the engine's process cannot be started: {error}.",
+            advice="It needs a writable directory for temporary files; TMPDIR names one.",
+        ) from error
     try:
         from penstock.http.serve import bind
 

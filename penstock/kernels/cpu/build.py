@@ -55,11 +55,14 @@ class Target:
 
 
 def cache_dir() -> Path:
-    """Where libraries are kept; made on first use, for this user only."""
+    """Where libraries are kept; made on first use, for this user only. Raises BuildError if nobody says."""
     own = os.environ.get("PENSTOCK_CACHE")
     if own:
         return Path(own)
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "penstock"
+    cache = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
+    if not os.path.isabs(cache):  # "~" stays as it is for a user without a home
+        raise BuildError("This user has no home directory.", "Set PENSTOCK_CACHE to a writable directory.")
+    return Path(cache) / "penstock"
 
 
 def find_compiler() -> tuple[str, ...] | None:

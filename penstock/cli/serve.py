@@ -30,9 +30,13 @@ if TYPE_CHECKING:
     import socket
 
     from penstock.engine.remote import RemoteEngine
+    from penstock.text.chat_template import ChatTemplate
     from penstock.text.tokenizer import Tokenizer
 
 logger = logging.getLogger("penstock.server")
+
+_LAST_WORD = 2.0
+"""Seconds in which the engine may say what is wrong with a model, after its tokenizer was found broken."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -65,6 +69,9 @@ def run(args: argparse.Namespace) -> int:
         ) from error
     try:
         from penstock.http.serve import bind
+        from penstock.text.template_pool import pool
+
+        pool().start()  # it imports jinja2 while the engine loads
 
         sock = bind(server_config)
         with asyncio.Runner(loop_factory=_loop_factory()) as runner:
@@ -98,22 +105,20 @@ async def _serve(
     from penstock.model.generation import generation_defaults
     from penstock.server.app import create_app
     from penstock.server.stats_log import StatsLog
-    from penstock.text.chat_template import ChatTemplate
 
     loop, task = asyncio.get_running_loop(), asyncio.current_task()
     if task is not None:
         loop.add_signal_handler(signal.SIGTERM, task.cancel)
     try:
-        tokenizer = await _load(engine, engine_config)
+        tokenizer, template = await _load(engine, engine_config, server_config)
     finally:
         loop.remove_signal_handler(signal.SIGTERM)
-    template = ChatTemplate.from_tokenizer(tokenizer, server_config.chat_template)
     info = engine.info
     generation = generation_defaults(engine_config.generation_config, Path(info.path))
     app = create_app(
         engine,
         tokenizer,
-        template,
+        template.for_context(info.max_model_len),
         server_config,
         default_sampling=generation.sampling,
         scheduling_policy=engine_config.scheduling_policy,
@@ -135,23 +140,40 @@ async def _serve(
     return await serve(app, server_config, engine, sock, name="engine", on_started=started)
 
 
-async def _load(engine: RemoteEngine, config: EngineConfig) -> Tokenizer:
-    """The tokenizer, while the engine starts; the engine's error wins, since it says more."""
+async def _load(
+    engine: RemoteEngine, config: EngineConfig, server_config: ServerConfig
+) -> tuple[Tokenizer, ChatTemplate]:
+    """The texts' part of the model, while the engine starts.
+
+    The engine's error wins, since it says more; but a model whose tokenizer is broken need not be loaded.
+    """
     from penstock.model.hub import is_local, resolve_model
+    from penstock.text.chat_template import ChatTemplate
+    from penstock.text.template_pool import Limits
     from penstock.text.tokenizer import Tokenizer
+
+    def load(directory: Path) -> tuple[Tokenizer, ChatTemplate]:
+        tokenizer = Tokenizer.from_directory(directory)
+        limits = Limits(server_config.chat_template_timeout)
+        return tokenizer, ChatTemplate.from_tokenizer(tokenizer, server_config.chat_template, limits)
 
     if not is_local(config.model):  # the engine downloads it; then there is a directory
         await engine.start()
-        return await asyncio.to_thread(Tokenizer.from_directory, Path(engine.info.path))
-    directory = resolve_model(config.model, config.revision)
-    loading = asyncio.create_task(asyncio.to_thread(Tokenizer.from_directory, directory))
+        return await asyncio.to_thread(load, Path(engine.info.path))
+    starting = asyncio.ensure_future(engine.start())
+    loading = asyncio.ensure_future(asyncio.to_thread(load, resolve_model(config.model, config.revision)))
     try:
-        await engine.start()
-        return await loading
+        await asyncio.wait((starting, loading), return_when=asyncio.FIRST_EXCEPTION)
+        if not starting.done():
+            await asyncio.wait((starting,), timeout=_LAST_WORD)
+        if starting.done():
+            starting.result()
+        return loading.result()
     finally:
-        loading.cancel()
-        with contextlib.suppress(Exception, asyncio.CancelledError):
-            await loading
+        for task in (starting, loading):
+            task.cancel()
+            with contextlib.suppress(Exception, asyncio.CancelledError):
+                await task
 
 
 def _loop_factory() -> Callable[[], asyncio.AbstractEventLoop] | None:

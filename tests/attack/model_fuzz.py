@@ -4,8 +4,8 @@
 
 A mutation changes values of a JSON file (to those that break programs), its bytes, the header of the weights,
 their bytes, or what kind of file something is. In process, everything that a start does with a folder is
-done: configuration, weights, memory plan and first step by `build_engine`, and the tokenizer. Whatever else is
-raised is a finding.
+done: configuration, weights, memory plan and first step by `build_engine`, and the tokenizer. Whatever else
+is raised is a finding.
 """
 
 from __future__ import annotations
@@ -90,14 +90,15 @@ _ARCHITECTURES = (
     "Qwen3ForCausalLM",
     "Other",
 )
-_KEYS = (
-    "num_hidden_layers num_attention_heads num_key_value_heads head_dim hidden_size intermediate_size "
-    "vocab_size max_position_embeddings rope_theta rope_scaling rope_parameters partial_rotary_factor "
-    "rms_norm_eps layer_norm_eps hidden_act sliding_window use_sliding_window max_window_layers layer_types "
-    "attention_bias mlp_bias tie_word_embeddings dtype torch_dtype eos_token_id bos_token_id "
-    "quantization_config architectures multi_query new_decoder_architecture num_kv_heads n_head n_layer n_embed alibi bias "
-    "parallel_attn num_ln_in_parallel_attn rotary_pct rotary_emb_base use_parallel_residual qk_layernorm ffn_hidden_size"
-).split()
+_KEYS = """
+    num_hidden_layers num_attention_heads num_key_value_heads head_dim hidden_size intermediate_size
+    vocab_size max_position_embeddings rope_theta rope_scaling rope_parameters partial_rotary_factor
+    rms_norm_eps layer_norm_eps hidden_act sliding_window use_sliding_window max_window_layers
+    layer_types attention_bias mlp_bias tie_word_embeddings dtype torch_dtype eos_token_id bos_token_id
+    quantization_config architectures multi_query new_decoder_architecture num_kv_heads n_head n_layer
+    n_embed alibi bias parallel_attn num_ln_in_parallel_attn rotary_pct rotary_emb_base
+    use_parallel_residual qk_layernorm ffn_hidden_size
+""".split()
 
 
 @dataclass

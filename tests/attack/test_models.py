@@ -72,7 +72,7 @@ def test_seeded_damage_ends_in_a_model_or_in_one_refusal(tmp_path: Path) -> None
         ({"rope_theta": 10**400}, "rope_theta"),
         ({"rope_scaling": {"rope_type": "yarn", "factor": 1e300}}, "rope_scaling.factor=1e+300"),
         ({"rope_scaling": {"rope_type": ["yarn"], "factor": 2}}, "rope type ['yarn'] is not supported"),
-        ({"rope_scaling": {"rope_type": "linear", "factor": 1e6}, "max_position_embeddings": 4096}, "context of"),
+        ({"rope_scaling": {"type": "linear", "factor": 1e6}, "max_position_embeddings": 4096}, "context of"),
         ({"hidden_act": "x" * 10_000_000}, "activation"),
         ({"head_dim": 1}, "head_dim=1"),
         ({"layer_types": 7, "use_sliding_window": True}, "layer_types=7"),

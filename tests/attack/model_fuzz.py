@@ -4,8 +4,8 @@
 
 A mutation changes values of a JSON file (to those that break programs), its bytes, the header of the weights,
 their bytes, or what kind of file something is. In process, everything that a start does with a folder is
-done: configuration, weights, memory plan and first step by `build_engine`, and the tokenizer. Whatever else
-is raised is a finding.
+done: configuration, weights, memory plan and first step by `build_engine`, tokenizer and template. Whatever
+else is raised is a finding.
 """
 
 from __future__ import annotations
@@ -39,6 +39,7 @@ from penstock.core.errors import StartupError
 from penstock.engine import build
 from penstock.engine.config import EngineConfig
 from penstock.engine.hardware import Hardware, inspect_hardware
+from penstock.text.chat_template import ChatTemplate
 from penstock.text.tokenizer import Tokenizer
 
 DEMO = Path(str(assets.__file__)).parent / "demo"
@@ -144,6 +145,7 @@ def start(directory: Path) -> None:
     try:
         tokenizer = Tokenizer.from_directory(directory)
         tokenizer.encode("What is a Pod?")
+        ChatTemplate.from_tokenizer(tokenizer)
     finally:
         engine.close()
 

@@ -75,9 +75,9 @@ def test_a_requests_template_is_stopped(name: str) -> None:
     assert template.render(HI, chat_template="{{ messages[0].content }}") == "hi"  # others go on
 
 
-@pytest.mark.parametrize("name", ["a string of 10 GB, by constants", "a power", "nesting"])
+@pytest.mark.parametrize("name", ["a power", "nesting"])
 def test_a_models_template_is_stopped_while_it_is_compiled(name: str) -> None:
-    with pytest.raises(ModelLoadError, match="the model's chat template .*compile") as caught:
+    with pytest.raises(ModelLoadError, match=r"the model's chat template .*compile") as caught:
         ChatTemplate({"default": BOMBS[name][0]}, limits=LIMITS, source="the model's chat template")
     assert len(str(caught.value)) < 1000
 

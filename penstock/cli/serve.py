@@ -35,9 +35,6 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger("penstock.server")
 
-_LAST_WORD = 2.0
-"""Seconds in which the engine may say what is wrong with a model, after its tokenizer was found broken."""
-
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the flags of the engine and of the server."""
@@ -145,14 +142,22 @@ async def _load(
 ) -> tuple[Tokenizer, ChatTemplate]:
     """The texts' part of the model, while the engine starts.
 
-    The engine's error wins, since it says more; but a model whose tokenizer is broken need not be loaded.
+    What is wrong with the model's files is found here, before the engine has imported torch: nobody waits for
+    that, nor for weights whose tokenizer is broken.
     """
+    from penstock.model.checkpoint import find_safetensors
+    from penstock.model.config import load_config
+    from penstock.model.generation import generation_defaults
     from penstock.model.hub import is_local, resolve_model
     from penstock.text.chat_template import ChatTemplate
     from penstock.text.template_pool import Limits
     from penstock.text.tokenizer import Tokenizer
 
     def load(directory: Path) -> tuple[Tokenizer, ChatTemplate]:
+        load_config(directory)
+        generation_defaults(config.generation_config, directory)
+        if config.load_format != "dummy":
+            find_safetensors(directory)
         tokenizer = Tokenizer.from_directory(directory)
         limits = Limits(server_config.chat_template_timeout)
         return tokenizer, ChatTemplate.from_tokenizer(tokenizer, server_config.chat_template, limits)
@@ -164,11 +169,10 @@ async def _load(
     loading = asyncio.ensure_future(asyncio.to_thread(load, resolve_model(config.model, config.revision)))
     try:
         await asyncio.wait((starting, loading), return_when=asyncio.FIRST_EXCEPTION)
-        if not starting.done():
-            await asyncio.wait((starting,), timeout=_LAST_WORD)
-        if starting.done():
-            starting.result()
-        return loading.result()
+        if loading.done():
+            loading.result()
+        await starting
+        return await loading
     finally:
         for task in (starting, loading):
             task.cancel()

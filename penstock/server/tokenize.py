@@ -22,7 +22,7 @@ async def tokenize(state: State, scope: Scope, receive: Receive, send: Send) -> 
     if raw.get("messages") is not None:
         request = decode(raw, TokenizeChatRequest)
         state.check_model(request.model)
-        text = render(state, request, normalise(request.messages, as_parts=state.content_parts))
+        text = await render(state, request, normalise(request.messages, as_parts=state.content_parts))
     else:
         request = decode(raw, TokenizeCompletionRequest)
         state.check_model(request.model)

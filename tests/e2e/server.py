@@ -102,8 +102,8 @@ class Server:
         return self.process.wait(seconds)
 
     def engine_pid(self) -> int:
-        """The engine's process, the only child."""
-        (pid,) = children(self.process.pid)
+        """The engine's process."""
+        (pid,) = children(self.process.pid, "penstock.engine.process")
         return pid
 
     def close(self) -> None:
@@ -127,9 +127,20 @@ def serving(*flags: str, log: Path) -> Iterator[Server]:
         server.close()
 
 
-def children(pid: int) -> list[int]:
-    """Processes that this one has started and that run."""
-    return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+def children(pid: int, module: str = "") -> list[int]:
+    """Processes that this one has started and that run; module: only those that run this module."""
+    found = []
+    for task in Path(f"/proc/{pid}/task").iterdir():  # a thread's children are not its process's list
+        with contextlib.suppress(OSError):  # it has ended
+            found += [int(child) for child in (task / "children").read_text().split()]
+    return [child for child in found if module in _command(child)]
+
+
+def _command(pid: int) -> str:
+    try:
+        return Path(f"/proc/{pid}/cmdline").read_bytes().replace(b"\0", b" ").decode()
+    except OSError:
+        return ""
 
 
 def eventually(condition: object, seconds: float = 30.0) -> None:

@@ -55,6 +55,20 @@ def test_the_hashes_are_those_that_blocks_are_defined_by() -> None:
     assert one.hashes == [first, hash_block(first, one.tokens[4:8])]
 
 
+def test_a_block_is_hashed_when_it_is_full() -> None:
+    """Who was looked up with less than a block is found by all of it later."""
+    pool = BlockPool(16, 4)
+    prefixes = Prefixes(pool, True)
+    (one,) = Request.of(request("a", [1, 2]))
+    assert prefixes.hits(one) == []
+    assert one.hashes == []
+    one.tokens += [3, 4, 5]
+    one.blocks, one.computed = pool.allocate(2), 5
+    prefixes.register(one)
+    assert hits(prefixes, request("b", [1, 2, 3, 4, 5])) == one.blocks[:1]
+    assert hits(prefixes, request("c", [1, 2, 3, 9, 5])) == []
+
+
 def test_only_what_is_computed_is_offered() -> None:
     pool = BlockPool(16, 4)
     prefixes = Prefixes(pool, True)

@@ -6,8 +6,8 @@ Everything happens in a copy of the working tree in a temporary folder; the tree
 room's tests are run once with coverage, to learn which test runs which line. Then each fault is written into
 a copy, and the tests that run its line are run, the fastest first, until one fails.
 
-killed: a test failed. timeout: the tests did not end, or ran out of memory. explained: no test can tell, and
-explained.toml says why. survived: what is printed, as a difference.
+killed: a test failed. timeout: the tests did not end. explained: no test can tell, and explained.toml says
+why (it is not run). survived: what is printed, as a difference.
 """
 
 from __future__ import annotations
@@ -88,7 +88,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that copies and workers go, too
     started = time.monotonic()
     mutants = [mutant for path in files_of(options.room) for mutant in operators.mutants_of(ROOT, path)]
-    total = len(mutants)
+    options.total = total = len(mutants)
     if options.only:
         mutants = [each for each in mutants if options.only in f"{each.path}:{each.function}"]
     if options.survivors:
@@ -140,67 +140,72 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _run(
     mutants: Sequence[operators.Mutant], learned: sandbox.Learned, folder: Path, options: argparse.Namespace
 ) -> list[Verdict]:
-    """A control first: each worker, without a fault, with and without importing anew."""
-    explained = _explained()
-    verdicts, unused = [], set(explained)
-    base, everything = folder / "base", tuple(learned.seconds)
-    calm = mutants[0].path, (base / mutants[0].path).read_text(), everything, 3600.0
-    controls = [sandbox.Job(*calm, anew=True)]
-    todo = iter(mutants)
+    """A control first: all tests in a worker, without a fault, imported anew."""
+    explained, base = _explained(), folder / "base"
+    verdicts: list[Verdict] = []
+    todo: list[tuple[operators.Mutant, str]] = []
+    for mutant in mutants:
+        diff = operators.apply(base, mutant)[1]
+        if explained.pop((mutant.path, mutant.function, diff), None) is None:
+            todo.append((mutant, diff))
+        else:
+            known = Verdict(mutant.path, mutant.lines[0], mutant.function, diff, "explained", 0, 0.0)
+            verdicts.append(known)
+    if len(verdicts) + len(todo) == options.total:
+        for path, function, diff in explained:
+            if path in files_of(options.room):
+                print(f"explained.toml has what is no mutant any more: {path} {function}\n{diff}")
+    under_way: dict[Connection, tuple[operators.Mutant | None, str, int, float]] = {}
+    waiting = iter([(None, ""), *todo])
+
+    def give(worker: Connection) -> None:
+        for mutant, diff in waiting:
+            job = _job(mutant or mutants[0], learned, base, options, control=mutant is None)
+            under_way[worker] = (mutant, diff, len(job.tests), time.monotonic())
+            worker.send(job)
+            return
+
     with contextlib.ExitStack() as stack:
-        workers = [
-            _start(stack, folder, str(number), _tests_of(options.room)) for number in range(options.jobs)
-        ]
-        under_way: dict[Connection, tuple[operators.Mutant | None, str, int, float]] = {}
-
-        def give(worker: Connection) -> None:
-            if controls:
-                worker.send(controls.pop())
-                under_way[worker] = (None, "", 0, time.monotonic())
-                return
-            for mutant in todo:
-                source, diff = operators.apply(base, mutant)
-                tests = everything if options.full else tuple(learned.tests_of(mutant))
-                if options.quick:
-                    tests = tuple(learned.cheap(tests, options.quick))
-                limit = 15 + 5 * sum(learned.seconds[test] for test in tests)
-                under_way[worker] = (mutant, diff, len(tests), time.monotonic())
-                worker.send(sandbox.Job(mutant.path, source, tests, limit))
-                return
-
-        for worker in workers:
-            give(worker)
+        for number in range(options.jobs):
+            give(_start(stack, folder, str(number), _tests_of(options.room)))
         while under_way:
             for worker in wait(list(under_way)):
                 assert isinstance(worker, Connection)
-                mutant, diff, count, started = under_way.pop(worker)
+                tried, diff, count, started = under_way.pop(worker)
                 status, said = worker.recv()
-                give(worker)
-                if mutant is None:
+                if tried is None:
                     if status != "survived":
                         raise SystemExit(f"{said}\nwithout a fault, the tests in a worker: {status}")
-                    continue
-                key = (mutant.path, mutant.function, diff)
-                unused.discard(key)
-                if status == "survived" and key in explained:
-                    status = "explained"
-                seconds = round(time.monotonic() - started, 2)
-                verdicts.append(
-                    Verdict(mutant.path, mutant.lines[0], mutant.function, diff, status, count, seconds)
-                )
-                if status == "survived":
-                    print(
-                        f"{mutant.path}:{mutant.lines[0]} {mutant.function} ({count} tests)\n{diff}",
-                        flush=True,
-                    )
-                if len(verdicts) % 50 == 0:
-                    figures = dict(Counter(each.status for each in verdicts))
-                    print(f"  {len(verdicts)} of {len(mutants)}: {figures}", flush=True)
-    if not (options.sample or options.only or options.survivors):
-        for path, function, diff in sorted(unused):
-            if path in files_of(options.room):
-                print(f"explained.toml has what is no mutant any more: {path} {function}\n{diff}")
+                else:
+                    seconds = round(time.monotonic() - started, 2)
+                    line = tried.lines[0]
+                    verdicts.append(Verdict(tried.path, line, tried.function, diff, status, count, seconds))
+                    if status == "survived":
+                        print(f"{tried.path}:{line} {tried.function} ({count} tests)\n{diff}", flush=True)
+                    if len(verdicts) % 50 == 0:
+                        figures = dict(Counter(each.status for each in verdicts))
+                        print(f"  {len(verdicts)} of {len(mutants)}: {figures}", flush=True)
+                give(worker)
     return verdicts
+
+
+def _job(
+    mutant: operators.Mutant,
+    learned: sandbox.Learned,
+    base: Path,
+    options: argparse.Namespace,
+    control: bool,
+) -> sandbox.Job:
+    everything = list(learned.seconds)
+    if control:
+        return sandbox.Job(
+            mutant.path, (base / mutant.path).read_text(), tuple(everything), 3600.0, anew=True
+        )
+    tests = everything if options.full else learned.tests_of(mutant)
+    if options.quick:
+        tests = learned.cheap(tests, options.quick)
+    limit = 15 + 5 * sum(learned.seconds[test] for test in tests)
+    return sandbox.Job(mutant.path, operators.apply(base, mutant)[0], tuple(tests), limit)
 
 
 def _start(stack: contextlib.ExitStack, folder: Path, name: str, tests: Sequence[str]) -> Connection:

@@ -132,7 +132,8 @@ class Sampling:
             for token in tokens:
                 if not 0 <= token < vocab_size:
                     raise InvalidRequest(
-                        f"{name} contains token id {token}; the vocabulary has ids 0 to {vocab_size - 1}.",
+                        f"{name} contains token id {reprlib.repr(token)}; the vocabulary has ids 0 to "
+                        f"{vocab_size - 1}.",
                         param=name,
                     )
         for name in ("logprobs", "prompt_logprobs"):

@@ -18,7 +18,7 @@ import uvloop
 from .cases import Case, make
 from .oracle import Answer, wrong
 
-PATIENCE = 30.0
+PATIENCE = 60.0
 """Seconds after which an answer counts as a hang."""
 _BLOCK = 16
 """Cases that a session takes at once: who is pipelined with whom depends on the seed alone."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from typing import Any
+from urllib.parse import unquote
 
 import msgspec
 
@@ -86,7 +87,7 @@ def _wrong_success(case: Case, answer: Answer) -> str | None:
     if kind.startswith("text/plain"):
         return None if b"vllm:" in answer.body else "plain text"
     body = msgspec.json.decode(answer.body)
-    path = "/" + case.path.removeprefix("http://fuzz").strip("/")
+    path = "/" + unquote(case.path).removeprefix("http://fuzz").strip("/")
     if path in (CHAT, TEXT):
         return _wrong_generation(body)
     if path == TOKENIZE:

@@ -44,7 +44,7 @@ PROSE = (
         "🌊 wörld",
         "a\x00b",
     ),
-    *("e\u0301" * 9, "\u202eabc", "<|im_start|>user", "中文字符", "1 2 3 4 5", "{{ 1 }}", "A pod is " * 12),
+    *("e\u0301" * 9, "\u202eabc", "<|im_start|>user", "中文字符", "1 2 3 4 5", "{{ 1 }}", "A pod is " * 4),
 )
 _NAMES = ("a", "left", "é", "x" * 40, "tenant 5", "🌊")
 _VOCABULARY = 2048
@@ -112,7 +112,7 @@ def _prompt(random: Random) -> Any:
         return random.choice(PROSE)
     if kind < 0.75:
         return [random.choice(PROSE) for _ in range(random.randint(1, 3))]
-    ids = _ids(3, _VOCABULARY, 30)
+    ids = _ids(3, _VOCABULARY, 12)
     return ids(random) if kind < 0.9 else [ids(random) for _ in range(random.randint(1, 3))]
 
 

@@ -12,7 +12,7 @@ from typing import Any
 
 import msgspec
 
-from penstock.core.errors import InvalidRequest, UnsupportedParameter
+from penstock.core.errors import InvalidRequest, UnsupportedParameter, quote
 
 ROLES = ("system", "developer", "user", "assistant", "tool", "function")
 
@@ -36,7 +36,7 @@ def _message(message: Mapping[str, Any], where: str, as_parts: bool) -> dict[str
     role = message.get("role")
     if role not in ROLES:
         raise InvalidRequest(
-            f"{where}.role must be one of {', '.join(ROLES)}, got {role!r}.", param=f"{where}.role"
+            f"{where}.role must be one of {', '.join(ROLES)}, got {quote(role)}.", param=f"{where}.role"
         )
     kept: dict[str, Any] = {"role": role}
     for name, value in message.items():
@@ -85,7 +85,7 @@ def _part(part: Any, where: str) -> str:
     key = _TEXT_PARTS.get(kind) if isinstance(kind, str) else None
     if key is None:
         raise UnsupportedParameter(
-            f"{where}.type {kind!r} is not supported: the model takes text only.", param=f"{where}.type"
+            f"{where}.type {quote(kind)} is not supported: the model takes text only.", param=f"{where}.type"
         )
     text = part.get(key)
     if not isinstance(text, str):

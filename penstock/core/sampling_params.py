@@ -9,10 +9,9 @@ They know the ranges of their own fields; they do not know the model (vocabulary
 
 from __future__ import annotations
 
-import reprlib
 from dataclasses import dataclass, field, fields, replace
 
-from .errors import InvalidRequest
+from .errors import InvalidRequest, quote
 
 #: The ranges of all numbers that are not whole, ends included. No value in them makes NaN or infinity of a
 #: model's logits in float32: a temperature under 1e-5 is greedy, and a penalty scales by a thousand at most.
@@ -72,7 +71,7 @@ class Sampling:
         for name, (low, high) in _RANGES.items():
             value = getattr(self, name)
             if isinstance(value, bool) or not isinstance(value, int | float):
-                raise InvalidRequest(f"{name} must be a number, got {reprlib.repr(value)}.", param=name)
+                raise InvalidRequest(f"{name} must be a number, got {quote(value)}.", param=name)
             _in_range(name, value, low, high, over=name == "top_p")
             # equal parameters are equal in a log, too: 1 and 1.0, 0.0 and -0.0
             object.__setattr__(self, name, float(value) + 0.0)
@@ -86,8 +85,8 @@ class Sampling:
         for token, bias in self.logit_bias.items():
             if isinstance(bias, bool) or not isinstance(bias, int | float) or not low <= bias <= high:
                 raise InvalidRequest(
-                    f"logit_bias values must be numbers in [{low:g}, {high:g}], got {reprlib.repr(bias)} "
-                    f"for token {reprlib.repr(token)}.",
+                    f"logit_bias values must be numbers in [{low:g}, {high:g}], got {quote(bias)} "
+                    f"for token {quote(token)}.",
                     param="logit_bias",
                 )
         if self.min_tokens < 0:
@@ -132,7 +131,7 @@ class Sampling:
             for token in tokens:
                 if not 0 <= token < vocab_size:
                     raise InvalidRequest(
-                        f"{name} contains token id {reprlib.repr(token)}; the vocabulary has ids 0 to "
+                        f"{name} contains token id {quote(token)}; the vocabulary has ids 0 to "
                         f"{vocab_size - 1}.",
                         param=name,
                     )
@@ -208,15 +207,15 @@ def _integer(name: str, value: object, may_be_none: bool = False) -> None:
     if may_be_none and value is None:
         return
     if isinstance(value, bool) or not isinstance(value, int):
-        raise InvalidRequest(f"{name} must be an integer, got {reprlib.repr(value)}.", param=name)
+        raise InvalidRequest(f"{name} must be an integer, got {quote(value)}.", param=name)
     if not -(2**63) <= value < 2**63:
-        raise InvalidRequest(f"{name} must fit in 64 bits, got {reprlib.repr(value)}.", param=name)
+        raise InvalidRequest(f"{name} must fit in 64 bits, got {quote(value)}.", param=name)
 
 
 def _in_range(name: str, value: float, low: float, high: float, over: bool = False) -> None:
     """over: `low` itself is outside."""
     if not low <= value <= high or (over and value == low):  # NaN is in no range
         raise InvalidRequest(
-            f"{name} must be in {'(' if over else '['}{low:g}, {high:g}], got {reprlib.repr(value)}.",
+            f"{name} must be in {'(' if over else '['}{low:g}, {high:g}], got {quote(value)}.",
             param=name,
         )

@@ -16,10 +16,11 @@ from penstock.text.output import decode_prompt_logprobs
 
 from .conversation import normalise
 from .generation import Choice, Generation
+from .limits import check_messages, told_logprobs
 from .logprobs import chat_logprobs
 from .openai import OpenAIFormat, OpenAIWriter
 from .params import check_generate, sampling_params
-from .pipeline import Ask
+from .pipeline import Ask, Told
 from .protocol import ChatRequest, TokenizeChatRequest
 from .state import State
 
@@ -31,10 +32,11 @@ class ChatFormat(OpenAIFormat):
     prefix = "chatcmpl"
     prompt = "messages"
     empty = "The chat template made an empty prompt of the messages."
+    token_ids = False
 
     def ask(self, state: State, request: ChatRequest) -> Ask:
         """See Format."""
-        check_generate(request)
+        check_generate(request, state.config)
         top = _logprobs(request, state.config.max_logprobs)
         limit = "max_tokens" if request.max_completion_tokens is None else "max_completion_tokens"
         asked = getattr(request, limit)
@@ -43,6 +45,7 @@ class ChatFormat(OpenAIFormat):
         params = sampling_params(
             state, request, max_tokens=asked, logprobs=top, prompt_logprobs=request.prompt_logprobs
         )
+        check_messages(request.messages, state.config)
         messages = normalise(request.messages, as_parts=state.content_parts)
         default = state.default_sampling.get("max_tokens")
         return Ask(
@@ -51,6 +54,11 @@ class ChatFormat(OpenAIFormat):
             max_tokens=asked,
             limit=limit,
             default=None if default is None else int(default),
+            told=Told(
+                logprobs=told_logprobs(request.prompt_logprobs, state.engine.info.vocab_size),
+                ids=int(request.return_token_ids),
+                text=int(request.return_prompt_text),
+            ),
         )
 
     def writer(self, state: State, request: ChatRequest, id: str, generation: Generation) -> ChatWriter:

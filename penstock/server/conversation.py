@@ -7,11 +7,10 @@ It knows OpenAI's message shapes; it does not know the template.
 
 from __future__ import annotations
 
-import reprlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from penstock.core.errors import InvalidRequest, UnsupportedParameter
+from penstock.core.errors import InvalidRequest, UnsupportedParameter, quote
 from penstock.http.body import NotJson, parse_json
 
 ROLES = ("system", "developer", "user", "assistant", "tool", "function")
@@ -36,8 +35,7 @@ def _message(message: Mapping[str, Any], where: str, as_parts: bool) -> dict[str
     role = message.get("role")
     if role not in ROLES:
         raise InvalidRequest(
-            f"{where}.role must be one of {', '.join(ROLES)}, got {reprlib.repr(role)}.",
-            param=f"{where}.role",
+            f"{where}.role must be one of {', '.join(ROLES)}, got {quote(role)}.", param=f"{where}.role"
         )
     kept: dict[str, Any] = {"role": role}
     for name, value in message.items():
@@ -86,8 +84,7 @@ def _part(part: Any, where: str) -> str:
     key = _TEXT_PARTS.get(kind) if isinstance(kind, str) else None
     if key is None:
         raise UnsupportedParameter(
-            f"{where}.type {reprlib.repr(kind)} is not supported: the model takes text only.",
-            param=f"{where}.type",
+            f"{where}.type {quote(kind)} is not supported: the model takes text only.", param=f"{where}.type"
         )
     text = part.get(key)
     if not isinstance(text, str):

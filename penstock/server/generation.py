@@ -30,6 +30,7 @@ from penstock.core.request_spec import Prompt as EnginePrompt
 from penstock.core.sampling_params import SamplingParams
 from penstock.observe.metrics import RequestFigures
 from penstock.text.output import OutputProcessor, Pending
+from penstock.text.stop import StopStrings
 
 from .state import State
 
@@ -115,9 +116,12 @@ class Generation:
             cache_salt=cache_salt or "",
         )
         self.choices: list[Choice] = []
+        stops = StopStrings(sampling.stop) if sampling is not None and sampling.stop else None
         for index, name in enumerate(self._spec.ids):
             prompt = prompts[index // self._spec.n]
-            processor = None if sampling is None else OutputProcessor(state.tokenizer, prompt.ids, sampling)
+            processor = (
+                None if sampling is None else OutputProcessor(state.tokenizer, prompt.ids, sampling, stops)
+            )
             self.choices.append(Choice(index, name, prompt, processor))
         self._by_id = {choice.id: choice for choice in self.choices}
 

@@ -18,7 +18,7 @@ from penstock.core.request_spec import FinishReason
 from penstock.core.sampling_params import SamplingParams
 
 from .detokenizer import Detokenizer
-from .stop import StopChecker
+from .stop import StopChecker, StopStrings
 from .tokenizer import Tokenizer
 
 #: What stands for minus infinity, which JSON cannot express (vLLM's value).
@@ -83,10 +83,13 @@ class OutputProcessor:
         tokenizer: Tokenizer,
         prompt_ids: Sequence[int],
         params: SamplingParams,
+        stops: StopStrings | None = None,
     ) -> None:
+        """Start after `prompt_ids`. stops: those of `params` compiled, by whoever has several sequences."""
         self._tokenizer = tokenizer
         self._detokenizer = Detokenizer(tokenizer, prompt_ids, params.skip_special_tokens)
-        self._stop = StopChecker(params.stop, params.include_stop_str_in_output) if params.stop else None
+        included = params.include_stop_str_in_output
+        self._stop = StopChecker(stops or params.stop, included) if params.stop else None
         self._keep_stop_token = params.include_stop_str_in_output
         self._min_tokens = params.min_tokens
         self._logprobs = params.logprobs is not None

@@ -44,6 +44,7 @@ class VectorFormat:
     prefix = "vec"
     prompt = "input"
     empty = "input must not be empty."
+    token_ids = True
 
     def ask(self, state: State, request: VectorRequest) -> Ask:
         return Ask(inputs=list(request.input), params=Pooling(normalize=request.normalize))

@@ -13,7 +13,7 @@ from typing import Any
 import msgspec
 from starlette.types import Receive, Scope
 
-from penstock.core.errors import InvalidRequest, PayloadTooLarge
+from penstock.core.errors import InvalidRequest, PayloadTooLarge, quote
 
 from .exchange import ClientGone, header
 
@@ -42,12 +42,12 @@ async def read_body(scope: Scope, receive: Receive, limit: int) -> bytes:
     if not (media == "application/json" or media.endswith("+json")):
         # also keeps browsers from posting here without asking first (CORS)
         raise UnsupportedMediaType(
-            f"The body is declared as {media}.", advice="Send `Content-Type: application/json`."
+            f"The body is declared as {quote(media)}.", advice="Send `Content-Type: application/json`."
         )
     encoding = (header(scope, b"content-encoding") or "identity").strip().lower()
     if encoding != "identity":
         raise UnsupportedMediaType(
-            f"The body is declared as encoded with {encoding}, which this server does not decode.",
+            f"The body is declared as encoded with {quote(encoding)}, which this server does not decode.",
             advice="Send it without Content-Encoding.",
         )
     declared = header(scope, b"content-length")

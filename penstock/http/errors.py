@@ -126,6 +126,11 @@ def _body(scope: Scope) -> Callable[[PenstockError], bytes]:
     return body
 
 
+def brief(path: str) -> str:
+    """A path as a message may show it."""
+    return path if len(path) <= 80 else f"{path[:77]}..."
+
+
 def _given_id(scope: Scope) -> str | None:
     given = header(scope, b"x-request-id")
     return given if given and acceptable(given) else None
@@ -133,7 +138,7 @@ def _given_id(scope: Scope) -> str | None:
 
 def _routing_error(scope: Scope, exc: HTTPException) -> tuple[PenstockError, dict[str, str]]:
     headers = dict(exc.headers or {})
-    method, path = scope["method"], scope["path"]
+    method, path = scope["method"], brief(scope["path"])
     if exc.status_code == 405:
         allowed = ", ".join(sorted(headers.get("Allow", "").split(", ")))
         headers["Allow"] = allowed

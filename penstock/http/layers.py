@@ -20,7 +20,7 @@ from penstock.core.errors import RouteNotFound
 
 from .auth import AuthMiddleware
 from .config import HttpConfig
-from .errors import ErrorMiddleware
+from .errors import ErrorMiddleware, brief
 
 
 def application(routes: Sequence[Route], config: HttpConfig) -> ASGIApp:
@@ -54,4 +54,4 @@ def _without_trailing_slash(app: ASGIApp) -> ASGIApp:
 
 async def _no_route(scope: Scope, receive: Receive, send: Send) -> None:
     if scope["type"] == "http":
-        raise RouteNotFound(f"There is no {scope['method']} {scope['path']}.")
+        raise RouteNotFound(f"There is no {scope['method']} {brief(scope['path'])}.")

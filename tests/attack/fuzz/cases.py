@@ -47,7 +47,7 @@ class Case:
     chunks: tuple[int, ...] = ()
     """Sizes of the pieces of a chunked body; a body with a length if empty."""
     leaves: float | None = None
-    """When the client leaves: having sent this share of its bytes; having read the first of the answer if over 1."""
+    """When the client leaves: having sent this share of its bytes; over 1, having read the answer's first."""
     must_serve: bool = False
     field: str | None = None
     """The one field that was changed, where the body is JSON otherwise."""

@@ -65,7 +65,7 @@ class Report:
 
 
 def run(port: int, seed: int, blocks: Iterator[tuple[int, int]], sessions: int = 16) -> Iterator[Report]:
-    """Send all blocks (first case, one past the last); yields a report of each thousand or so, and the rest."""
+    """Send all blocks (first case, one past the last); yields a report of each thousand or so."""
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
         while True:
             some = list(islice(blocks, 1000 // _BLOCK))

@@ -21,7 +21,7 @@ from penstock.server.protocol import (
     TokenizeCompletionRequest,
 )
 
-from .values import Raw, anything
+from .values import Raw
 
 CHAT, TEXT, TOKENIZE, DETOKENIZE = "/v1/chat/completions", "/v1/completions", "/tokenize", "/detokenize"
 
@@ -64,39 +64,45 @@ def _flag(random: Random) -> bool:
     return random.random() < 0.5
 
 
-def _bias(random: Random) -> dict[str, Any]:
-    values = (-100, 100, 0, -0.0, 0.5, 99.99, 5e-324, Raw("1e2"), Raw("-1E-7"))
-    return {str(random.randrange(_VOCABULARY)): random.choice(values) for _ in range(random.randint(0, 6))}
+#: Numbers at the borders of each range, and within.
+VALUES: dict[str, tuple[Any, ...]] = {
+    "temperature": (0, -0.0, 5e-324, 9.9e-6, 1e-5, 0.7, 1, 2.5, 100, 100.0, None),
+    "top_p": (5e-324, 1e-45, 1e-7, 0.1, 0.9, 0.9999999999999999, 1, 1.0, None),
+    "top_k": (-1, 0, 1, 2, 40, 2047, 2048, 2**31, 2**63 - 1, 3.0, None),
+    "min_p": (0, 5e-324, 1e-45, 0.05, 0.999999, 1, None),
+    "repetition_penalty": (0.001, 0.5, 1, 1.1, 999.99, 1000, None),
+    "presence_penalty": (-2, -0.5, 0, 2, 2.0),
+    "frequency_penalty": (-2.0, 0.0, 1.5, 2),
+    "logit_bias": (
+        {"5": -100, "0": 100},
+        {"2047": 5e-324},
+        {"7": Raw("1e2")},
+        {"7": Raw("-1E-7")},
+        {"7": -0.0},
+    ),
+    "seed": (0, 1, -1, -2, 2**63 - 1, -(2**63), 7.0, None),
+    "truncate_prompt_tokens": (-1, 1, 2, 40, 100, 2**63 - 1, None),
+    "stream_interval": (1, 2, 5, 2**63 - 1, None),
+    "prompt_logprobs": (0, 1, 20, None),
+    "min_tokens": (0, 1),
+    "priority": (0, 0.0, -0.0, None),
+}
 
-
-#: What endpoints share that generate text: values at and within the borders of each range.
+#: What endpoints share that generate text.
 _COMMON: dict[str, Make] = {
+    **{name: _among(*values) for name, values in VALUES.items()},
     "model": _among("demo", None),
     "add_special_tokens": _flag,
-    "truncate_prompt_tokens": _among(-1, 1, 2, 40, 100, 2**63 - 1, None),
     "truncation_side": _among("left", "right"),
-    "priority": _among(0, 0.0, -0.0, None),
     "cache_salt": _among(*_NAMES),
     "request_id": _among(*_NAMES),
     "n": _among(1, 1, 1, 2, 3),
     "stream": _flag,
-    "stream_interval": _among(1, 2, 5, 2**63 - 1, None),
-    "temperature": _among(0, -0.0, 5e-324, 9.9e-6, 1e-5, 0.7, 1, 2.5, 100, 100.0, None),
-    "top_p": _among(5e-324, 1e-45, 1e-7, 0.1, 0.9, 0.9999999999999999, 1, 1.0, None),
-    "top_k": _among(-1, 0, 1, 2, 40, 2047, 2048, 2**31, 2**63 - 1, 3.0, None),
-    "min_p": _among(0, 5e-324, 1e-45, 0.05, 0.999999, 1, None),
-    "repetition_penalty": _among(0.001, 0.5, 1, 1.1, 999.99, 1000, None),
-    "presence_penalty": _among(-2, -0.5, 0, 2, 2.0),
-    "frequency_penalty": _among(-2.0, 0.0, 1.5, 2),
-    "logit_bias": _bias,
     "allowed_token_ids": _ids(300, 400, 9),
-    "seed": _among(0, 1, -1, -2, 2**63 - 1, -(2**63), 7.0, None),
     "stop": _among("\n", "a", ["a", "b"], [], ["🌊", "\n\n"], "\x00", ["x" * 50] * 9),
     "stop_token_ids": _ids(100, 200, 5),
     "include_stop_str_in_output": _flag,
     "ignore_eos": _flag,
-    "min_tokens": _among(0, 1),
-    "prompt_logprobs": _among(0, 1, 20),
     "skip_special_tokens": _flag,
     "spaces_between_special_tokens": _flag,
     "echo": _flag,
@@ -166,11 +172,11 @@ def _generating(random: Random, fields: dict[str, Make]) -> dict[str, Any]:
     if request.get("stream") and random.random() < 0.5:
         request["stream_options"] = {"include_usage": True, "continuous_usage_stats": random.random() < 0.5}
     if random.random() < 0.1:
-        request[random.choice(sorted(IGNORED))] = anything_written(random)
+        request[random.choice(sorted(IGNORED))] = _harmless(random)
     return request
 
 
-def anything_written(random: Random) -> Any:
+def _harmless(random: Random) -> Any:
     """A value that is JSON, and not too deep."""
     return random.choice(
         (None, 5, {"a": "b"}, [1, [2]], "x" * 100, 2**80, Raw("1e300"), Raw("[" * 60 + "]" * 60))
@@ -215,5 +221,3 @@ VALID: dict[str, Callable[[Random], dict[str, Any]]] = {
     TOKENIZE: tokenize,
     DETOKENIZE: detokenize,
 }
-
-__all__ = ["CHAT", "DETOKENIZE", "SHAPES", "TEXT", "TOKENIZE", "VALID", "anything", "anything_written"]

@@ -79,6 +79,24 @@ def test_nesting_up_to_the_bound_is_served(server: Server) -> None:
         assert status == 200, answer
 
 
+@pytest.mark.parametrize("arguments", ["[" + "[]," * 100_000 + "0]", "[" + "0," * 200_000 + "0]"])
+def test_what_arguments_hold_is_counted_before_it_is_read(server: Server, arguments: str) -> None:
+    for messages in (called(arguments), called(arguments[:-2] + "]") * 3):
+        for path in (CHAT, "/tokenize"):
+            error = error_of(post(server, path, {"messages": messages}))
+            assert "--max-body-values" in error["message"]
+
+
+@pytest.mark.parametrize("name", ["x" * 5000, "\x00" * 5000, "🌊" * 5000])
+def test_names_that_nobody_knows(server: Server, name: str) -> None:
+    inside = {"stream": True, "stream_options": {name: 1}}
+    for fields in ({name: 1}, inside, {"logit_bias": {name: 1}}, {"model": name}, {"truncation_side": name}):
+        error = error_of(post(server, TEXT, {"prompt": "a", **fields}))
+        assert len(error["message"]) < 300
+        assert error["param"]
+        assert len(error["param"]) < 100
+
+
 @pytest.mark.parametrize("stream", [False, True])
 def test_the_borders_of_every_range_are_served(server: Server, stream: bool) -> None:
     for name, values in VALUES.items():

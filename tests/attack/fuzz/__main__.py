@@ -104,7 +104,7 @@ def _attack(server: Server, options: argparse.Namespace) -> dict[str, Any]:
     cpu = {name: _cpu(pid) for name, pid in processes(server).items()}
     toll = attacked(server, lambda: _workers(server.port, options, total))
     seconds = time.monotonic() - begun
-    cpu = {name: _cpu(pid) - cpu[name] for name, pid in processes(server).items()}
+    cpu = {name: _cpu(pid) - cpu.get(name, 0.0) for name, pid in processes(server).items()}
     after = aftermath(server)
     return {
         "seed": options.seed,
@@ -117,7 +117,7 @@ def _attack(server: Server, options: argparse.Namespace) -> dict[str, Any]:
             count for status, count in total.statuses.items() if status[:1] == "5" and status != "503"
         ),
         "hangs": total.hangs,
-        "shapeless": sum(1 for problem in total.findings if problem.startswith("shapeless")),
+        "shapeless": sum(times for problem, times in total.times.items() if problem.startswith("shapeless")),
         "slowest answer": round(total.slowest, 3),
         "worst livez": round(toll.worst_livez, 3),
         "livez failed": toll.failed,
@@ -125,7 +125,9 @@ def _attack(server: Server, options: argparse.Namespace) -> dict[str, Any]:
         "memory above idle, MB": {name: round(size / MB) for name, size in toll.grown.items()},
         "memory kept, MB": {name: round(size / MB) for name, size in toll.kept.items()},
         "findings": {
-            problem: [f"--seed {options.seed} --show {number}" for number in numbers]
+            f"{problem} ({total.times[problem]} times)": [
+                f"--seed {options.seed} --first {number} --requests 1" for number in numbers
+            ]
             for problem, numbers in total.findings.items()
         },
         "aftermath": after,

@@ -36,17 +36,19 @@ class Report:
     statuses: dict[str, int] = field(default_factory=dict)
     findings: dict[str, list[int]] = field(default_factory=dict)
     """What is wrong → numbers of the first cases of it."""
+    times: dict[str, int] = field(default_factory=dict)
+    """What is wrong → how often."""
     hangs: int = 0
     slowest: float = 0.0
     """Seconds of the slowest answer (in a pipeline: since the whole was sent)."""
 
-    def count(self, status: str, times: int = 1) -> None:
+    def count(self, status: int) -> None:
         """Add an answer."""
-        self.statuses[status] = self.statuses.get(status, 0) + times
+        _add(self.statuses, {str(status): 1})
 
     def note(self, problem: str, number: int) -> None:
         """Add a finding."""
-        self.count("wrong")
+        _add(self.times, {problem: 1})
         found = self.findings.setdefault(problem, [])
         if len(found) < 5:
             found.append(number)
@@ -58,10 +60,15 @@ class Report:
         self.left += other.left
         self.hangs += other.hangs
         self.slowest = max(self.slowest, other.slowest)
-        for status, times in other.statuses.items():
-            self.count(status, times)
+        _add(self.statuses, other.statuses)
+        _add(self.times, other.times)
         for problem, numbers in other.findings.items():
             self.findings[problem] = (self.findings.get(problem, []) + numbers)[:5]
+
+
+def _add(counts: dict[str, int], more: dict[str, int]) -> None:
+    for name, count in more.items():
+        counts[name] = counts.get(name, 0) + count
 
 
 def run(port: int, seed: int, blocks: Iterator[tuple[int, int]], sessions: int = 16) -> Iterator[Report]:
@@ -189,7 +196,7 @@ async def _exchange(connection: _Connection, group: list[Case], report: Report) 
 
 
 def _judge(case: Case, answer: Answer, report: Report) -> None:
-    report.count(str(answer.status))
+    report.count(answer.status)
     if answer.status == 200 and case.kind == "valid" and case.path.startswith("/v1/"):
         report.served += 1
     problem = wrong(case, answer)

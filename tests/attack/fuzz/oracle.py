@@ -17,7 +17,7 @@ from .requests import CHAT, DETOKENIZE, TEXT, TOKENIZE
 
 MOST_WORDS = 1024
 """Bytes that an error may take, beside what surrounds its message."""
-REFUSALS = (400, 404, 405, 413, 415)
+REFUSALS = (400, 404, 405, 408, 413, 414, 415, 431)
 FULL = ("queue_full", "draining")
 
 

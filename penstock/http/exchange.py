@@ -11,6 +11,8 @@ from typing import Any
 
 from starlette.types import Receive, Scope, Send
 
+JSON = b"application/json"
+
 
 class ClientGone(Exception):
     """The client has closed the connection: nobody reads an answer."""
@@ -29,7 +31,7 @@ async def respond(
     body: bytes,
     *,
     status: int = 200,
-    content_type: bytes = b"application/json",
+    content_type: bytes = JSON,
     headers: Mapping[str, str] | None = None,
 ) -> None:
     """Send a whole response."""

@@ -6,7 +6,7 @@ of `conversation`, and the prompt's text is made by the chat template.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from msgspec.json import encode
@@ -17,7 +17,7 @@ from penstock.text.output import decode_prompt_logprobs
 from .conversation import normalise
 from .generation import Choice, Generation
 from .limits import check_messages, told_logprobs
-from .logprobs import chat_logprobs
+from .logprobs import array, chat_logprobs
 from .openai import OpenAIFormat, OpenAIWriter
 from .params import check_generate, sampling_params
 from .pipeline import Ask, Told
@@ -32,7 +32,6 @@ class ChatFormat(OpenAIFormat):
     prefix = "chatcmpl"
     prompt = "messages"
     empty = "The chat template made an empty prompt of the messages."
-    token_ids = False
 
     def ask(self, state: State, request: ChatRequest) -> Ask:
         """See Format."""
@@ -119,20 +118,20 @@ class ChatWriter(OpenAIWriter):
         """See Writer."""
         return self if self._streams else None
 
-    def whole(self, generation: Generation) -> bytes:
+    def whole(self, generation: Generation) -> Iterator[bytes]:
         """See Writer."""
         request = self._request
         leader = generation.choices[0]
-        body: dict[str, Any] = {"choices": [self._choice(choice) for choice in generation.choices]}
-        body["prompt_logprobs"] = (
-            None
-            if leader.prompt_logprobs is None
-            else decode_prompt_logprobs(self._state.tokenizer, leader.prompt_logprobs)
-        )
-        body["prompt_token_ids"] = leader.prompt.ids if request.return_token_ids else None
+        given = leader.prompt_logprobs
+        body: dict[str, Any] = {
+            "prompt_logprobs": None
+            if given is None
+            else array(decode_prompt_logprobs(self._state.tokenizer, given)),
+            "prompt_token_ids": leader.prompt.ids if request.return_token_ids else None,
+        }
         if request.return_prompt_text:
             body["prompt_text"] = leader.prompt.text
-        return self._answer(generation, body)
+        return self._answer(generation, map(self._choice, generation.choices), body)
 
     def opening(self, choice: Choice) -> bytes:
         """See Writer."""

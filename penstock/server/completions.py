@@ -6,7 +6,7 @@ in the older shape. Running and streaming are the `pipeline`'s business.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from itertools import chain
 from typing import Any
 
@@ -19,7 +19,7 @@ from penstock.text.output import DecodedLogprob, decode_logprob, decode_prompt_l
 
 from .generation import Choice, Generation
 from .limits import told_logprobs
-from .logprobs import CompletionLogprobs
+from .logprobs import CompletionLogprobs, array
 from .openai import OpenAIFormat, OpenAIWriter
 from .params import check_generate, check_length, sampling_params
 from .pipeline import Ask, Told
@@ -37,7 +37,6 @@ class CompletionFormat(OpenAIFormat):
     prefix = "cmpl"
     prompt = "prompt"
     empty = "prompt must not be empty."
-    token_ids = True
 
     def ask(self, state: State, request: CompletionRequest) -> Ask:
         """See Format."""
@@ -92,9 +91,9 @@ class CompletionWriter(OpenAIWriter):
         """See Writer."""
         return self if self._streams else None
 
-    def whole(self, generation: Generation) -> bytes:
+    def whole(self, generation: Generation) -> Iterator[bytes]:
         """See Writer."""
-        return self._answer(generation, {"choices": [self._choice(choice) for choice in generation.choices]})
+        return self._answer(generation, map(self._choice, generation.choices), {})
 
     def opening(self, choice: Choice) -> bytes:
         """See Writer. The prompt's text (echo) goes with the first chunk."""
@@ -135,7 +134,7 @@ class CompletionWriter(OpenAIWriter):
             "stop_reason": output.stop_reason,
             "prompt_logprobs": None
             if given is None
-            else decode_prompt_logprobs(self._state.tokenizer, given),
+            else array(decode_prompt_logprobs(self._state.tokenizer, given)),
             "token_ids": output.token_ids if request.return_token_ids else None,
             "prompt_token_ids": choice.prompt.ids if request.return_token_ids else None,
         }

@@ -42,7 +42,7 @@ class LimitConfig(HttpConfig):
         8192, "Most messages of a chat, with their content parts and tool calls counted as well."
     )
     max_body_values: int = option(
-        131_072, "Most strings, lists and objects of a body; of a chat's also numbers."
+        131_072, "Most values in the JSON of a body, names of fields included and token ids of prompts not."
     )
     max_tokenize_length: int = option(
         524_288, "Most characters that /tokenize takes, and token ids that /detokenize takes."
@@ -70,6 +70,8 @@ _LISTS = {
     "tokens": "max_tokenize_length",
 }
 """Field of any body → the limit of its length."""
+_MARKS = (b"[", b"{", b",", b":")
+"""One of them stands before every value and name."""
 
 
 def too_much(what: str, got: int, config: LimitConfig, limit: str, param: str | None) -> InvalidRequest:
@@ -81,39 +83,49 @@ def too_much(what: str, got: int, config: LimitConfig, limit: str, param: str | 
     )
 
 
-def check_body(body: bytes, config: LimitConfig, *, numbers: bool) -> None:
-    """Refuse JSON whose values would take many times its own size.
+def check_body(body: bytes, config: LimitConfig) -> int:
+    """Refuse JSON whose values would take many times its own size: a string, list or object takes 50 to 300
+    bytes as a Python object however few it takes in JSON.
 
-    A string, list or object takes 50 to 300 bytes as a Python object however few it takes in JSON. With
-    `numbers` those are counted, too, which is for bodies that hold no prompts of token ids. What is no JSON
-    is counted somehow, and refused later.
+    Returns how many values and names the body has, or 0 where those are few, for `check_lists`. What is no
+    JSON is counted somehow, and refused later.
     """
     limit = config.max_body_values
-    if len(body) <= 2 * limit:  # a value takes two bytes, one of them a bracket, a comma or a colon
-        return
-    marks = b'"[{,' if numbers else b'"[{'
-    if sum(body.count(mark) for mark in marks) <= limit:  # texts may have many of them; mostly they have not
-        return
-    bare = body.replace(b"\\\\", b"").replace(b'\\"', b"") if b"\\" in body else body
+    # each comes with one of these marks, so in two bytes; texts may have many of them, but mostly they do not
+    if len(body) <= 2 * limit or sum(map(body.count, _MARKS)) + body.count(b'"') <= limit:
+        return 0
+    bare = body.replace(rb"\\", b"").replace(rb"\"", b"") if b"\\" in body else body
     strings = bare.count(b'"') // 2
-    if strings <= limit:
-        outside = b"".join(bare.split(b'"', 2 * strings)[::2])
-        count = strings + sum(outside.count(mark) for mark in (b"[{," if numbers else b"[{"))
-    else:
-        count = strings
-    if count > limit:
-        raise too_much("The number of values in the body", count, config, "max_body_values", None)
+    if strings > limit:
+        raise _too_many_values(strings, config)
+    outside = b"".join(bare.split(b'"')[::2])
+    if (opened := outside.count(b"[") + outside.count(b"{")) > limit:
+        raise _too_many_values(opened, config)
+    return sum(map(outside.count, _MARKS))
 
 
-def check_lists(raw: Mapping[str, Any], config: LimitConfig) -> None:
-    """Refuse long lists before anybody looks at their entries."""
+def check_lists(raw: Mapping[str, Any], values: int, config: LimitConfig) -> None:
+    """Refuse long lists before anybody looks at their entries.
+
+    values: from `check_body`. Only token ids of prompts may be many.
+    """
     for name, limit in _LISTS.items():
         value = raw.get(name)
         if isinstance(value, list | dict) and len(value) > getattr(config, limit):
             raise too_much(f"The number of entries in {name}", len(value), config, limit, name)
     prompt = raw.get("prompt")
-    if isinstance(prompt, list) and len(prompt) > config.max_choices and type(prompt[0]) is not int:
-        raise too_much("The number of prompts", len(prompt), config, "max_choices", "prompt")
+    ids = 0
+    if isinstance(prompt, list) and prompt:
+        if type(prompt[0]) is int:
+            ids = len(prompt)
+        elif len(prompt) > config.max_choices:
+            raise too_much("The number of prompts", len(prompt), config, "max_choices", "prompt")
+        elif values:
+            ids = sum(len(each) for each in prompt if isinstance(each, list))
+    elif values and isinstance(tokens := raw.get("tokens"), list):
+        ids = len(tokens)
+    if values - ids > config.max_body_values:
+        raise _too_many_values(values - ids, config)
 
 
 def check_stop(stops: Sequence[str], config: LimitConfig) -> None:
@@ -184,6 +196,10 @@ def check_answer(estimate: int, config: LimitConfig, param: str | None) -> None:
         )
         error.advice += " Ask for fewer prompts, choices or logprobs, or for a stream."
         raise error
+
+
+def _too_many_values(got: int, config: LimitConfig) -> InvalidRequest:
+    return too_much("The number of values in the body", got, config, "max_body_values", None)
 
 
 def _flag(name: str) -> str:

@@ -93,8 +93,6 @@ class Format(Protocol[R]):
     """Name of the field that prompts come from."""
     empty: str
     """What to say of a prompt without tokens."""
-    token_ids: bool
-    """Whether prompts may come as token ids: bodies with millions of numbers are served then."""
 
     def ask(self, state: State, request: R) -> Ask:
         """What the request asks for. Raises InvalidRequest, naming the field at fault."""
@@ -112,7 +110,7 @@ class Format(Protocol[R]):
 async def generate(format: Format[R], state: State, scope: Scope, receive: Receive, send: Send) -> None:
     """Serve one request."""
     scope["error_body"] = format.error
-    raw = await read_object(state, scope, receive, numbers=not format.token_ids)
+    raw = await read_object(state, scope, receive)
     arrived_at = state.monotonic()
     state.check_accepting()
     request = decode(raw, format.shape)
@@ -144,16 +142,16 @@ async def generate(format: Format[R], state: State, scope: Scope, receive: Recei
             writer.stream is not None,
             without_text(ask.params) if isinstance(ask.params, SamplingParams) else ask.params,
         )
-    await answer(receive, send, id.response, generation, writer)
+    await answer(state.work, receive, send, id.response, generation, writer)
 
 
-async def read_object(state: State, scope: Scope, receive: Receive, *, numbers: bool) -> dict[str, Any]:
-    """The object of a body within the limits of `limits`. numbers: whether they count as values."""
+async def read_object(state: State, scope: Scope, receive: Receive) -> dict[str, Any]:
+    """The object in a body, which is within `limits`."""
     body = await read_body(scope, receive, state.config.max_body_bytes)
     state.work.spent(len(body))
-    check_body(body, state.config, numbers=numbers)
+    values = check_body(body, state.config)
     raw = parse_object(body)
-    check_lists(raw, state.config)
+    check_lists(raw, values, state.config)
     return raw
 
 

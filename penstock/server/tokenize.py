@@ -18,7 +18,7 @@ from .tokens import IN_THREAD, check_ids, decode_ids
 
 async def tokenize(state: State, scope: Scope, receive: Receive, send: Send) -> None:
     """`{"prompt"}` or `{"messages"}` → `{"count", "max_model_len", "tokens", "token_strs"}`."""
-    raw = await read_object(state, scope, receive, numbers=True)
+    raw = await read_object(state, scope, receive)
     request: TokenizeChatRequest | TokenizeCompletionRequest
     if raw.get("messages") is not None:
         request = decode(raw, TokenizeChatRequest)
@@ -52,7 +52,7 @@ def _tokenized(state: State, text: str, request: TokenizeChatRequest | TokenizeC
 
 async def detokenize(state: State, scope: Scope, receive: Receive, send: Send) -> None:
     """`{"tokens"}` → `{"prompt"}`, special tokens included."""
-    raw = await read_object(state, scope, receive, numbers=False)
+    raw = await read_object(state, scope, receive)
     request = decode(raw, DetokenizeRequest)
     state.check_model(request.model)
     check_ids(request.tokens, state.engine.info.vocab_size, "tokens")

@@ -18,7 +18,7 @@ import msgspec
 from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from penstock.core.errors import Draining, PenstockError, RouteNotFound
+from penstock.core.errors import Draining, InvalidRequest, PenstockError, RouteNotFound, Unavailable
 
 from .exchange import ClientGone, header, respond
 from .ids import acceptable
@@ -31,6 +31,53 @@ class MethodNotAllowed(RouteNotFound):
 
     status = 405
     code = "method_not_allowed"
+
+
+class MalformedRequest(InvalidRequest):
+    """This is not HTTP, or can be read in two ways."""
+
+    code = "malformed_request"
+
+
+class RequestTimeout(InvalidRequest):
+    """The request did not arrive in time."""
+
+    status = 408
+    code = "request_timeout"
+
+
+class UriTooLong(InvalidRequest):
+    """The request line is over the limit."""
+
+    status = 414
+    code = "uri_too_long"
+
+
+class HeadersTooLarge(InvalidRequest):
+    """The headers are over a limit."""
+
+    status = 431
+    code = "headers_too_large"
+
+
+class UnknownCoding(InvalidRequest):
+    """The body is transferred in a coding that this server does not have."""
+
+    status = 501
+    code = "unsupported_transfer_encoding"
+
+
+class UnknownVersion(InvalidRequest):
+    """A version of HTTP that this server does not speak."""
+
+    status = 505
+    code = "unsupported_http_version"
+
+
+class TooManyConnections(Unavailable):
+    """All connections, or those of one client, are taken."""
+
+    code = "too_many_connections"
 
 
 def error_object(error: PenstockError) -> dict[str, dict[str, str | None]]:

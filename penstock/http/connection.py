@@ -305,8 +305,8 @@ class Connection(HttpToolsProtocol):
     def _refuse(self, error: PenstockError) -> None:
         """Answer what is no request, or not a whole one, and close.
 
-        An answer to an earlier request is finished first: nothing may be written into it, and nobody knows what
-        the client would take a further one for.
+        An answer to an earlier request is finished first: nothing may be written into it, and nobody knows
+        what the client would take a further one for.
         """
         self._all.log.warning(error.code or "", "A request from %s is refused: %s", self.address, error)
         self._all.busy(self)

@@ -22,6 +22,7 @@ from penstock.core.errors import Draining, InvalidRequest, PenstockError, RouteN
 
 from .exchange import ClientGone, header, respond
 from .ids import acceptable
+from .sse import event
 
 logger = logging.getLogger("penstock.http")
 
@@ -131,12 +132,14 @@ class ErrorMiddleware:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        started = False
+        started = streams = ended = False
 
         async def watched(message: Message) -> None:
-            nonlocal started
+            nonlocal started, streams, ended
+            ended = message["type"] == "http.response.body" and not message.get("more_body", False)
             if not started:
                 started = True
+                streams = any(value.startswith(b"text/event-stream") for _, value in message["headers"])
                 if self._id_header:
                     message["headers"].append(
                         (b"x-request-id", scope["request_id"].encode("latin-1", "replace"))
@@ -152,10 +155,13 @@ class ErrorMiddleware:
             return
         except ClientGone:
             return
-        except asyncio.CancelledError:  # the server ends now, whatever is under way
-            if not started:
-                await send_error(watched, Draining("The server is shutting down."), body=_body(scope))
-            raise
+        except asyncio.CancelledError:  # the server ends now, whatever is under way; so does this task
+            error = Draining("The server is shutting down.")
+            if streams and not ended:  # without the [DONE] of a stream that is whole
+                last = event(_body(scope)(error))
+                await send({"type": "http.response.body", "body": last, "more_body": False})
+            if started:
+                return
         except PenstockError as exc:
             error = exc
         except HTTPException as exc:

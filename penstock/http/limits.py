@@ -8,7 +8,8 @@
     sweep, about once a second: deadlines that have passed, readers that do not read
 
 A connection is idle from its beginning, and from the end of each answer, until the head of a request is
-whole; the one that has been idle longest goes first. Knows when and how many; the connection knows what to do then.
+whole; the one that has been idle longest goes first. Knows when and how many; the connection knows what to
+do then.
 """
 
 from __future__ import annotations
@@ -30,6 +31,10 @@ _SPARE_DESCRIPTORS = 64
 """Descriptors that are left to everything else: files, pipes, sockets of the engine's messages."""
 _FEWEST = 8
 """Connections below which no server is started."""
+_AT_ONCE = 64
+"""Connections whose time is up that are dealt with before the loop goes on to something else."""
+_SOON = 0.005
+"""Seconds until the next of them."""
 _SILENCE = 60.0
 """Seconds between two lines of a kind in the log."""
 
@@ -106,6 +111,7 @@ class Connections:
         self._of_client: dict[str, int] = {}
         self._stalled: dict[Held, tuple[int, float]] = {}  # bytes unsent, and since when it is so many
         self._swept_at = clock()
+        self._next = limits.interval
 
     def __len__(self) -> int:
         return len(self._open)
@@ -164,16 +170,19 @@ class Connections:
         else:
             del self._of_client[connection.address]
 
-    def sweep(self) -> None:
-        """Look after deadlines and after readers that do not read."""
+    def sweep(self) -> float:
+        """Look after deadlines and after readers that do not read. Returns in how many seconds to do it again:
+        thousands who are late together are not sent away in one piece of the loop's time.
+        """
         now = self._clock()
         # time in which the loop did not run is nobody's fault: what was sent meanwhile has not been read yet
-        lost = now - self._swept_at - self.limits.interval
+        lost = now - self._swept_at - self._next
         self._swept_at = now
         if lost > 0.5:
             for connection in self._open:
                 connection.deadline += lost
-        for connection in [each for each in self._open if each.deadline <= now]:
+        late = [each for each in self._open if each.deadline <= now]
+        for connection in late[:_AT_ONCE]:
             connection.expire(now)
         for connection in [each for each in self._open if self._stuck(each, now)]:
             self.log.warning(
@@ -183,6 +192,8 @@ class Connections:
             )
             connection.cut()
         self.log.flush()
+        self._next = self.limits.interval if len(late) <= _AT_ONCE else _SOON
+        return self._next
 
     def _stuck(self, connection: Held, now: float) -> bool:
         unsent = connection.unsent()

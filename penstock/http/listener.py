@@ -72,8 +72,7 @@ class Listener:
         self._loop.add_reader(self._sock, self._accept)
 
     def _sweep(self) -> None:
-        self._sweeper = self._loop.call_later(self._connections.limits.interval, self._sweep)
-        self._connections.sweep()
+        self._sweeper = self._loop.call_later(self._connections.sweep(), self._sweep)
 
     def _accept(self) -> None:
         for _ in range(_AT_ONCE):

@@ -171,8 +171,10 @@ class Connections:
             del self._of_client[connection.address]
 
     def sweep(self) -> float:
-        """Look after deadlines and after readers that do not read. Returns in how many seconds to do it again:
-        thousands who are late together are not sent away in one piece of the loop's time.
+        """Look after deadlines and after readers that do not read.
+
+        Returns in how many seconds to do it again: of thousands who are late together, only some at a time are
+        sent away, so that the loop gets to others in between.
         """
         now = self._clock()
         # time in which the loop did not run is nobody's fault: what was sent meanwhile has not been read yet

@@ -133,6 +133,7 @@ async def serve(
     try:
         await server.serve(sockets=[sock])
     except OSError as error:  # someone else has begun to listen since bind
+        sock.close()
         raise _bind_error(f"{config.host}:{config.port}", config.port, error) from error
     finally:
         for number in signals:
@@ -208,6 +209,7 @@ class Server(uvicorn.Server):
         on_started: Callable[[], None] | None = None,
     ) -> None:
         super().__init__(_uvicorn_config(app, config, log_config))
+        self.config.load()
         logging.getLogger("uvicorn.access").addFilter(_without_query)
         self._http = config
         self._on_started = on_started

@@ -41,6 +41,10 @@ class Live:
         self._socket.listen()  # connections wait in the backlog until the loop runs
         self._thread.start()
 
+    def reload(self) -> None:
+        """What SIGHUP does."""
+        self._server.reload()
+
     def stop(self) -> None:
         self._server.should_exit = True
         self._thread.join(PATIENCE)

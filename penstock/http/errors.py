@@ -150,6 +150,7 @@ class ErrorMiddleware:
         scope["client_request_id"] = _given_id(scope)
         scope["request_id"] = scope["client_request_id"] or uuid.uuid4().hex
         headers: dict[str, str] = {}
+        error: PenstockError
         try:
             await self._app(scope, receive, watched)
             return

@@ -47,8 +47,8 @@ def test_a_port_can_be_bound_again_after_use() -> None:
 
 @pytest.mark.parametrize("uvloop", [True, False])
 def test_of_two_servers_on_one_port_the_second_is_refused(uvloop: bool) -> None:
-    """Both can be bound, so that a port waits for nobody's TIME_WAIT; only one can listen. uvloop keeps that to
-    itself."""
+    """Both can be bound, so that a port waits for nobody's TIME_WAIT; only one can listen. uvloop does not
+    tell."""
     first = HttpConfig(host="127.0.0.1", port=0)
     factory = None
     if uvloop:

@@ -18,10 +18,11 @@ import msgspec
 from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from penstock.core.errors import Draining, PenstockError, RouteNotFound
+from penstock.core.errors import Draining, InvalidRequest, PenstockError, RouteNotFound, Unavailable
 
 from .exchange import ClientGone, header, respond
 from .ids import acceptable
+from .sse import event
 
 logger = logging.getLogger("penstock.http")
 
@@ -31,6 +32,53 @@ class MethodNotAllowed(RouteNotFound):
 
     status = 405
     code = "method_not_allowed"
+
+
+class MalformedRequest(InvalidRequest):
+    """This is not HTTP, or can be read in two ways."""
+
+    code = "malformed_request"
+
+
+class RequestTimeout(InvalidRequest):
+    """The request did not arrive in time."""
+
+    status = 408
+    code = "request_timeout"
+
+
+class UriTooLong(InvalidRequest):
+    """The request line is over the limit."""
+
+    status = 414
+    code = "uri_too_long"
+
+
+class HeadersTooLarge(InvalidRequest):
+    """The headers are over a limit."""
+
+    status = 431
+    code = "headers_too_large"
+
+
+class UnknownCoding(InvalidRequest):
+    """The body is transferred in a coding that this server does not have."""
+
+    status = 501
+    code = "unsupported_transfer_encoding"
+
+
+class UnknownVersion(InvalidRequest):
+    """A version of HTTP that this server does not speak."""
+
+    status = 505
+    code = "unsupported_http_version"
+
+
+class TooManyConnections(Unavailable):
+    """All connections, or those of one client, are taken."""
+
+    code = "too_many_connections"
 
 
 def error_object(error: PenstockError) -> dict[str, dict[str, str | None]]:
@@ -84,12 +132,14 @@ class ErrorMiddleware:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        started = False
+        started = streams = ended = False
 
         async def watched(message: Message) -> None:
-            nonlocal started
+            nonlocal started, streams, ended
+            ended = message["type"] == "http.response.body" and not message.get("more_body", False)
             if not started:
                 started = True
+                streams = any(value.startswith(b"text/event-stream") for _, value in message["headers"])
                 if self._id_header:
                     message["headers"].append(
                         (b"x-request-id", scope["request_id"].encode("latin-1", "replace"))
@@ -100,15 +150,19 @@ class ErrorMiddleware:
         scope["client_request_id"] = _given_id(scope)
         scope["request_id"] = scope["client_request_id"] or uuid.uuid4().hex
         headers: dict[str, str] = {}
+        error: PenstockError
         try:
             await self._app(scope, receive, watched)
             return
         except ClientGone:
             return
-        except asyncio.CancelledError:  # the server ends now, whatever is under way
-            if not started:
-                await send_error(watched, Draining("The server is shutting down."), body=_body(scope))
-            raise
+        except asyncio.CancelledError:  # the server ends now, whatever is under way; so does this task
+            error = Draining("The server is shutting down.")
+            if streams and not ended:  # without the [DONE] of a stream that is whole
+                last = event(_body(scope)(error))
+                await send({"type": "http.response.body", "body": last, "more_body": False})
+            if started:
+                return
         except PenstockError as exc:
             error = exc
         except HTTPException as exc:

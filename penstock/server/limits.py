@@ -146,7 +146,8 @@ def check_messages(messages: Sequence[Mapping[str, Any]], config: LimitConfig) -
         what = "The number of messages with their parts and tool calls"
         raise too_much(what, count, config, "max_messages", "messages")
     arguments = "".join(text for message in messages for text in _arguments(message))
-    check_body(arguments.encode(), config, numbers=True)
+    if (values := check_body(arguments.encode(), config)) > config.max_body_values:
+        raise _too_many_values(values, config)
 
 
 def _arguments(message: Mapping[str, Any]) -> Iterator[str]:

@@ -216,7 +216,7 @@ def _mutate(random: Random, request: Entries, shape: type) -> str | None:
     elif kind < 0.65 and request:
         at = random.randrange(len(request))
         name, value = request[at]
-        request[at] = (name, _inside(random, value))
+        request[at] = (name, _limited(random, name, _inside(random, value)))
     elif kind < 0.75:
         name = random.choice(_known(shape))
         _set(request, name, anything(random))
@@ -242,7 +242,11 @@ def _set(request: Entries, name: str, value: Any) -> None:
 
 
 def _limited(random: Random, name: str, value: Any) -> Any:
-    return random.choice(_SHORT) if name in _LENGTHS and (value is None or isinstance(value, int)) else value
+    return (
+        random.choice(_SHORT)
+        if name in _LENGTHS and (value is None or isinstance(value, int | float))
+        else value
+    )
 
 
 def _inside(random: Random, value: Any) -> Any:

@@ -198,7 +198,7 @@ class Connection(HttpToolsProtocol):
     # ---- the answer ----
 
     def on_response_complete(self) -> None:
-        """The answer is written: the next request's turn. In place of uvicorn's, which sets a timer each time."""
+        """The answer is written: the next request's turn. uvicorn's own sets a timer each time."""
         self.server_state.total_requests += 1
         self._answering = None
         if self.transport.is_closing():

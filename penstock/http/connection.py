@@ -19,7 +19,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import enum
 import math
 from typing import Any
 
@@ -50,14 +49,17 @@ _LINGER_BYTES = 1 << 20
 """Bytes of a refused request that are read and dropped meanwhile."""
 
 
-class Stage(enum.Enum):
-    """What is awaited of the client."""
-
-    SILENCE = "a request"
-    HEAD = "the rest of its headers"
-    BODY = "the rest of its body"
-    ANSWER = "nothing: the server has to act"
-    REFUSED = "that it reads why, and closes"
+# What is awaited of the client; plain numbers, since every header of every request asks.
+_SILENCE = 0
+"""A request."""
+_HEAD = 1
+"""The rest of its headers."""
+_BODY = 2
+"""The rest of its body."""
+_ANSWER = 3
+"""Nothing: the server has to act."""
+_REFUSED = 4
+"""That it reads why, and closes."""
 
 
 class Connection(HttpToolsProtocol):
@@ -90,10 +92,9 @@ class Connection(HttpToolsProtocol):
         self._all = connections
         self._restrict = restrict
         self._made = False
-        self._stage = Stage.SILENCE
+        self._stage = _SILENCE
         self._pending = 0
         """Bytes since the parser last came to the end of something."""
-        self._fields = 0
         self._fault: PenstockError | None = None
         self._answering: RequestResponseCycle | None = None
 
@@ -117,12 +118,11 @@ class Connection(HttpToolsProtocol):
 
     def data_received(self, data: bytes) -> None:
         """Feed the parser; a request with an offer is fed once more, without the offer."""
-        if self._stage is Stage.REFUSED:
+        if self._stage == _REFUSED:
             self._pending += len(data)
             if self._pending > _LINGER_BYTES:
                 self.cut()
             return
-        self._unset_keepalive_if_required()
         while data:
             self._pending += len(data)
             try:
@@ -139,7 +139,7 @@ class Connection(HttpToolsProtocol):
             except httptools.HttpParserError as error:
                 self._refuse(self._fault or MalformedRequest(f"This is not valid HTTP/1.1: {error}."))
                 return
-        if self._pending > self.limits.header_bytes and self._stage is not Stage.ANSWER:
+        if self._pending > self.limits.header_bytes and self._stage != _ANSWER:
             self._refuse(self._too_large())
 
     def shutdown(self) -> None:
@@ -155,21 +155,12 @@ class Connection(HttpToolsProtocol):
     def on_message_begin(self) -> None:
         """The first byte of a request."""
         super().on_message_begin()
-        self._fields = 0
-        self._stage = Stage.HEAD
+        self._stage = _HEAD
         self.deadline = self.loop.time() + self.limits.headers
 
     def on_header(self, name: bytes, value: bytes) -> None:
         """One header, or trailer."""
-        self._fields += 1
-        if self._fields > self.limits.header_count:
-            self._fail(
-                HeadersTooLarge(
-                    f"There are more than {self.limits.header_count} headers.",
-                    advice="The server's limit is set by --max-header-count.",
-                )
-            )
-        if self._stage is Stage.HEAD:
+        if self._stage == _HEAD:
             name = name.lower()
             if name == b"expect" and value.lower() == b"100-continue":
                 self.expect_100_continue = True
@@ -184,7 +175,7 @@ class Connection(HttpToolsProtocol):
         if len(self.pipeline) >= _PIPELINE:
             self._fail(MalformedRequest("Too many requests were sent without waiting for an answer."))
         super().on_headers_complete()
-        self._stage = Stage.BODY
+        self._stage = _BODY
         self.deadline = self.loop.time() + self.limits.body
         self._all.busy(self)
 
@@ -200,21 +191,27 @@ class Connection(HttpToolsProtocol):
             return
         super().on_message_complete()
         self.deadline = math.inf
-        self._stage = Stage.ANSWER
+        self._stage = _ANSWER
         if self.cycle.response_complete:  # it was answered before it was read
             self._wait_for_request()
 
     # ---- the answer ----
 
     def on_response_complete(self) -> None:
-        """The answer is written: the next request's turn."""
+        """The answer is written: the next request's turn. uvicorn's own sets a timer each time."""
+        self.server_state.total_requests += 1
         self._answering = None
-        super().on_response_complete()
-        if self._answering is not None or self.transport.is_closing():
+        if self.transport.is_closing():
             return
-        if self._stage is Stage.ANSWER:
+        self.flow.resume_reading()
+        if self.pipeline:
+            cycle, app = self.pipeline.pop()
+            self._start_asgi_task(cycle, app)  # type: ignore[arg-type]
+        elif not self.timeout_keep_alive:
+            self.transport.close()
+        elif self._stage == _ANSWER:
             self._wait_for_request()
-        elif self._stage is Stage.BODY:  # nobody waits for the rest of it
+        elif self._stage == _BODY:  # nobody waits for the rest of it
             self._all.idle(self)
 
     def _start_asgi_task(self, cycle: RequestResponseCycle, app: ASGIApp) -> None:  # type: ignore[override]
@@ -227,20 +224,20 @@ class Connection(HttpToolsProtocol):
         """The deadline has passed: see `Held`."""
         limits = self.limits
         self.deadline = math.inf
-        if not self._made or self._stage is Stage.REFUSED:
+        if not self._made or self._stage == _REFUSED:
             self.cut()
-        elif self._stage is Stage.SILENCE or (self._stage is Stage.BODY and self.cycle.response_complete):
+        elif self._stage == _SILENCE or (self._stage == _BODY and self.cycle.response_complete):
             self.transport.close()
         elif self.flow.read_paused:  # it is us who do not read: an earlier request is answered first
-            self.deadline = now + (limits.headers if self._stage is Stage.HEAD else limits.body)
-        elif self._stage is Stage.HEAD:
+            self.deadline = now + (limits.headers if self._stage == _HEAD else limits.body)
+        elif self._stage == _HEAD:
             self._refuse(
                 RequestTimeout(
                     f"The headers did not arrive within {limits.headers:g} s.",
                     advice="The server's limit is set by --timeout-headers.",
                 )
             )
-        elif self._stage is Stage.BODY:
+        elif self._stage == _BODY:
             self._refuse(
                 RequestTimeout(
                     f"The body did not arrive within {limits.body:g} s.",
@@ -264,7 +261,7 @@ class Connection(HttpToolsProtocol):
             self.unwanted = True
 
     def _wait_for_request(self) -> None:
-        self._stage = Stage.SILENCE
+        self._stage = _SILENCE
         self._all.idle(self)
 
     # ---- what is refused ----
@@ -273,6 +270,13 @@ class Connection(HttpToolsProtocol):
         version = self.parser.get_http_version()
         if version not in ("1.1", "1.0"):
             self._fail(UnknownVersion(f"HTTP/{version} is not spoken here.", advice="Use HTTP/1.1."))
+        if len(self.headers) > self.limits.header_count:
+            self._fail(
+                HeadersTooLarge(
+                    f"There are more than {self.limits.header_count} headers.",
+                    advice="The server's limit is set by --max-header-count.",
+                )
+            )
         hosts, size = 0, len(self.url)
         for name, value in self.headers:
             size += len(name) + len(value) + 4  # a colon, a space and the end of the line
@@ -293,7 +297,7 @@ class Connection(HttpToolsProtocol):
     def _too_large(self) -> PenstockError:
         limit = self.limits.header_bytes
         advice = "The server's limit is set by --max-header-bytes."
-        if self._stage is Stage.HEAD and len(self.url) > limit // 2:
+        if self._stage == _HEAD and len(self.url) > limit // 2:
             return UriTooLong(f"The URL with the headers is over the limit of {limit} bytes.", advice=advice)
         return HeadersTooLarge(f"The headers are over the limit of {limit} bytes.", advice=advice)
 
@@ -310,10 +314,10 @@ class Connection(HttpToolsProtocol):
         """
         self._all.log.warning(error.code or "", "A request from %s is refused: %s", self.address, error)
         self._all.busy(self)
-        answered = self._stage is Stage.BODY and self.cycle.response_complete
+        answered = self._stage == _BODY and self.cycle.response_complete
         running = self._answering
-        own = self._stage is Stage.BODY and running is self.cycle
-        self._stage = Stage.REFUSED
+        own = self._stage == _BODY and running is self.cycle
+        self._stage = _REFUSED
         self.deadline = math.inf
         self._pending = 0
         self.pipeline.clear()

@@ -132,14 +132,15 @@ class ErrorMiddleware:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        started = streams = ended = False
+        begun: list[tuple[bytes, bytes]] | None = None
+        ended = False
 
         async def watched(message: Message) -> None:
-            nonlocal started, streams, ended
-            ended = message["type"] == "http.response.body" and not message.get("more_body", False)
-            if not started:
-                started = True
-                streams = any(value.startswith(b"text/event-stream") for _, value in message["headers"])
+            nonlocal begun, ended
+            if begun is not None:
+                ended = not message.get("more_body", False)
+            else:
+                begun = message["headers"]
                 if self._id_header:
                     message["headers"].append(
                         (b"x-request-id", scope["request_id"].encode("latin-1", "replace"))
@@ -158,18 +159,19 @@ class ErrorMiddleware:
             return
         except asyncio.CancelledError:  # the server ends now, whatever is under way; so does this task
             error = Draining("The server is shutting down.")
-            if streams and not ended:  # without the [DONE] of a stream that is whole
-                last = event(_body(scope)(error))
-                await send({"type": "http.response.body", "body": last, "more_body": False})
-            if started:
+            if begun is not None:
+                if not ended and any(value.startswith(b"text/event-stream") for _, value in begun):
+                    last = event(_body(scope)(error))  # without the [DONE] of a stream that is whole
+                    await send({"type": "http.response.body", "body": last, "more_body": False})
                 return
         except PenstockError as exc:
-            error = exc
+            # without its trace, whose frames hold it and the request: a cycle that waits for the collector
+            error = exc.with_traceback(None)
         except HTTPException as exc:
             error, headers = _routing_error(scope, exc)
         except Exception as exc:
             error = internal(exc, f"{scope['method']} {scope['path']}")
-        if not started:
+        if begun is None:
             await send_error(watched, error, headers, body=_body(scope))
         else:  # too late for a status: a cut connection tells the client that the body is not whole
             raise ConnectionAbortedError(error.message)

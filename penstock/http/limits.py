@@ -173,8 +173,8 @@ class Connections:
     def sweep(self) -> float:
         """Look after deadlines and after readers that do not read.
 
-        Returns in how many seconds to do it again: of thousands who are late together, only some are sent away
-        at a time, so that the loop gets to others in between.
+        Returns in how many seconds to do it again: of thousands who are late together, only some are
+        sent away at a time, so that the loop gets to others in between.
         """
         now = self._clock()
         # time in which the loop did not run is nobody's fault: what was sent meanwhile has not been read yet

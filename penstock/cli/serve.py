@@ -51,6 +51,8 @@ def run(args: argparse.Namespace) -> int:
     if not server_config.served_model_name:
         server_config = replace(server_config, served_model_name=(engine_config.model,))
     _need_engine()
+    # the server reads its TLS files again; until then, and in the engine's process, it is for nobody
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)
     # until the server drains on SIGTERM, it ends the start, cleanly
     signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
     level = server_config.uvicorn_log_level.replace("trace", "debug")

@@ -1,4 +1,5 @@
-"""How the API is configured: one frozen dataclass, which adds the API's fields to those of the listener.
+"""How the API is configured: one frozen dataclass, which adds the API's fields to those of the listener
+and of `limits`.
 
 It knows nothing of the engine's configuration. Names and defaults are vLLM's where vLLM has them.
 """
@@ -8,11 +9,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from penstock.core.errors import StartupError
-from penstock.http.config import HttpConfig, as_tuple, at_least, option
+from penstock.http.config import as_tuple, at_least, option
+
+from .limits import LimitConfig
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class ServerConfig(HttpConfig):
+class ServerConfig(LimitConfig):
     """Configuration of the HTTP API. Raises StartupError, naming the flag, for values that cannot work."""
 
     served_model_name: tuple[str, ...] = option(
@@ -46,7 +49,7 @@ class ServerConfig(HttpConfig):
     )
 
     def __post_init__(self) -> None:
-        HttpConfig.__post_init__(self)  # super() does not find its class where slots=True has replaced it
+        LimitConfig.__post_init__(self)  # super() does not find its class where slots=True has replaced it
         as_tuple(self, "served_model_name")
         at_least("--max-logprobs", self.max_logprobs, -1)
         if not 0.01 <= self.chat_template_timeout <= 3600:

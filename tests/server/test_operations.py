@@ -405,18 +405,18 @@ def test_an_answer_with_many_logprobs_is_written_in_a_thread(
     tokenizer: Tokenizer, says: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     writers: list[str] = []
-    whole = CompletionWriter.whole
+    choice = CompletionWriter._choice
 
-    def noted(*arguments: Any) -> bytes:
+    def noted(*arguments: Any) -> dict[str, Any]:
         writers.append(threading.current_thread().name)
-        return whole(*arguments)
+        return choice(*arguments)
 
-    monkeypatch.setattr(CompletionWriter, "whole", noted)
+    monkeypatch.setattr(CompletionWriter, "_choice", noted)
     monkeypatch.setattr(answer, "IN_THREAD", 1000)
     with running(tokenizer, says("ab")) as server:
         for size in (10, 100):
             answered = server.post(TEXT, {"prompt": "x" * size, "prompt_logprobs": 20}).json
             assert len(answered["choices"][0]["prompt_logprobs"]) == size
     loop, thread = writers
-    assert thread.startswith("asyncio_")
-    assert not loop.startswith("asyncio_")
+    assert thread.startswith("work")
+    assert not loop.startswith("work")

@@ -137,7 +137,7 @@ async def _load(engine: RemoteEngine, config: EngineConfig) -> Tokenizer:
     if not is_local(config.model):  # the engine downloads it; then there is a directory
         await engine.start()
         return await asyncio.to_thread(Tokenizer.from_directory, Path(engine.info.path))
-    directory = resolve_model(config.model, config.revision)
+    directory = resolve_model(config.model, config.revision, config.download_dir)
     loading = asyncio.create_task(asyncio.to_thread(Tokenizer.from_directory, directory))
     try:
         await engine.start()

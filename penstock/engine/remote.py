@@ -352,7 +352,8 @@ class RemoteEngine:
             await asyncio.sleep(0.01)
         if not self._draining or self._owed or self._info is None:
             failure = self._diagnose(status)
-            logger.error("engine process %d ended: %s", self._process.pid, failure)
+            if self._info is not None:  # before that, `start` raises it
+                logger.error("engine process %d ended: %s", self._process.pid, failure)
             if self._last_words is not None and self._last_words.trace:
                 logger.error("%s", self._last_words.trace)
             self._fail(failure)

@@ -81,9 +81,14 @@ class ChatTemplate:
         """
         if override is None:
             return cls(tokenizer.chat_templates, tokenizer.special_tokens, source="the model's chat template")
-        return cls(
-            {_DEFAULT: _read(override)}, tokenizer.special_tokens, source="the template of --chat-template"
-        )
+        return cls.from_override(override, tokenizer.special_tokens)
+
+    @classmethod
+    def from_override(
+        cls, override: str, special_tokens: Mapping[str, str | list[str]] | None = None
+    ) -> ChatTemplate:
+        """The template of --chat-template, without the model's. Raises as `from_tokenizer`."""
+        return cls({_DEFAULT: _read(override)}, special_tokens, source="the template of --chat-template")
 
     @property
     def available(self) -> bool:

@@ -54,7 +54,10 @@ class EngineConfig:
         choices=("auto", "safetensors", "dummy"),
     )
     max_model_len: int | None = option(
-        None, "longest prompt plus output in tokens; default is the model's, auto is what fits", size=True, auto=-1
+        None,
+        "longest prompt plus output in tokens; default is the model's, auto is what fits",
+        size=True,
+        auto=-1,
     )
     max_num_seqs: int | None = option(None, "most requests in one step; default 256 (64 on CPU)", size=True)
     max_num_batched_tokens: int | None = option(

@@ -25,8 +25,8 @@ DEFAULT_UTILIZATION = {"cpu": 0.5, "cuda": 0.92}
 #: By default the KV cache holds at most this many times what max_num_seqs requests of max_model_len can use;
 #: the rest of it would only serve prefix hits.
 _ENOUGH = 4
-#: Share of the free memory that an exact size leaves to everybody else. On CPU there is somebody: the server's
-#: own process, the system, the page cache of the weights.
+#: Share of the free memory that an exact size leaves to everybody else. On CPU there is somebody: the API's
+#: process, the system, the page cache of the weights.
 _SPARED = {"cpu": 0.05, "cuda": 0.0}
 #: Rows of prompt logits that may exist at one time beside the sampled ones.
 _PROMPT_LOGITS_ROWS = 128
@@ -163,8 +163,8 @@ def plan_memory(
 
     Raises:
         MemoryBudgetError: one request of max_model_len does not fit, or not even the weights, or not
-            kv_cache_memory_bytes; names the flag and the value that would fit. Also when max_model_len is over
-            the model's context length.
+            kv_cache_memory_bytes; names the flag and the value that would fit. Also when max_model_len is
+            over the model's context length.
     """
     wanted = config.context_length if max_model_len is None or max_model_len == -1 else max_model_len
     if wanted > config.context_length:
@@ -298,9 +298,9 @@ def _too_large(plan: MemoryBudget, size: int, spared: int, advice: list[str]) ->
     """An exact size that is not there: what takes the memory; and the flags that would help."""
     others = f", {_size(spared)} for the rest of the machine" if spared else ""
     message = (
-        f"--kv-cache-memory-bytes {size} ({_size(size)}) is more than fits: of {_size(plan.available)} that are "
-        f"free, the weights take {_size(plan.weights)}, a step of {plan.max_num_batched_tokens} tokens up to "
-        f"{_size(plan.activations)}{others}."
+        f"--kv-cache-memory-bytes {size} ({_size(size)}) is more than fits: of the {_size(plan.available)} "
+        f"that are free, the weights take {_size(plan.weights)}, a step of {plan.max_num_batched_tokens} "
+        f"tokens up to {_size(plan.activations)}{others}."
     )
     return MemoryBudgetError(message, param="--kv-cache-memory-bytes", advice=_use(advice))
 

@@ -104,8 +104,7 @@ class EngineConfig:
     disable_log_stats: bool = option(False, "do not print a line of statistics every ten seconds")
     record_steps: str | None = option(
         None,
-        "write every step's input, plan and result to this file, for replay; where that fails (a full disk), "
-        "the log says so, then and at the end, and serving goes on",
+        "write every step's input, plan and result here, for replay; a full disk is logged",
         metavar="FILE",
     )
     liveness_grace: float = option(

@@ -46,7 +46,7 @@ class HttpConfig:
         30.0, "Seconds that running requests get to finish after SIGTERM; 0 aborts them at once."
     )
     allowed_origins: tuple[str, ...] = option(
-        ("*",), "Origins that browsers may call from (CORS), as https://example.org; '' allows none."
+        (), "Origins that browsers may call from (CORS), as https://example.org, or *; default is none."
     )
     allowed_methods: tuple[str, ...] = option(("*",), "Methods that browsers may use (CORS).")
     allowed_headers: tuple[str, ...] = option(("*",), "Headers that browsers may send (CORS).")

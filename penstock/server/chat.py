@@ -96,8 +96,10 @@ async def render(
         options["documents"] = request.documents
         if request.reasoning_effort is not None:
             options["reasoning_effort"] = request.reasoning_effort
-    # as in vLLM, the template's own arguments have the last word
-    return await state.chat_template.render_async(messages, **{**options, **variables}, chat_template=own)
+    # as in vLLM, the request's own arguments of the template have the last word, the server's the first
+    defaults = state.config.default_chat_template_kwargs or {}
+    arguments = {**defaults, **options, **variables}
+    return await state.chat_template.render_async(messages, **arguments, chat_template=own)
 
 
 class ChatWriter(OpenAIWriter):

@@ -6,7 +6,9 @@ It knows nothing of the engine's configuration. Names and defaults are vLLM's wh
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from penstock.core.errors import StartupError
 from penstock.http.config import as_tuple, at_least, option
@@ -24,6 +26,9 @@ class ServerConfig(LimitConfig):
     response_role: str = option("assistant", "Role of the messages that the model writes.")
     chat_template: str | None = option(
         None, "Chat template in place of the model's: a file, or the template itself."
+    )
+    default_chat_template_kwargs: Mapping[str, Any] | None = option(
+        None, "Variables for the chat template, as JSON, where a request's chat_template_kwargs say nothing."
     )
     trust_request_chat_template: bool = option(
         False, "Allow requests to bring a chat template of their own (`chat_template`)."
@@ -51,6 +56,12 @@ class ServerConfig(LimitConfig):
     def __post_init__(self) -> None:
         LimitConfig.__post_init__(self)  # super() does not find its class where slots=True has replaced it
         as_tuple(self, "served_model_name")
+        for name in ("chat_template", "messages"):
+            if name in (self.default_chat_template_kwargs or {}):
+                raise StartupError(
+                    f"--default-chat-template-kwargs must not contain {name!r}.",
+                    param="--default-chat-template-kwargs",
+                )
         at_least("--max-logprobs", self.max_logprobs, -1)
         if not 0.01 <= self.chat_template_timeout <= 3600:
             raise StartupError(

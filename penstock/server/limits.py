@@ -49,7 +49,7 @@ class LimitConfig(HttpConfig):
     )
     max_response_bytes: int = option(
         64 * 1024 * 1024,
-        "Largest answer that is not streamed, in bytes as estimated from its tokens, logprobs and texts.",
+        "Largest answer that is not streamed, in bytes, as estimated.",
     )
 
     def __post_init__(self) -> None:

@@ -336,9 +336,18 @@ def test_the_page_says_what_it_is(server: LiveServer) -> None:
 # ---- browsers ----
 
 
-def test_any_origin_may_call_by_default(tokenizer: Tokenizer, says: Any) -> None:
+def test_no_origin_may_call_by_default(tokenizer: Tokenizer, says: Any) -> None:
     asks = {"Origin": "https://ui.example", "Access-Control-Request-Method": "POST"}
-    with running(tokenizer, says(REPLY), api_key=("k",)) as server:
+    with running(tokenizer, says(REPLY)) as server:
+        assert server.request("OPTIONS", CHAT, headers=asks).status == 405
+        answer = server.request("GET", "/v1/models", headers={"Origin": "https://ui.example"})
+        assert answer.status == 200
+        assert "access-control-allow-origin" not in answer.headers
+
+
+def test_any_origin_may_call_where_that_is_asked_for(tokenizer: Tokenizer, says: Any) -> None:
+    asks = {"Origin": "https://ui.example", "Access-Control-Request-Method": "POST"}
+    with running(tokenizer, says(REPLY), api_key=("k",), allowed_origins=("*",)) as server:
         preflight = server.request("OPTIONS", CHAT, headers=asks)
         assert preflight.status == 200  # without a key: browsers send none
         assert preflight.headers["access-control-allow-origin"] == "*"

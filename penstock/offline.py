@@ -322,7 +322,7 @@ class LLM:
 
     def _decode(self, logprobs: Sequence[TokenLogprob]) -> list[dict[int, Logprob]]:
         """vLLM's shape: token id → Logprob, the token itself first."""
-        positions = decode_prompt_logprobs(self._tokenizer, logprobs)[1:]
+        positions = decode_prompt_logprobs(self._tokenizer, logprobs)
         return [
             {token: Logprob(**entry) for token, entry in position.items()}  # type: ignore[arg-type]
             for position in positions

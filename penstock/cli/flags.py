@@ -1,22 +1,27 @@
 """Command line flags, made from configuration dataclasses; and answers to flags that are not there.
 
 A field `max_model_len` becomes `--max-model-len` (`--max_model_len` works, too), a bool gets a `--no-` twin,
-the help line comes from the field's metadata and ends with the default. Unknown flags are refused with the
-nearest one; flags that vLLM has removed, or that Penstock does not implement, say what to do instead. Of the
-flags that are not implemented, the values that ask for nothing are accepted (`--kv-cache-dtype auto`).
+the help line comes from the field's metadata and ends with the default. `--config FILE` gives flags in YAML.
+Every flag of vLLM 0.32 that is not ours is known by name (vllm_flags.py): it is accepted where it asks for
+what is so anyway, and otherwise answered with what it would need. Flags that vLLM has removed say what to do
+instead; unknown ones are refused with the nearest one.
 """
 
 from __future__ import annotations
 
 import argparse
 import difflib
-import re
+import json
 import shutil
 import types
 import typing
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import MISSING, fields
 from typing import Any, NoReturn
+
+from .config_file import read_config
+from .values import or_word, parse_json_object, parse_list, parse_origins, parse_size
+from .vllm_flags import BY_NAME, VLLM_FLAGS, VllmFlag
 
 #: flags of other versions and engines → what to use instead
 REMOVED = {
@@ -43,71 +48,26 @@ REMOVED = {
     "--max-running-requests": "that is SGLang's name: use --max-num-seqs.",
     "--chunked-prefill-size": "that is SGLang's name: use --max-num-batched-tokens.",
     "--schedule-policy": "that is SGLang's name: use --scheduling-policy.",
-    "--device-memory-utilization": "use --gpu-memory-utilization.",
 }
 
-#: flags of vLLM 0.32 that mean something Penstock does not do (yet)
-NOT_IMPLEMENTED = frozenset(
-    """--enable-expert-parallel
-    --speculative-config --spec-method --spec-model --spec-tokens --enable-lora --max-loras --max-lora-rank
-    --lora-modules --max-cpu-loras --enable-auto-tool-choice --tool-call-parser --reasoning-parser
-    --kv-offloading-size --kv-offloading-backend --kv-transfer-config --enable-sleep-mode
-    --otlp-traces-endpoint --compilation-config --optimization-level -O -cc --performance-mode --hf-overrides
-    --limit-mm-per-prompt --tokenizer
-    --logits-processors --structured-outputs-config --rope-scaling
-    --rope-theta --sse-keep-alive-interval --num-gpu-blocks-override
-    --override-generation-config --prefix-caching-hash-algo --config --show-hidden-metrics-for-version
-    --uds --max-log-len --hf-token --middleware --enable-log-outputs --headless""".split()
-)
-
-#: flags of vLLM 0.32 of which only these values are served: they ask for what happens anyway
-NEUTRAL: dict[str, tuple[str, ...]] = {
-    "--kv-cache-dtype": ("auto",),
-    "--pipeline-parallel-size -pp": ("1",),
-    "--data-parallel-size -dp": ("1",),
-    "--cpu-offload-gb": ("0",),
-    "--logprobs-mode": ("raw_logprobs",),
-    "--chat-template-content-format": ("auto",),
-    "--api-server-count -asc": ("1",),
-    "--task": ("auto", "generate"),
-    "--runner": ("auto", "generate"),
-    "--convert": ("auto", "none"),
-    "--tokenizer-mode": ("auto",),
-    "--distributed-executor-backend": ("uni", "mp"),
+#: Our names of flags → other names that mean the same.
+ALIASES: dict[str, tuple[str, ...]] = {
+    "--tensor-parallel-size": ("-tp",),
+    "--quantization": ("-q",),
+    # vLLM's names: they say what its HTTP server's parser is, which is not ours
+    "--max-header-bytes": ("--h11-max-incomplete-event-size",),
+    "--max-header-count": ("--h11-max-header-count",),
+    "--gpu-memory-utilization": ("--device-memory-utilization",),
 }
-
-#: flags of vLLM 0.32 for what is always so here → why they change nothing
-ALWAYS_ON: dict[str, str] = {
-    "--enable-prompt-tokens-details": "usage always tells the cached tokens",
-    "--enable-server-load-tracking": "/load always answers",
-    "--disable-frontend-multiprocessing": "there is one API process",
-}
-
-_ALIASES = {"--tensor-parallel-size": "-tp", "--quantization": "-q"}
-
-_UNITS = {
-    "": 1,
-    "k": 10**3,
-    "m": 10**6,
-    "g": 10**9,
-    "ki": 2**10,
-    "mi": 2**20,
-    "gi": 2**30,
-    "kib": 2**10,
-    "mib": 2**20,
-    "gib": 2**30,
-    "kb": 10**3,
-    "mb": 10**6,
-    "gb": 10**9,
-    "t": 10**12,
-    "tb": 10**12,
-    "ti": 2**40,
-    "tib": 2**40,
-}
+_LISTS = {"allowed_origins": parse_origins, "allowed_methods": parse_list, "allowed_headers": parse_list}
+"""Fields that vLLM takes as JSON lists."""
 
 
 class Parser(argparse.ArgumentParser):
     """ArgumentParser that knows what people mean."""
+
+    _source = ""
+    """Where the arguments stand that are being parsed, if not on the command line."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         kwargs.setdefault("allow_abbrev", False)
@@ -115,34 +75,114 @@ class Parser(argparse.ArgumentParser):
         super().__init__(*args, **kwargs)
 
     def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
-        """Take `--max_model_len` for `--max-model-len`, and explain flags that are not there."""
-        if args is not None:
-            args = [_dashes(argument) for argument in args]
-        parsed, unknown = super().parse_known_args(args, namespace)
-        flags = [argument.partition("=")[0] for argument in unknown if argument.startswith("-")]
-        # a sub-command's parser sees its own unknown flags first and explains them there
-        if flags and self._is_leaf():
-            self.error("\n".join(self.explain(name) for name in flags))
-        return parsed, unknown
+        """Parse what people write: `--max_model_len`, `--x.key 1`, `--config FILE`; explain the unknown.
 
-    def explain(self, name: str) -> str:
+        A sub-command's parser sees its own unknown flags first, and explains them there.
+        """
+        if args is None or not self._is_leaf():
+            return super().parse_known_args(args, namespace)
+        arguments = self._joined([_dashes(argument) for argument in args])
+        for argument in arguments:
+            if argument.startswith("--help="):
+                print(self._help_on(argument.partition("=")[2]), end="")
+                self.exit()
+        parsed, problems = self._parse(arguments)
+        settings = vars(parsed)
+        if file := settings.pop("config_file", None):
+            settings, more = self._with_file(file, settings)
+            problems = more + problems
+        problems += filter(None, settings.pop("refused", {}).values())
+        if problems:
+            self.error("\n".join(problems))
+        namespace = argparse.Namespace() if namespace is None else namespace
+        for name, value in settings.items():
+            setattr(namespace, name, value)
+        return namespace, []
+
+    def explain(self, option: str) -> str:
         """What to do instead of an unknown flag."""
+        name = option.partition(".")[0]
         if name in REMOVED:
             return f"{name} is not a flag here: {REMOVED[name]}"
-        if name in NOT_IMPLEMENTED or re.fullmatch(r"-O\d", name):
-            return (
-                f"{name} is a flag of vLLM that Penstock does not implement yet. Drop it, or serve with vLLM."
-            )
-        near = difflib.get_close_matches(name, list(self._option_string_actions), n=1, cutoff=0.6)
-        hint = f"Did you mean {near[0]}?" if near else f"See {self.prog} --help."
-        return f"unknown flag {name}. {hint}"
+        known = list(self._option_string_actions)
+        near = difflib.get_close_matches(name, known, n=1, cutoff=0.75)
+        near = near or [flag for flag in known if flag.startswith(name) and len(name) > 4]  # an abbreviation
+        if not near:
+            return f"unknown flag {option}. See {self.prog} --help."
+        theirs = BY_NAME.get(near[0])
+        more = f" It is vLLM's, and needs {theirs.why}." if theirs and not theirs.changes_nothing else ""
+        return f"unknown flag {option}. Did you mean {near[0]}?{more}"
 
     def error(self, message: str) -> NoReturn:
         """One message, no usage dump."""
-        self.exit(2, f"{self.prog}: {message}\n")
+        self.exit(2, f"{self.prog}: {self._source}{message}\n")
 
     def _is_leaf(self) -> bool:
         return not any(isinstance(action, argparse._SubParsersAction) for action in self._actions)
+
+    def _parse(self, arguments: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
+        """What the arguments say, and an explanation of each unknown flag."""
+        parsed, unknown = super().parse_known_args(arguments, argparse.Namespace())
+        flags = [argument.partition("=")[0] for argument in unknown if argument.startswith("-")]
+        others = [argument for argument in unknown if not argument.startswith("-")]
+        if others and not flags:
+            self.error(f"unrecognized arguments: {' '.join(others)}")
+        return parsed, [self._source + self.explain(name) for name in flags]
+
+    def _with_file(self, file: str, given: dict[str, Any]) -> tuple[dict[str, Any], list[str]]:
+        """The settings of a YAML file under those of the command line, and what is wrong with the file's."""
+        settings: dict[str, Any] = {}
+        problems: list[str] = []
+        refused: dict[str, str | None] = {}
+        try:
+            entries = read_config(file, switches=self._option_string_actions)
+        except ValueError as error:
+            self.error(str(error))
+        for key, arguments in entries:
+            self._source = f"{file}: {key}: "
+            parsed, unknown = self._parse([_dashes(argument) for argument in arguments])
+            problems += unknown
+            answers = vars(parsed).pop("refused", {})
+            refused |= {name: answer and self._source + answer for name, answer in answers.items()}
+            settings |= vars(parsed)
+        self._source = ""
+        return settings | given | {"refused": refused | given.get("refused", {})}, problems
+
+    def _joined(self, arguments: Sequence[str]) -> list[str]:
+        """vLLM's spelling of JSON in parts, `--x.key 1 --x.list+ a,b`, as one `--x={…}` at the end."""
+        kept: list[str] = []
+        objects: dict[str, dict[str, Any]] = {}
+        rest = iter(arguments)
+        for argument in rest:
+            path, equals, text = argument.partition("=")
+            name, *keys = path.removesuffix("+").split(".")
+            if not keys or name not in self._option_string_actions:
+                kept.append(argument)
+                continue
+            if not equals and (following := next(rest, None)) is not None:
+                text, equals = following, "="
+            if not equals:
+                self.error(f"argument {path}: expected one argument")
+            value: Any = text.split(",") if path.endswith("+") else _json_or_text(text)
+            part = objects.setdefault(name, {})
+            for key in keys[:-1]:
+                part = part.setdefault(key, {}) if isinstance(part, dict) else {}
+            if isinstance(value, list) and isinstance(part.get(keys[-1]), list):
+                value = part[keys[-1]] + value
+            part[keys[-1]] = value
+        return kept + [f"{name}={json.dumps(value)}" for name, value in objects.items()]
+
+    def _help_on(self, word: str) -> str:
+        """Flags with a word in their name, ours and vLLM's; `vllm` is all of vLLM's, `all` everything."""
+        from .flags_page import vllm_lines
+
+        word = word.lower().replace("_", "-")
+        theirs = vllm_lines()
+        if word in ("vllm", "all"):
+            return (self.format_help() + "\n" if word == "all" else "") + "\n".join(theirs) + "\n"
+        ours = [line for line in self.format_help().splitlines() if line.startswith("  ")]
+        found = [line for line in ours + theirs if word in line.partition("   ")[0].lower()]
+        return "\n".join(found or [f"No flag has {word!r} in its name. See {self.prog} --help."]) + "\n"
 
 
 class _Formatter(argparse.HelpFormatter):
@@ -159,48 +199,54 @@ class _Formatter(argparse.HelpFormatter):
         return super()._format_action_invocation(action)
 
 
-class _Neutral(argparse.Action):
-    """Takes the values of a flag that ask for nothing, and explains the others."""
+class _Vllm(argparse.Action):
+    """Takes a flag of vLLM; notes the answer where it is not served, for the end. The last word wins."""
 
-    neutral: tuple[str, ...] = ()
+    flag: VllmFlag
 
     def __call__(
         self, parser: argparse.ArgumentParser, namespace: argparse.Namespace, values: Any, option: Any = None
     ) -> None:
-        if str(values).lower() not in self.neutral and not _same_number(values, self.neutral):
-            parser.error(
-                f"{self.option_strings[0]} {values} asks for something that Penstock does not implement yet. "
-                f"Drop it (it stands at {self.neutral[0]}), or serve with vLLM."
-            )
+        given = not option.startswith("--no-") if self.flag.is_switch else values
+        answer = None if self.flag.serves(given) else self.flag.answer(option, given)
+        namespace.refused = {**getattr(namespace, "refused", {}), self.flag.name: answer}
 
 
-class _Ignored(argparse.BooleanOptionalAction):
-    """Takes `--flag` and `--no-flag`, and does nothing."""
+class _Extend(argparse.Action):
+    """Appends all the values of all the times that a flag is given."""
 
-    def __call__(self, *_: Any) -> None: ...
+    def __call__(
+        self, parser: argparse.ArgumentParser, namespace: argparse.Namespace, values: Any, option: Any = None
+    ) -> None:
+        added = [item for value in values for item in (value if isinstance(value, list) else [value])]
+        setattr(namespace, self.dest, [*getattr(namespace, self.dest, []), *added])
 
 
 def add_vllm_flags(parser: argparse.ArgumentParser) -> None:
-    """Accept vLLM's flags that change nothing here, so that command lines written for it work."""
-    group = parser.add_argument_group("accepted for vLLM's sake, without effect")
-    for names, values in NEUTRAL.items():
-        action = group.add_argument(
-            *names.split(),
-            action=_Neutral,
-            dest=argparse.SUPPRESS,
-            metavar=values[0],
-            help=f"{' or '.join(values)}; other values are not implemented",
-        )
-        action.neutral = values  # type: ignore[attr-defined]
-    for name, why in ALWAYS_ON.items():
-        group.add_argument(name, action=_Ignored, dest=argparse.SUPPRESS, default=argparse.SUPPRESS, help=why)
+    """Know vLLM's other flags by name. Help has a line on them."""
+    group = parser.add_argument_group("vLLM's")
+    for flag in (flag for groups in VLLM_FLAGS.values() for group_ in groups for flag in group_):
+        names = [*flag.names, *([flag.name.replace("--", "--no-", 1)] if flag.is_switch else [])]
+        nargs = 0 if flag.is_switch else flag.nargs
+        # SUPPRESS: without the flag there is nothing to say
+        hidden: Any = {"dest": argparse.SUPPRESS, "default": argparse.SUPPRESS, "help": argparse.SUPPRESS}
+        action = group.add_argument(*names, action=_Vllm, nargs=nargs, **hidden)
+        action.flag = flag  # type: ignore[attr-defined]
+    parser.epilog = (
+        f"Every flag of vLLM 0.32 is known: {parser.prog} --help=vllm and docs/flags.md say which are "
+        f"accepted, and what the others would need. --help=WORD shows the flags with a word in their name."
+    )
 
 
-def _same_number(given: str, neutral: Sequence[str]) -> bool:
-    try:
-        return any(float(given) == float(value) for value in neutral)
-    except ValueError:
-        return False
+def add_config_file(parser: argparse.ArgumentParser) -> None:
+    """Add `--config`; the parser itself reads the file."""
+    parser.add_argument(
+        "--config",
+        dest="config_file",
+        metavar="FILE",
+        default=argparse.SUPPRESS,
+        help="flags from a YAML file, `max-model-len: 8192`; those of the command line win",
+    )
 
 
 def add_config(parser: argparse.ArgumentParser, config: type[Any], title: str) -> None:
@@ -219,27 +265,40 @@ def add_config(parser: argparse.ArgumentParser, config: type[Any], title: str) -
             )
             continue
         name = "--" + entry.name.replace("_", "-")
-        kind = _plain(hints[entry.name])
         # SUPPRESS: a field that was not given keeps its dataclass default, and we can tell
         options: dict[str, Any] = {"dest": entry.name, "default": argparse.SUPPRESS, "help": help_}
-        if kind is bool:
-            group.add_argument(name, action=argparse.BooleanOptionalAction, **options)
-            continue
-        if typing.get_origin(kind) is tuple:
-            options |= {
-                "nargs": "+",
-                "action": "extend",
-                "metavar": entry.name.split("_")[-1].upper().rstrip("S"),
-            }
-        else:
-            options["type"] = parse_size if entry.metadata.get("size") else kind
-            options["metavar"] = entry.metadata.get("metavar") or _metavar(kind)
-        if entry.metadata.get("choices"):
-            options["choices"] = entry.metadata["choices"]
-            options["type"] = str.lower  # vLLM's `--quantization None`
-            options["metavar"] = entry.metadata.get("metavar") or entry.name.split("_")[-1].upper()
-            options["help"] = f"{'|'.join(entry.metadata['choices'])}: {help_}"
-        group.add_argument(name, *filter(None, [_ALIASES.get(name)]), **options)
+        options |= _value_options(entry.name, hints[entry.name], entry.metadata)
+        if choices := options.get("choices"):
+            options["help"] = f"{'|'.join(choices)}: {help_}"
+        group.add_argument(name, **options)
+        for alias in ALIASES.get(name, ()):
+            group.add_argument(alias, **options | {"help": argparse.SUPPRESS})
+
+
+def _value_options(name: str, hint: Any, metadata: Mapping[str, Any]) -> dict[str, Any]:
+    """What argparse needs to know of a field's values."""
+    kind = _plain(hint)
+    if kind is bool:
+        return {"action": argparse.BooleanOptionalAction}
+    last = name.split("_")[-1].upper()
+    if typing.get_origin(kind) is tuple:
+        return {
+            "nargs": "+",
+            "action": _Extend,
+            "metavar": last.rstrip("S"),
+            "type": _LISTS.get(name, str),
+        }
+    if choices := metadata.get("choices"):
+        # lower: vLLM's `--quantization None`
+        return {"choices": choices, "type": str.lower, "metavar": metadata.get("metavar") or last}
+    if typing.get_origin(kind) in (dict, Mapping):
+        parse: Any = parse_json_object
+    else:
+        parse = parse_size if metadata.get("size") else kind
+    words: dict[str, Any] = {"None": None, "": None} if kind is not hint else {}
+    if "auto" in metadata:
+        words["auto"] = metadata["auto"]
+    return {"type": or_word(parse, words), "metavar": metadata.get("metavar") or _metavar(kind)}
 
 
 def make_config(config: type[Any], args: argparse.Namespace, **more: Any) -> Any:
@@ -248,23 +307,20 @@ def make_config(config: type[Any], args: argparse.Namespace, **more: Any) -> Any
     return config(**{**more, **given})
 
 
-def parse_size(text: str) -> int:
-    """An integer with an optional unit: 8192, 8k (8,000), 8Ki (8,192), 1.5M, 4GiB, 2T, -1."""
-    match = re.fullmatch(r"(-?\d+(?:\.\d+)?)\s*([a-zA-Z]*)", text.strip())
-    unit = _UNITS.get(match.group(2).lower()) if match else None
-    if match is None or unit is None:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a number such as 8192, 8k, 8Ki or 4GiB")
-    value = float(match.group(1)) * unit
-    if value != int(value):
-        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number")
-    return int(value)
+def _json_or_text(text: str) -> Any:
+    try:
+        return json.loads(text)
+    except ValueError:
+        return text
 
 
 def _dashes(argument: str) -> str:
+    """`--max_model_len` → `--max-model-len`; the keys of `--x.some_key` stay."""
     if not argument.startswith("--"):
         return argument
     name, equals, value = argument.partition("=")
-    return name.replace("_", "-") + equals + value
+    flag, dot, keys = name.partition(".")
+    return flag.replace("_", "-") + dot + keys + equals + value
 
 
 def _plain(hint: Any) -> Any:
@@ -275,7 +331,7 @@ def _plain(hint: Any) -> Any:
 
 
 def _metavar(kind: Any) -> str:
-    return {int: "N", float: "X"}.get(kind, "TEXT")
+    return {int: "N", float: "X", str: "TEXT"}.get(kind, "JSON")
 
 
 def _help(text: str, default: Any) -> str:

@@ -15,7 +15,7 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -24,7 +24,7 @@ from penstock.core.errors import StartupError
 from penstock.engine.config import EngineConfig
 from penstock.server.config import ServerConfig
 
-from .flags import add_config, add_vllm_flags, make_config
+from .flags import add_config, add_config_file, add_vllm_flags, make_config
 
 if TYPE_CHECKING:
     import socket
@@ -38,6 +38,7 @@ logger = logging.getLogger("penstock.server")
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the flags of the engine and of the server."""
+    add_config_file(parser)
     add_config(parser, EngineConfig, "engine")
     add_config(parser, ServerConfig, "server")
     add_vllm_flags(parser)
@@ -45,12 +46,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Serve until a signal. Returns 0 after a complete drain."""
-    keys = tuple(key for key in os.environ.get("PENSTOCK_API_KEY", "").split(",") if key.strip())
     engine_config: EngineConfig = make_config(EngineConfig, args)
-    server_config: ServerConfig = make_config(ServerConfig, args, **({"api_key": keys} if keys else {}))
+    server_config: ServerConfig = make_config(ServerConfig, args, api_key=environment_keys(os.environ))
+    _check_files(engine_config, server_config)
     if not server_config.served_model_name:
         server_config = replace(server_config, served_model_name=(engine_config.model,))
     _need_engine()
+    # the server reads its TLS files again; until then, and in the engine's process, it is for nobody
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)
     # until the server drains on SIGTERM, it ends the start, cleanly
     signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
     level = server_config.uvicorn_log_level.replace("trace", "debug")
@@ -81,6 +84,28 @@ def run(args: argparse.Namespace) -> int:
         return 128 + signal.SIGTERM
     finally:
         engine.kill()
+
+
+def environment_keys(environment: Mapping[str, str]) -> tuple[str, ...]:
+    """The API keys that stand in the environment; --api-key takes precedence, as in vLLM.
+
+    PENSTOCK_API_KEY holds several, with commas between them; VLLM_API_KEY is one, whatever it holds.
+    """
+    ours = (key for key in environment.get("PENSTOCK_API_KEY", "").split(",") if key.strip())
+    theirs = environment.get("VLLM_API_KEY", "")
+    return (*ours, *([theirs] if theirs else []))
+
+
+def _check_files(engine_config: EngineConfig, server_config: ServerConfig) -> None:
+    """Find what is wrong with files that are needed after the model: loading it may take minutes."""
+    if server_config.chat_template is not None:
+        from penstock.text.chat_template import read_override
+
+        read_override(server_config.chat_template)
+    if engine_config.generation_config not in ("auto", "vllm"):
+        from penstock.model.generation import generation_defaults
+
+        generation_defaults(engine_config.generation_config, Path())
 
 
 def _need_engine() -> None:
@@ -125,6 +150,10 @@ async def _serve(
         engine.on_stats(StatsLog(time.monotonic))
     if not template.available:
         logger.warning("the model has no chat template: /v1/chat/completions will answer 400")
+    if keys := len(server_config.api_key):
+        logger.info("an API key is required: %d %s accepted", keys, "key is" if keys == 1 else "keys are")
+    else:
+        logger.warning("no API key is required: whoever reaches this server may use it (--api-key)")
     host, port = sock.getsockname()[:2]
     shown = "localhost" if host in ("0.0.0.0", "::") else host
     scheme = "https" if server_config.ssl_certfile else "http"
@@ -165,8 +194,9 @@ async def _load(
     if not is_local(config.model):  # the engine downloads it; then there is a directory
         await engine.start()
         return await asyncio.to_thread(load, Path(engine.info.path))
+    directory = resolve_model(config.model, config.revision, config.download_dir)
     starting = asyncio.ensure_future(engine.start())
-    loading = asyncio.ensure_future(asyncio.to_thread(load, resolve_model(config.model, config.revision)))
+    loading = asyncio.ensure_future(asyncio.to_thread(load, directory))
     try:
         await asyncio.wait((starting, loading), return_when=asyncio.FIRST_EXCEPTION)
         if loading.done():

@@ -24,6 +24,12 @@ fault, and `advice` (what to do about it). The message says what happened and wh
 
 from __future__ import annotations
 
+import reprlib
+
+_LONGEST_MESSAGE = 2000
+_LONGEST_PARAM = 200
+"""Characters of what a refused client is told."""
+
 
 class PenstockError(Exception):
     """Base of every error that Penstock raises on purpose.
@@ -60,10 +66,29 @@ class PenstockError(Exception):
 
 
 class InvalidRequest(PenstockError):
-    """The request can never be served as it is."""
+    """The request can never be served as it is.
+
+    Whatever a client sent comes back to it, and into logs: message and param are cut to a bounded length
+    here, whoever wrote them. Where a value is quoted, `quote` keeps the rest of the message readable.
+    """
 
     status = 400
     type = "invalid_request_error"
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        param: str | None = None,
+        advice: str = "",
+        retry_after: int | None = None,
+    ) -> None:
+        super().__init__(
+            _cut(message, _LONGEST_MESSAGE),
+            param=None if param is None else _cut(param, _LONGEST_PARAM),
+            advice=_cut(advice, _LONGEST_MESSAGE),
+            retry_after=retry_after,
+        )
 
 
 class ContextLengthExceeded(InvalidRequest):
@@ -157,6 +182,47 @@ class ModelLoadError(StartupError):
 
 class MemoryBudgetError(StartupError):
     """The model or its KV cache does not fit; names the flag and the value that would fit."""
+
+
+def quote(value: object) -> str:
+    """A client's value as a message may show it: its repr in at most a line, and in bounded time whatever it
+    holds."""
+    return _cut(_BRIEF.repr(value), 80)
+
+
+def _cut(text: str, longest: int) -> str:
+    return text if len(text) <= longest else f"{text[: longest - 3]}..."
+
+
+class _Brief(reprlib.Repr):
+    """reprlib's, which looks at the first entries only; also where the library sorts all of them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.maxlevel = 3
+        self.maxlist = self.maxdict = self.maxtuple = 8
+        self.maxstring = self.maxother = 78
+
+    def repr_str(self, value: str, level: int) -> str:
+        return repr(value if len(value) <= self.maxstring else value[: self.maxstring] + "...")
+
+    def repr_int(self, value: int, level: int) -> str:
+        bits = value.bit_length()
+        return repr(value) if bits <= 256 else f"<integer of {bits} bits>"
+
+    def repr_dict(self, value: dict[object, object], level: int) -> str:
+        if level <= 0:
+            return "{...}"
+        shown = []
+        for number, (key, item) in enumerate(value.items()):
+            if number == self.maxdict:
+                shown.append("...")
+                break
+            shown.append(f"{self.repr1(key, level - 1)}: {self.repr1(item, level - 1)}")
+        return "{" + ", ".join(shown) + "}"
+
+
+_BRIEF = _Brief()
 
 
 def cause(error: BaseException) -> str:

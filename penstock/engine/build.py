@@ -74,7 +74,7 @@ def build_engine(config: EngineConfig, heartbeat: Heartbeat | None = None) -> En
     if device.type == "cpu":
         start_build()  # on a machine's first start, the kernels are compiled while the model is looked for
         torch.set_num_threads(config.threads or usable_cores())
-    path = resolve_model(config.model, config.revision)
+    path = resolve_model(config.model, config.revision, config.download_dir)
     model_config = load_config(path)
     dtype = _dtype(config.dtype, model_config, device)
     operations = create_operations(

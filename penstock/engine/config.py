@@ -17,10 +17,14 @@ from penstock.core.scheduler import SchedulerConfig
 def option(default: Any, help_: str, **metadata: Any) -> Any:
     """A dataclass field with the one line that `--help` prints for it.
 
-    metadata: `choices` (tuple), `metavar`, `size` (accepts 8k, 1.5M, 4GiB), `repeat` (may be given several
-    times or with several values), `positional`.
+    metadata: `choices` (tuple), `metavar`, `size` (accepts 8k, 8K, 4GiB), `auto` (what the word "auto" stands
+    for), `positional`.
     """
     return field(default=default, metadata={"help": help_, **metadata})
+
+
+_DTYPE_ALIASES = {"half": "float16", "float": "float32"}
+"""vLLM's other names."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -29,10 +33,13 @@ class EngineConfig:
 
     model: str = option("demo", "local directory, Hugging Face id, or 'demo' (bundled)", positional=True)
     revision: str | None = option(None, "branch, tag or commit of a Hugging Face id")
+    download_dir: str | None = option(
+        None, "folder for downloaded models; default is the Hugging Face cache", metavar="DIR"
+    )
     dtype: str = option(
         "auto",
         "computation type; auto is the checkpoint's",
-        choices=("auto", "bfloat16", "float16", "float32"),
+        choices=("auto", "bfloat16", "float16", "half", "float32", "float"),
     )
     quantization: str = option(
         "none",
@@ -47,7 +54,10 @@ class EngineConfig:
         choices=("auto", "safetensors", "dummy"),
     )
     max_model_len: int | None = option(
-        None, "longest prompt plus output in tokens; default is the model's, -1 is what fits", size=True
+        None,
+        "longest prompt plus output in tokens; default is the model's, auto is what fits",
+        size=True,
+        auto=-1,
     )
     max_num_seqs: int | None = option(None, "most requests in one step; default 256 (64 on CPU)", size=True)
     max_num_batched_tokens: int | None = option(
@@ -76,7 +86,7 @@ class EngineConfig:
         None, "share of the device's memory to use; default 0.92 of a GPU, 0.5 of free RAM on CPU"
     )
     kv_cache_memory_bytes: int | None = option(
-        None, "exact size of the KV cache; skips --gpu-memory-utilization", size=True
+        None, "exact size of the KV cache, such as 4GiB; skips --gpu-memory-utilization", size=True
     )
     generation_config: str = option(
         "auto",
@@ -94,8 +104,7 @@ class EngineConfig:
     disable_log_stats: bool = option(False, "do not print a line of statistics every ten seconds")
     record_steps: str | None = option(
         None,
-        "write every step's input, plan and result to this file, for replay; where that fails (a full disk), "
-        "the log says so, then and at the end, and serving goes on",
+        "write every step's input, plan and result here, for replay; a full disk is logged",
         metavar="FILE",
     )
     liveness_grace: float = option(
@@ -120,7 +129,7 @@ class EngineConfig:
                 raise StartupError(f"{flag(name)} must be at least {least}, got {value}.", param=flag(name))
         if self.max_model_len is not None and self.max_model_len < 1 and self.max_model_len != -1:
             raise StartupError(
-                f"--max-model-len must be at least 1, or -1 for what fits, got {self.max_model_len}.",
+                f"--max-model-len must be at least 1, or auto for what fits, got {self.max_model_len}.",
                 param="--max-model-len",
             )
         if self.gpu_memory_utilization is not None and not 0.0 < self.gpu_memory_utilization <= 1.0:
@@ -149,6 +158,7 @@ class EngineConfig:
                     param=flag(entry.name),
                     advice=f"Choose from: {', '.join(choices)}.",
                 )
+        object.__setattr__(self, "dtype", _DTYPE_ALIASES.get(self.dtype, self.dtype))
 
 
 DEFAULT_LIMITS = {"cpu": (64, 256), "cuda": (256, 8192)}

@@ -362,7 +362,8 @@ class RemoteEngine:
             patience, last = (patience - 1 if self._stats is last else 50), self._stats
         if not self._draining or self._owed or self._info is None:
             failure = self._diagnose(status)
-            logger.error("engine process %d ended: %s", self._process.pid, failure)
+            if self._info is not None:  # before that, `start` raises it
+                logger.error("engine process %d ended: %s", self._process.pid, failure)
             if self._last_words is not None and self._last_words.trace:
                 logger.error("%s", self._last_words.trace)
             self._fail(failure)

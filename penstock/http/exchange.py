@@ -11,6 +11,8 @@ from typing import Any
 
 from starlette.types import Receive, Scope, Send
 
+JSON = b"application/json"
+
 
 class ClientGone(Exception):
     """The client has closed the connection: nobody reads an answer."""
@@ -29,7 +31,7 @@ async def respond(
     body: bytes,
     *,
     status: int = 200,
-    content_type: bytes = b"application/json",
+    content_type: bytes = JSON,
     headers: Mapping[str, str] | None = None,
 ) -> None:
     """Send a whole response."""
@@ -50,12 +52,15 @@ async def until_disconnect(receive: Receive, work: Coroutine[Any, Any, None]) ->
     try:
         await asyncio.wait({worker, watcher}, return_when=asyncio.FIRST_COMPLETED)
     finally:
+        gone = watcher.done()
         watcher.cancel()
         if not worker.done():
             worker.cancel()
         await asyncio.gather(worker, watcher, return_exceptions=True)
     if not worker.cancelled():
         worker.result()
+    elif not gone:  # not by us: the server ends
+        raise asyncio.CancelledError
 
 
 async def _disconnected(receive: Receive) -> None:

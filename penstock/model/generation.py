@@ -75,6 +75,8 @@ def generation_defaults(setting: str, directory: Path) -> GenerationConfig:
         setting: "auto" reads the model's own file; "vllm" (as in vLLM) takes only its end-of-sequence ids;
             anything else is a directory with another generation_config.json.
         directory: the model's.
+
+    Raises ModelLoadError: the other directory has no such file; or as load_generation_config.
     """
     if setting == "auto":
         return load_generation_config(directory)

@@ -24,12 +24,13 @@ _UNWANTED = ["original/*", "onnx/*", "openvino/*", "consolidated*.safetensors"]
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
 
 
-def resolve_model(name: str, revision: str | None = None) -> Path:
+def resolve_model(name: str, revision: str | None = None, download_dir: str | None = None) -> Path:
     """The local directory of a model.
 
     Args:
         name: "demo", a directory, or a Hugging Face id.
         revision: branch, tag or commit of a Hugging Face id.
+        download_dir: where downloads are kept, laid out as the Hugging Face cache; None is that cache.
 
     Raises:
         ModelLoadError: nothing of that name is there, the repository is gated, or it is not cached and this
@@ -56,7 +57,7 @@ def resolve_model(name: str, revision: str | None = None) -> Path:
             f"{shown(name)} does not exist.",
             advice="Give a local directory, a Hugging Face id (owner/name), or 'demo'.",
         )
-    return _download(name, revision)
+    return _download(name, revision, download_dir)
 
 
 def _local(directory: Path, revision: str | None, name: str) -> Path:
@@ -69,7 +70,7 @@ def _local(directory: Path, revision: str | None, name: str) -> Path:
     return directory
 
 
-def _download(name: str, revision: str | None) -> Path:
+def _download(name: str, revision: str | None, download_dir: str | None) -> Path:
     try:
         import huggingface_hub
         from huggingface_hub import errors
@@ -81,7 +82,11 @@ def _download(name: str, revision: str | None) -> Path:
     where = f"{name}@{revision}" if revision else name
     try:
         path = huggingface_hub.snapshot_download(
-            name, revision=revision, allow_patterns=_WANTED, ignore_patterns=_UNWANTED
+            name,
+            revision=revision,
+            cache_dir=Path(download_dir).expanduser() if download_dir else None,
+            allow_patterns=_WANTED,
+            ignore_patterns=_UNWANTED,
         )
     except errors.GatedRepoError as error:
         raise ModelLoadError(

@@ -25,6 +25,9 @@ DEFAULT_UTILIZATION = {"cpu": 0.5, "cuda": 0.92}
 #: By default the KV cache holds at most this many times what max_num_seqs requests of max_model_len can use;
 #: the rest of it would only serve prefix hits.
 _ENOUGH = 4
+#: Share of the free memory that an exact size leaves to everybody else. On CPU there is somebody: the API's
+#: process, the system, the page cache of the weights.
+_SPARED = {"cpu": 0.05, "cuda": 0.0}
 #: Rows of prompt logits that may exist at one time beside the sampled ones.
 _PROMPT_LOGITS_ROWS = 128
 #: Bytes per logit of all copies that sampling makes: float32 logits, probabilities, a sort with its indices.
@@ -155,12 +158,13 @@ def plan_memory(
         available_bytes: free memory before the weights were loaded.
         total_bytes: all memory of the device.
         utilization: share of memory to use; None is DEFAULT_UTILIZATION.
-        kv_cache_memory_bytes: exact size instead.
+        kv_cache_memory_bytes: exact size instead; never cut.
         max_model_len: None is the model's context length, -1 the longest that fits.
 
     Raises:
-        MemoryBudgetError: one request of max_model_len does not fit, or not even the weights; names the flag
-            and the value that would fit. Also when max_model_len is over the model's context length.
+        MemoryBudgetError: one request of max_model_len does not fit, or not even the weights, or not
+            kv_cache_memory_bytes; names the flag and the value that would fit. Also when max_model_len is
+            over the model's context length.
     """
     wanted = config.context_length if max_model_len is None or max_model_len == -1 else max_model_len
     if wanted > config.context_length:
@@ -186,7 +190,7 @@ def plan_memory(
         """The plan for this context length, whether it works or not: num_blocks may even be negative."""
         beside = weight_bytes + activations(length)
         if kv_cache_memory_bytes is not None:
-            limit = min(beside + kv_cache_memory_bytes, available_bytes)
+            limit = beside + kv_cache_memory_bytes
         elif device == "cpu":
             limit = int(available_bytes * share)
         else:
@@ -209,8 +213,20 @@ def plan_memory(
             max_num_batched_tokens=max_num_batched_tokens,
         )
 
+    spared = int(available_bytes * _SPARED[device])
+
+    def largest(length: int) -> int:
+        """Largest exact size that leaves the others their share; may be negative."""
+        return available_bytes - spared - weight_bytes - activations(length)
+
     def fits(length: int, share: float) -> bool:
+        if kv_cache_memory_bytes is not None and kv_cache_memory_bytes > largest(length):
+            return False
         return budget(length, share).num_blocks >= math.ceil(length / block_size)
+
+    def roomy(blocks: int) -> bool:
+        """Whether some exact size holds a request of so many blocks."""
+        return blocks * block_bytes <= largest(min(blocks * block_size, wanted))
 
     def longest(share: float) -> int:
         """Longest context, in whole blocks, that fits; 0 for none."""
@@ -229,7 +245,14 @@ def plan_memory(
     advice = [f"--max-model-len {shorter}"] if shorter else []
     needed = math.ceil(wanted / block_size) * block_bytes
     if kv_cache_memory_bytes is not None:
-        if needed <= available_bytes - plan.weights - plan.activations:
+        most = largest(wanted)
+        if kv_cache_memory_bytes > most:
+            if most >= needed:
+                advice.append(f"--kv-cache-memory-bytes {most}")
+            elif length := min(wanted, block_size * _most(roomy, math.ceil(wanted / block_size))):
+                advice.append(f"--kv-cache-memory-bytes {largest(length)} with --max-model-len {length}")
+            raise _too_large(plan, kv_cache_memory_bytes, spared, advice)
+        if needed <= most:
             advice.append(f"--kv-cache-memory-bytes {needed}")
     else:
         shares = (n / 100 for n in range(1, 101) if n / 100 > share)
@@ -268,8 +291,22 @@ def _refusal(plan: MemoryBudget, needed: int, advice: list[str]) -> MemoryBudget
             f"{_size(plan.activations)}: of the {_size(plan.limit)} that may be used, nothing is left for "
             "the KV cache."
         )
-    text = f"Use {' or '.join(advice)}." if advice else "Use a smaller model or dtype, or more memory."
-    return MemoryBudgetError(message, param="--max-model-len", advice=text)
+    return MemoryBudgetError(message, param="--max-model-len", advice=_use(advice))
+
+
+def _too_large(plan: MemoryBudget, size: int, spared: int, advice: list[str]) -> MemoryBudgetError:
+    """An exact size that is not there: what takes the memory; and the flags that would help."""
+    others = f", {_size(spared)} for the rest of the machine" if spared else ""
+    message = (
+        f"--kv-cache-memory-bytes {size} ({_size(size)}) is more than fits: of the {_size(plan.available)} "
+        f"that are free, the weights take {_size(plan.weights)}, a step of {plan.max_num_batched_tokens} "
+        f"tokens up to {_size(plan.activations)}{others}."
+    )
+    return MemoryBudgetError(message, param="--kv-cache-memory-bytes", advice=_use(advice))
+
+
+def _use(advice: list[str]) -> str:
+    return f"Use {' or '.join(advice)}." if advice else "Use a smaller model or dtype, or more memory."
 
 
 def _size(count: int) -> str:

@@ -9,7 +9,7 @@ is due, errors in mid-stream and clients that leave. It knows no field of a requ
 
 from __future__ import annotations
 
-import asyncio
+from collections.abc import Iterator
 from contextlib import aclosing
 from typing import Protocol
 
@@ -17,11 +17,15 @@ from starlette.types import Receive, Send
 
 from penstock.core.errors import PenstockError
 from penstock.http.errors import internal
-from penstock.http.exchange import respond, until_disconnect
+from penstock.http.exchange import JSON, respond, until_disconnect
 from penstock.http.sse import EventStream
 
 from .generation import Choice, Generation
 from .tokens import IN_THREAD
+from .work import Work
+
+_TOGETHER = 1 << 18
+"""Bytes of pieces that are sent together."""
 
 
 class Stream(Protocol):
@@ -55,24 +59,51 @@ class Writer(Protocol):
         """Who writes it in pieces; None if it is sent whole."""
         ...
 
-    def whole(self, generation: Generation) -> bytes:
-        """The JSON of a whole answer."""
+    def whole(self, generation: Generation) -> Iterator[bytes]:
+        """The JSON of a whole answer, in pieces that are made when they are asked for."""
         ...
 
 
-async def answer(receive: Receive, send: Send, id: str, generation: Generation, writer: Writer) -> None:
-    """Run `generation` and answer; stop it when the client leaves. `id` is the response's, for the log."""
+async def answer(
+    work: Work, receive: Receive, send: Send, id: str, generation: Generation, writer: Writer
+) -> None:
+    """Run `generation` and answer; stop it when the client leaves.
+
+    Args:
+        work: where long answers are written.
+        id: the response's, for the log.
+    """
     stream = writer.stream
-    work = _whole(send, generation, writer) if stream is None else _stream(send, id, generation, stream)
-    await until_disconnect(receive, work)
+    doing = (
+        _whole(work, send, generation, writer) if stream is None else _stream(send, id, generation, stream)
+    )
+    await until_disconnect(receive, doing)
 
 
-async def _whole(send: Send, generation: Generation, writer: Writer) -> None:
+async def _whole(work: Work, send: Send, generation: Generation, writer: Writer) -> None:
     await generation.run()
-    # a whole vocabulary for each token of a prompt takes seconds to write down
-    long = _is_long(generation)
-    body = await asyncio.to_thread(writer.whole, generation) if long else writer.whole(generation)
-    await respond(send, body)
+    pieces = writer.whole(generation)
+    size = _size(generation)
+    if size <= IN_THREAD:
+        await respond(send, b"".join(pieces))
+        return
+    # a whole vocabulary for each token of a prompt takes seconds to write down, and is long when it is
+    await send({"type": "http.response.start", "status": 200, "headers": [(b"content-type", JSON)]})
+    while body := await work.run(size, _next, pieces):
+        await send({"type": "http.response.body", "body": body, "more_body": True})
+    await send({"type": "http.response.body", "body": b""})
+
+
+def _next(pieces: Iterator[bytes]) -> bytes:
+    """The next pieces, some of them together; b"" at the end."""
+    taken: list[bytes] = []
+    size = 0
+    for piece in pieces:
+        taken.append(piece)
+        size += len(piece)
+        if size >= _TOGETHER:
+            break
+    return b"".join(taken)
 
 
 async def _stream(send: Send, id: str, generation: Generation, writer: Stream) -> None:
@@ -81,8 +112,8 @@ async def _stream(send: Send, id: str, generation: Generation, writer: Stream) -
     try:
         async with aclosing(generation.batches(outbox.add)) as batches:
             async for _ in batches:
-                if outbox.due:
-                    await stream.send(outbox.take())
+                if due := outbox.take():
+                    await stream.send(due)
         ending = writer.ending(generation)
     except PenstockError as error:
         if not stream.started:
@@ -100,7 +131,7 @@ class _Outbox:
     many tokens together as the interval says."""
 
     def __init__(self, writer: Stream) -> None:
-        self.due = b""
+        self._due: list[bytes] = []
         self._writer = writer
         self._opened: set[int] = set()
         self._begun: set[int] = set()
@@ -110,26 +141,28 @@ class _Outbox:
         pending = choice.pending
         if choice.index not in self._opened:
             self._opened.add(choice.index)
-            self.due += self._writer.opening(choice)
+            self._due.append(self._writer.opening(choice))
         if pending.finish_reason is None:
             if not pending.pieces:
                 return  # half a character, or the beginning of what may be a stop string
             if choice.index in self._begun and len(pending.token_ids) < self._writer.interval:
                 return
         self._begun.add(choice.index)
-        self.due += self._writer.chunks(choice)
+        self._due.append(self._writer.chunks(choice))
         pending.clear()
 
     def take(self) -> bytes:
-        """The events that are due."""
-        taken, self.due = self.due, b""
-        return taken
+        """The events that are due; b"" if there are none."""
+        taken, self._due = self._due, []
+        return b"".join(taken)
 
 
-def _is_long(generation: Generation) -> bool:
-    """Whether the answer has many logprobs."""
+def _size(generation: Generation) -> int:
+    """Of an answer: its tokens and logprobs."""
     entries = 0
     for choice in generation.choices:
-        entries += sum(1 + len(entry.top) for entry in choice.prompt_logprobs or ())
-        entries += sum(1 + len(entry.top) for entry in choice.pending.logprobs)
-    return entries > IN_THREAD
+        entries += len(choice.pending.token_ids)
+        for logprobs in (choice.prompt_logprobs, choice.pending.logprobs):
+            if logprobs:
+                entries += len(logprobs) * (1 + len(logprobs[0].top))
+    return entries

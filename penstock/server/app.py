@@ -29,6 +29,7 @@ from .completions import CompletionFormat
 from .config import ServerConfig
 from .pipeline import generate
 from .state import State
+from .work import Work
 
 Handler = Callable[[State, Scope, Receive, Send], Awaitable[None]]
 
@@ -104,6 +105,7 @@ def create_app(
         created=int(wall()),
         monotonic=monotonic,
         wall=wall,
+        work=Work(),
     )
     return application(_routes(state), config)
 

@@ -6,7 +6,7 @@ of `conversation`, and the prompt's text is made by the chat template.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from msgspec.json import encode
@@ -16,10 +16,11 @@ from penstock.text.output import decode_prompt_logprobs
 
 from .conversation import normalise
 from .generation import Choice, Generation
-from .logprobs import chat_logprobs
+from .limits import check_messages, told_logprobs
+from .logprobs import array, chat_logprobs
 from .openai import OpenAIFormat, OpenAIWriter
 from .params import check_generate, sampling_params
-from .pipeline import Ask
+from .pipeline import Ask, Told
 from .protocol import ChatRequest, TokenizeChatRequest
 from .state import State
 
@@ -34,7 +35,7 @@ class ChatFormat(OpenAIFormat):
 
     async def ask(self, state: State, request: ChatRequest) -> Ask:
         """See Format."""
-        check_generate(request)
+        check_generate(request, state.config)
         top = _logprobs(request, state.config.max_logprobs)
         limit = "max_tokens" if request.max_completion_tokens is None else "max_completion_tokens"
         asked = getattr(request, limit)
@@ -43,6 +44,7 @@ class ChatFormat(OpenAIFormat):
         params = sampling_params(
             state, request, max_tokens=asked, logprobs=top, prompt_logprobs=request.prompt_logprobs
         )
+        check_messages(request.messages, state.config)
         messages = normalise(request.messages, as_parts=state.content_parts)
         default = state.default_sampling.get("max_tokens")
         return Ask(
@@ -51,6 +53,11 @@ class ChatFormat(OpenAIFormat):
             max_tokens=asked,
             limit=limit,
             default=None if default is None else int(default),
+            told=Told(
+                logprobs=told_logprobs(request.prompt_logprobs, state.engine.info.vocab_size),
+                ids=int(request.return_token_ids),
+                text=int(request.return_prompt_text),
+            ),
         )
 
     def writer(self, state: State, request: ChatRequest, id: str, generation: Generation) -> ChatWriter:
@@ -89,8 +96,10 @@ async def render(
         options["documents"] = request.documents
         if request.reasoning_effort is not None:
             options["reasoning_effort"] = request.reasoning_effort
-    # as in vLLM, the template's own arguments have the last word
-    return await state.chat_template.render_async(messages, **{**options, **variables}, chat_template=own)
+    # as in vLLM, the request's own arguments of the template have the last word, the server's the first
+    defaults = state.config.default_chat_template_kwargs or {}
+    arguments = {**defaults, **options, **variables}
+    return await state.chat_template.render_async(messages, **arguments, chat_template=own)
 
 
 class ChatWriter(OpenAIWriter):
@@ -111,20 +120,20 @@ class ChatWriter(OpenAIWriter):
         """See Writer."""
         return self if self._streams else None
 
-    def whole(self, generation: Generation) -> bytes:
+    def whole(self, generation: Generation) -> Iterator[bytes]:
         """See Writer."""
         request = self._request
         leader = generation.choices[0]
-        body: dict[str, Any] = {"choices": [self._choice(choice) for choice in generation.choices]}
-        body["prompt_logprobs"] = (
-            None
-            if leader.prompt_logprobs is None
-            else decode_prompt_logprobs(self._state.tokenizer, leader.prompt_logprobs)
-        )
-        body["prompt_token_ids"] = leader.prompt.ids if request.return_token_ids else None
+        given = leader.prompt_logprobs
+        body: dict[str, Any] = {
+            "prompt_logprobs": None
+            if given is None
+            else array(decode_prompt_logprobs(self._state.tokenizer, given)),
+            "prompt_token_ids": leader.prompt.ids if request.return_token_ids else None,
+        }
         if request.return_prompt_text:
             body["prompt_text"] = leader.prompt.text
-        return self._answer(generation, body)
+        return self._answer(generation, map(self._choice, generation.choices), body)
 
     def opening(self, choice: Choice) -> bytes:
         """See Writer."""

@@ -6,7 +6,7 @@ in the older shape. Running and streaming are the `pipeline`'s business.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from itertools import chain
 from typing import Any
 
@@ -14,13 +14,15 @@ import msgspec
 from msgspec.json import encode
 
 from penstock.core.errors import InvalidRequest
+from penstock.engine.messages import ModelInfo
 from penstock.text.output import DecodedLogprob, decode_logprob, decode_prompt_logprobs
 
 from .generation import Choice, Generation
-from .logprobs import CompletionLogprobs
+from .limits import told_logprobs
+from .logprobs import CompletionLogprobs, array
 from .openai import OpenAIFormat, OpenAIWriter
-from .params import check_generate, sampling_params
-from .pipeline import Ask
+from .params import check_generate, check_length, sampling_params
+from .pipeline import Ask, Told
 from .protocol import CompletionRequest
 from .state import State
 from .tokens import check_ids
@@ -38,7 +40,7 @@ class CompletionFormat(OpenAIFormat):
 
     async def ask(self, state: State, request: CompletionRequest) -> Ask:
         """See Format."""
-        check_generate(request)
+        check_generate(request, state.config)
         asked, default = _max_tokens(request)
         prompt_only = request.echo and asked == 0
         params = sampling_params(
@@ -49,13 +51,18 @@ class CompletionFormat(OpenAIFormat):
             prompt_logprobs=_prompt_logprobs(request),
         )
         return Ask(
-            inputs=_inputs(request.prompt, state.engine.info.vocab_size),
+            inputs=_inputs(request, state.engine.info),
             params=params,
             max_tokens=asked,
             limit="max_tokens",
             default=default,
             shows_prompt=request.echo,
             prompt_only=prompt_only,
+            told=Told(
+                logprobs=request.n * _told_logprobs(state, request),
+                ids=request.n * request.return_token_ids,
+                text=request.n * request.echo,
+            ),
         )
 
     def writer(
@@ -84,9 +91,9 @@ class CompletionWriter(OpenAIWriter):
         """See Writer."""
         return self if self._streams else None
 
-    def whole(self, generation: Generation) -> bytes:
+    def whole(self, generation: Generation) -> Iterator[bytes]:
         """See Writer."""
-        return self._answer(generation, {"choices": [self._choice(choice) for choice in generation.choices]})
+        return self._answer(generation, map(self._choice, generation.choices), {})
 
     def opening(self, choice: Choice) -> bytes:
         """See Writer. The prompt's text (echo) goes with the first chunk."""
@@ -127,7 +134,7 @@ class CompletionWriter(OpenAIWriter):
             "stop_reason": output.stop_reason,
             "prompt_logprobs": None
             if given is None
-            else decode_prompt_logprobs(self._state.tokenizer, given),
+            else array(decode_prompt_logprobs(self._state.tokenizer, given)),
             "token_ids": output.token_ids if request.return_token_ids else None,
             "prompt_token_ids": choice.prompt.ids if request.return_token_ids else None,
         }
@@ -166,16 +173,25 @@ def _prompt_logprobs(request: CompletionRequest) -> int | None:
     return request.prompt_logprobs
 
 
-def _inputs(prompt: str | list[Any] | None, vocab_size: int) -> list[str | list[int]]:
+def _told_logprobs(state: State, request: CompletionRequest) -> int:
+    """Of each token of the prompt, in one choice."""
+    vocab_size = state.engine.info.vocab_size
+    echoed = told_logprobs(request.logprobs, vocab_size) if request.echo else 0
+    return told_logprobs(request.prompt_logprobs, vocab_size) + echoed
+
+
+def _inputs(request: CompletionRequest, info: ModelInfo) -> list[str | list[int]]:
     """The prompts of a request: texts or token ids. Raises InvalidRequest."""
+    prompt = request.prompt
     if not prompt:  # vLLM's words; prompt_embeds are refused by name before they get here
         raise InvalidRequest("Either prompt or prompt_embeds must be provided and non-empty.", param="prompt")
+    longest = info.max_model_len if request.truncate_prompt_tokens is None else None
     if isinstance(prompt, str) or type(prompt[0]) is int:
-        return [_input(prompt, vocab_size, "prompt")]
-    return [_input(each, vocab_size, f"prompt[{i}]") for i, each in enumerate(prompt)]
+        return [_input(prompt, info.vocab_size, longest, "prompt")]
+    return [_input(each, info.vocab_size, longest, f"prompt[{i}]") for i, each in enumerate(prompt)]
 
 
-def _input(prompt: Any, vocab_size: int, where: str) -> str | list[int]:
+def _input(prompt: Any, vocab_size: int, longest: int | None, where: str) -> str | list[int]:
     if not isinstance(prompt, str | list):
         raise InvalidRequest(
             f"{where} must be a string or a list of token ids, got {type(prompt).__name__}.", param=where
@@ -183,5 +199,7 @@ def _input(prompt: Any, vocab_size: int, where: str) -> str | list[int]:
     if not prompt:
         raise InvalidRequest(f"{where} must not be empty.", param=where)
     if isinstance(prompt, list):
+        if longest is not None:  # before each of a million ids is looked at
+            check_length(len(prompt), longest, prompt="prompt")
         check_ids(prompt, vocab_size, where)
     return prompt

@@ -1,18 +1,23 @@
-"""How the API is configured: one frozen dataclass, which adds the API's fields to those of the listener.
+"""How the API is configured: one frozen dataclass, which adds the API's fields to those of the listener
+and of `limits`.
 
 It knows nothing of the engine's configuration. Names and defaults are vLLM's where vLLM has them.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from penstock.core.errors import StartupError
-from penstock.http.config import HttpConfig, as_tuple, at_least, option
+from penstock.http.config import as_tuple, at_least, option
+
+from .limits import LimitConfig
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class ServerConfig(HttpConfig):
+class ServerConfig(LimitConfig):
     """Configuration of the HTTP API. Raises StartupError, naming the flag, for values that cannot work."""
 
     served_model_name: tuple[str, ...] = option(
@@ -21,6 +26,9 @@ class ServerConfig(HttpConfig):
     response_role: str = option("assistant", "Role of the messages that the model writes.")
     chat_template: str | None = option(
         None, "Chat template in place of the model's: a file, or the template itself."
+    )
+    default_chat_template_kwargs: Mapping[str, Any] | None = option(
+        None, "Variables for the chat template, as JSON, where a request's chat_template_kwargs say nothing."
     )
     trust_request_chat_template: bool = option(
         False, "Allow requests to bring a chat template of their own (`chat_template`)."
@@ -46,8 +54,14 @@ class ServerConfig(HttpConfig):
     )
 
     def __post_init__(self) -> None:
-        HttpConfig.__post_init__(self)  # super() does not find its class where slots=True has replaced it
+        LimitConfig.__post_init__(self)  # super() does not find its class where slots=True has replaced it
         as_tuple(self, "served_model_name")
+        for name in ("chat_template", "messages"):
+            if name in (self.default_chat_template_kwargs or {}):
+                raise StartupError(
+                    f"--default-chat-template-kwargs must not contain {name!r}.",
+                    param="--default-chat-template-kwargs",
+                )
         at_least("--max-logprobs", self.max_logprobs, -1)
         if not 0.01 <= self.chat_template_timeout <= 3600:
             raise StartupError(

@@ -10,9 +10,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import msgspec
-
-from penstock.core.errors import InvalidRequest, UnsupportedParameter
+from penstock.core.errors import InvalidRequest, UnsupportedParameter, quote
+from penstock.http.body import NotJson, parse_json
 
 ROLES = ("system", "developer", "user", "assistant", "tool", "function")
 
@@ -36,7 +35,7 @@ def _message(message: Mapping[str, Any], where: str, as_parts: bool) -> dict[str
     role = message.get("role")
     if role not in ROLES:
         raise InvalidRequest(
-            f"{where}.role must be one of {', '.join(ROLES)}, got {role!r}.", param=f"{where}.role"
+            f"{where}.role must be one of {', '.join(ROLES)}, got {quote(role)}.", param=f"{where}.role"
         )
     kept: dict[str, Any] = {"role": role}
     for name, value in message.items():
@@ -85,7 +84,7 @@ def _part(part: Any, where: str) -> str:
     key = _TEXT_PARTS.get(kind) if isinstance(kind, str) else None
     if key is None:
         raise UnsupportedParameter(
-            f"{where}.type {kind!r} is not supported: the model takes text only.", param=f"{where}.type"
+            f"{where}.type {quote(kind)} is not supported: the model takes text only.", param=f"{where}.type"
         )
     text = part.get(key)
     if not isinstance(text, str):
@@ -105,10 +104,10 @@ def _tool_calls(calls: Any, where: str) -> list[dict[str, Any]]:
         arguments = function.get("arguments") or "{}"
         if isinstance(arguments, str):
             try:
-                arguments = msgspec.json.decode(arguments)
-            except msgspec.DecodeError as error:
+                arguments = parse_json(arguments.encode())
+            except NotJson as why:
                 raise InvalidRequest(
-                    f"{where}[{i}].function.arguments is not valid JSON: {error}.",
+                    f"{where}[{i}].function.arguments is not valid JSON: {why}.",
                     param=f"{where}[{i}].function.arguments",
                 ) from None
         parsed.append({**call, "function": {**function, "arguments": arguments}})

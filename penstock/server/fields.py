@@ -15,7 +15,7 @@ import difflib
 from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
-from penstock.core.errors import InvalidRequest, UnsupportedParameter
+from penstock.core.errors import InvalidRequest, UnsupportedParameter, quote
 
 #: Accepted and without effect: bookkeeping of the caller, hints for infrastructure that is not here.
 IGNORED = frozenset(
@@ -126,7 +126,7 @@ def check(
     for name, value in request.items():
         if name in implemented:
             if isinstance(value, int) and not -(2**63) <= value < 2**63:
-                raise InvalidRequest(f"{name} must fit in 64 bits, got {_shown(value)}.", param=name)
+                raise InvalidRequest(f"{name} must fit in 64 bits, got {quote(value)}.", param=name)
             kept[name] = value
         elif name in IGNORED:
             continue
@@ -134,24 +134,25 @@ def check(
             raise _unknown(name, [*implemented, *IGNORED, *neutral])
         elif not rule(value, request):
             raise UnsupportedParameter(
-                f"{name} is not supported by this server (got {_shown(value)}).",
+                f"{name} is not supported by this server (got {quote(value)}).",
                 param=name,
                 advice="Leave it out.",
             )
     return kept
 
 
+def brief(name: str) -> str:
+    """The name of a field that a client made up, as a message may show it."""
+    return name if len(name) <= 64 else f"{name[:61]}..."
+
+
 def _unknown(name: str, known: Collection[str]) -> InvalidRequest:
-    near = difflib.get_close_matches(name, sorted(known), n=1, cutoff=0.6)
+    # comparing costs the square of the length; what is much longer than every name is near none
+    near = difflib.get_close_matches(name, sorted(known), n=1, cutoff=0.6) if len(name) <= 64 else []
     error = InvalidRequest(
-        f"Unrecognized request argument supplied: {name}.",
-        param=name,
+        f"Unrecognized request argument supplied: {brief(name)}.",
+        param=brief(name),
         advice=f"Did you mean {near[0]}?" if near else "",
     )
     error.code = "unknown_parameter"
     return error
-
-
-def _shown(value: Any) -> str:
-    text = repr(value)
-    return text if len(text) <= 80 else f"{text[:77]}..."

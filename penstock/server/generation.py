@@ -30,7 +30,9 @@ from penstock.core.request_spec import Prompt as EnginePrompt
 from penstock.core.sampling_params import SamplingParams
 from penstock.observe.metrics import RequestFigures
 from penstock.text.output import OutputProcessor, Pending
+from penstock.text.stop import StopStrings
 
+from .limits import LOGPROB_BYTES, TOKEN_BYTES, check_answer, told_logprobs
 from .state import State
 
 
@@ -104,6 +106,11 @@ class Generation:
         self._asked_max_tokens = asked_max_tokens
         self._drop_output = drop_output
         sampling = params if isinstance(params, SamplingParams) else None
+        self._logprobs = told_logprobs(
+            None if sampling is None else sampling.logprobs, state.engine.info.vocab_size
+        )
+        self._produced = 0
+        """Tokens of all choices."""
         self._spec = RequestSpec(
             id=id,
             prompts=tuple(EnginePrompt(prompt.ids, prompt.max_tokens) for prompt in prompts),
@@ -115,9 +122,12 @@ class Generation:
             cache_salt=cache_salt or "",
         )
         self.choices: list[Choice] = []
+        stops = StopStrings(sampling.stop) if sampling is not None and sampling.stop else None
         for index, name in enumerate(self._spec.ids):
             prompt = prompts[index // self._spec.n]
-            processor = None if sampling is None else OutputProcessor(state.tokenizer, prompt.ids, sampling)
+            processor = (
+                None if sampling is None else OutputProcessor(state.tokenizer, prompt.ids, sampling, stops)
+            )
             self.choices.append(Choice(index, name, prompt, processor))
         self._by_id = {choice.id: choice for choice in self.choices}
         self._refused = False
@@ -148,10 +158,11 @@ class Generation:
             raise
 
     async def run(self) -> None:
-        """Run to the end; the whole output is pending then."""
+        """Run to the end; the whole output is pending then. Raises InvalidRequest if it grows too large."""
         async with aclosing(self.batches(lambda choice: None)) as batches:
             async for _ in batches:
-                pass
+                size = self._produced * (TOKEN_BYTES + self._logprobs * LOGPROB_BYTES)
+                check_answer(size, self._state.config, "logprobs" if self._logprobs else "max_tokens")
 
     def usage(self) -> dict[str, Any]:
         """Usage and the bill, as of now (the module's docstring defines the figures). Times not reached are
@@ -250,6 +261,7 @@ class Generation:
             pending.clear()
             pending.finish_reason, pending.stop_reason = _unless_aborted(pending.finish_reason), None
         else:
+            self._produced += processor.generated - choice.generated
             choice.generated = processor.generated
         if processor.finished and event.finish is None:  # a stop string: the engine goes on without us
             self._state.engine.abort([choice.id])

@@ -8,19 +8,28 @@ It knows decoded logprobs; it does not know how they were computed.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
+from msgspec import Raw
+from msgspec.json import encode
+
 from penstock.text.output import DecodedLogprob
+
+
+def array(items: Iterable[object]) -> Raw:
+    """The JSON array of what `items` yields, each encoded as it comes: together, as Python objects, the
+    logprobs of a long answer take many times the memory."""
+    return Raw(b"[" + b",".join(map(encode, items)) + b"]")
 
 
 def chat_logprobs(entries: Iterable[DecodedLogprob], top: int, *, as_ids: bool) -> dict[str, Any]:
     """OpenAI's chat logprobs, with `top` alternatives (-1: all). `as_ids` writes tokens as `token_id:N`."""
     return {
-        "content": [
+        "content": array(
             {**_entry(entry, as_ids), "top_logprobs": [_entry(other, as_ids) for other in _first(entry, top)]}
             for entry in entries
-        ],
+        ),
         "refusal": None,
     }
 
@@ -37,7 +46,7 @@ class CompletionLogprobs:
         """The next tokens. An entry (id, text) is a token without a logprob: the first one of a prompt."""
         tokens: list[str] = []
         values: list[float | None] = []
-        tops: list[dict[str, float] | None] = []
+        tops: list[Raw | None] = []
         offsets: list[int] = []
         for entry in entries:
             offsets.append(self._offset)
@@ -50,19 +59,18 @@ class CompletionLogprobs:
             tokens.append(_name(entry, self._as_ids))
             values.append(entry.logprob)
             # the token itself is always there, also when it is not among the most probable
-            tops.append(
-                {_name(other, self._as_ids): other.logprob for other in (entry, *_first(entry, self._top))}
-            )
+            top = {_name(other, self._as_ids): other.logprob for other in (entry, *_first(entry, self._top))}
+            tops.append(Raw(encode(top)))
             self._offset += len(entry.token)
         return {"tokens": tokens, "token_logprobs": values, "top_logprobs": tops, "text_offset": offsets}
 
 
-def _first(entry: DecodedLogprob, top: int) -> list[DecodedLogprob]:
+def _first(entry: DecodedLogprob, top: int) -> Sequence[DecodedLogprob]:
     return entry.top if top < 0 else entry.top[:top]
 
 
 def _entry(entry: DecodedLogprob, as_ids: bool) -> dict[str, Any]:
-    return {"token": _name(entry, as_ids), "logprob": entry.logprob, "bytes": entry.bytes}
+    return {"token": _name(entry, as_ids), "logprob": entry.logprob, "bytes": list(entry.bytes)}
 
 
 def _name(entry: DecodedLogprob, as_ids: bool) -> str:

@@ -13,7 +13,7 @@ a choice; `chat` and `completions` know what is in it.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 from msgspec.json import encode
@@ -116,8 +116,14 @@ class OpenAIWriter:
         """See Writer."""
         return event(error_bytes(error)) + END
 
-    def _answer(self, generation: Generation, fields: Mapping[str, Any]) -> bytes:
-        return encode({**self._head, **fields, "usage": generation.usage()})
+    def _answer(
+        self, generation: Generation, choices: Iterable[Mapping[str, Any]], fields: Mapping[str, Any]
+    ) -> Iterator[bytes]:
+        """A whole answer, in pieces: one for each choice."""
+        yield encode(self._head)[:-1] + b',"choices":['
+        for number, choice in enumerate(choices):
+            yield b"," + encode(choice) if number else encode(choice)
+        yield b"]," + encode({**fields, "usage": generation.usage()})[1:]
 
     def _usage(self, choice: Choice, generated: int) -> dict[str, Any] | None:
         """One choice's usage so far, as vLLM's continuous_usage_stats counts it, where it is wanted."""

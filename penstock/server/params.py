@@ -9,15 +9,14 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from penstock.core.errors import ContextLengthExceeded, InvalidRequest
+from penstock.core.errors import ContextLengthExceeded, InvalidRequest, quote
 from penstock.core.sampling_params import SamplingParams
 from penstock.http.ids import acceptable
 
+from .limits import LimitConfig, check_stop
 from .protocol import GenerateRequest, Request
 from .state import State
-
-#: Most characters of all stop strings of a request.
-MAX_STOP_CHARS = 64 * 1024
+from .tokens import Usable
 
 _TOKEN_ID = re.compile(r"0|-?[1-9][0-9]{0,17}")
 
@@ -85,7 +84,7 @@ def truncate(ids: Sequence[int], request: Request, room: int) -> tuple[int, ...]
     keep = request.truncate_prompt_tokens
     if request.truncation_side not in ("left", "right"):
         raise InvalidRequest(
-            f"truncation_side must be left or right, got {request.truncation_side!r}.",
+            f"truncation_side must be left or right, got {quote(request.truncation_side)}.",
             param="truncation_side",
         )
     if keep is None:
@@ -96,6 +95,14 @@ def truncate(ids: Sequence[int], request: Request, room: int) -> tuple[int, ...]
         )
     keep = max(room, 1) if keep == -1 else keep
     return tuple(ids[-keep:] if request.truncation_side == "left" else ids[:keep])
+
+
+def usable_tokens(request: Request, room: int, max_model_len: int, *, prompt: str) -> Usable:
+    """How many tokens of a text can be used, for a request whose `truncate` gets the same `room`."""
+    keep = request.truncate_prompt_tokens
+    if keep is None:
+        return Usable(max_model_len, None, prompt)
+    return Usable(max(1, min(room if keep == -1 else keep, max_model_len)), request.truncation_side, prompt)
 
 
 def check_length(prompt_len: int, max_model_len: int, *, prompt: str, wanted: int = 0) -> None:
@@ -154,13 +161,13 @@ def check_common(request: Request, scheduling_policy: str) -> None:
         )
     if request.request_id is not None and not acceptable(request.request_id):
         raise InvalidRequest(
-            f"request_id must have 1 to 256 printable characters, got {request.request_id[:80]!r}"
+            f"request_id must have 1 to 256 printable characters, got {quote(request.request_id)}"
             f" ({len(request.request_id)} characters).",
             param="request_id",
         )
 
 
-def check_generate(request: GenerateRequest) -> None:
+def check_generate(request: GenerateRequest, config: LimitConfig) -> None:
     """What all endpoints refuse that generate text. Raises InvalidRequest, naming the field."""
     if request.stream_options is not None and not request.stream:
         raise InvalidRequest("stream_options is only allowed when stream is true.", param="stream_options")
@@ -168,11 +175,7 @@ def check_generate(request: GenerateRequest) -> None:
         raise InvalidRequest(
             f"stream_interval must be at least 1, got {request.stream_interval}.", param="stream_interval"
         )
-    stops = [request.stop] if isinstance(request.stop, str) else request.stop
-    if (size := sum(map(len, stops))) > MAX_STOP_CHARS:
-        raise InvalidRequest(
-            f"stop must have at most {MAX_STOP_CHARS} characters in all, got {size}.", param="stop"
-        )
+    check_stop([request.stop] if isinstance(request.stop, str) else request.stop, config)
     if request.stream and request.prompt_logprobs is not None:
         raise InvalidRequest(
             "prompt_logprobs are not available when stream is true.", param="prompt_logprobs"
@@ -203,7 +206,8 @@ def _logit_bias(raw: Mapping[str, Any], vocab_size: int) -> dict[int, float]:
     for key, value in raw.items():
         if isinstance(value, bool) or not isinstance(value, int | float):
             error = InvalidRequest(
-                f"logit_bias must map token ids to numbers, got {type(value).__name__} for the key {key!r}.",
+                f"logit_bias must map token ids to numbers, got {type(value).__name__} for the key "
+                f"{quote(key)}.",
                 param="logit_bias",
             )
             error.code = "invalid_type"
@@ -220,5 +224,5 @@ def _logit_bias(raw: Mapping[str, Any], vocab_size: int) -> dict[int, float]:
 
 def _listed(values: Sequence[object]) -> str:
     """The first values, short enough for a message."""
-    shown = ", ".join(repr(value)[:80] for value in values[:20])
+    shown = ", ".join(map(quote, values[:20]))
     return shown if len(values) <= 20 else f"{shown} and {len(values) - 20} more"

@@ -15,7 +15,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol, TypeVar
+from typing import Any, Protocol, TypeVar
 
 from starlette.types import Receive, Scope, Send
 
@@ -27,15 +27,30 @@ from penstock.http.ids import response_id
 
 from .answer import Writer, answer
 from .generation import Generation, Prompt
-from .params import check_common, check_length, output_budget, truncate, without_text
+from .limits import LOGPROB_BYTES, TOKEN_BYTES, check_answer, check_body, check_choices, check_lists
+from .params import check_common, check_length, output_budget, truncate, usable_tokens, without_text
 from .protocol import Request, decode
 from .state import State
 from .tokens import decode_ids, encode_texts
 
 logger = logging.getLogger("penstock.requests")
 
-#: Most choices (prompts × n) of one HTTP request.
-MAX_CHOICES = 4096
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Told:
+    """What an answer tells of a prompt, in all of its choices together."""
+
+    logprobs: int = 0
+    """For each token."""
+    ids: int = 0
+    """How many times each token id."""
+    text: int = 0
+    """How many times the text."""
+
+    def size(self, prompt: Prompt) -> int:
+        """Bytes, as estimated."""
+        per_token = self.logprobs * LOGPROB_BYTES + self.ids * TOKEN_BYTES
+        return len(prompt.ids) * per_token + len(prompt.text) * self.text
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -56,6 +71,8 @@ class Ask:
     """Whether the answer repeats the text of the tokens that the model read."""
     prompt_only: bool = False
     """Nothing is to be generated: the one token that the engine always samples is dropped."""
+    told: Told = Told()
+    """What the answer repeats of each prompt."""
 
     @property
     def n(self) -> int:
@@ -93,10 +110,10 @@ class Format(Protocol[R]):
 async def generate(format: Format[R], state: State, scope: Scope, receive: Receive, send: Send) -> None:
     """Serve one request."""
     scope["error_body"] = format.error
-    body = await read_body(scope, receive, state.config.max_body_bytes)
+    raw = await read_object(state, scope, receive)
     arrived_at = state.monotonic()
     state.check_accepting()
-    request = decode(parse_object(body), format.shape)
+    request = decode(raw, format.shape)
     state.check_model(request.model)
     check_common(request, state.scheduling_policy)
     ask = await format.ask(state, request)
@@ -125,25 +142,33 @@ async def generate(format: Format[R], state: State, scope: Scope, receive: Recei
             writer.stream is not None,
             without_text(ask.params) if isinstance(ask.params, SamplingParams) else ask.params,
         )
-    await answer(receive, send, id.response, generation, writer)
+    await answer(state.work, receive, send, id.response, generation, writer)
+
+
+async def read_object(state: State, scope: Scope, receive: Receive) -> dict[str, Any]:
+    """The object in a body, which is within `limits`."""
+    body = await read_body(scope, receive, state.config.max_body_bytes)
+    state.work.spent(len(body))
+    values = check_body(body, state.config)
+    raw = parse_object(body)
+    check_lists(raw, values, state.config)
+    return raw
 
 
 async def _prompts(format: Format[R], state: State, request: R, ask: Ask) -> list[Prompt]:
     """The prompts as token ids, each with its budget. Raises InvalidRequest where one cannot be served."""
-    if len(ask.inputs) * ask.n > MAX_CHOICES:
-        raise InvalidRequest(
-            f"A request may have at most {MAX_CHOICES} choices, got {len(ask.inputs)} prompts with "
-            f"n={ask.n}.",
-            param=format.prompt,
-        )
-    texts = [given for given in ask.inputs if isinstance(given, str)]
-    encoded = iter(await encode_texts(state, texts, request.add_special_tokens))
+    check_choices(len(ask.inputs), ask.n, ask.params, state.config, prompt=format.prompt)
     max_model_len = state.engine.info.max_model_len
+    reserved = 0 if isinstance(ask.params, Pooling) else ask.max_tokens or 1
+    room = max_model_len - reserved
+    texts = [given for given in ask.inputs if isinstance(given, str)]
+    usable = usable_tokens(request, room, max_model_len, prompt=format.prompt)
+    encoded = iter(await encode_texts(state, texts, request.add_special_tokens, usable))
     prompts = []
+    size = 0
     for given in ask.inputs:
         text, ids = (given, next(encoded)) if isinstance(given, str) else (None, given)
-        reserved = 0 if isinstance(ask.params, Pooling) else ask.max_tokens or 1
-        kept = truncate(ids, request, room=max_model_len - reserved)
+        kept = truncate(ids, request, room)
         if not kept:
             raise InvalidRequest(format.empty, param=format.prompt)
         if isinstance(ask.params, Pooling):
@@ -161,4 +186,6 @@ async def _prompts(format: Format[R], state: State, request: R, ask: Ask) -> lis
         if ask.shows_prompt and (text is None or len(kept) < len(ids)):
             text = await decode_ids(state, kept, ask.params.skip_special_tokens)
         prompts.append(Prompt(ids=kept, text=text or "", max_tokens=budget))
+        size += ask.told.size(prompts[-1])
+    check_answer(size, state.config, "prompt_logprobs" if ask.told.logprobs else format.prompt)
     return prompts

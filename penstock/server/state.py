@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
-from penstock.core.errors import Draining, EngineDead, ModelNotFound, PenstockError, Unavailable
+from penstock.core.errors import Draining, EngineDead, ModelNotFound, PenstockError, Unavailable, quote
 from penstock.engine.client import EngineClient
 from penstock.observe.metrics import Metrics
 from penstock.text.chat_template import ChatTemplate
@@ -16,6 +16,7 @@ from penstock.text.tokenizer import Tokenizer
 
 from .config import ServerConfig
 from .protocol import GenerateRequest
+from .work import Work
 
 _RETRY_AFTER = 5
 """Seconds after which a server that loads or restarts is worth another try."""
@@ -46,6 +47,8 @@ class State:
     """The engine's clock, seconds."""
     wall: Callable[[], float]
     """Unix time, seconds."""
+    work: Work
+    """Where everything goes that would hold up the event loop."""
 
     @property
     def model_name(self) -> str:
@@ -57,7 +60,9 @@ class State:
         if name is not None and name not in self.model_names:
             served = ", ".join(self.model_names)
             raise ModelNotFound(
-                f"The model {name!r} does not exist.", param="model", advice=f"This server has: {served}."
+                f"The model {quote(name)} does not exist.",
+                param="model",
+                advice=f"This server has: {served}.",
             )
 
     def tokens_as_ids(self, request: GenerateRequest) -> bool:

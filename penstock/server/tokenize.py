@@ -5,42 +5,54 @@ from __future__ import annotations
 from msgspec.json import encode
 from starlette.types import Receive, Scope, Send
 
-from penstock.http.body import parse_object, read_body
 from penstock.http.exchange import respond
 
 from .chat import render
 from .conversation import normalise
+from .limits import check_messages, too_much
+from .pipeline import read_object
 from .protocol import DetokenizeRequest, TokenizeChatRequest, TokenizeCompletionRequest, decode
 from .state import State
-from .tokens import check_ids, decode_ids, encode_texts
+from .tokens import IN_THREAD, check_ids, decode_ids
 
 
 async def tokenize(state: State, scope: Scope, receive: Receive, send: Send) -> None:
     """`{"prompt"}` or `{"messages"}` → `{"count", "max_model_len", "tokens", "token_strs"}`."""
-    raw = parse_object(await read_body(scope, receive, state.config.max_body_bytes))
+    raw = await read_object(state, scope, receive)
     request: TokenizeChatRequest | TokenizeCompletionRequest
     if raw.get("messages") is not None:
         request = decode(raw, TokenizeChatRequest)
         state.check_model(request.model)
+        check_messages(request.messages, state.config)
         text = await render(state, request, normalise(request.messages, as_parts=state.content_parts))
     else:
         request = decode(raw, TokenizeCompletionRequest)
         state.check_model(request.model)
         text = request.prompt
-    (ids,) = await encode_texts(state, [text], request.add_special_tokens)
-    strings = [state.tokenizer.token(id) for id in ids] if request.return_token_strs else None
+    if len(text) > state.config.max_tokenize_length:
+        what = "The number of characters to tokenize"
+        field = "messages" if isinstance(request, TokenizeChatRequest) else "prompt"
+        raise too_much(what, len(text), state.config, "max_tokenize_length", field)
+    work = (_tokenized, state, text, request)
+    body = _tokenized(*work[1:]) if len(text) <= IN_THREAD else await state.work.run(len(text), *work)
+    await respond(send, body)
+
+
+def _tokenized(state: State, text: str, request: TokenizeChatRequest | TokenizeCompletionRequest) -> bytes:
+    tokenizer = state.tokenizer
+    (ids,) = tokenizer.encode_batch([text], request.add_special_tokens)
     answer = {
         "count": len(ids),
         "max_model_len": state.engine.info.max_model_len,
         "tokens": ids,
-        "token_strs": strings,
+        "token_strs": [tokenizer.token(id) for id in ids] if request.return_token_strs else None,
     }
-    await respond(send, encode(answer))
+    return encode(answer)
 
 
 async def detokenize(state: State, scope: Scope, receive: Receive, send: Send) -> None:
     """`{"tokens"}` → `{"prompt"}`, special tokens included."""
-    raw = parse_object(await read_body(scope, receive, state.config.max_body_bytes))
+    raw = await read_object(state, scope, receive)
     request = decode(raw, DetokenizeRequest)
     state.check_model(request.model)
     check_ids(request.tokens, state.engine.info.vocab_size, "tokens")

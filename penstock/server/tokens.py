@@ -1,40 +1,120 @@
 """Between texts and token ids, for endpoints: long ones in a thread, and ids checked against the vocabulary.
 
 It knows the tokenizer; it does not know what the texts are for.
+
+A text that is much longer than what is wanted of it is not tokenised as a whole. Its beginning is (its end,
+where the last tokens are wanted), of a size that doubles until it has twice the tokens that can be used:
+
+    text     ├──────── part ────────┼ … 10 MB … ┤
+    tokens   ├── most ──┼── most ───┤              tokens next to the cut may differ from those of the whole
+                                                   text; they are not among those that are used
 """
 
 from __future__ import annotations
 
-import asyncio
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any
 
-from penstock.core.errors import InvalidRequest
+from penstock.core.errors import ContextLengthExceeded, InvalidRequest, quote
 
 from .state import State
 
 IN_THREAD = 16_384
 """Texts of more characters, and lists of more entries, are converted in a thread: the event loop has everyone
 else's tokens to serve."""
+_BATCH = 131_072
+"""Characters of several texts that one piece of work converts."""
+_CHARS_PER_TOKEN = 16
+"""Texts with more characters per usable token than this are looked at in parts. Prose has four."""
+_MARGIN = 64
+"""Tokens beside a cut that are never used."""
 
 
-async def encode_texts(state: State, texts: Sequence[str], add_special_tokens: bool) -> list[list[int]]:
-    """Token ids of each text."""
+@dataclass(frozen=True, slots=True)
+class Usable:
+    """How much of a text can be used."""
+
+    most: int
+    """Tokens."""
+    side: str | None
+    """Where it is cut off: left or right. None: a text with more is refused."""
+    field: str
+    """The text's, for the refusal."""
+
+
+async def encode_texts(
+    state: State, texts: Sequence[str], add_special_tokens: bool, usable: Usable | None = None
+) -> list[list[int]]:
+    """Token ids of each text; where it has many more than are usable, of its beginning or end.
+
+    Raises ContextLengthExceeded where that is certain before the text is read to its end.
+    """
     encode_batch = state.tokenizer.encode_batch
-    if sum(map(len, texts)) <= IN_THREAD:
+    total = sum(map(len, texts))
+    if total <= IN_THREAD:
         return encode_batch(texts, add_special_tokens)
-    return await asyncio.to_thread(encode_batch, texts, add_special_tokens)
+    state.work.spent(total)
+    encoded: list[list[int]] = []
+    for batch in _batches(texts):
+        size = sum(map(len, batch))
+        if usable is not None and size > _first_part(usable):
+            for text in batch:
+                encoded.append(await _encode_part(state, text, add_special_tokens, usable))
+        else:
+            encoded += await state.work.run(size, encode_batch, batch, add_special_tokens)
+    return encoded
+
+
+def _first_part(usable: Usable) -> int:
+    return max(_CHARS_PER_TOKEN * usable.most, IN_THREAD)
+
+
+async def _encode_part(state: State, text: str, add_special_tokens: bool, usable: Usable) -> list[int]:
+    size = _first_part(usable)
+    while True:
+        part = text[-size:] if usable.side == "left" else text[:size]
+        (ids,) = await state.work.run(len(part), state.tokenizer.encode_batch, [part], add_special_tokens)
+        if len(part) == len(text):
+            return ids
+        if len(ids) > 2 * usable.most + _MARGIN:
+            if usable.side is not None:
+                return ids
+            raise ContextLengthExceeded(
+                f"This model's maximum context length is {usable.most} tokens. However, your request has "
+                f"{len(text)} characters in the {usable.field}, of which the first {size} are {len(ids)} "
+                "tokens.",
+                param=usable.field,
+                advice=f"Shorten the {usable.field}.",
+            )
+        size *= 2
+
+
+def _batches(texts: Sequence[str]) -> Iterator[list[str]]:
+    """Neighbours together, up to a size."""
+    batch: list[str] = []
+    size = 0
+    for text in texts:
+        if batch and size + len(text) > _BATCH:
+            yield batch
+            batch, size = [], 0
+        batch.append(text)
+        size += len(text)
+    if batch:
+        yield batch
 
 
 async def decode_ids(state: State, ids: Sequence[int], skip_special_tokens: bool) -> str:
     """Text of token ids."""
     if len(ids) <= IN_THREAD:
         return state.tokenizer.decode(ids, skip_special_tokens)
-    return await asyncio.to_thread(state.tokenizer.decode, ids, skip_special_tokens)
+    return await state.work.run(len(ids), state.tokenizer.decode, ids, skip_special_tokens)
 
 
 def check_ids(ids: Sequence[Any], vocab_size: int, where: str) -> None:
     """Raise InvalidRequest, naming the field `where`, for anything that is no token id of the vocabulary."""
+    if set(map(type, ids)) <= {int} and (not ids or (min(ids) >= 0 and max(ids) < vocab_size)):
+        return  # the loop below takes ten times as long
     for token in ids:
         if type(token) is not int:  # bool is an int to isinstance
             raise InvalidRequest(
@@ -42,7 +122,7 @@ def check_ids(ids: Sequence[Any], vocab_size: int, where: str) -> None:
             )
         if not 0 <= token < vocab_size:
             raise InvalidRequest(
-                f"{where} contains token id {token}, which is out of vocabulary: it has ids 0 to "
+                f"{where} contains token id {quote(token)}, which is out of vocabulary: it has ids 0 to "
                 f"{vocab_size - 1}.",
                 param=where,
             )

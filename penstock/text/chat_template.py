@@ -71,7 +71,7 @@ class ChatTemplate:
         """
         templates, source = tokenizer.chat_templates, "the model's chat template"
         if override is not None:
-            templates, source = {_DEFAULT: _read(override)}, "the template of --chat-template"
+            templates, source = {_DEFAULT: read_override(override)}, "the template of --chat-template"
         return cls(templates, tokenizer.special_tokens, source=source, limits=limits)
 
     def for_context(self, tokens: int) -> ChatTemplate:
@@ -236,7 +236,7 @@ class ChatTemplate:
         )
 
 
-def _read(value: str) -> str:
+def read_override(value: str) -> str:
     """The template that --chat-template means."""
     if "\n" in value or "{" in value:
         return value
@@ -248,7 +248,7 @@ def _read(value: str) -> str:
         raise ModelLoadError(
             f"--chat-template {shown(path)}: {error.message}",
             advice="Give the path of a jinja file, or a template that contains '{{' or '{%'.",
-            param="chat_template",
+            param="--chat-template",
         ) from error
 
 

@@ -10,7 +10,7 @@ so in `Pending.stop_found`, and the caller aborts the request.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
 from penstock.core.plan import Event, TokenLogprob
@@ -18,7 +18,7 @@ from penstock.core.request_spec import FinishReason
 from penstock.core.sampling_params import SamplingParams
 
 from .detokenizer import Detokenizer
-from .stop import StopChecker
+from .stop import StopChecker, StopStrings
 from .tokenizer import Tokenizer
 
 #: What stands for minus infinity, which JSON cannot express (vLLM's value).
@@ -36,9 +36,9 @@ class DecodedLogprob:
     """Natural logarithm, at least LOWEST_LOGPROB."""
     rank: int
     """1 for the most probable token."""
-    bytes: list[int]
+    bytes: bytes
     """The token's UTF-8 bytes, exact even for a part of a character."""
-    top: list[DecodedLogprob] = field(default_factory=list)
+    top: Sequence[DecodedLogprob] = ()
     """The most probable tokens at this position, best first (their own `top` is empty)."""
 
 
@@ -83,10 +83,13 @@ class OutputProcessor:
         tokenizer: Tokenizer,
         prompt_ids: Sequence[int],
         params: SamplingParams,
+        stops: StopStrings | None = None,
     ) -> None:
+        """Start after `prompt_ids`. stops: those of `params` compiled, by whoever has several sequences."""
         self._tokenizer = tokenizer
         self._detokenizer = Detokenizer(tokenizer, prompt_ids, params.skip_special_tokens)
-        self._stop = StopChecker(params.stop, params.include_stop_str_in_output) if params.stop else None
+        included = params.include_stop_str_in_output
+        self._stop = StopChecker(stops or params.stop, included) if params.stop else None
         self._keep_stop_token = params.include_stop_str_in_output
         self._min_tokens = params.min_tokens
         self._logprobs = params.logprobs is not None
@@ -144,13 +147,13 @@ def decode_logprob(tokenizer: Tokenizer, entry: TokenLogprob) -> DecodedLogprob:
 
 def decode_prompt_logprobs(
     tokenizer: Tokenizer, logprobs: Sequence[TokenLogprob]
-) -> list[dict[int, dict[str, float | int | str]] | None]:
+) -> Iterator[dict[int, dict[str, float | int | str]] | None]:
     """vLLM's `prompt_logprobs`: None for the first prompt token, then one entry per token.
 
     Each entry maps token ids to `{"logprob", "rank", "decoded_token"}`: the prompt's own token first, then
     the most probable ones.
     """
-    positions: list[dict[int, dict[str, float | int | str]] | None] = [None]
+    yield None
     for entry in logprobs:
         ranked = [(entry.token, entry.logprob, entry.rank)]
         ranked += [(token, value, rank) for rank, (token, value) in enumerate(entry.top, start=1)]
@@ -164,18 +167,17 @@ def decode_prompt_logprobs(
                     "decoded_token": tokenizer.token_text(token),
                 },
             )
-        positions.append(position)
-    return positions
+        yield position
 
 
 def _decoded(
-    tokenizer: Tokenizer, token: int, logprob: float, rank: int, top: list[DecodedLogprob] | None = None
+    tokenizer: Tokenizer, token: int, logprob: float, rank: int, top: Sequence[DecodedLogprob] = ()
 ) -> DecodedLogprob:
     return DecodedLogprob(
         token_id=token,
         token=tokenizer.token_text(token),
         logprob=max(logprob, LOWEST_LOGPROB),
         rank=rank,
-        bytes=list(tokenizer.token_bytes(token)),
-        top=top or [],
+        bytes=tokenizer.token_bytes(token),
+        top=top,
     )

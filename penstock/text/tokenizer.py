@@ -79,6 +79,7 @@ class Tokenizer:
         self.pieces, self._drops_space = _classify(rust)
         self._added = {id: token.content for id, token in added.items()}
         self._bytes: dict[int, bytes] = {}
+        self._texts: dict[int, str] = {}
         fallback = self.pieces is Pieces.SENTENCEPIECE
         self._byte_ids = frozenset(map(rust.token_to_id, _FALLBACK)) - {None} if fallback else frozenset()
 
@@ -189,7 +190,10 @@ class Tokenizer:
 
     def token_text(self, id: int) -> str:
         """`token_bytes` as text, with U+FFFD for what is no whole character."""
-        return self.token_bytes(id).decode("utf-8", errors="replace")
+        known = self._texts.get(id)
+        if known is None:
+            known = self._texts[id] = self.token_bytes(id).decode("utf-8", errors="replace")
+        return known
 
     def is_byte(self, id: int) -> bool:
         """Whether a SentencePiece token is one byte of a character, like `<0x0A>`."""

@@ -9,9 +9,11 @@ from typing import Any
 
 import pytest
 
-from penstock.cli.flags import ALWAYS_ON, NEUTRAL, NOT_IMPLEMENTED, REMOVED, Parser, make_config, parse_size
+from penstock.cli.flags import REMOVED, Parser, make_config
 from penstock.cli.main import COMMANDS, main
-from penstock.cli.serve import add_arguments
+from penstock.cli.serve import add_arguments, environment_keys
+from penstock.cli.values import parse_size
+from penstock.cli.vllm_flags import BY_NAME
 from penstock.engine.config import EngineConfig
 from penstock.server.config import ServerConfig
 
@@ -42,9 +44,16 @@ def test_spellings() -> None:
     assert engine("--model", "models/x").model == "models/x"
     assert engine("--max_model_len", "8Ki").max_model_len == 8192
     assert engine("--max-model-len=-1").max_model_len == -1
+    assert engine("--max-model-len", "auto").max_model_len == -1
+    assert engine("--device-memory-utilization", "0.5").gpu_memory_utilization == 0.5
     assert engine("--kv-cache-memory-bytes", "1.5GiB").kv_cache_memory_bytes == 3 << 29
     assert engine("--no-enable-prefix-caching").enable_prefix_caching is False
     assert engine("--gpu_memory_utilization=0.8").gpu_memory_utilization == 0.8
+
+
+def test_names_of_vllm() -> None:
+    named = server("--h11-max-incomplete-event-size", "8192", "--h11_max_header_count", "64")
+    assert (named.max_header_bytes, named.max_header_count) == (8192, 64)
 
 
 def test_flags_that_may_be_given_several_times() -> None:
@@ -59,21 +68,55 @@ def test_flags_that_may_be_given_several_times() -> None:
     [
         ("8192", 8192),
         ("8k", 8000),
-        ("1.5M", 1500000),
+        ("8K", 8192),
+        ("25.6k", 25600),
+        ("1.001k", 1001),
+        ("1.5m", 1500000),
+        ("2M", 2 << 20),
+        ("3g", 3 * 10**9),
+        ("3G", 3 << 30),
+        ("1t", 10**12),
+        ("1T", 1 << 40),
+        ("8Ki", 8192),
         ("4gib", 1 << 32),
-        ("1T", 10**12),
-        ("2TB", 2 * 10**12),
+        ("1.5GiB", 3 << 29),
         ("1TiB", 1 << 40),
+        (" 7 ", 7),
     ],
 )
-def test_sizes(text: str, value: int) -> None:
+def test_sizes_are_vllms(text: str, value: int) -> None:
     assert parse_size(text) == value
 
 
-@pytest.mark.parametrize("text", ["", "k", "8q", "1.5", "0.0001k", "eight"])
-def test_sizes_that_are_none(text: str) -> None:
-    with pytest.raises(argparse.ArgumentTypeError):
+@pytest.mark.parametrize(
+    ("text", "instead"),
+    [
+        ("", "8192"),
+        ("k", "8192"),
+        ("eight", "8192"),
+        ("8q", "KiB"),
+        ("8kk", "KiB"),
+        ("1.5", "whole"),
+        ("0.0001k", "whole"),
+        ("1.5K", "write 1.5k or 1.5KiB"),
+        ("8KB", "write 8k or 8KiB"),
+        ("2.5gb", "write 2.5g or 2.5GiB"),
+    ],
+)
+def test_sizes_that_are_none_or_two(text: str, instead: str) -> None:
+    with pytest.raises(argparse.ArgumentTypeError, match=re.escape(instead)):
         parse_size(text)
+
+
+@pytest.mark.parametrize(("name", "dtype"), [("half", "float16"), ("float", "float32"), ("Half", "float16")])
+def test_vllms_other_names_of_types(name: str, dtype: str) -> None:
+    assert engine("--dtype", name).dtype == dtype == EngineConfig(dtype=name.lower()).dtype
+
+
+def test_none_is_vllms_word_for_no_value() -> None:
+    given = ("--revision", "None", "--max-num-seqs", "None", "--chat-template", "", "--seed=None")
+    assert engine(*given) == EngineConfig()
+    assert server(*given) == ServerConfig()
 
 
 def refused(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
@@ -92,12 +135,9 @@ def refused(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
         ("--max-num-seq", "Did you mean --max-num-seqs?"),
         ("--max-num-partial-prefills", "--long-prefill-token-threshold"),
         ("--xyzzy", "--help"),
-        ("--show-hidden-metrics-for-version", "does not implement yet"),
-        ("--chat-template-content-format", "does not implement yet"),
-        ("--uds", "does not implement yet"),
-        ("--logprobs-mode", "does not implement yet"),
-        ("--max-log-len", "does not implement yet"),
-        ("--api-server-count", "does not implement yet"),
+        ("--temprature", "See penstock serve --help"),
+        ("--max-model", "Did you mean --max-model-len?"),
+        ("--lora-module", "Did you mean --lora-modules? It is vLLM's, and needs LoRA"),
     ],
 )
 def test_wrong_flags_say_what_to_use(capsys: pytest.CaptureFixture[str], flag: str, instead: str) -> None:
@@ -110,15 +150,10 @@ def test_wrong_flags_say_what_to_use(capsys: pytest.CaptureFixture[str], flag: s
 def test_no_flag_is_both_there_and_explained_away() -> None:
     there = set(parser()._option_string_actions)
     assert not there & set(REMOVED)
-    assert not there & NOT_IMPLEMENTED
+    assert not set(BY_NAME) & {"--" + entry.name.replace("_", "-") for entry in fields(ServerConfig)}
     for text in REMOVED.values():
         for named in re.findall(r"(?:use|Use|raise) (--[a-z-]+)", text):
             assert named in there, f"{named} is recommended, but is no flag"
-
-
-@pytest.mark.parametrize("flag", ["-O0", "-O"])
-def test_short_flags_of_vllm_are_explained(capsys: pytest.CaptureFixture[str], flag: str) -> None:
-    assert "does not implement yet" in refused(capsys, flag, "3")
 
 
 def test_an_unsupported_quantisation_lists_the_supported_ones(capsys: pytest.CaptureFixture[str]) -> None:
@@ -128,27 +163,86 @@ def test_an_unsupported_quantisation_lists_the_supported_ones(capsys: pytest.Cap
     assert all(name in message for name in ("none", "int8", "w8a8", "int4"))
 
 
-def test_flags_of_vllm_that_change_nothing_are_accepted() -> None:
-    given = [word for names, values in NEUTRAL.items() for v in values for word in (names.split()[0], v)]
-    short = ["-q", "None", "-pp", "1", "-dp=1", "-tp", "1", "--cpu_offload_gb", "0.0"]
-    both = [word for name in ALWAYS_ON for word in (name, name.replace("--", "--no-", 1))]
-    words = [*given, *short, *both, "models/x"]
-    assert engine(*words) == EngineConfig(model="models/x", tensor_parallel_size=1)
-    assert server(*words) == ServerConfig()
-
-
-def test_the_value_of_a_flag_that_is_not_implemented_is_named(capsys: pytest.CaptureFixture[str]) -> None:
-    assert "--kv-cache-dtype fp8 asks for" in refused(capsys, "--kv-cache-dtype=fp8")
-    assert "--cpu-offload-gb x asks for" in refused(capsys, "--cpu-offload-gb", "x")
-
-
-def test_no_origin_may_call() -> None:
+def test_no_origin_may_call_by_default() -> None:
+    assert server().allowed_origins == ()
     assert server("--allowed-origins", "").allowed_origins == ()
-    assert server().allowed_origins == ("*",)
+    assert server("--allowed-origins", "[]").allowed_origins == ()
+
+
+@pytest.mark.parametrize(
+    ("given", "origins"),
+    [
+        (["*"], ("*",)),
+        (["http://a"], ("http://a",)),
+        (["http://a", "https://b.example:8443"], ("http://a", "https://b.example:8443")),
+        (['["http://a"]'], ("http://a",)),
+        (['["http://a", "http://b"]'], ("http://a", "http://b")),
+        (["null", "http://[::1]:3000"], ("null", "http://[::1]:3000")),
+    ],
+)
+def test_origins_in_both_spellings(given: list[str], origins: tuple[str, ...]) -> None:
+    assert server("--allowed-origins", *given).allowed_origins == origins
+
+
+@pytest.mark.parametrize(
+    "given",
+    ["http://a,http://b", "a.example", "http://a/", "http://a/chat", '["http://a/"]', "[http://a]", "[1]"],
+)
+def test_origins_that_would_allow_nothing_are_refused(capsys: pytest.CaptureFixture[str], given: str) -> None:
+    message = refused(capsys, "--allowed-origins", given)
+    assert "--allowed-origins" in message
+    assert "http://a" in message or given in message
+
+
+def test_methods_and_headers_as_json_lists() -> None:
+    config = server("--allowed-methods", '["GET", "POST"]', "--allowed-headers", "X-A", "X-B")
+    assert config.allowed_methods == ("GET", "POST")
+    assert config.allowed_headers == ("X-A", "X-B")
+
+
+def test_json_flags_in_one_piece_and_in_parts() -> None:
+    whole = server("--default-chat-template-kwargs", '{"enable_thinking": false, "a": {"b": [1, "x"]}}')
+    assert whole.default_chat_template_kwargs == {"enable_thinking": False, "a": {"b": [1, "x"]}}
+    parts = server(
+        "--default-chat-template-kwargs.enable_thinking",
+        "false",
+        "--default_chat_template_kwargs.a.b=[1]",
+        "--default-chat-template-kwargs.a.b+",
+        "x",
+    )
+    assert parts == whole
+
+
+@pytest.mark.parametrize("given", ["{", "[1]", '{"messages": []}', '{"chat_template": "x"}'])
+def test_json_flags_that_cannot_be(capsys: pytest.CaptureFixture[str], given: str) -> None:
+    try:
+        status = main(["serve", "--default-chat-template-kwargs", given])
+    except SystemExit as end:
+        status = int(end.code or 0)
+    assert status == 2
+    assert "--default-chat-template-kwargs" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("environment", "keys"),
+    [
+        ({}, ()),
+        ({"VLLM_API_KEY": ""}, ()),
+        ({"VLLM_API_KEY": "a,b"}, ("a,b",)),
+        ({"PENSTOCK_API_KEY": "a,b"}, ("a", "b")),
+        ({"PENSTOCK_API_KEY": "a", "VLLM_API_KEY": "b"}, ("a", "b")),
+    ],
+)
+def test_keys_in_the_environment(environment: dict[str, str], keys: tuple[str, ...]) -> None:
+    assert environment_keys(environment) == keys
+    assert server(api_key=keys).api_key == keys
+    assert server("--api-key", "c", api_key=keys).api_key == ("c",)
 
 
 def test_help_explains_every_flag_in_one_line() -> None:
     text = parser().format_help()
+    assert "--help=vllm" in text
+    assert "--enable-lora" not in text, "vLLM's own flags have a page of their own"
     for config in (EngineConfig, ServerConfig):
         for entry in fields(config):
             name = "--" + entry.name.replace("_", "-")

@@ -44,7 +44,8 @@ class Page:
 class Server:
     """The process, its address, and what it printed."""
 
-    def __init__(self, *flags: str, log: Path) -> None:
+    def __init__(self, *flags: str, log: Path, open_files: int | None = None) -> None:
+        """`open_files`: its limit of descriptors, soft and hard."""
         self.port = free_port()
         self.url = f"http://127.0.0.1:{self.port}"
         self._log = log
@@ -59,6 +60,8 @@ class Server:
             str(self.port),
             *flags,
         ]
+        if open_files is not None:
+            command = ["sh", "-c", f'ulimit -n {open_files} && exec "$@"', "sh", *command]
         with log.open("wb") as out:
             self.process = subprocess.Popen(
                 command, stdout=out, stderr=out, env={**os.environ, "OMP_NUM_THREADS": "1"}
@@ -118,9 +121,9 @@ class Server:
 
 
 @contextlib.contextmanager
-def serving(*flags: str, log: Path) -> Iterator[Server]:
+def serving(*flags: str, log: Path, open_files: int | None = None) -> Iterator[Server]:
     """A server for the length of a with block."""
-    server = Server(*flags, log=log)
+    server = Server(*flags, log=log, open_files=open_files)
     try:
         yield server.wait()
     finally:

@@ -6,6 +6,7 @@ import concurrent.futures
 import http.client
 import json
 import os
+import re
 import shutil
 import signal
 import socket
@@ -175,16 +176,32 @@ def test_models_that_cannot_be_served(tmp_path: Path) -> None:
     weights = broken / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:-100])
     log = refused(tmp_path, str(broken))
-    assert str(weights) in log
+    assert log.count(str(weights)) == 1
     assert "Traceback" not in log
     log = refused(tmp_path, str(tmp_path / "nothing here"))
-    assert "does not exist" in log
+    assert log.count("does not exist") == 1
 
 
 def test_a_context_that_does_not_fit_names_the_flag_that_would(tmp_path: Path) -> None:
     log = refused(tmp_path, "--kv-cache-memory-bytes", "100k", "--max-model-len", "2048")
+    assert log.count("one request, but") == 1
     assert "--max-model-len" in log
     assert "Traceback" not in log
+
+
+def test_a_cache_that_does_not_fit_is_refused_with_the_largest_that_does(tmp_path: Path) -> None:
+    log = refused(tmp_path, "--kv-cache-memory-bytes", "900GiB")
+    assert log.count("is more than fits") == 1
+    assert re.search(r"Use --kv-cache-memory-bytes \d{7,}\.", log)
+
+
+def test_whether_keys_are_required_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("VLLM_API_KEY", "k,1")
+    with serving(*SMALL, log=tmp_path / "log") as server:
+        assert "an API key is required" in server.log
+        assert server.get("/v1/models")[0] == 401
+        with openai.OpenAI(base_url=f"{server.url}/v1", api_key="k,1", max_retries=0) as client:
+            assert client.models.list().data
 
 
 def test_a_model_without_a_chat_template(tmp_path: Path) -> None:

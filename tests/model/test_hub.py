@@ -59,6 +59,14 @@ def test_hugging_face_id(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
     assert (call["name"], call["revision"]) == ("Qwen/Qwen3-0.6B", "main")
     assert {"*.safetensors", "*.json", "*.jinja"} == set(call["allow_patterns"])
     assert "original/*" in call["ignore_patterns"]
+    assert call["cache_dir"] is None
+
+
+def test_download_dir_is_the_folder_of_the_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = answer(monkeypatch, tmp_path)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    resolve_model("Qwen/Qwen3-0.6B", None, "~/models")
+    assert asked[0]["cache_dir"] == tmp_path / "models"
 
 
 @pytest.mark.parametrize(

@@ -99,7 +99,7 @@ def test_cuda_takes_a_share_of_the_whole_device_but_not_what_others_hold() -> No
 def test_a_small_model_does_not_take_everything() -> None:
     budget = plan(max_model_len=128, available_bytes=100 * GIB)
     assert budget.num_blocks == 4 * 64 * 8
-    assert plan(max_model_len=128, kv_cache_memory_bytes=20 * GIB).kv_cache > 19 * GIB
+    assert plan(max_model_len=128, kv_cache_memory_bytes=18 * GIB).kv_cache > 17 * GIB
 
 
 def test_explicit_size() -> None:
@@ -107,6 +107,28 @@ def test_explicit_size() -> None:
     assert 5 * GIB - 16 * budget.kv_bytes_per_token < budget.kv_cache <= 5 * GIB
     assert budget.utilization is None
     assert "--kv-cache-memory-bytes" in budget.render()
+
+
+def test_an_explicit_size_is_never_cut() -> None:
+    with pytest.raises(MemoryBudgetError, match=r"966367641600 \(900.00 GiB\) is more than fits") as caught:
+        plan(kv_cache_memory_bytes=900 * GIB)
+    assert caught.value.param == "--kv-cache-memory-bytes"
+    assert "1.10 GiB for the rest of the machine" in str(caught.value)
+    largest = int(value(caught.value, "--kv-cache-memory-bytes") or 0)
+    budget = plan(kv_cache_memory_bytes=largest)
+    assert largest - 16 * budget.kv_bytes_per_token < budget.kv_cache <= largest
+    assert 0.04 < budget.free / budget.available < 0.06
+    with pytest.raises(MemoryBudgetError):
+        plan(kv_cache_memory_bytes=largest + 1)
+    with pytest.raises(MemoryBudgetError, match="is more than fits"):
+        plan(kv_cache_memory_bytes=900 * GIB, max_model_len=-1)
+
+
+def test_an_explicit_size_may_take_all_of_a_gpu_that_is_free() -> None:
+    with pytest.raises(MemoryBudgetError, match="is more than fits") as caught:
+        plan(**CUDA, kv_cache_memory_bytes=78 * GIB)
+    largest = int(value(caught.value, "--kv-cache-memory-bytes") or 0)
+    assert plan(**CUDA, kv_cache_memory_bytes=largest).free < 16 * 1024 * 1024
 
 
 def test_over_the_models_context() -> None:
@@ -156,7 +178,7 @@ machines = st.fixed_dictionaries(
         "max_num_seqs": st.integers(1, 256),
         "max_num_batched_tokens": st.sampled_from([256, 1024, 8192]),
         "utilization": st.one_of(st.none(), st.floats(0.05, 1.0)),
-        "kv_cache_memory_bytes": st.one_of(st.none(), st.integers(1, 8 * GIB)),
+        "kv_cache_memory_bytes": st.one_of(st.none(), st.integers(1, 8 * GIB), st.integers(GIB, 50 * GIB)),
         "max_model_len": st.one_of(st.none(), st.integers(1, 40960)),
     }
 )
@@ -187,6 +209,10 @@ def test_what_is_suggested_fits_and_more_does_not(machine: dict[str, Any]) -> No
     length = value(error, "--max-model-len")
     share = value(error, "--gpu-memory-utilization")
     size = value(error, "--kv-cache-memory-bytes")
+    if length is not None and size is not None and " with " in error.advice:
+        budget = plan(**machine | {"max_model_len": int(length), "kv_cache_memory_bytes": int(size)})
+        assert budget.max_model_len == length
+        return
     if length is not None and share is not None and " with " in error.advice:
         plan(**machine | {"max_model_len": int(length), "utilization": share})
         return
@@ -205,8 +231,9 @@ def test_what_is_suggested_fits_and_more_does_not(machine: dict[str, Any]) -> No
             plan(**machine | {"utilization": share - 0.01})
     if size is not None:
         plan(**machine | {"kv_cache_memory_bytes": int(size)})
+        further = 1 if size < machine["kv_cache_memory_bytes"] else -1  # the largest, or the smallest
         with pytest.raises(MemoryBudgetError):
-            plan(**machine | {"kv_cache_memory_bytes": int(size) - 1})
+            plan(**machine | {"kv_cache_memory_bytes": int(size) + further})
 
 
 def test_activations_grow_with_everything() -> None:

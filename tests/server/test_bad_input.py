@@ -214,7 +214,7 @@ def test_the_message_says_both_lengths(server: LiveServer) -> None:
         (TEXT, {"prompt": "a", "logit_bias": {"320": 1, "5": 1, "-1": 1}}, "320, -1;"),
         (TEXT, {"prompt": "a", "logit_bias": {"a": 1, "5": 1, "01": 1}}, "'a', '01'."),
         (TEXT, {"prompt": "a", "logit_bias": {"5": "x"}}, "'5'"),
-        (TEXT, {"prompt": "a", "stop": "x" * 65_537}, "at most 65536 characters in all, got 65537"),
+        (TEXT, {"prompt": "a", "stop": "x" * 16_385}, "at most 16384, got 16385"),
         (TEXT, {"prompt": "a", "min_tokens": 17}, "max_tokens=16"),
     ],
 )

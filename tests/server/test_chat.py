@@ -334,6 +334,16 @@ def test_template_variables(server: LiveServer, tokenizer: Tokenizer) -> None:
     assert tokenizer.decode(server.engine.adds[0].prompt, False).endswith("assistant\nmerrily: ")
 
 
+def test_template_variables_of_the_server(tokenizer: Tokenizer, says: Any) -> None:
+    defaults = {"mood": "gloomily: ", "add_generation_prompt": False}
+    with running(tokenizer, says(REPLY), default_chat_template_kwargs=defaults) as server:
+        server.post(PATH, {"messages": HI})
+        server.post(PATH, {"messages": HI, "chat_template_kwargs": {"mood": "merrily: "}})
+        prompts = [tokenizer.decode(add.prompt, False) for add in server.engine.adds]
+    assert prompts[0].endswith("assistant\ngloomily: ")
+    assert prompts[1].endswith("assistant\nmerrily: ")
+
+
 def test_a_template_of_the_request_must_be_allowed(
     server: LiveServer, tokenizer: Tokenizer, says: Any
 ) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from functools import partial
 from typing import Any, ClassVar
 
@@ -33,8 +34,8 @@ class VectorRequest(Request, frozen=True, kw_only=True):
 class VectorWriter:
     stream = None
 
-    def whole(self, generation: Generation) -> bytes:
-        return msgspec.json.encode(
+    def whole(self, generation: Generation) -> Iterator[bytes]:
+        yield msgspec.json.encode(
             {"vectors": [choice.vector for choice in generation.choices], "usage": generation.usage()}
         )
 

@@ -336,9 +336,18 @@ def test_the_page_says_what_it_is(server: LiveServer) -> None:
 # ---- browsers ----
 
 
-def test_any_origin_may_call_by_default(tokenizer: Tokenizer, says: Any) -> None:
+def test_no_origin_may_call_by_default(tokenizer: Tokenizer, says: Any) -> None:
     asks = {"Origin": "https://ui.example", "Access-Control-Request-Method": "POST"}
-    with running(tokenizer, says(REPLY), api_key=("k",)) as server:
+    with running(tokenizer, says(REPLY)) as server:
+        assert server.request("OPTIONS", CHAT, headers=asks).status == 405
+        answer = server.request("GET", "/v1/models", headers={"Origin": "https://ui.example"})
+        assert answer.status == 200
+        assert "access-control-allow-origin" not in answer.headers
+
+
+def test_any_origin_may_call_where_that_is_asked_for(tokenizer: Tokenizer, says: Any) -> None:
+    asks = {"Origin": "https://ui.example", "Access-Control-Request-Method": "POST"}
+    with running(tokenizer, says(REPLY), api_key=("k",), allowed_origins=("*",)) as server:
         preflight = server.request("OPTIONS", CHAT, headers=asks)
         assert preflight.status == 200  # without a key: browsers send none
         assert preflight.headers["access-control-allow-origin"] == "*"
@@ -405,18 +414,18 @@ def test_an_answer_with_many_logprobs_is_written_in_a_thread(
     tokenizer: Tokenizer, says: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     writers: list[str] = []
-    whole = CompletionWriter.whole
+    choice = CompletionWriter._choice
 
-    def noted(*arguments: Any) -> bytes:
+    def noted(*arguments: Any) -> dict[str, Any]:
         writers.append(threading.current_thread().name)
-        return whole(*arguments)
+        return choice(*arguments)
 
-    monkeypatch.setattr(CompletionWriter, "whole", noted)
+    monkeypatch.setattr(CompletionWriter, "_choice", noted)
     monkeypatch.setattr(answer, "IN_THREAD", 1000)
     with running(tokenizer, says("ab")) as server:
         for size in (10, 100):
             answered = server.post(TEXT, {"prompt": "x" * size, "prompt_logprobs": 20}).json
             assert len(answered["choices"][0]["prompt_logprobs"]) == size
     loop, thread = writers
-    assert thread.startswith("asyncio_")
-    assert not loop.startswith("asyncio_")
+    assert thread.startswith("work")
+    assert not loop.startswith("work")

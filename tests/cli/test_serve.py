@@ -1,0 +1,64 @@
+"""What `penstock serve` finds out before it starts an engine."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, NoReturn
+
+import pytest
+
+from penstock.cli.main import main
+from penstock.engine.remote import RemoteEngine
+
+
+class Launched(Exception):
+    """The engine's process would have been started."""
+
+
+@pytest.fixture(autouse=True)
+def no_engine(monkeypatch: pytest.MonkeyPatch) -> None:
+    def launch(config: Any, **_: Any) -> NoReturn:
+        raise Launched(config)
+
+    monkeypatch.setattr(RemoteEngine, "launch", launch)
+
+
+@pytest.fixture
+def files(tmp_path: Path) -> Path:
+    (tmp_path / "binary.jinja").write_bytes(b"\xff\xfe{{")
+    (tmp_path / "good.jinja").write_text("{{ messages }}")
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "odd").mkdir()
+    (tmp_path / "odd" / "generation_config.json").write_text('{"temperature": "hot"}')
+    return tmp_path
+
+
+@pytest.mark.parametrize(
+    ("flag", "value", "message"),
+    [
+        ("--chat-template", "missing.jinja", "does not exist"),
+        ("--chat-template", "empty", "is a directory"),
+        ("--chat-template", "binary.jinja", "can't decode"),
+        ("--generation-config", "empty", "there is no generation_config.json in it"),
+        ("--generation-config", "missing", "there is no generation_config.json in it"),
+        ("--generation-config", "odd", "temperature='hot' must be a number"),
+    ],
+)
+def test_files_are_looked_at_before_the_model_is_loaded(
+    files: Path, capsys: pytest.CaptureFixture[str], flag: str, value: str, message: str
+) -> None:
+    assert main(["serve", flag, str(files / value)]) == 2
+    shown = capsys.readouterr().err
+    assert message in shown
+    assert str(files / value) in shown or flag in shown
+
+
+def test_good_files_let_it_start(files: Path) -> None:
+    with pytest.raises(Launched):
+        main(["serve", "--chat-template", str(files / "good.jinja")])
+
+
+def test_a_blank_key_is_no_protection(monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
+    monkeypatch.setenv("VLLM_API_KEY", " ")
+    assert main(["serve"]) == 2
+    assert "--api-key must not be empty" in capsys.readouterr().err

@@ -188,5 +188,6 @@ def test_the_check_compares_with_the_tables() -> None:
     table = pool.allocate(2)
     pool.share(table[:1])
     pool.check([table, table[:1]])
+    pool.check()  # without them it cannot
     with pytest.raises(AssertionError, match="differ from the block tables"):
         pool.check([table])

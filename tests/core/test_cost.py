@@ -94,6 +94,12 @@ def test_a_share_is_what_the_item_makes_the_device_do_and_a_part_of_what_is_fixe
     assert shares == pytest.approx([3.0 * part / sum(whole) for part in whole])
 
 
+def test_a_chunk_pays_for_no_sample_and_drafts_for_each() -> None:
+    parts = Plan(0, items=(PlanItem("a", 0, 0, 1), PlanItem("b", 0, 0, 1, samples=3)))
+    shares = StepCost(UNITS).attribute(parts, 1.0)
+    assert shares == pytest.approx([1.25 / (2.5 + 6.0), (1.25 + 6.0) / (2.5 + 6.0)])
+
+
 def test_where_nothing_costs_anything_tokens_are_paid() -> None:
     free = StepCost(Coefficients(0.0, 0.0, 0.0, 0.0))
     assert free.attribute(plan((0, 3), (0, 1)), 8.0) == pytest.approx([6.0, 2.0])

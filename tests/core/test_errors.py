@@ -52,3 +52,40 @@ def test_errors_travel_by_name() -> None:
 def test_a_foreign_exception_in_one_line() -> None:
     assert errors.cause(ValueError("no such thing")) == "ValueError: no such thing"
     assert errors.cause(KeyError()) == "KeyError"
+
+
+@pytest.mark.parametrize(
+    ("value", "shown"),
+    [
+        ("x" * 78, repr("x" * 78)),
+        ("x" * 79, "'" + "x" * 76 + "..."),
+        ("x" * 10_000, "'" + "x" * 76 + "..."),
+        ("é\n", r"'é\n'"),
+        (-(2**256) + 1, str(-(2**256) + 1)),
+        (2**256, "<integer of 257 bits>"),
+        (10**9, "1000000000"),
+        (1.5, "1.5"),
+        (None, "None"),
+        ([1] * 8, "[1, 1, 1, 1, 1, 1, 1, 1]"),
+        ([1] * 9, "[1, 1, 1, 1, 1, 1, 1, 1, ...]"),
+        ({n: n for n in range(8)}, "{0: 0, 1: 1, 2: 2, 3: 3, 4: 4, 5: 5, 6: 6, 7: 7}"),
+        ({n: n for n in range(9)}, "{0: 0, 1: 1, 2: 2, 3: 3, 4: 4, 5: 5, 6: 6, 7: 7, ...}"),
+        ({"b": 1, "a": 2}, "{'b': 1, 'a': 2}"),
+        ([[[[1]]]], "[[[[...]]]]"),
+        ([[[1]]], "[[[1]]]"),
+        ({1: {2: {3: {4: 5}}}}, "{1: {2: {3: {...}}}}"),
+        ({}, "{}"),
+    ],
+)
+def test_a_quoted_value_is_at_most_a_line(value: object, shown: str) -> None:
+    assert errors.quote(value) == shown
+    assert len(errors.quote(value)) <= 80
+
+
+def test_what_a_client_is_told_has_an_end() -> None:
+    for length in (2000, 2001):
+        message = errors.InvalidRequest("x" * length, param="y" * (length - 1800)).message
+        assert message == ("x" * 2000 if length == 2000 else "x" * 1997 + "...")
+    assert errors.InvalidRequest("", param="y" * 200).param == "y" * 200
+    assert errors.InvalidRequest("", param="y" * 201).param == "y" * 197 + "..."
+    assert errors.PenstockError("x" * 3000).message == "x" * 3000  # our own words are not cut

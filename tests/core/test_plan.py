@@ -37,6 +37,7 @@ def test_a_querys_context_is_all_positions_up_to_its_own(start: int, tokens: int
     plan = Plan(0, items=(PlanItem("a", 0, start, tokens),))
     read = sum(position + 1 for position in range(start, start + tokens))
     assert plan.contexts == (read,)
+    assert isinstance(plan.contexts[0], int)  # exact, however long
     assert plan.load == Load(tokens, read, 0)
 
 

@@ -172,7 +172,11 @@ def _run(
             for worker in wait(list(under_way)):
                 assert isinstance(worker, Connection)
                 tried, diff, count, started = under_way.pop(worker)
-                status, said = worker.recv()
+                try:
+                    status, said = worker.recv()
+                except (EOFError, ConnectionError):
+                    logs = [log.read_text()[-4000:] for log in folder.glob(f"*/{sandbox.LOG}")]
+                    raise SystemExit("\n".join([*logs, "a worker has ended"])) from None
                 if tried is None:
                     if status != "survived":
                         raise SystemExit(f"{said}\nwithout a fault, the tests in a worker: {status}")

@@ -204,9 +204,7 @@ def serve(connection: Connection, place: str, tests: Sequence[str]) -> None:
     ctypes.CDLL(None).prctl(36, 1, 0, 0, 0)  # PR_SET_CHILD_SUBREAPER: what a test leaves behind comes to us
     sys.dont_write_bytecode = True
     _enter(Path(place))
-    null = os.open(os.devnull, os.O_RDWR)
-    for target in (0, 1):
-        os.dup2(null, target)
+    _redirect(Path(LOG))
     pytest.main([*_FLAGS, "-s", "--tb=line", *tests], plugins=[_Server(connection)])
 
 
@@ -226,7 +224,7 @@ class _Server:
         items = {item.nodeid: item for item in session.items}
         functions: dict[str, list[FunctionType]] = {}
         for each in gc.get_objects():
-            if isinstance(each, FunctionType) and each.__module__ and each.__module__.startswith("penstock"):
+            if type(each) is FunctionType:  # isinstance asks the object, and some warn
                 functions.setdefault(each.__code__.co_filename, []).append(each)
         gc.freeze()
         while (job := self._connection.recv()) is not None:
@@ -340,10 +338,7 @@ def _in_child(work: Callable[[], int], limit: float, log: Path) -> int | None:
         status = 70
         try:
             os.setsid()
-            out = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
-            null = os.open(os.devnull, os.O_RDONLY)
-            for source, target in ((null, 0), (out, 1), (out, 2)):
-                os.dup2(source, target)
+            _redirect(log)
             resource.setrlimit(resource.RLIMIT_DATA, (MEMORY, MEMORY))
             resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
             status = work()
@@ -367,6 +362,13 @@ def _in_child(work: Callable[[], int], limit: float, log: Path) -> int | None:
         os.killpg(child, signal.SIGKILL)
     _end_orphans()
     return status
+
+
+def _redirect(log: Path) -> None:
+    out = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+    null = os.open(os.devnull, os.O_RDONLY)
+    for source, target in ((null, 0), (out, 1), (out, 2)):
+        os.dup2(source, target)
 
 
 def _end_orphans() -> None:

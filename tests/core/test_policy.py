@@ -31,6 +31,7 @@ def test_policies_by_name() -> None:
 
 
 def test_who_goes_first_and_who_yields() -> None:
+    assert View() == View(0.0, {})
     requests = arrived(3, -1, 3)
     assert [Fcfs().order(each, View()) for each in requests] == [(0,), (1,), (2,)]
     assert [Priority().order(each, View()) for each in requests] == [(3, 0), (-1, 1), (3, 2)]
@@ -64,6 +65,22 @@ def test_the_queue_counts_who_is_bounded() -> None:
     queue.remove(everybody[4])  # waiting
     assert (len(queue), queue.held) == (2, 1)
     queue.check()
+
+
+def test_the_queue_weighs_everybody_in_it() -> None:
+    queue, everybody = queue_of(3, 4, siblings=2)
+    assert (queue.prompt_tokens, queue.max_tokens) == (14, 32)
+    queue.take(0)
+    assert (queue.prompt_tokens, queue.max_tokens) == (11, 24)
+    queue.release(everybody[0])
+    assert (queue.prompt_tokens, queue.max_tokens) == (11, 24)
+    queue.remove(everybody[3])
+    assert (queue.prompt_tokens, queue.max_tokens) == (7, 16)
+    queue.overflow(0, None)
+    assert (queue.prompt_tokens, queue.max_tokens) == (3, 8)
+    queue, _ = queue_of(3, 4, siblings=3)
+    queue.overflow(1, None)
+    assert (queue.prompt_tokens, queue.max_tokens) == (9, 24)
 
 
 def test_who_was_here_before_is_not_bounded() -> None:

@@ -139,13 +139,37 @@ def test_a_content_counts_from_its_block_on() -> None:
 def test_without_prefix_caching_only_siblings_share() -> None:
     pool = BlockPool(16, 4)
     prefixes = Prefixes(pool, False)
-    computed(prefixes, pool, request("a", 9))
+    alone = computed(prefixes, pool, request("a", 9))
     assert hits(prefixes, request("a", 9)) == []
+    pool.release(alone)
+    assert pool.cached == 0
     table = computed(prefixes, pool, request("b", 9, n=2))
     assert hits(prefixes, request("b", 9, n=2)) == table[:2]
     assert hits(prefixes, request("c", 9, n=2)) == []
     pool.release(table)
-    assert pool.cached == 2  # and nothing of the first
+    assert pool.cached == 2
+
+
+def test_siblings_take_the_prompts_hashes_from_their_leader_and_no_others() -> None:
+    pool = BlockPool(16, 4)
+    prefixes = Prefixes(pool, True)
+    leader, sibling = Request.of(request("a", [1, 2, 3, 4, 5, 6], n=2))
+    leader.tokens = [1, 2, 3, 4, 5, 6, 7, 7, 7]
+    sibling.tokens = [1, 2, 3, 4, 5, 6, 8, 8, 8, 8, 8, 8, 8]
+    leader.blocks, leader.computed = pool.allocate(3), 9
+    prefixes.register(leader)
+    assert len(leader.hashes) == 2
+    assert prefixes.hits(sibling) == leader.blocks[:1]
+    sibling.blocks = [leader.blocks[0], *pool.allocate(3)]
+    for count in (8, 12, 13):  # as it grows
+        sibling.computed = count
+        prefixes.register(sibling)
+    wanted = [hash_block(b"", [1, 2, 3, 4], sibling.spec.salt)]
+    wanted.append(hash_block(wanted[0], [5, 6, 8, 8]))
+    wanted.append(hash_block(wanted[1], [8, 8, 8, 8]))
+    assert sibling.hashes == wanted
+    assert sibling.hashes[0] is leader.hashes[0]  # hashed once
+    assert pool.lookup(wanted) == [leader.blocks[0], *sibling.blocks[1:3]]
 
 
 def test_without_prefix_caching_siblings_of_another_prompt_do_not_share() -> None:

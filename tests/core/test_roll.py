@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from copy import copy
 
 import pytest
 
@@ -41,7 +42,9 @@ def busy() -> tuple[Roll, dict[str, Request]]:
 BREAKS: dict[str, Callable[[Roll, dict[str, Request]], object]] = {
     "a block of nobody": lambda roll, who: who["chunk"].blocks.append(15),
     "a count of the queue": lambda roll, who: setattr(roll.queue, "fresh", 7),
-    "one is missing": lambda roll, who: roll.requests.pop("new"),
+    "an end of nobody": lambda roll, who: roll._endings.update(nobody=roll._endings["left"]),
+    "a weight of the queue": lambda roll, who: setattr(roll.queue, "prompt_tokens", 7),
+    "another weight of the queue": lambda roll, who: setattr(roll.queue, "max_tokens", 7),
     "running out of order": lambda roll, who: roll.running.reverse(),
     "an end of somebody who has not ended": lambda roll, who: roll._endings.update(
         new=roll._endings.pop("left")
@@ -53,7 +56,7 @@ BREAKS: dict[str, Callable[[Roll, dict[str, Request]], object]] = {
     "pending without a step under way": lambda roll, who: setattr(who["new"], "pending", 1),
     "pending more than it may generate": lambda roll, who: setattr(who["chunk"], "pending", 9),
     "computed more than its blocks hold": lambda roll, who: setattr(who["edge"], "computed", 9),
-    "runs and is not among the running": lambda roll, who: setattr(who["pair:1"], "state", State.RUNNING),
+    "runs and is not among the running": lambda roll, who: roll.running.__setitem__(0, copy(who["edge"])),
     "blocks of one that does not run": lambda roll, who: who["pair:1"].blocks.append(0),
 }
 
@@ -131,6 +134,17 @@ def test_tenants_are_known_as_long_as_they_have_requests() -> None:
     world.step()
     world.step()
     assert set(served) == {"two"}
+    world.step()
+    world.add(request("d", [4], max_tokens=9, tenant="three"))
+    assert served["three"] == served["two"]
+    world.step()
+    world.step()
+    assert served["three"] < served["two"]
+    world.add(request("e", [5], max_tokens=9, tenant="four"))
+    assert served["four"] == served["three"]  # as the one who has had least
+    for name in "de":
+        world.abort(name)
+    assert set(served) == {"two"}
     world.abort("c")
     assert not served
     assert not world.scheduler._roll._tenants
@@ -140,6 +154,7 @@ def test_nothing_is_kept_of_tenants_where_no_policy_asks() -> None:
     world = World(config())
     world.add(request("a", [1], tenant="one"))
     world.step()
+    world.abort("a")
     assert not world.scheduler._roll.view.served
     assert not world.scheduler._roll._tenants
 
@@ -153,6 +168,26 @@ def test_who_has_ended_has_nothing_pending() -> None:
     world.abort("a")
     assert (one.pending, one.state, world.scheduler.has_work) == (0, State.FINISHED, True)
     world.scheduler.commit(plan, step_result(plan, [1]), 2.0)
+    assert not world.scheduler.has_work
+
+
+def test_everybody_who_is_here_at_a_reset_gets_a_last_event() -> None:
+    world = World(config(max_num_seqs=1), num_blocks=32)
+    world.add(request("runs", [1]))
+    world.add(request("waits", [2]))
+    world.step()
+    world.scheduler.schedule(1.0)
+    world.abort("waits")
+    assert world.events.pop().request == "waits"
+    world.add(request("leaves", [3]))
+    one = world.scheduler._roll.requests["runs"]
+    events = world.scheduler.reset()
+    spent = one.device_seconds
+    assert events == [
+        Event("runs", finish=FinishReason.ABORT, at=1.0, scheduled_at=1.0, device_seconds=spent),
+        Event("leaves", finish=FinishReason.ABORT, at=1.0),
+    ]
+    assert one.device_seconds == pytest.approx(0.5)
     assert not world.scheduler.has_work
 
 

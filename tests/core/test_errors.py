@@ -75,6 +75,7 @@ def test_a_foreign_exception_in_one_line() -> None:
         ([[[1]]], "[[[1]]]"),
         ({1: {2: {3: {4: 5}}}}, "{1: {2: {3: {...}}}}"),
         ({}, "{}"),
+        ({1, 2}, "{1, 2}"),
     ],
 )
 def test_a_quoted_value_is_at_most_a_line(value: object, shown: str) -> None:

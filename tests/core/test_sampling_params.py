@@ -165,6 +165,9 @@ def test_a_range_is_told_with_the_value() -> None:
     with pytest.raises(InvalidRequest) as caught:
         SamplingParams(min_p=1.5)
     assert str(caught.value) == "min_p must be in [0, 1], got 1.5."
+    with pytest.raises(InvalidRequest) as caught:
+        SamplingParams(top_p=0.0)
+    assert str(caught.value) == "top_p must be in (0, 1], got 0.0."
 
 
 def test_without_a_limit_of_tokens_a_minimum_is_free() -> None:

@@ -11,6 +11,7 @@ from penstock.core.blocks import BlockPool
 from penstock.core.cost import StepCost
 from penstock.core.errors import ContextLengthExceeded, InvalidRequest, UnsupportedParameter
 from penstock.core.plan import Event, Failure, Outcome, Plan, StepResult, TokenLogprob
+from penstock.core.policy import Fcfs, View
 from penstock.core.request import Request
 from penstock.core.request_spec import FinishReason, Pooling
 from penstock.core.sampling_params import Sampling
@@ -188,6 +189,57 @@ def test_whoever_is_preempted_makes_room_for_nobody_new_in_that_step() -> None:
     world.run()
     ends = {event.request: event for event in world.events if event.finish}
     assert world.scheduler.totals.preemptions == sum(event.preemptions for event in ends.values())
+
+
+def test_nobody_is_admitted_into_what_a_victim_has_given_back_in_that_step() -> None:
+    """`first` goes before `young`, and would find room at once."""
+    limits = config(policy="priority", watermark=0.0, max_num_seqs=2, enable_prefix_caching=False)
+    world = World(limits, num_blocks=4)
+    world.add(request("old", [1] * 7, max_tokens=9, priority=0))
+    world.add(request("young", [5] * 7, max_tokens=8, priority=5))
+    world.step()
+    world.add(request("first", [9], max_tokens=1, priority=1))
+    while not world.scheduler.totals.preemptions:
+        plan = world.step()
+    assert (shape(plan), plan.admitted) == ({"old": 1}, ())
+    assert shape(world.step()) == {"old": 1, "first": 1}
+    world.run()
+
+
+def test_a_victim_whose_token_is_under_way_is_passed_over_and_all_behind_it_may_come() -> None:
+    world = World(config(watermark=0.0, enable_prefix_caching=False), num_blocks=5, depth=3)
+    world.add(request("old", [1], max_tokens=9))
+    world.add(request("young", [5] * 6, max_tokens=8))
+    while not world.scheduler.totals.preemptions:
+        world.step()
+    for name in ("next", "last"):
+        world.add(request(name, [ord(name[0])], max_tokens=1))
+    queue = world.scheduler._roll.queue
+    plan = world.plan()
+    assert queue[0].id == "young"
+    assert queue[0].pending == 1
+    assert shape(plan) == {"old": 1, "next": 1, "last": 1}
+
+
+class FirstYields(Fcfs):
+    """Whoever came first gives way."""
+
+    def victim(self, running: Sequence[Request], view: View) -> Request:
+        return running[0]
+
+
+def test_a_victim_loses_the_place_in_the_plan_that_it_had_already() -> None:
+    world = World(config(watermark=0.0, enable_prefix_caching=False), num_blocks=4, policy=FirstYields())
+    world.add(request("a", [1] * 6, max_tokens=8))
+    world.add(request("b", [5] * 7, max_tokens=8))
+    plans = []
+    while not world.scheduler.totals.preemptions:
+        plans.append(shape(world.step()))
+    assert plans[:2] == [{"a": 6, "b": 7}, {"a": 1, "b": 1}]
+    assert plans[-1] == {"b": 1}
+    world.run()
+    ends = {event.request: event.finish for event in world.events if event.finish}
+    assert ends == dict.fromkeys("ab", FinishReason.LENGTH)
 
 
 def test_siblings_wait_for_every_chunk_of_the_prompt() -> None:

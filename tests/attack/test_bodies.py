@@ -101,9 +101,7 @@ REFUSED: dict[str, tuple[str, Callable[[], bytes], str]] = {
     "a prompt of spaces": (TEXT, lambda: body({}, prompt=filled(b" ", b'"', b'"')), "context length"),
     "prompts of texts": (
         TEXT,
-        lambda: body(
-            {}, prompt=b"[" + b",".join([filled(b"hello wo ", b'"', b'"')[:2600] + b'"'] * 4000) + b"]"
-        ),
+        lambda: body({}, prompt=b"[" + b",".join([b'"' + b"hello wo " * 5800 + b'"'] * 190) + b"]"),
         "context length",
     ),
     "token ids": (TEXT, lambda: body({}, prompt=filled(b"7,")), "context length"),
@@ -183,7 +181,7 @@ REFUSED: dict[str, tuple[str, Callable[[], bytes], str]] = {
     "numbers": (TEXT, lambda: body({"prompt": "a"}, metadata=filled(b"1.5,")), "--max-body-values"),
     "numbers beside token ids": (
         TEXT,
-        lambda: body({"prompt": [7] * 1000, "stop_token_ids": [7]}, n=b"[" + filled(b"7,") + b"]"),
+        lambda: body({"prompt": [7], "stop_token_ids": [7]}, n=b"[" + filled(b"7,") + b"]"),
         "--max-body-values",
     ),
     "tools": (
@@ -241,7 +239,7 @@ SERVED: dict[str, tuple[str, dict[str, Any]]] = {
     ),
     "prompt logprobs": (
         TEXT,
-        {"prompt": [[7 + i % 900 for i in range(1400)]] * 16, "max_tokens": 1, "prompt_logprobs": 20},
+        {"prompt": [[7 + i % 900 for i in range(1400)]] * 4, "max_tokens": 1, "prompt_logprobs": 20},
     ),
     "echoed logprobs": (
         TEXT,

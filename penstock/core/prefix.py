@@ -43,6 +43,8 @@ class Prefixes:
     def _hashes(self, request: Request, count: int) -> list[bytes]:
         """The first `count` at least."""
         size, hashes, tokens = self._pool.block_size, request.hashes, request.tokens
+        if not hashes and request.leader is not None:  # it has hashed the prompt that they share
+            hashes += request.leader.hashes[: min(count, request.prompt_len // size)]
         if count and not hashes:
             hashes.append(hash_block(b"", tokens[:size], self._salt(request), self._content(request, 0)))
         while len(hashes) < count:

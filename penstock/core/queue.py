@@ -31,6 +31,8 @@ class Queue:
         leader."""
         self.fresh_tokens = 0
         """Their prompt tokens."""
+        self.prompt_tokens = self.max_tokens = 0
+        """Of all, those that are held included: tokens of their prompts, and most that they may generate."""
 
     def __len__(self) -> int:
         """How many may be admitted."""
@@ -41,6 +43,7 @@ class Queue:
 
     def add(self, request: Request) -> None:
         """Put in a new or preempted request; one that is held is only counted."""
+        self._weigh(request, 1)
         if request.state is State.HELD:
             self.held += 1
             return
@@ -53,12 +56,14 @@ class Queue:
         followers, leader.followers = leader.followers, []
         self.held -= len(followers)
         for follower in followers:
+            self._weigh(follower, -1)
             follower.state = State.WAITING
             self.add(follower)
 
     def take(self, position: int) -> Request:
         """Remove the one at this place, which is admitted."""
         request = self._waiting.pop(position)
+        self._weigh(request, -1)
         self._count(request, -1)
         return request
 
@@ -68,6 +73,7 @@ class Queue:
             if request.leader is not None:
                 request.leader.followers.remove(request)
             self.held -= 1
+            self._weigh(request, -1)
             return
         self.take(bisect_left(self._waiting, request.rank, key=_rank))
 
@@ -94,6 +100,8 @@ class Queue:
                 request = self.take(position)
                 refused += ((each, bound) for each in (request, *request.followers))
                 self.held -= len(request.followers)
+                for follower in request.followers:
+                    self._weigh(follower, -1)
                 request.followers.clear()
         return refused
 
@@ -104,6 +112,10 @@ class Queue:
         assert all(request.state is State.WAITING and not request.blocks for request in self._waiting)
         fresh = [request for request in self._waiting if _is_fresh(request)]
         assert (self.fresh, self.fresh_tokens) == (len(fresh), sum(each.prompt_len for each in fresh))
+
+    def _weigh(self, request: Request, change: int) -> None:
+        self.prompt_tokens += change * request.prompt_len
+        self.max_tokens += change * request.max_tokens
 
     def _count(self, request: Request, change: int) -> None:
         if _is_fresh(request):

@@ -15,7 +15,6 @@ prefix hit and resuming after a preemption are the same thing with other numbers
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 from enum import StrEnum
 
@@ -40,12 +39,14 @@ class Request:
     index: int
     """Which of the specification's sequences it is."""
     id: str
+    tokens: list[int]
+    """Known ones. Until it is first admitted, one list of the prompt is that of all siblings."""
+    stops: frozenset[int]
+    """Token ids that end it; one set for all of the specification's sequences."""
     prompt_len: int = field(init=False)
     max_tokens: int = field(init=False)
     max_len: int = field(init=False)
     """Longest that `tokens` can become."""
-    stops: frozenset[int] = field(init=False)
-    """Token ids that end it."""
     leader: Request | None = None
     """The request whose prompt this one shares (n > 1)."""
     followers: list[Request] = field(default_factory=list)
@@ -63,7 +64,6 @@ class Request:
     """Steps that it is in and that are not committed."""
 
     # ---- progress ----
-    tokens: list[int] = field(init=False)
     computed: int = 0
     pending: int = 0
     """Positions whose sampled tokens are not known yet."""
@@ -88,26 +88,31 @@ class Request:
     scheduled_at: float | None = None
 
     def __post_init__(self) -> None:
-        prompt, sampling = self.spec.prompt_of(self.index), self.spec.sampling
-        self.tokens = list(prompt.token_ids)
-        self.prompt_len = len(prompt.token_ids)
-        self.max_tokens = prompt.max_tokens
+        self.prompt_len = len(self.tokens)
+        self.max_tokens = self.spec.prompt_of(self.index).max_tokens
         self.max_len = self.prompt_len + self.max_tokens
-        ends = () if sampling is None or sampling.ignore_eos else self.spec.eos_ids
-        self.stops = frozenset((*ends, *(sampling.stop_token_ids if sampling is not None else ())))
 
     @classmethod
-    def of(cls, spec: RequestSpec) -> Iterator[Request]:
-        """The sequences of a specification, each prompt's first one before its siblings, which follow it."""
-        leader: Request | None = None
-        for index, id in enumerate(spec.ids):
-            request = cls(spec, index, id)
-            if leader is None or index % spec.n == 0:
-                leader = request
-            else:
-                request.leader, request.state = leader, State.HELD
+    def of(cls, spec: RequestSpec) -> list[Request]:
+        """The sequences of a specification, each prompt's first one before its siblings, which follow it.
+
+        What they have in common is made once: a request of thousands of sequences is not to weigh thousands
+        of times its prompt and its lists of ids.
+        """
+        sampling = spec.sampling
+        ends = () if sampling is None or sampling.ignore_eos else spec.eos_ids
+        stops = frozenset((*ends, *(sampling.stop_token_ids if sampling is not None else ())))
+        requests: list[Request] = []
+        ids = iter(spec.ids)
+        for first, prompt in zip(range(0, len(spec.prompts) * spec.n, spec.n), spec.prompts, strict=True):
+            tokens = list(prompt.token_ids)
+            leader = cls(spec, first, next(ids), tokens, stops)
+            requests.append(leader)
+            for index in range(first + 1, first + spec.n):
+                request = cls(spec, index, next(ids), tokens, stops, leader=leader, state=State.HELD)
                 leader.followers.append(request)
-            yield request
+                requests.append(request)
+        return requests
 
     @property
     def shares(self) -> bool:

@@ -20,6 +20,7 @@ from .plan import Event
 from .policy import Policy, View
 from .queue import Queue
 from .request import Request, State
+from .request_spec import FinishReason
 
 _rank = attrgetter("rank")
 NO_EPOCH = -1
@@ -110,6 +111,14 @@ class Roll:
             preemptions=request.preemptions,
         )
 
+    def last_events(self) -> list[Event]:
+        """Of all that are here, as if each had ended now; what is under way is not in their figures."""
+        for request in self.requests.values():
+            self._endings.setdefault(
+                request.id, Event(request.id, finish=FinishReason.ABORT, at=self.view.now)
+            )
+        return [self.last_event(request) for request in list(self.requests.values())]
+
     def depart(self, request: Request) -> None:
         """Strike it off; it holds nothing and is in no queue."""
         request.state = State.FINISHED
@@ -126,6 +135,9 @@ class Roll:
         self.queue.check()
         waiting, leaving = len(self.queue) + self.queue.held, len(self._endings)
         assert len(self.running) + waiting + leaving == len(self.requests)
+        queued = [each for each in self.requests.values() if each.state in (State.WAITING, State.HELD)]
+        assert self.queue.prompt_tokens == sum(each.prompt_len for each in queued)
+        assert self.queue.max_tokens == sum(each.max_tokens for each in queued)
         ranks = [request.rank for request in self.running]
         assert ranks == sorted(ranks)
         for request in self.requests.values():

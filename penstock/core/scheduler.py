@@ -115,19 +115,23 @@ class Scheduler:
         """Of the next step and the next admission."""
         return self.totals.steps, self._epochs
 
-    def reset(self, numbers: tuple[int, int] | None = None) -> None:
+    def reset(self, numbers: tuple[int, int] | None = None) -> list[Event]:
         """Forget everybody, and what the blocks hold. For a caller who was interrupted anywhere: nothing that
         was planned or half taken in may be built on.
 
         numbers: to go on with, for a replay of such a run.
+
+        Returns everybody's last event: `abort`, for those who had not ended, with the bill of all committed
+        steps.
         """
         if numbers is not None:
             self.totals.steps, self._epochs = numbers
+        events = self.take_events()
         gone, self._roll = self._roll, Roll(self.pool, self.policy)
         self._roll.released += (*gone.released, *gone.requests)  # the executor may have any of them
         self._flights = Flights()
-        self._events = []
         self.pool.reset()
+        return events + gone.last_events()
 
     # ------------------------------------------------------------------ what is there
 
@@ -161,11 +165,12 @@ class Scheduler:
         return tuple(self._roll.requests)
 
     def backlog(self) -> tuple[int, int]:
-        """Tokens still to be computed of prompts, and at most to be generated, of all requests."""
-        requests = self._roll.requests.values()
+        """Tokens still to be computed of prompts, and at most to be generated, of all who run or wait. One
+        that was preempted counts as if it began anew: so those who wait need not be looked at."""
+        running, queue = self._roll.running, self._roll.queue
         return (
-            sum(max(0, each.prompt_len - each.computed) for each in requests),
-            sum(each.max_tokens - each.generated for each in requests),
+            queue.prompt_tokens + sum(max(0, each.prompt_len - each.computed) for each in running),
+            queue.max_tokens + sum(each.max_tokens - each.generated for each in running),
         )
 
     # ------------------------------------------------------------------ coming and going
@@ -181,9 +186,6 @@ class Scheduler:
             raise UnsupportedParameter(
                 f"this engine cannot serve what the request needs: {', '.join(missing)}.", param=missing[0]
             )
-        for request_id in spec.ids:
-            if request_id in self._roll.requests:
-                raise InvalidRequest(f"request id {request_id!r} is already in use.", param="request_id")
         limit = self.config.max_model_len
         for prompt in spec.prompts:
             length = len(prompt.token_ids)
@@ -200,8 +202,12 @@ class Scheduler:
                     param="max_tokens",
                     advice="Ask for fewer tokens, or start the server with more KV cache.",
                 )
+        requests = Request.of(spec)
+        for request in requests:
+            if request.id in self._roll.requests:
+                raise InvalidRequest(f"request id {request.id!r} is already in use.", param="request_id")
         self._roll.view.now = now
-        for request in Request.of(spec):
+        for request in requests:
             self._roll.enter(request)
 
     def abort(self, request_id: str, now: float) -> Event | None:
@@ -381,6 +387,7 @@ class Scheduler:
         self._roll.run(request, self._epochs)
         self._epochs += 1
         if request.cached is None:
+            request.tokens = request.tokens.copy()  # until now its prompt's, which all siblings share
             request.cached = request.reached = request.computed
             request.scheduled_at = now
             self.totals.cached_tokens += request.computed

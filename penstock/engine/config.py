@@ -93,7 +93,10 @@ class EngineConfig:
     )
     disable_log_stats: bool = option(False, "do not print a line of statistics every ten seconds")
     record_steps: str | None = option(
-        None, "write every step's input, plan and result to this file, for replay", metavar="FILE"
+        None,
+        "write every step's input, plan and result to this file, for replay; where that fails (a full disk), "
+        "the log says so, then and at the end, and serving goes on",
+        metavar="FILE",
     )
     liveness_grace: float = option(
         10.0, "seconds that a step may take beyond ten times its prediction before /livez fails"

@@ -18,7 +18,7 @@ from collections import deque
 from dataclasses import dataclass
 
 from penstock.core.cost import DeviceMeter
-from penstock.core.errors import InvalidRequest
+from penstock.core.errors import EngineDead, InvalidRequest
 from penstock.core.executor import Executor, Ticket
 from penstock.core.plan import Event, Failure, Plan
 from penstock.core.request_spec import FinishReason, RequestSpec
@@ -84,6 +84,8 @@ class EngineLoop:
         self._depth = depth
         self._flights: deque[_Flight] = deque()
         self._seconds = self._predicted = 0.0
+        self._lost: list[Event] = []
+        """Last events of those whom the last reset has ended."""
 
     @property
     def has_work(self) -> bool:
@@ -120,15 +122,32 @@ class EngineLoop:
                 events += self._collect()
         except BaseException:
             self.reset()
+            self._lost = events + self._lost
             raise
         return events
 
     def reset(self) -> None:
         """Forget all requests: wherever an interruption came, nobody may build on what was planned."""
         self._flights.clear()
-        self.scheduler.reset()
+        self._lost = self.scheduler.reset()
         if self._log:
             self._log.reset(self._clock.now(), self.scheduler.numbers)
+
+    def give_up(self, cause: str) -> list[Event]:
+        """The engine is about to end: everybody's last event, with the bill of what was computed for him.
+
+        To be called after a step or a message that raised.
+        """
+        if self.has_work:
+            self.reset()
+        failure = Failure(cause, EngineDead.__name__)
+        lost, self._lost = self._lost, []
+        return [
+            event._replace(finish=FinishReason.ERROR, failure=failure)
+            if event.finish is FinishReason.ABORT
+            else event
+            for event in lost
+        ]
 
     def stats(self) -> EngineStats:
         """Totals since the start, and how things stand."""

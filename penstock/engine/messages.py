@@ -20,11 +20,21 @@ class Add(msgspec.Struct, tag=True, frozen=True):
 
     spec: RequestSpec
 
+    @property
+    def sequences(self) -> int:
+        """How many it is about."""
+        return len(self.spec.prompts) * self.spec.n
+
 
 class Abort(msgspec.Struct, tag=True, frozen=True):
     """End these sequences now; each answers with a last Event (finish `abort`) with its final figures."""
 
     ids: tuple[str, ...]
+
+    @property
+    def sequences(self) -> int:
+        """How many it is about."""
+        return len(self.ids)
 
 
 class Drain(msgspec.Struct, tag=True, frozen=True):

@@ -37,6 +37,8 @@ if TYPE_CHECKING:  # torch is imported when the sockets are there
 
 logger = logging.getLogger("penstock.engine")
 
+_MOST_BETWEEN_STEPS = 4096
+"""Sequences that are taken in before those who run get their next step; messages that bring more wait."""
 _QUIET_MS = 1000
 """Idle time before the scheduler's invariants are checked, in milliseconds."""
 
@@ -101,7 +103,8 @@ class EngineProcess:
                 if loop.has_work:
                     self._publish(loop.step(), loop)
                     self._checked = False
-        except Exception:
+        except Exception as error:
+            self._give_up(loop, error)
             self._dump(engine)
             raise
         finally:
@@ -111,12 +114,20 @@ class EngineProcess:
         """Send what is queued (for at most a second) and free the sockets."""
         self._context.destroy(linger=1000)
 
+    def _give_up(self, loop: EngineLoop, error: Exception) -> None:
+        """Nobody gets an answer any more, but what was computed for them has its bills."""
+        try:
+            self._publish(loop.give_up(f"the engine died: {cause(error)}"), loop)
+        except Exception as another:
+            logger.error("the last bills are lost: %s", another)
+
     def _publish(self, events: list[Event], loop: EngineLoop) -> None:
         self.send(Output(events, loop.stats()))
 
     def _receive(self, loop: EngineLoop, wait: bool) -> list[Event]:
-        """Take in everything that has arrived; when there is nothing to do, sleep until something has."""
+        """Take in what has arrived, up to a bound; when there is nothing to do, sleep until something has."""
         events: list[Event] = []
+        taken = 0
         ready = self._poller.poll(_QUIET_MS if wait and not self._checked else 0)
         if wait and not ready:
             if not self._checked:  # quiet for a while: checking costs nobody anything now
@@ -125,15 +136,17 @@ class EngineProcess:
             ready = self._poller.poll()
         if any(source == self._launch.parent for source, _ in ready):
             raise SystemExit("the API process is gone")
-        while True:
+        while taken < _MOST_BETWEEN_STEPS:
             try:
                 message = decode_to_engine(self._inbox.recv(zmq.NOBLOCK))
             except zmq.Again:
-                return events
+                break
             if isinstance(message, Drain):
                 self._deadline = time.monotonic() + message.timeout
             else:
+                taken += message.sequences
                 events += loop.handle(message)
+        return events
 
     def _dump(self, engine: Engine) -> None:
         """Keep the last steps: they show what led to the crash."""

@@ -22,7 +22,7 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import AsyncGenerator, Callable, Sequence
+from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from pathlib import Path
 
 import msgspec
@@ -30,8 +30,8 @@ import zmq
 import zmq.asyncio
 
 from penstock.core.errors import BY_NAME, Draining, EngineDead, InvalidRequest, PenstockError, StartupError
-from penstock.core.plan import Event
-from penstock.core.request_spec import RequestSpec
+from penstock.core.plan import Event, Failure
+from penstock.core.request_spec import FinishReason, RequestSpec
 from penstock.core.stats import EngineStats
 
 from .client import Liveness
@@ -277,6 +277,8 @@ class RemoteEngine:
                 if event.finish is not None and event.request in ids:
                     ids.discard(event.request)
                     on_orphan(event)
+        if self._failure is not None:
+            self._bury(dict.fromkeys(sorted(ids), on_orphan), self._failure)
         left = sorted(ids & self._owed)
         for request in left:
             self._queues.pop(request, None)
@@ -336,8 +338,16 @@ class RemoteEngine:
         for queue in {id(queue): queue for queue in self._queues.values()}.values():
             queue.put_nowait([])
         self._owed.clear()
-        self._orphans.clear()
+        orphans, self._orphans = self._orphans, {}
+        self._bury(orphans, failure)
         self._started.set()
+
+    @staticmethod
+    def _bury(orphans: Mapping[str, Callable[[Event], None]], failure: PenstockError) -> None:
+        """The engine has died before it sent their last events: these say so, and no figures."""
+        cause = Failure(failure.message, type(failure).__name__)
+        for request, on_orphan in orphans.items():
+            on_orphan(Event(request, finish=FinishReason.ERROR, failure=cause))
 
     def _watch(self, loop: asyncio.AbstractEventLoop) -> None:
         status = self._process.wait()
@@ -345,11 +355,11 @@ class RemoteEngine:
             loop.call_soon_threadsafe(lambda: loop.create_task(self._on_exit(status)))
 
     async def _on_exit(self, status: int) -> None:
-        # its last words may still be on the way
-        for _ in range(50):
-            if self._last_words is not None or (self._draining and not self._owed):
-                break
+        # its last words may still be on the way; half a second after a message, none is
+        patience, last = 50, self._stats
+        while patience and self._last_words is None and not (self._draining and not self._owed):
             await asyncio.sleep(0.01)
+            patience, last = (patience - 1 if self._stats is last else 50), self._stats
         if not self._draining or self._owed or self._info is None:
             failure = self._diagnose(status)
             logger.error("engine process %d ended: %s", self._process.pid, failure)

@@ -6,8 +6,9 @@
     {"now": s, "step": n, "seconds": s, "tokens": [[…], …], …}            and committed, one list per item
     {"now": s, "reset": [step, epoch]}                                    or lost, with all requests
 
-It is the replay format (`engine.replay`). The last entries are also kept in a ring, which is written out when
-the engine crashes; it holds as many as fit into a bound on the token ids of their requests.
+It is the replay format (`engine.replay`). A file that cannot be written any more is told of at once and once
+more at the end; serving goes on without it. The last entries are also kept in a ring, which is written out
+when the engine crashes; it holds as many as fit into a bound on the token ids of their requests.
 """
 
 from __future__ import annotations
@@ -15,6 +16,8 @@ from __future__ import annotations
 import contextlib
 import json
 import logging
+import os
+import stat
 from collections import deque
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, replace
@@ -33,6 +36,8 @@ from .messages import Abort, Add
 logger = logging.getLogger("penstock.engine")
 
 _RING_ENTRIES = 512
+_LOOK_EVERY = 512
+"""Entries after which it is looked whether the file still has a name."""
 _RING_TOKENS = 1 << 19
 """Most token ids of requests in the ring: 20 MB, where 256 prompts of 32k tokens would be 300."""
 
@@ -69,6 +74,10 @@ class StepLog:
         self._ring: deque[_Entry] = deque()
         self._tokens = self._dropped = 0
         self._file = file
+        self._written = 0
+        """Entries."""
+        self._failure = ""
+        """Why the file ends early, and where."""
         self._write(self._head + "\n")
 
     def arrived(self, now: float, message: Add | Abort) -> None:
@@ -124,10 +133,17 @@ class StepLog:
             file.writelines(entry.line() for entry in self._ring)
 
     def close(self) -> None:
-        """Flush and close the file."""
+        """Flush and close the file; an incomplete one is named in the log's last word of it."""
         if self._file:
-            self._file.close()
+            try:
+                self._look(self._file)
+                self._file.close()
+            except OSError as error:
+                self._stop(error)
             self._file = None
+        if self._failure:
+            logger.error("%s: the record is incomplete", self._failure)
+            self._failure = ""
 
     def _keep(self, entry: _Entry) -> None:
         self._ring.append(entry)
@@ -137,6 +153,12 @@ class StepLog:
             self._dropped += 1
         if self._file:
             self._write(entry.line())
+            self._written += 1
+            if self._file and self._written % _LOOK_EVERY == 0:
+                try:
+                    self._look(self._file)
+                except OSError as error:
+                    self._stop(error)
 
     def _write(self, line: str) -> None:
         """A log that cannot be written must not end the engine."""
@@ -145,10 +167,25 @@ class StepLog:
         try:
             self._file.write(line)
         except OSError as error:
-            logger.error("the step log ends here: %s", error)
-            with contextlib.suppress(OSError):
-                self._file.close()
-            self._file = None
+            self._stop(error)
+
+    @staticmethod
+    def _look(file: TextIO) -> None:
+        """Raises FileNotFoundError if the file has been deleted: writing it only fills the disk."""
+        status = os.fstat(file.fileno())
+        if stat.S_ISREG(status.st_mode) and not status.st_nlink:
+            raise FileNotFoundError("the file has been deleted")
+
+    def _stop(self, error: OSError) -> None:
+        """The engine goes on without the file; what is in it may be cut off anywhere."""
+        if self._file is None:
+            return
+        reason = error.strerror or str(error)
+        self._failure = f"--record-steps {self._file.name}: {reason} after {self._written} entries"
+        logger.error("%s; recording stops here, serving goes on", self._failure)
+        with contextlib.suppress(OSError):
+            self._file.close()
+        self._file = None
 
 
 def open_log(path: str | None) -> TextIO | None:

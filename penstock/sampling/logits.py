@@ -28,7 +28,7 @@ def edit(logits: Tensor, states: Sequence[SamplingState], indices: Sequence[int]
         state = states[i]
         edits = state.edits.on(logits.device)
         if edits.allowed is not None:
-            _allow_only(logits[i], edits.allowed)
+            edits.allow_only(logits[i])
         if state.holds_back_stop:
             forbidden.append((i, edits.forbidden))
         if len(edits.biased):
@@ -50,12 +50,6 @@ def _places(entries: Sequence[tuple[int, Tensor]]) -> tuple[Tensor, Tensor]:
     tokens = torch.cat([tokens for _, tokens in entries])
     rows = torch.tensor([row for row, _ in entries]).repeat_interleave(lengths)
     return rows.to(tokens.device), tokens
-
-
-def _allow_only(logits: Tensor, allowed: Tensor) -> None:
-    kept = logits[allowed]
-    logits.fill_(-_INF)
-    logits[allowed] = kept
 
 
 def _penalise(logits: Tensor, states: Sequence[SamplingState], indices: Sequence[int]) -> None:

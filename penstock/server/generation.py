@@ -130,6 +130,9 @@ class Generation:
             )
             self.choices.append(Choice(index, name, prompt, processor))
         self._by_id = {choice.id: choice for choice in self.choices}
+        self._refused = False
+        """A sequence of it found the queue full: those that have never run are no requests for the
+        statistics."""
 
     async def batches(self, on_change: Callable[[Choice], None]) -> AsyncGenerator[None, None]:
         """Run. Says for each event which choice has something pending by it, and yields after each batch of
@@ -147,8 +150,6 @@ class Generation:
         except QueueFull as error:
             if error.bound is not None:
                 self._state.metrics.observe_rejection(error.bound)
-            for choice in self.choices:  # those that never ran were refused: no requests for the statistics
-                choice.settled = choice.settled or choice.scheduled_at is None
             raise
         except EngineDead:
             for choice in self.choices:
@@ -193,11 +194,14 @@ class Generation:
         choice = self._by_id[event.request]
         if choice.settled:
             return
-        if event.finish is FinishReason.ERROR and isinstance(event_error(event), QueueFull):
-            choice.settled = True  # refused with its siblings: no request for the statistics
-            return
         _take_figures(choice, event)
-        self._settle(choice, "abort")
+        failed = event.finish is FinishReason.ERROR
+        if failed and isinstance(event_error(event), QueueFull):
+            self._refused = True
+        if self._refused and choice.scheduled_at is None:
+            choice.settled = True
+        else:
+            self._settle(choice, "error" if failed else "abort")
 
     def _take_in(self, events: Sequence[Event], on_change: Callable[[Choice], None]) -> None:
         """Digest a batch. Raises the first failure, after every event has been counted: the bills add up."""
@@ -218,14 +222,21 @@ class Generation:
         if choice is None or choice.settled:
             return None
         _take_figures(choice, event)
+        try:
+            return self._apply(choice, event)
+        except Exception:
+            if event.finish is not None and not choice.settled:  # no other event will bring its bill
+                self._settle(choice, "error")
+            raise
+
+    def _apply(self, choice: Choice, event: Event) -> Choice | None:
+        """What it does to its choice, the figures aside."""
         if event.prompt_logprobs is not None:
             choice.prompt_logprobs = event.prompt_logprobs
         if event.finish is FinishReason.ERROR:
             error = event_error(event)
             if isinstance(error, QueueFull):
-                choice.settled = True
-            else:
-                self._settle(choice, "error")
+                self._refused = choice.settled = True
             raise error
         if event.pooled is not None:
             choice.vector = event.pooled
@@ -295,10 +306,12 @@ def event_error(event: Event) -> PenstockError:
 
 
 def _take_figures(choice: Choice, event: Event) -> None:
-    choice.cached = event.cached
-    choice.device_seconds = event.device_seconds
-    choice.preemptions = event.preemptions
-    choice.scheduled_at = event.scheduled_at
+    """They only grow; the last event of a request that the engine could not tell of any more has none."""
+    choice.cached = max(choice.cached, event.cached)
+    choice.device_seconds = max(choice.device_seconds, event.device_seconds)
+    choice.preemptions = max(choice.preemptions, event.preemptions)
+    if event.scheduled_at is not None:
+        choice.scheduled_at = event.scheduled_at
 
 
 def _unless_aborted(reason: str | None) -> str | None:

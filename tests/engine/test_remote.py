@@ -302,3 +302,32 @@ def test_errors_are_exceptions_that_travel() -> None:
     from penstock.core.errors import BY_NAME
 
     assert all(issubclass(kind, PenstockError) and kind.__name__ == name for name, kind in BY_NAME.items())
+
+
+def test_an_engine_that_is_killed_leaves_nobody_without_a_last_event() -> None:
+    """Not even those whose caller has gone: whoever counts them learns that there is no more to come."""
+
+    async def scenario(engine: RemoteEngine) -> None:
+        last: dict[str, Event] = {}
+        gone = engine.generate(
+            spec("gone", max_tokens=400, n=2), lambda event: last.update({event.request: event})
+        )
+        await anext(gone)
+        stays = engine.generate(
+            spec("stays", max_tokens=400), lambda event: last.update({event.request: event})
+        )
+        await anext(stays)
+        os.kill(engine.pid, signal.SIGSTOP)
+        await gone.aclose()
+        assert not last
+        os.kill(engine.pid, signal.SIGKILL)
+        with pytest.raises(EngineDead):
+            async for _ in stays:
+                pass
+        assert last.keys() == {"gone:0", "gone:1", "stays"}
+        for event in last.values():
+            assert event.finish is FinishReason.ERROR
+            assert event.failure is not None
+            assert event.failure.type == "EngineDead"
+
+    play(scenario)

@@ -135,3 +135,15 @@ def test_rows_with_edits_of_any_length_side_by_side():
     edit(logits, rows, [0, 2, 3])
     for row, got in zip(rows, logits, strict=True):
         assert torch.equal(got, edited(row, LOGITS))
+
+
+@pytest.mark.parametrize("count", [1, VOCABULARY // 16 - 1, VOCABULARY // 16 + 1, VOCABULARY])
+def test_a_long_allow_list_and_a_short_one_mean_the_same(count):
+    """One is an index, the other a mask, made once for all rows of a request."""
+    ids = torch.randperm(VOCABULARY, generator=torch.Generator().manual_seed(count))[:count].tolist()
+    row = make_row((1,), 1, allowed_token_ids=(*ids, ids[0]))
+    wanted = torch.full_like(LOGITS, -math.inf)
+    wanted[ids] = LOGITS[ids]
+    sibling = SamplingState("s", row.params, 1, [1], sharing=row)
+    for state in (row, sibling, row):
+        assert torch.equal(edited(state, LOGITS), wanted)

@@ -83,7 +83,13 @@ ALWAYS_ON: dict[str, str] = {
     "--disable-frontend-multiprocessing": "there is one API process",
 }
 
-_ALIASES = {"--tensor-parallel-size": "-tp", "--quantization": "-q"}
+_ALIASES = {
+    "--tensor-parallel-size": "-tp",
+    "--quantization": "-q",
+    # vLLM's names: they say what its HTTP server's parser is, which is not ours
+    "--max-header-bytes": "--h11-max-incomplete-event-size",
+    "--max-header-count": "--h11-max-header-count",
+}
 
 _UNITS = {
     "": 1,

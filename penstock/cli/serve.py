@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     import socket
 
     from penstock.engine.remote import RemoteEngine
+    from penstock.text.chat_template import ChatTemplate
     from penstock.text.tokenizer import Tokenizer
 
 logger = logging.getLogger("penstock.server")
@@ -50,15 +51,26 @@ def run(args: argparse.Namespace) -> int:
     if not server_config.served_model_name:
         server_config = replace(server_config, served_model_name=(engine_config.model,))
     _need_engine()
+    # the server reads its TLS files again; until then, and in the engine's process, it is for nobody
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)
     # until the server drains on SIGTERM, it ends the start, cleanly
     signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
     level = server_config.uvicorn_log_level.replace("trace", "debug")
     logging.basicConfig(level=level.upper(), format="%(levelname)-7s %(message)s", stream=sys.stderr)
     from penstock.engine.remote import RemoteEngine
 
-    engine = RemoteEngine.launch(engine_config, log_level=level)
+    try:
+        engine = RemoteEngine.launch(engine_config, log_level=level)
+    except OSError as error:  # no directory for its sockets, no process
+        raise StartupError(
+            f"the engine's process cannot be started: {error}.",
+            advice="It needs a writable directory for temporary files; TMPDIR names one.",
+        ) from error
     try:
         from penstock.http.serve import bind
+        from penstock.text.template_pool import pool
+
+        pool().start()  # it imports jinja2 while the engine loads
 
         sock = bind(server_config)
         with asyncio.Runner(loop_factory=_loop_factory()) as runner:
@@ -92,22 +104,20 @@ async def _serve(
     from penstock.model.generation import generation_defaults
     from penstock.server.app import create_app
     from penstock.server.stats_log import StatsLog
-    from penstock.text.chat_template import ChatTemplate
 
     loop, task = asyncio.get_running_loop(), asyncio.current_task()
     if task is not None:
         loop.add_signal_handler(signal.SIGTERM, task.cancel)
     try:
-        tokenizer = await _load(engine, engine_config)
+        tokenizer, template = await _load(engine, engine_config, server_config)
     finally:
         loop.remove_signal_handler(signal.SIGTERM)
-    template = ChatTemplate.from_tokenizer(tokenizer, server_config.chat_template)
     info = engine.info
     generation = generation_defaults(engine_config.generation_config, Path(info.path))
     app = create_app(
         engine,
         tokenizer,
-        template,
+        template.for_context(info.max_model_len),
         server_config,
         default_sampling=generation.sampling,
         scheduling_policy=engine_config.scheduling_policy,
@@ -129,23 +139,47 @@ async def _serve(
     return await serve(app, server_config, engine, sock, name="engine", on_started=started)
 
 
-async def _load(engine: RemoteEngine, config: EngineConfig) -> Tokenizer:
-    """The tokenizer, while the engine starts; the engine's error wins, since it says more."""
+async def _load(
+    engine: RemoteEngine, config: EngineConfig, server_config: ServerConfig
+) -> tuple[Tokenizer, ChatTemplate]:
+    """The texts' part of the model, while the engine starts.
+
+    What is wrong with the model's files is found here, before the engine has imported torch: nobody waits for
+    that, nor for weights whose tokenizer is broken.
+    """
+    from penstock.model.checkpoint import find_safetensors
+    from penstock.model.config import load_config
+    from penstock.model.generation import generation_defaults
     from penstock.model.hub import is_local, resolve_model
+    from penstock.text.chat_template import ChatTemplate
+    from penstock.text.template_pool import Limits
     from penstock.text.tokenizer import Tokenizer
+
+    def load(directory: Path) -> tuple[Tokenizer, ChatTemplate]:
+        load_config(directory)
+        generation_defaults(config.generation_config, directory)
+        if config.load_format != "dummy":
+            find_safetensors(directory)
+        tokenizer = Tokenizer.from_directory(directory)
+        limits = Limits(server_config.chat_template_timeout)
+        return tokenizer, ChatTemplate.from_tokenizer(tokenizer, server_config.chat_template, limits)
 
     if not is_local(config.model):  # the engine downloads it; then there is a directory
         await engine.start()
-        return await asyncio.to_thread(Tokenizer.from_directory, Path(engine.info.path))
-    directory = resolve_model(config.model, config.revision)
-    loading = asyncio.create_task(asyncio.to_thread(Tokenizer.from_directory, directory))
+        return await asyncio.to_thread(load, Path(engine.info.path))
+    starting = asyncio.ensure_future(engine.start())
+    loading = asyncio.ensure_future(asyncio.to_thread(load, resolve_model(config.model, config.revision)))
     try:
-        await engine.start()
+        await asyncio.wait((starting, loading), return_when=asyncio.FIRST_EXCEPTION)
+        if loading.done():
+            loading.result()
+        await starting
         return await loading
     finally:
-        loading.cancel()
-        with contextlib.suppress(Exception, asyncio.CancelledError):
-            await loading
+        for task in (starting, loading):
+            task.cancel()
+            with contextlib.suppress(Exception, asyncio.CancelledError):
+                await task
 
 
 def _loop_factory() -> Callable[[], asyncio.AbstractEventLoop] | None:

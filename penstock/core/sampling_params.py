@@ -9,10 +9,21 @@ They know the ranges of their own fields; they do not know the model (vocabulary
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass, field, fields, replace
 
-from .errors import InvalidRequest
+from .errors import InvalidRequest, quote
+
+#: The ranges of all numbers that are not whole, ends included. No value in them makes NaN or infinity of a
+#: model's logits in float32: a temperature under 1e-5 is greedy, and a penalty scales by a thousand at most.
+_RANGES: dict[str, tuple[float, float]] = {
+    "temperature": (0.0, 100.0),
+    "top_p": (0.0, 1.0),  # 0 excepted
+    "min_p": (0.0, 1.0),
+    "presence_penalty": (-2.0, 2.0),
+    "frequency_penalty": (-2.0, 2.0),
+    "repetition_penalty": (1e-3, 1e3),
+}
+_BIAS = (-100.0, 100.0)
 
 _MAY_BE_NONE = frozenset({"seed", "logprobs", "prompt_logprobs"})
 
@@ -25,7 +36,7 @@ class Sampling:
     """
 
     temperature: float = 1.0
-    """Divides the logits; 0 means greedy."""
+    """Divides the logits; [0, 100], 0 means greedy."""
     top_p: float = 1.0
     """Keep the smallest set of tokens with at least this probability mass; (0, 1]."""
     top_k: int = 0
@@ -37,7 +48,7 @@ class Sampling:
     frequency_penalty: float = 0.0
     """Subtracted from a token's logit for every time it was generated; [-2, 2]."""
     repetition_penalty: float = 1.0
-    """Divides positive and multiplies negative logits of tokens in the prompt or the output; over 0."""
+    """Divides positive, multiplies negative logits of tokens in the prompt or the output; [0.001, 1000]."""
     logit_bias: dict[int, float] = field(default_factory=dict)
     """Added to the logits of these token ids, each value in [-100, 100]."""
     allowed_token_ids: tuple[int, ...] | None = None
@@ -57,43 +68,27 @@ class Sampling:
 
     def __post_init__(self) -> None:
         self._normalise()
-        for name in (
-            "temperature",
-            "top_p",
-            "min_p",
-            "presence_penalty",
-            "frequency_penalty",
-            "repetition_penalty",
-        ):
+        for name, (low, high) in _RANGES.items():
             value = getattr(self, name)
-            if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
-                raise InvalidRequest(f"{name} must be a finite number, got {value!r}.", param=name)
-            object.__setattr__(self, name, float(value))  # equal parameters are equal in a log, too
+            if isinstance(value, bool) or not isinstance(value, int | float):
+                raise InvalidRequest(f"{name} must be a number, got {quote(value)}.", param=name)
+            _in_range(name, value, low, high, over=name == "top_p")
+            # equal parameters are equal in a log, too: 1 and 1.0, 0.0 and -0.0
+            object.__setattr__(self, name, float(value) + 0.0)
         for name in ("top_k", "min_tokens", "seed", "logprobs", "prompt_logprobs"):
             _integer(name, getattr(self, name), name in _MAY_BE_NONE)
-        _in_range("temperature", self.temperature, 0.0, 100.0)
-        if not 0.0 < self.top_p <= 1.0:
-            raise InvalidRequest(f"top_p must be in (0, 1], got {self.top_p}.", param="top_p")
         if self.top_k < -1:
             raise InvalidRequest(
                 f"top_k must be -1 or 0 (off) or at least 1, got {self.top_k}.", param="top_k"
             )
-        _in_range("min_p", self.min_p, 0.0, 1.0)
-        _in_range("presence_penalty", self.presence_penalty, -2.0, 2.0)
-        _in_range("frequency_penalty", self.frequency_penalty, -2.0, 2.0)
-        if self.repetition_penalty <= 0.0:
-            raise InvalidRequest(
-                f"repetition_penalty must be over 0, got {self.repetition_penalty}.",
-                param="repetition_penalty",
-            )
+        low, high = _BIAS
         for token, bias in self.logit_bias.items():
-            if not (math.isfinite(bias) and -100.0 <= bias <= 100.0):
+            if isinstance(bias, bool) or not isinstance(bias, int | float) or not low <= bias <= high:
                 raise InvalidRequest(
-                    f"logit_bias values must be in [-100, 100], got {bias} for token {token}.",
+                    f"logit_bias values must be numbers in [{low:g}, {high:g}], got {quote(bias)} "
+                    f"for token {quote(token)}.",
                     param="logit_bias",
                 )
-        if self.seed is not None and not -(2**63) <= self.seed < 2**63:
-            raise InvalidRequest(f"seed must fit in 64 bits, got {self.seed}.", param="seed")
         if self.min_tokens < 0:
             raise InvalidRequest(f"min_tokens must be at least 0, got {self.min_tokens}.", param="min_tokens")
         for name in ("logprobs", "prompt_logprobs"):
@@ -136,7 +131,8 @@ class Sampling:
             for token in tokens:
                 if not 0 <= token < vocab_size:
                     raise InvalidRequest(
-                        f"{name} contains token id {token}; the vocabulary has ids 0 to {vocab_size - 1}.",
+                        f"{name} contains token id {quote(token)}; the vocabulary has ids 0 to "
+                        f"{vocab_size - 1}.",
                         param=name,
                     )
         for name in ("logprobs", "prompt_logprobs"):
@@ -211,9 +207,15 @@ def _integer(name: str, value: object, may_be_none: bool = False) -> None:
     if may_be_none and value is None:
         return
     if isinstance(value, bool) or not isinstance(value, int):
-        raise InvalidRequest(f"{name} must be an integer, got {value!r}.", param=name)
+        raise InvalidRequest(f"{name} must be an integer, got {quote(value)}.", param=name)
+    if not -(2**63) <= value < 2**63:
+        raise InvalidRequest(f"{name} must fit in 64 bits, got {quote(value)}.", param=name)
 
 
-def _in_range(name: str, value: float, low: float, high: float) -> None:
-    if not low <= value <= high:
-        raise InvalidRequest(f"{name} must be in [{low:g}, {high:g}], got {value}.", param=name)
+def _in_range(name: str, value: float, low: float, high: float, over: bool = False) -> None:
+    """over: `low` itself is outside."""
+    if not low <= value <= high or (over and value == low):  # NaN is in no range
+        raise InvalidRequest(
+            f"{name} must be in {'(' if over else '['}{low:g}, {high:g}], got {quote(value)}.",
+            param=name,
+        )

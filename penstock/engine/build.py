@@ -34,7 +34,7 @@ from penstock.kernels.attention import KVCache
 from penstock.kernels.create import create_operations
 from penstock.kernels.operations import Operations
 from penstock.model.causal_lm import CausalLM
-from penstock.model.config import ModelConfig, load_config
+from penstock.model.config import ModelConfig, load_config, within_vocabulary
 from penstock.model.generation import generation_defaults
 from penstock.model.hub import resolve_model
 from penstock.model.loader import load_model
@@ -144,7 +144,10 @@ def build_engine(config: EngineConfig, heartbeat: Heartbeat | None = None) -> En
     pool = BlockPool(capacity.num_blocks, capacity.block_size)
     scheduler = Scheduler(limits, pool, cost, features=capacity.features)
     generation = generation_defaults(config.generation_config, path)
-    eos_ids = tuple(sorted({*model_config.eos_ids, *generation.eos_ids}))
+    stops = within_vocabulary(
+        generation.eos_ids, model_config.vocab_size, "generation_config.json: eos_token_id"
+    )
+    eos_ids = tuple(sorted({*model_config.eos_ids, *stops}))
     log = StepLog(limits, capacity, record)
     loop = EngineLoop(
         scheduler,

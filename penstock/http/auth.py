@@ -19,6 +19,14 @@ from .exchange import header
 OPEN_PATHS = frozenset({"/health", "/livez", "/readyz", "/ping", "/metrics"})
 
 
+def is_open(scope: Scope) -> bool:
+    """Whether the path is one of health or metrics, however a proxy prefixes it."""
+    root, path = scope.get("root_path", ""), str(scope["path"])
+    if root and path.startswith(f"{root}/"):
+        path = path[len(root) :]
+    return path in OPEN_PATHS
+
+
 class AuthMiddleware:
     """Raises AuthenticationFailed for requests without one of `keys`."""
 
@@ -28,7 +36,7 @@ class AuthMiddleware:
         self._digests = tuple(sha256(key.encode()).digest() for key in keys)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] == "http" and self._path(scope) not in OPEN_PATHS:
+        if scope["type"] == "http" and not is_open(scope):
             self._check(scope)
         await self._app(scope, receive, send)
 
@@ -39,15 +47,9 @@ class AuthMiddleware:
             raise AuthenticationFailed("No API key was provided.", advice=advice)
         scheme, _, key = given.partition(" ")
         if scheme.lower() != "bearer":
-            raise AuthenticationFailed(
-                f"The Authorization scheme {scheme!r} is not supported.", advice=advice
-            )
+            # the scheme is not quoted: without one, it is the key
+            raise AuthenticationFailed("The Authorization header is not a bearer token.", advice=advice)
         digest = sha256(key.strip().encode("latin-1")).digest()
         matches = [hmac.compare_digest(digest, known) for known in self._digests]  # all of them, always
         if not any(matches):
             raise AuthenticationFailed("The API key is wrong.")
-
-    @staticmethod
-    def _path(scope: Scope) -> str:
-        root, path = scope.get("root_path", ""), str(scope["path"])
-        return path[len(root) :] if root and path.startswith(f"{root}/") else path

@@ -6,18 +6,24 @@ It knows media types, sizes and JSON; it does not know which fields an object ma
 from __future__ import annotations
 
 import re
+from array import array
+from itertools import accumulate
 from typing import Any
 
 import msgspec
 from starlette.types import Receive, Scope
 
-from penstock.core.errors import InvalidRequest, PayloadTooLarge
+from penstock.core.errors import InvalidRequest, PayloadTooLarge, quote
 
 from .exchange import ClientGone, header
 
 _DISCARD = 8
 """How many times the limit of an oversized body is read and dropped, so that the client gets to read the 413
 (closing on a client that still sends loses the answer)."""
+
+MAX_DEPTH = 64
+"""Most arrays and objects within one another, as in .NET's System.Text.Json. Whatever walks a value later, by
+recursion (converting, copying, a template's tojson), stays far below Python's limit of 1,000 calls."""
 
 
 class UnsupportedMediaType(InvalidRequest):
@@ -36,12 +42,12 @@ async def read_body(scope: Scope, receive: Receive, limit: int) -> bytes:
     if not (media == "application/json" or media.endswith("+json")):
         # also keeps browsers from posting here without asking first (CORS)
         raise UnsupportedMediaType(
-            f"The body is declared as {media}.", advice="Send `Content-Type: application/json`."
+            f"The body is declared as {quote(media)}.", advice="Send `Content-Type: application/json`."
         )
     encoding = (header(scope, b"content-encoding") or "identity").strip().lower()
     if encoding != "identity":
         raise UnsupportedMediaType(
-            f"The body is declared as encoded with {encoding}, which this server does not decode.",
+            f"The body is declared as encoded with {quote(encoding)}, which this server does not decode.",
             advice="Send it without Content-Encoding.",
         )
     declared = header(scope, b"content-length")
@@ -69,38 +75,66 @@ async def read_body(scope: Scope, receive: Receive, limit: int) -> bytes:
     return b"".join(chunks)
 
 
+class NotJson(ValueError):
+    """Why a text cannot be read as JSON: a clause whose subject is "it"."""
+
+
 def parse_object(body: bytes) -> dict[str, Any]:
     """The JSON object in `body`. Raises InvalidRequest, saying where it breaks."""
     try:
-        text = body.decode("utf-8-sig")  # some editors and .NET clients write a byte order mark
-    except UnicodeDecodeError as error:
-        raise _not_json(f"it is not valid UTF-8 at byte {error.start}") from None
-    if not text.strip():
-        raise _not_json("it is empty")
+        value = parse_json(body)
+        if not isinstance(value, dict):
+            raise NotJson(f"it must be an object, got {_json_type(value)}")
+    except NotJson as why:
+        error = InvalidRequest(f"The request body cannot be read as JSON: {why}.")
+        error.code = "invalid_json"
+        raise error from None
+    return value
+
+
+def parse_json(data: bytes) -> Any:
+    """The JSON value in `data`, which may nest up to MAX_DEPTH arrays and objects. Raises NotJson.
+
+    Everything that comes from a client is read here, also JSON in a string of its JSON.
+    """
     try:
-        value = msgspec.json.decode(text)
-    except RecursionError:
-        raise _not_json("it is nested too deeply") from None
+        text = data.decode("utf-8-sig")  # some editors and .NET clients write a byte order mark
+    except UnicodeDecodeError as error:
+        raise NotJson(f"it is not valid UTF-8 at byte {error.start}") from None
+    if not text.strip():
+        raise NotJson("it is empty")
+    if _too_deep(data):
+        raise NotJson(f"it is nested too deeply, over {MAX_DEPTH} levels")
+    try:
+        return msgspec.json.decode(text)
     except msgspec.MsgspecError as error:
         # msgspec calls a half pair at the end of a text "truncated"
         if ("surrogate" in str(error) or "truncated" in str(error)) and (half := _HALF_PAIR.search(text)):
-            raise _not_json(
+            raise NotJson(
                 f"it has the escape {half[0]} without its other half; such a surrogate is no character"
             ) from None
-        raise _not_json(str(error)) from None
-    if not isinstance(value, dict):
-        raise _not_json(f"it must be an object, got {_json_type(value)}")
-    return value
+        raise NotJson(str(error)) from None
+
+
+_STEPS = bytes.maketrans(b"[{]}", b"\x01\x01\xff\xff")
+"""One level down and one up, as signed bytes."""
+_OTHERS = bytes(set(range(256)) - set(b"[{]}"))
+
+
+def _too_deep(data: bytes) -> bool:
+    """Whether arrays and objects nest over MAX_DEPTH, before the first place where `data` is no JSON, if any.
+
+    Nothing recurses, and no loop runs in Python: it takes a third of the time that decoding takes.
+    """
+    if data.count(b"[") + data.count(b"{") <= MAX_DEPTH:
+        return False
+    outside = data.replace(b"\\\\", b"").replace(b'\\"', b"").split(b'"')[::2]  # of all strings
+    steps = array("b", b"".join(outside).translate(_STEPS, _OTHERS))
+    return any(map(MAX_DEPTH.__lt__, accumulate(steps)))
 
 
 _HIGH, _LOW = r"\\u[dD][89abAB][0-9a-fA-F]{2}", r"\\u[dD][c-fC-F][0-9a-fA-F]{2}"
 _HALF_PAIR = re.compile(rf"{_HIGH}(?!{_LOW})|(?<!\\u[dD][89abAB][0-9a-fA-F]{{2}}){_LOW}")
-
-
-def _not_json(why: str) -> InvalidRequest:
-    error = InvalidRequest(f"The request body cannot be read as JSON: {why}.")
-    error.code = "invalid_json"
-    return error
 
 
 def _json_type(value: object) -> str:

@@ -31,6 +31,17 @@ class HttpConfig:
     max_body_bytes: int = option(
         10 * 1024 * 1024, "Largest request body in bytes; more is answered with 413."
     )
+    max_header_bytes: int = option(
+        64 * 1024, "Largest request line with headers in bytes; more is answered with 431, or 414."
+    )
+    max_header_count: int = option(256, "Most headers of a request; more are answered with 431.")
+    max_connections: int = option(
+        10_000,
+        "Most open connections; fewer where the limit of open files (`ulimit -n`) does not allow them.",
+    )
+    max_connections_per_client: int = option(
+        0, "Most open connections from one address, for servers that clients reach directly; 0 is no limit."
+    )
     shutdown_timeout: float = option(
         30.0, "Seconds that running requests get to finish after SIGTERM; 0 aborts them at once."
     )
@@ -45,7 +56,16 @@ class HttpConfig:
     ssl_certfile: str | None = option(None, "Certificate file (PEM) to serve HTTPS.")
     ssl_ca_certs: str | None = option(None, "File of certificate authorities (PEM) for client certificates.")
     ssl_cert_reqs: int = option(0, "Client certificates: 0 none, 1 optional, 2 required.")
-    timeout_keep_alive: int = option(5, "Seconds that an idle connection is kept open.")
+    timeout_keep_alive: int = option(
+        5, "Seconds that a connection is kept open on which no request has begun, a new one as well."
+    )
+    timeout_headers: float = option(
+        10.0, "Seconds from the first byte of a request to the end of its headers; then 408."
+    )
+    timeout_body: float = option(60.0, "Seconds that the body of a request may take to arrive; then 408.")
+    timeout_send: float = option(
+        60.0, "Seconds after which a client that takes nothing of its answer is cut off."
+    )
     uvicorn_log_level: str = option("info", f"Log level of the HTTP server: {', '.join(_LEVELS)}.")
     disable_uvicorn_access_log: bool = option(False, "Do not log a line for every HTTP request.")
     enable_request_id_headers: bool = option(
@@ -60,6 +80,13 @@ class HttpConfig:
         if self.port > 65535:
             raise StartupError(f"--port must be at most 65535, got {self.port}.", param="--port")
         at_least("--max-body-bytes", self.max_body_bytes, 1)
+        at_least("--max-header-bytes", self.max_header_bytes, 1024)
+        at_least("--max-header-count", self.max_header_count, 16)
+        at_least("--max-connections", self.max_connections, 1)
+        at_least("--max-connections-per-client", self.max_connections_per_client, 0)
+        at_least("--timeout-headers", self.timeout_headers, 0.1)
+        at_least("--timeout-body", self.timeout_body, 0.1)
+        at_least("--timeout-send", self.timeout_send, 0.1)
         at_least("--shutdown-timeout", self.shutdown_timeout, 0)
         at_least("--timeout-keep-alive", self.timeout_keep_alive, 0)
         if any(not key.strip() for key in self.api_key):

@@ -18,10 +18,11 @@ import msgspec
 from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from penstock.core.errors import Draining, PenstockError, RouteNotFound
+from penstock.core.errors import Draining, InvalidRequest, PenstockError, RouteNotFound, Unavailable
 
 from .exchange import ClientGone, header, respond
 from .ids import acceptable
+from .sse import event
 
 logger = logging.getLogger("penstock.http")
 
@@ -31,6 +32,53 @@ class MethodNotAllowed(RouteNotFound):
 
     status = 405
     code = "method_not_allowed"
+
+
+class MalformedRequest(InvalidRequest):
+    """This is not HTTP, or can be read in two ways."""
+
+    code = "malformed_request"
+
+
+class RequestTimeout(InvalidRequest):
+    """The request did not arrive in time."""
+
+    status = 408
+    code = "request_timeout"
+
+
+class UriTooLong(InvalidRequest):
+    """The request line is over the limit."""
+
+    status = 414
+    code = "uri_too_long"
+
+
+class HeadersTooLarge(InvalidRequest):
+    """The headers are over a limit."""
+
+    status = 431
+    code = "headers_too_large"
+
+
+class UnknownCoding(InvalidRequest):
+    """The body is transferred in a coding that this server does not have."""
+
+    status = 501
+    code = "unsupported_transfer_encoding"
+
+
+class UnknownVersion(InvalidRequest):
+    """A version of HTTP that this server does not speak."""
+
+    status = 505
+    code = "unsupported_http_version"
+
+
+class TooManyConnections(Unavailable):
+    """All connections, or those of one client, are taken."""
+
+    code = "too_many_connections"
 
 
 def error_object(error: PenstockError) -> dict[str, dict[str, str | None]]:
@@ -84,12 +132,15 @@ class ErrorMiddleware:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        started = False
+        begun: list[tuple[bytes, bytes]] | None = None
+        ended = False
 
         async def watched(message: Message) -> None:
-            nonlocal started
-            if not started:
-                started = True
+            nonlocal begun, ended
+            if begun is not None:
+                ended = not message.get("more_body", False)
+            else:
+                begun = message["headers"]
                 if self._id_header:
                     message["headers"].append(
                         (b"x-request-id", scope["request_id"].encode("latin-1", "replace"))
@@ -100,22 +151,27 @@ class ErrorMiddleware:
         scope["client_request_id"] = _given_id(scope)
         scope["request_id"] = scope["client_request_id"] or uuid.uuid4().hex
         headers: dict[str, str] = {}
+        error: PenstockError
         try:
             await self._app(scope, receive, watched)
             return
         except ClientGone:
             return
-        except asyncio.CancelledError:  # the server ends now, whatever is under way
-            if not started:
-                await send_error(watched, Draining("The server is shutting down."), body=_body(scope))
-            raise
+        except asyncio.CancelledError:  # the server ends now, whatever is under way; so does this task
+            error = Draining("The server is shutting down.")
+            if begun is not None:
+                if not ended and any(value.startswith(b"text/event-stream") for _, value in begun):
+                    last = event(_body(scope)(error))  # without the [DONE] of a stream that is whole
+                    await send({"type": "http.response.body", "body": last, "more_body": False})
+                return
         except PenstockError as exc:
-            error = exc
+            # without its trace, whose frames hold it and the request: a cycle that waits for the collector
+            error = exc.with_traceback(None)
         except HTTPException as exc:
             error, headers = _routing_error(scope, exc)
         except Exception as exc:
             error = internal(exc, f"{scope['method']} {scope['path']}")
-        if not started:
+        if begun is None:
             await send_error(watched, error, headers, body=_body(scope))
         else:  # too late for a status: a cut connection tells the client that the body is not whole
             raise ConnectionAbortedError(error.message)
@@ -126,6 +182,11 @@ def _body(scope: Scope) -> Callable[[PenstockError], bytes]:
     return body
 
 
+def brief(path: str) -> str:
+    """A path as a message may show it."""
+    return path if len(path) <= 80 else f"{path[:77]}..."
+
+
 def _given_id(scope: Scope) -> str | None:
     given = header(scope, b"x-request-id")
     return given if given and acceptable(given) else None
@@ -133,7 +194,7 @@ def _given_id(scope: Scope) -> str | None:
 
 def _routing_error(scope: Scope, exc: HTTPException) -> tuple[PenstockError, dict[str, str]]:
     headers = dict(exc.headers or {})
-    method, path = scope["method"], scope["path"]
+    method, path = scope["method"], brief(scope["path"])
     if exc.status_code == 405:
         allowed = ", ".join(sorted(headers.get("Allow", "").split(", ")))
         headers["Allow"] = allowed

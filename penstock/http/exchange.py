@@ -52,12 +52,15 @@ async def until_disconnect(receive: Receive, work: Coroutine[Any, Any, None]) ->
     try:
         await asyncio.wait({worker, watcher}, return_when=asyncio.FIRST_COMPLETED)
     finally:
+        gone = watcher.done()
         watcher.cancel()
         if not worker.done():
             worker.cancel()
         await asyncio.gather(worker, watcher, return_exceptions=True)
     if not worker.cancelled():
         worker.result()
+    elif not gone:  # not by us: the server ends
+        raise asyncio.CancelledError
 
 
 async def _disconnected(receive: Receive) -> None:

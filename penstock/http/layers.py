@@ -14,13 +14,13 @@ from collections.abc import Sequence
 
 from starlette.middleware.cors import CORSMiddleware
 from starlette.routing import Route, Router
-from starlette.types import ASGIApp, Receive, Scope, Send
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from penstock.core.errors import RouteNotFound
 
-from .auth import AuthMiddleware
+from .auth import AuthMiddleware, is_open
 from .config import HttpConfig
-from .errors import ErrorMiddleware
+from .errors import ErrorMiddleware, TooManyConnections, brief
 
 
 def application(routes: Sequence[Route], config: HttpConfig) -> ASGIApp:
@@ -52,6 +52,30 @@ def _without_trailing_slash(app: ASGIApp) -> ASGIApp:
     return stripped
 
 
+def restricted(app: ASGIApp) -> ASGIApp:
+    """The application for connections beyond the limit: health and metrics, and a 503 for everything else."""
+
+    async def refuse(scope: Scope, receive: Receive, send: Send) -> None:
+        raise TooManyConnections(
+            "All connections of this server, or of this client, are taken.",
+            advice="Use fewer connections, keep them open between requests, or try again later.",
+            retry_after=1,
+        )
+
+    refused = ErrorMiddleware(refuse)
+
+    async def reserved(scope: Scope, receive: Receive, send: Send) -> None:
+        async def last(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                message["headers"].append((b"connection", b"close"))
+            await send(message)
+
+        path = scope["path"].rstrip("/")
+        await (app if is_open({**scope, "path": path}) else refused)(scope, receive, last)
+
+    return reserved
+
+
 async def _no_route(scope: Scope, receive: Receive, send: Send) -> None:
     if scope["type"] == "http":
-        raise RouteNotFound(f"There is no {scope['method']} {scope['path']}.")
+        raise RouteNotFound(f"There is no {scope['method']} {brief(scope['path'])}.")

@@ -1,8 +1,9 @@
 """Running the application: the socket, uvicorn, signals, draining, and what ends the process.
 
     bind ─▶ (a slow start) ─▶ serving ──SIGTERM──▶ draining ──all done or time over──▶ exit 0
-                                 │                     └──second signal──▶ abort ────▶ exit 1
-                                 └──worker dies──▶ 503 with the cause, for a moment ──▶ exit 1
+                              │  │                     └──second signal──▶ 503 ──────▶ exit 1
+                              │  └──worker dies──▶ 503 with the cause, for a moment ──▶ exit 1
+                              └──SIGHUP──▶ TLS files are read again
 
 While it drains, the server still listens: /readyz fails, new requests get a 503, running ones end. It knows
 who does the work (an engine, a gateway's upstreams) only as something to drain, to close, and to find dead.
@@ -23,11 +24,15 @@ from typing import Any, Protocol
 import uvicorn
 from starlette.types import ASGIApp
 from uvicorn.config import LOGGING_CONFIG
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from penstock.core.errors import PenstockError, StartupError
 
 from .config import HttpConfig
 from .connection import Connection
+from .layers import restricted
+from .limits import Connections, Limits, affordable
+from .listener import Listener
 
 logger = logging.getLogger("penstock.http")
 
@@ -37,6 +42,10 @@ _LAST_WORDS = 2.0
 """Seconds that a server whose worker is dead goes on to answer 503 with the cause."""
 _FLUSH = 5.0
 """Seconds that connections get to send what they have, after everything else has ended."""
+_PATH_SHOWN = 256
+"""Characters of a path in the access log."""
+_ABORT = 1.0
+"""Seconds that handlers get to say goodbye after the second signal."""
 
 
 class Worker(Protocol):
@@ -113,16 +122,18 @@ async def serve(
         handle_signals: SIGTERM and SIGINT drain; needs the main thread.
         log_config: for `logging.config`; None leaves logging as it is.
     """
-    server = _Server(_uvicorn_config(app, config, log_config), on_started)
+    server = Server(app, config, log_config=log_config, on_started=on_started)
     lifecycle = Lifecycle(server, worker, name, config.shutdown_timeout)
     loop = asyncio.get_running_loop()
-    signals = (signal.SIGTERM, signal.SIGINT) if handle_signals else ()
-    for number in signals:
-        loop.add_signal_handler(number, lifecycle.stop)
+    actions = {signal.SIGTERM: lifecycle.stop, signal.SIGINT: lifecycle.stop, signal.SIGHUP: server.reload}
+    signals = actions if handle_signals else {}
+    for number, action in signals.items():
+        loop.add_signal_handler(number, action)
     watching = asyncio.create_task(lifecycle.watch())
     try:
         await server.serve(sockets=[sock])
-    except OSError as error:  # someone else began to listen since bind
+    except OSError as error:  # someone else has begun to listen since bind
+        sock.close()
         raise _bind_error(f"{config.host}:{config.port}", config.port, error) from error
     finally:
         for number in signals:
@@ -183,27 +194,88 @@ class Lifecycle:
         self._server.should_exit = True
 
 
-class _Server(uvicorn.Server):
-    """uvicorn without its own signal handling."""
+class Server(uvicorn.Server):
+    """uvicorn with our listener and limits, and without its own signal handling.
 
-    def __init__(self, config: uvicorn.Config, on_started: Callable[[], None] | None) -> None:
-        super().__init__(config)
+    Raises StartupError where the process may not have enough open files.
+    """
+
+    def __init__(
+        self,
+        app: ASGIApp,
+        config: HttpConfig,
+        *,
+        log_config: dict[str, Any] | None = None,
+        on_started: Callable[[], None] | None = None,
+    ) -> None:
+        super().__init__(_uvicorn_config(app, config, log_config))
+        self.config.load()
+        logging.getLogger("uvicorn.access").addFilter(_without_query)
+        self._http = config
         self._on_started = on_started
+        try:
+            self._limits = Limits.of(config, affordable(config.max_connections))
+        except ValueError as error:
+            raise StartupError(f"Cannot serve: {error}.", param="--max-connections") from None
 
     @contextlib.contextmanager
     def capture_signals(self) -> Generator[None, None, None]:
         yield
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
-        await super().startup(sockets)
-        if self.started and self._on_started is not None:
+        connections = Connections(self._limits, asyncio.get_running_loop().time)
+
+        def make(address: str) -> Connection:
+            return Connection(self.config, self.server_state, connections, address, restricted)
+
+        self.servers = [
+            Listener(sock, connections, make, self.config.ssl, self.config.backlog)  # type: ignore[misc]
+            for sock in sockets or ()
+        ]
+        self.started = True
+        if self._on_started is not None:
             self._on_started()
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        """Stop; handlers that a second signal cuts off still answer with the error that this is."""
+        await super().shutdown(sockets)
+        tasks = set(self.server_state.tasks)
+        for task in tasks:
+            task.cancel()
+        if tasks:
+            await asyncio.wait(tasks, timeout=_ABORT)
+
+    def reload(self) -> None:
+        """SIGHUP: read the TLS files again, for new connections; those that cannot be used change nothing."""
+        config, context = self._http, self.config.ssl
+        if context is None or config.ssl_certfile is None:
+            logger.info("SIGHUP: there is nothing to read again; flags and keys hold until the next start.")
+            return
+        try:
+            _check_tls(config)
+            context.load_cert_chain(config.ssl_certfile, config.ssl_keyfile)
+            if config.ssl_ca_certs is not None:
+                context.load_verify_locations(config.ssl_ca_certs)
+        except (StartupError, OSError, ssl.SSLError) as error:
+            logger.error("SIGHUP: the TLS files stay as they were. %s", error)
+        else:
+            logger.info("SIGHUP: new connections get the certificate in %s.", config.ssl_certfile)
+
+
+def _without_query(record: logging.LogRecord) -> bool:
+    """Cut an access line's URL: its query may hold keys, and a path can be as long as all headers."""
+    if isinstance(record.args, tuple) and len(record.args) == 5:
+        client, method, url, version, status = record.args
+        path, query, _ = str(url).partition("?")
+        shown = path if len(path) <= _PATH_SHOWN else path[:_PATH_SHOWN] + "…"
+        record.args = (client, method, shown + ("?…" if query else ""), version, status)
+    return True
 
 
 def _uvicorn_config(app: ASGIApp, config: HttpConfig, log_config: dict[str, Any] | None) -> uvicorn.Config:
     return uvicorn.Config(
         app,
-        http=Connection,
+        http=HttpToolsProtocol,  # not used: the listener makes its own
         ws="none",
         lifespan="off",
         log_config=log_config,

@@ -6,13 +6,17 @@ process reads it too. Everything that Penstock cannot serve faithfully is refuse
 
 from __future__ import annotations
 
-import json
-from collections.abc import Callable, Mapping
+import logging
+import math
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from penstock.core.errors import ModelLoadError
+from penstock.files import read_json, shown
+
+logger = logging.getLogger("penstock.engine")
 
 DTYPES = ("float32", "float16", "bfloat16")
 
@@ -91,6 +95,42 @@ class ModelConfig:
         return int(self.head_dim * self.rope.partial_factor)
 
 
+#: key → the most that it may be: well above every model that is published, and low enough that nothing which
+#: is made by these numbers alone takes more than some kilobytes. The weights have the last word on the rest.
+_MOST = {
+    "vocab_size": 1 << 24,
+    "hidden_size": 1 << 20,
+    "n_embed": 1 << 20,
+    "intermediate_size": 1 << 22,
+    "ffn_hidden_size": 1 << 22,
+    "num_hidden_layers": 4096,
+    "n_layer": 4096,
+    "num_attention_heads": 1 << 14,
+    "n_head": 1 << 14,
+    "num_key_value_heads": 1 << 14,
+    "num_kv_heads": 1 << 14,
+    "n_head_kv": 1 << 14,
+    "head_dim": 1 << 14,
+    "max_window_layers": 4096,
+}
+#: Of positions and windows: they are counted in 32 bits.
+_MOST_POSITIONS = (1 << 31) - 1
+#: Of a base of wavelengths.
+_MOST_THETA = 1e15
+#: key of rope_parameters → (least, most).
+_ROPE_NUMBERS = {
+    "factor": (1e-6, 1e6),
+    "low_freq_factor": (1e-6, 1e6),
+    "high_freq_factor": (1e-6, 1e6),
+    "original_max_position_embeddings": (1, _MOST_POSITIONS),
+    "beta_fast": (1e-6, 1e6),
+    "beta_slow": (1e-6, 1e6),
+    "mscale": (0.0, 1e6),
+    "mscale_all_dim": (0.0, 1e6),
+    "attention_factor": (1e-6, 1e6),
+}
+
+
 class _Reader:
     """Typed access to config.json, with errors that name the file and the key."""
 
@@ -99,7 +139,7 @@ class _Reader:
         self.raw = raw
 
     def refuse(self, key: str, why: str, advice: str = "") -> ModelLoadError:
-        return ModelLoadError(f"{self.path}: {key}={self.raw.get(key)!r}: {why}.", advice=advice)
+        return ModelLoadError(f"{shown(self.path)}: {key}={shown(self.raw.get(key))}: {why}.", advice=advice)
 
     def integer(self, *keys: str, default: int | None = None) -> int:
         """The first key that is there, a positive integer."""
@@ -109,20 +149,30 @@ class _Reader:
                 continue
             if isinstance(value, bool) or not isinstance(value, int) or value < 1:
                 raise self.refuse(key, "must be a positive integer")
+            most = _MOST.get(key, _MOST_POSITIONS)
+            if value > most:
+                raise self.refuse(key, f"is more than any model has; at most {most:,} can be served")
             return value
         if default is None:
-            raise ModelLoadError(f"{self.path}: {keys[0]!r} is missing.")
+            raise ModelLoadError(f"{shown(self.path)}: {keys[0]!r} is missing.")
         return default
 
-    def number(self, *keys: str, default: float) -> float:
+    def number(self, *keys: str, default: float, most: float = math.inf) -> float:
+        """The first key that is there, positive, finite and at most `most`."""
         for key in keys:
             value = self.raw.get(key)
             if value is None:
                 continue
-            if isinstance(value, bool) or not isinstance(value, int | float) or value <= 0:
+            if not _is_number(value) or value <= 0:
                 raise self.refuse(key, "must be a positive number")
+            if value > most:
+                raise self.refuse(key, f"must be at most {most:g}")
             return float(value)
         return default
+
+    def epsilon(self, key: str, default: float) -> float:
+        """What a norm adds to a variance, in (0, 1]."""
+        return self.number(key, default=default, most=1.0)
 
     def flag(self, key: str, default: bool) -> bool:
         value = self.raw.get(key)
@@ -140,14 +190,26 @@ class _Reader:
             raise self.refuse(key, "must be a string")
         return value
 
-    def token_ids(self, key: str) -> tuple[int, ...]:
+    def token_ids(self, key: str, vocab_size: int) -> tuple[int, ...]:
+        """Ids under a key; those that the model cannot sample are left out, with a warning."""
         value = self.raw.get(key)
         if value is None:
             return ()
         ids = value if isinstance(value, list) else [value]
         if any(isinstance(token, bool) or not isinstance(token, int) for token in ids):
             raise self.refuse(key, "must be a token id or a list of them")
-        return tuple(ids)
+        return within_vocabulary(ids, vocab_size, f"{shown(self.path)}: {key}")
+
+    def layer_types(self, layers: int | None = None) -> list[str] | None:
+        """The kind of attention of each layer, where config.json says it; layers: how many there must be."""
+        types = self.raw.get("layer_types")
+        if types is not None and (
+            not isinstance(types, list)
+            or (layers is not None and len(types) != layers)
+            or any(kind not in ("full_attention", "sliding_attention") for kind in types)
+        ):
+            raise self.refuse("layer_types", "must say full_attention or sliding_attention for each layer")
+        return types
 
     def rope(self, theta_key: str, partial_key: str, partial_default: float, positions: int) -> RopeConfig:
         """transformers 4 has theta and rope_scaling apart, transformers 5 has rope_parameters."""
@@ -158,37 +220,74 @@ class _Reader:
         scaling = dict(scaling)
         kind = scaling.pop("rope_type", None) or scaling.pop("type", None) or "default"
         scaling.pop("type", None)
-        if kind not in ROPE_TYPES:
+        if not isinstance(kind, str) or kind not in ROPE_TYPES:
             raise self.refuse(
                 key,
-                f"rope type {kind!r} is not supported",
+                f"rope type {shown(kind)} is not supported",
                 f"Supported rope types: {', '.join(ROPE_TYPES)}.",
             )
         theta = scaling.pop("rope_theta", None)
         partial = scaling.pop("partial_rotary_factor", None)
         if kind in ("llama3", "yarn") and scaling.get("original_max_position_embeddings") is None:
             scaling["original_max_position_embeddings"] = positions
-        for name in ROPE_TYPES[kind]:
+        for name, (least, most) in _ROPE_NUMBERS.items():
             value = scaling.get(name)
-            if isinstance(value, bool) or not isinstance(value, int | float) or value <= 0:
+            if value is None and name not in ROPE_TYPES[kind]:
+                continue
+            if value is None or not _is_number(value) or not least <= value <= most:
                 raise ModelLoadError(
-                    f"{self.path}: {key}.{name}={value!r} must be a positive number for rope type {kind!r}."
+                    f"{shown(self.path)}: {key}.{name}={shown(value)} must be a positive number for rope "
+                    f"type {kind!r}, from {least:g} to {most:g}."
                 )
+        if kind == "llama3" and scaling["low_freq_factor"] >= scaling["high_freq_factor"]:
+            raise self.refuse(key, "low_freq_factor must be below high_freq_factor")
+        if not isinstance(scaling.get("truncate", True), bool):
+            raise self.refuse(key, "truncate must be true or false")
         theta = theta if theta is not None else self.number(theta_key, default=10000.0)
         partial = partial if partial is not None else self.number(partial_key, default=partial_default)
-        if not isinstance(theta, int | float) or theta <= 0:
-            raise self.refuse(key, "rope_theta must be a positive number")
-        if not isinstance(partial, int | float) or not 0 < partial <= 1:
+        if not _is_number(theta) or not 1 < theta <= _MOST_THETA:
+            raise self.refuse(
+                key if self.raw.get(theta_key) is None else theta_key,
+                f"rope_theta must be a positive number over 1, at most {_MOST_THETA:g}",
+            )
+        if not _is_number(partial) or not 0 < partial <= 1:
             raise self.refuse(partial_key, "must be in (0, 1]")
         return RopeConfig(float(theta), kind, scaling if kind != "default" else {}, float(partial))
+
+
+def _is_number(value: object) -> bool:
+    """Whether it is a number that a float can hold: json reads NaN and Infinity, too, and any integer."""
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return False
+    try:
+        return math.isfinite(value)
+    except OverflowError:
+        return False
+
+
+def within_vocabulary(ids: Iterable[int], vocab_size: int, where: str) -> tuple[int, ...]:
+    """The ids that a model of this vocabulary can sample; a warning says that the others are ignored.
+
+    Configurations with such ids are published, and harmless: it is a token that never comes.
+    """
+    kept = tuple(token for token in ids if 0 <= token < vocab_size)
+    if left := [token for token in ids if not 0 <= token < vocab_size]:
+        logger.warning(
+            "%s: token id %s is outside of the vocabulary of %d, and ignored",
+            where,
+            shown(left[0]),
+            vocab_size,
+        )
+    return kept
 
 
 def _common(reader: _Reader, **special: Any) -> ModelConfig:
     """What most architectures spell alike; `special` overrides it."""
     raw = reader.raw
+    vocab = reader.integer("vocab_size")
     fields: dict[str, Any] = {
         "path": reader.path,
-        "vocab_size": reader.integer("vocab_size"),
+        "vocab_size": vocab,
         "hidden_size": reader.integer("hidden_size"),
         "num_layers": reader.integer("num_hidden_layers"),
         "num_heads": reader.integer("num_attention_heads"),
@@ -197,8 +296,8 @@ def _common(reader: _Reader, **special: Any) -> ModelConfig:
         "output_bias": False,
         "mlp_bias": False,
         "dtype": _dtype(reader),
-        "eos_ids": reader.token_ids("eos_token_id"),
-        "bos_id": next(iter(reader.token_ids("bos_token_id")), None),
+        "eos_ids": reader.token_ids("eos_token_id", vocab),
+        "bos_id": next(iter(reader.token_ids("bos_token_id", vocab)), None),
         "raw": raw,
     } | special
     heads, hidden = fields["num_heads"], fields["hidden_size"]
@@ -220,7 +319,19 @@ def _common(reader: _Reader, **special: Any) -> ModelConfig:
         )
     if "windows" not in fields:
         fields["windows"] = (None,) * fields["num_layers"]
-    return ModelConfig(**fields)
+    config = ModelConfig(**fields)
+    rotated = config.rotary_dim + config.rotary_dim % 2  # dimensions are rotated in pairs
+    if not 2 <= rotated <= config.head_dim:
+        raise ModelLoadError(
+            f"{shown(reader.path)}: head_dim={config.head_dim}, of which {config.rope.partial_factor:g} is "
+            "rotated, has no room for a pair of dimensions."
+        )
+    if not 1 <= config.context_length <= _MOST_POSITIONS:
+        raise ModelLoadError(
+            f"{reader.path}: max_position_embeddings={config.max_position_embeddings} times the rope factor "
+            f"makes a context of {config.context_length} tokens; at most {_MOST_POSITIONS} can be served."
+        )
+    return config
 
 
 def _dtype(reader: _Reader) -> str:
@@ -236,7 +347,7 @@ def _llama(reader: _Reader) -> ModelConfig:
     return _common(
         reader,
         architecture="LlamaForCausalLM",
-        norm_eps=reader.number("rms_norm_eps", default=1e-6),
+        norm_eps=reader.epsilon("rms_norm_eps", 1e-6),
         activation=reader.text("hidden_act", "silu"),
         tie_word_embeddings=reader.flag("tie_word_embeddings", False),
         attention_bias=bias,
@@ -247,14 +358,14 @@ def _llama(reader: _Reader) -> ModelConfig:
 
 def _mistral(reader: _Reader) -> ModelConfig:
     layers = reader.integer("num_hidden_layers")
-    if "layer_types" in reader.raw and len(set(reader.raw["layer_types"])) > 1:
+    if len(set(reader.layer_types() or ())) > 1:
         raise reader.refuse("layer_types", "alternating attention is not part of MistralForCausalLM")
     window = reader.integer("sliding_window") if reader.raw.get("sliding_window") is not None else None
     return _common(
         reader,
         architecture="MistralForCausalLM",
         num_kv_heads=reader.integer("num_key_value_heads", default=8),
-        norm_eps=reader.number("rms_norm_eps", default=1e-6),
+        norm_eps=reader.epsilon("rms_norm_eps", 1e-6),
         activation=reader.text("hidden_act", "silu"),
         windows=(window,) * layers,
         tie_word_embeddings=reader.flag("tie_word_embeddings", False),
@@ -267,10 +378,8 @@ def _qwen_windows(reader: _Reader) -> tuple[int | None, ...]:
     if not reader.flag("use_sliding_window", False):
         return (None,) * layers
     window = reader.integer("sliding_window", default=4096)
-    types = reader.raw.get("layer_types")
+    types = reader.layer_types(layers)
     if types is not None:
-        if len(types) != layers or not set(types) <= {"full_attention", "sliding_attention"}:
-            raise reader.refuse("layer_types", "must say full_attention or sliding_attention for each layer")
         return tuple(window if kind == "sliding_attention" else None for kind in types)
     full = reader.raw.get("max_window_layers", 28)
     if isinstance(full, bool) or not isinstance(full, int) or full < 0:
@@ -282,7 +391,7 @@ def _qwen2(reader: _Reader) -> ModelConfig:
     return _common(
         reader,
         architecture="Qwen2ForCausalLM",
-        norm_eps=reader.number("rms_norm_eps", default=1e-6),
+        norm_eps=reader.epsilon("rms_norm_eps", 1e-6),
         activation=reader.text("hidden_act", "silu"),
         windows=_qwen_windows(reader),
         tie_word_embeddings=reader.flag("tie_word_embeddings", False),
@@ -296,7 +405,7 @@ def _qwen3(reader: _Reader) -> ModelConfig:
         reader,
         architecture="Qwen3ForCausalLM",
         head_dim=reader.integer("head_dim", default=128),
-        norm_eps=reader.number("rms_norm_eps", default=1e-6),
+        norm_eps=reader.epsilon("rms_norm_eps", 1e-6),
         activation=reader.text("hidden_act", "silu"),
         windows=_qwen_windows(reader),
         tie_word_embeddings=reader.flag("tie_word_embeddings", False),
@@ -306,12 +415,13 @@ def _qwen3(reader: _Reader) -> ModelConfig:
 
 
 def _phi(reader: _Reader) -> ModelConfig:
+    reader.flag("qk_layernorm", False)  # here and below: read by the architecture itself, checked here
     positions = reader.integer("max_position_embeddings", default=2048)
     return _common(
         reader,
         architecture="PhiForCausalLM",
         rope=reader.rope("rope_theta", "partial_rotary_factor", 0.5, positions),
-        norm_eps=reader.number("layer_norm_eps", default=1e-5),
+        norm_eps=reader.epsilon("layer_norm_eps", 1e-5),
         activation=reader.text("hidden_act", "gelu_new"),
         tie_word_embeddings=reader.flag("tie_word_embeddings", False),
         attention_bias=True,
@@ -324,12 +434,13 @@ def _gpt_neox(reader: _Reader) -> ModelConfig:
     positions = reader.integer("max_position_embeddings", default=2048)
     heads = reader.integer("num_attention_heads")
     bias = reader.flag("attention_bias", True)
+    reader.flag("use_parallel_residual", True)
     return _common(
         reader,
         architecture="GPTNeoXForCausalLM",
         num_kv_heads=heads,
         rope=reader.rope("rotary_emb_base", "rotary_pct", 0.25, positions),
-        norm_eps=reader.number("layer_norm_eps", default=1e-5),
+        norm_eps=reader.epsilon("layer_norm_eps", 1e-5),
         activation=reader.text("hidden_act", "gelu"),
         tie_word_embeddings=reader.flag("tie_word_embeddings", False),
         attention_bias=bias,
@@ -350,6 +461,8 @@ def _falcon(reader: _Reader) -> ModelConfig:
     else:
         kv_heads = 1 if reader.flag("multi_query", True) else heads
     bias = reader.flag("bias", False)
+    reader.flag("parallel_attn", True)
+    reader.integer("num_ln_in_parallel_attn", default=1)
     return _common(
         reader,
         architecture="FalconForCausalLM",
@@ -358,7 +471,7 @@ def _falcon(reader: _Reader) -> ModelConfig:
         num_layers=reader.integer("num_hidden_layers", "n_layer"),
         num_kv_heads=kv_heads,
         intermediate_size=reader.integer("ffn_hidden_size", default=4 * hidden),
-        norm_eps=reader.number("layer_norm_epsilon", default=1e-5),
+        norm_eps=reader.epsilon("layer_norm_epsilon", 1e-5),
         activation=reader.text("activation", "gelu"),
         tie_word_embeddings=reader.flag("tie_word_embeddings", True),
         attention_bias=bias,
@@ -400,39 +513,19 @@ def load_config(directory: Path) -> ModelConfig:
     path = directory / "config.json"
     raw = read_json(path)
     names = raw.get("architectures")
+    advice = f"Supported architectures: {', '.join(_ARCHITECTURES)}."
     if not isinstance(names, list) or not names:
-        raise ModelLoadError(
-            f"{path}: 'architectures' is missing.",
-            advice=f"Supported architectures: {', '.join(_ARCHITECTURES)}.",
-        )
-    known = [name for name in names if name in _ARCHITECTURES]
+        raise ModelLoadError(f"{shown(path)}: 'architectures' is missing.", advice=advice)
+    known = [name for name in names if isinstance(name, str) and name in _ARCHITECTURES]
     if not known:
-        raise ModelLoadError(
-            f"{path}: architecture {', '.join(map(repr, names))} is not supported.",
-            advice=f"Supported architectures: {', '.join(_ARCHITECTURES)}.",
-        )
+        text = ", ".join(map(shown, names[:3]))
+        raise ModelLoadError(f"{shown(path)}: architecture {text} is not supported.", advice=advice)
     if raw.get("quantization_config") is not None:
         quantization = raw["quantization_config"]
         method = quantization.get("quant_method") if isinstance(quantization, dict) else quantization
         raise ModelLoadError(
-            f"{path}: quantization_config: quantised checkpoints (here {method!r}) are not supported.",
+            f"{shown(path)}: quantization_config: quantised checkpoints (here {shown(method)}) are not "
+            "supported.",
             advice=f"Use the original checkpoint, in one of {', '.join(DTYPES)}.",
         )
     return _ARCHITECTURES[known[0]][2](_Reader(path, raw))
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """A JSON object from a file of a model directory; ModelLoadError names the file."""
-    try:
-        raw = json.loads(path.read_text("utf-8"))
-    except FileNotFoundError:
-        raise ModelLoadError(
-            f"{path} does not exist.", advice="A model directory holds config.json and *.safetensors files."
-        ) from None
-    except OSError as error:
-        raise ModelLoadError(f"{path} cannot be read: {error.strerror}.") from error
-    except (UnicodeDecodeError, json.JSONDecodeError) as error:
-        raise ModelLoadError(f"{path} is not valid JSON: {error}.") from error
-    if not isinstance(raw, dict):
-        raise ModelLoadError(f"{path} must hold a JSON object, not a {type(raw).__name__}.")
-    return raw

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -9,8 +10,7 @@ from typing import Any
 
 from penstock.core.errors import InvalidRequest, ModelLoadError
 from penstock.core.sampling_params import SamplingParams
-
-from .config import read_json
+from penstock.files import exists, read_json, shown
 
 #: Key of generation_config.json → field of SamplingParams; the keys that vLLM takes over, too.
 _SAMPLING = {
@@ -39,28 +39,33 @@ def load_generation_config(directory: Path) -> GenerationConfig:
     Raises ModelLoadError, naming file and key, for values that could never be served.
     """
     path = directory / "generation_config.json"
-    if not path.exists():
+    if not exists(path):
         return GenerationConfig()
     raw = read_json(path)
     ids = raw.get("eos_token_id")
     ids = [] if ids is None else ids if isinstance(ids, list) else [ids]
-    if any(isinstance(token, bool) or not isinstance(token, int) or token < 0 for token in ids):
+    if not all(_is_integer(token) and token >= 0 for token in ids):
         raise ModelLoadError(
-            f"{path}: eos_token_id={raw['eos_token_id']!r} must be a token id or a list of them."
+            f"{shown(path)}: eos_token_id={shown(raw['eos_token_id'])} must be a token id or a list of them."
         )
     sampling = {name: raw[key] for key, name in _SAMPLING.items() if raw.get(key) is not None}
     for key, name in _SAMPLING.items():
         value = sampling.get(name)
         whole = name in ("top_k", "max_tokens")
-        if value is not None and (
-            isinstance(value, bool) or not isinstance(value, int if whole else int | float)
-        ):
-            raise ModelLoadError(f"{path}: {key}={value!r} must be {'an integer' if whole else 'a number'}.")
+        if value is not None and not (_is_integer(value) or (isinstance(value, float) and not whole)):
+            kind = "an integer of 32 bits" if whole else "a number"
+            raise ModelLoadError(f"{shown(path)}: {key}={shown(value)} must be {kind}.")
     try:
         SamplingParams(**sampling)
     except InvalidRequest as error:
-        raise ModelLoadError(f"{path}: {error.message}", advice="Correct or remove the value.") from error
+        raise ModelLoadError(
+            f"{shown(path)}: {error.message}", advice="Correct or remove the value."
+        ) from error
     return GenerationConfig(tuple(ids), sampling)
+
+
+def _is_integer(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and abs(value) < 1 << 31
 
 
 def generation_defaults(setting: str, directory: Path) -> GenerationConfig:
@@ -75,10 +80,10 @@ def generation_defaults(setting: str, directory: Path) -> GenerationConfig:
         return load_generation_config(directory)
     if setting == "vllm":
         return GenerationConfig(load_generation_config(directory).eos_ids)
-    other = Path(setting).expanduser()
-    if not (other / "generation_config.json").exists():
+    other = Path(os.path.expanduser(setting))
+    if not exists(other / "generation_config.json"):
         raise ModelLoadError(
-            f"--generation-config {setting}: there is no generation_config.json in it.",
+            f"--generation-config {shown(other)}: there is no generation_config.json in it.",
             param="--generation-config",
             advice="Use auto, vllm, or a directory that holds one.",
         )

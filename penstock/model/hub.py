@@ -9,11 +9,13 @@ Imports no torch, and huggingface_hub only when it is needed: start-up time.
 
 from __future__ import annotations
 
+import os
 import re
 from pathlib import Path
 
 from penstock import assets
 from penstock.core.errors import ModelLoadError
+from penstock.files import exists, shown
 
 _DEMO = ("demo", "penstock/demo")
 #: What serving needs: weights, configurations, tokenizer, chat template.
@@ -41,17 +43,17 @@ def resolve_model(name: str, revision: str | None = None) -> Path:
                 advice="Install penstock again, or name another model.",
             )
         return _local(directory, revision, name)
-    path = Path(name).expanduser()
-    if name and path.is_dir():
+    path = _path(name)
+    if path is not None and exists(path):
+        if not path.is_dir():
+            raise ModelLoadError(
+                f"{shown(path)} is a file; a model is a directory with config.json and *.safetensors files.",
+                advice=f"Name its directory: {shown(path.parent)}.",
+            )
         return _local(path, revision, name)
-    if name and path.exists():
-        raise ModelLoadError(
-            f"{name} is a file; a model is a directory with config.json and *.safetensors files.",
-            advice=f"Name its directory: {path.parent}.",
-        )
     if not _HUB_ID.fullmatch(name):
         raise ModelLoadError(
-            f"{name!r} does not exist.",
+            f"{shown(name)} does not exist.",
             advice="Give a local directory, a Hugging Face id (owner/name), or 'demo'.",
         )
     return _download(name, revision)
@@ -112,5 +114,11 @@ def _download(name: str, revision: str | None) -> Path:
 
 
 def is_local(name: str) -> bool:
-    """Whether `resolve_model` would find it without asking the hub."""
-    return name in _DEMO or Path(name).expanduser().exists()
+    """Whether `resolve_model` would find it without asking the hub. Raises ModelLoadError, as it does."""
+    path = _path(name)
+    return name in _DEMO or (path is not None and exists(path))
+
+
+def _path(name: str) -> Path | None:
+    """The path that a name may mean; without a home directory, "~" stays as it is."""
+    return Path(os.path.expanduser(name)) if name else None

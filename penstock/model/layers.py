@@ -13,6 +13,7 @@ from dataclasses import dataclass
 import torch
 
 from penstock.core.errors import ModelLoadError
+from penstock.files import shown
 from penstock.kernels.attention import AttentionStep
 from penstock.kernels.operations import Activation, LayerCache, Operations, Product, Rotation
 
@@ -194,7 +195,7 @@ def activation(config: ModelConfig) -> Activation:
     """The activation function by its name in config.json; ModelLoadError lists the supported ones."""
     if config.activation not in _ACTIVATIONS:
         raise ModelLoadError(
-            f"{config.path}: activation {config.activation!r} is not supported.",
+            f"{config.path}: activation {shown(config.activation)} is not supported.",
             advice=f"Supported: {', '.join(_ACTIVATIONS)}.",
         )
     return _ACTIVATIONS[config.activation]

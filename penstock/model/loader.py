@@ -55,6 +55,7 @@ def load_model(
     build = cast(Callable[[ModelConfig, Weights], CausalLM], getattr(importlib.import_module(module), name))
     with torch.inference_mode():
         try:
+            weights.expect_layers(config.num_layers)
             model = build(config, weights)
             weights.finish(config.tie_word_embeddings)
         finally:

@@ -22,13 +22,19 @@ import torch
 from safetensors import SafetensorError, safe_open
 
 from penstock.core.errors import ModelLoadError
+from penstock.files import shown
 from penstock.kernels.operations import Operations
 
-from .config import ModelConfig, read_json
+from .checkpoint import find_safetensors
+from .config import ModelConfig
 from .layers import Embedding, LayerNorm, Linear, RMSNorm
 
 #: Tensors of old checkpoints that are computed, not learnt.
 _COMPUTED = re.compile(r"rotary_emb\.inv_freq$|\.attention\.(masked_)?bias$")
+#: The number of a layer in the name of its tensors, in all architectures.
+_LAYER = re.compile(r"\.(?:layers|h)\.(\d{1,6})\.")
+#: What opening a file or reading a tensor raises where a file lies about itself.
+_BROKEN = (SafetensorError, RuntimeError, ValueError, TypeError, OverflowError, MemoryError)
 _DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 
 _Layer = TypeVar("_Layer")
@@ -165,6 +171,9 @@ class Weights(ABC):
         weight, bias = (self.tensor(f"{name}.{part}", width) for part in ("weight", "bias"))
         return LayerNorm(self.operations, weight, bias, eps)
 
+    def expect_layers(self, count: int) -> None:  # noqa: B027
+        """Refuse a checkpoint with fewer layers, before the first of them is loaded."""
+
     def finish(self, tied: bool) -> None:  # noqa: B027
         """Call after the last tensor; tied: the output layer is the embedding."""
 
@@ -225,7 +234,7 @@ class SafetensorsWeights(Weights):
         progress: Callable[[int, int], None] | None = None,
         scheme: str | None = None,
     ) -> None:
-        """Open all files. Raises ModelLoadError for missing, truncated or corrupt ones.
+        """Open all files. Raises ModelLoadError for missing, truncated or corrupt files, and what is none.
 
         progress is called with (bytes done, bytes in all) after each tensor, by one thread at a time.
         """
@@ -237,14 +246,30 @@ class SafetensorsWeights(Weights):
         self._asked: set[str] = set()
         self._done = 0
         self.index, files = find_safetensors(directory)
+        self._total = sum(file.stat().st_size for file in files)
         try:
             for file in files:
                 opened = self._files[file] = self._stack.enter_context(_open(file))
-                self._where.update(dict.fromkeys(opened.keys(), file))
+                for name in opened.keys():  # noqa: SIM118
+                    if (other := self._where.setdefault(name, file)) is not file:
+                        raise ModelLoadError(
+                            f"{shown(file)}: tensor {shown(name)} is also in {shown(Path(other.name))}.",
+                            advice="Download the checkpoint again; each tensor belongs to one file.",
+                        )
         except ModelLoadError:
             self._stack.close()
             raise
-        self._total = sum(file.stat().st_size for file in files)
+
+    def expect_layers(self, count: int) -> None:
+        """Compare with the names in the files' headers."""
+        found = (_LAYER.search(name) for name in self._where)
+        there = max((int(match[1]) + 1 for match in found if match is not None), default=0)
+        if count > there:
+            raise ModelLoadError(
+                f"{shown(self.index)} holds {there} layers, but config.json calls for {count} "
+                "(num_hidden_layers).",
+                advice="The checkpoint is incomplete, or config.json belongs to another one.",
+            )
 
     def has(self, name: str) -> bool:
         """Whether one of the files has this tensor."""
@@ -257,7 +282,13 @@ class SafetensorsWeights(Weights):
                 f"{self.index}: tensor {name!r} of shape {list(shape)} is missing.",
                 advice="The checkpoint is incomplete, or config.json belongs to another one.",
             )
-        tensor: torch.Tensor = self._files[file].get_tensor(name)
+        try:
+            tensor: torch.Tensor = self._files[file].get_tensor(name)
+        except _BROKEN as error:
+            raise ModelLoadError(
+                f"{shown(file)}: tensor {name!r} cannot be read: {shown(str(error))}.",
+                advice="Download it again.",
+            ) from error
         if tensor.shape != shape:
             raise ModelLoadError(
                 f"{file}: tensor {name!r} has shape {list(tensor.shape)}, "
@@ -298,54 +329,13 @@ class SafetensorsWeights(Weights):
         self._files.clear()
 
 
-def find_safetensors(directory: Path) -> tuple[Path, list[Path]]:
-    """(the file that says what there is, all shards) of a model directory.
-
-    Raises ModelLoadError when there are no weights, only weights in other formats, or a shard is missing.
-    """
-    index = directory / "model.safetensors.index.json"
-    if index.exists():
-        shards = read_json(index).get("weight_map")
-        if not isinstance(shards, dict) or not shards:
-            raise ModelLoadError(f"{index}: 'weight_map' is missing or empty.")
-        files = [directory / name for name in sorted(set(map(str, shards.values())))]
-        missing = [file for file in files if not file.is_file()]
-        if missing:
-            raise ModelLoadError(
-                f"{missing[0]} is missing: {index.name} lists {len(files)} shards, {len(missing)} not there.",
-                advice="Download the checkpoint again.",
-            )
-        return index, files
-    single = directory / "model.safetensors"
-    if single.exists():
-        return single, [single]
-    others = sorted(file.name for file in directory.glob("*.safetensors"))
-    if others:
-        raise ModelLoadError(
-            f"{directory} holds {', '.join(others[:3])} but neither model.safetensors nor {index.name}.",
-            advice="Download the checkpoint again, or restore its index.",
-        )
-    foreign = sorted(
-        file.name
-        for pattern in ("*.bin", "*.gguf", "*.pt", "*.pth", "*.h5", "*.msgpack")
-        for file in directory.glob(pattern)
-        if file.name != "training_args.bin"
-    )
-    if foreign:
-        raise ModelLoadError(
-            f"{directory} has weights only as {', '.join(foreign[:3])}.",
-            advice="Only safetensors are loaded: convert the checkpoint, or use a revision that has them.",
-        )
-    raise ModelLoadError(f"{directory} has no weights: there is no *.safetensors file.")
-
-
 def _open(file: Path) -> Any:
     try:
         return safe_open(file, framework="pt", device="cpu")
-    except SafetensorError as error:
+    except _BROKEN as error:
         raise ModelLoadError(
-            f"{file} is truncated or corrupt ({file.stat().st_size} bytes): {error}.",
+            f"{shown(file)} is truncated or corrupt ({file.stat().st_size} bytes): {shown(str(error))}.",
             advice="Download it again.",
         ) from error
     except OSError as error:
-        raise ModelLoadError(f"{file} cannot be read: {error}.") from error
+        raise ModelLoadError(f"{shown(file)} cannot be read: {shown(str(error))}.") from error

@@ -33,7 +33,7 @@ class ChatFormat(OpenAIFormat):
     prompt = "messages"
     empty = "The chat template made an empty prompt of the messages."
 
-    def ask(self, state: State, request: ChatRequest) -> Ask:
+    async def ask(self, state: State, request: ChatRequest) -> Ask:
         """See Format."""
         check_generate(request, state.config)
         top = _logprobs(request, state.config.max_logprobs)
@@ -48,7 +48,7 @@ class ChatFormat(OpenAIFormat):
         messages = normalise(request.messages, as_parts=state.content_parts)
         default = state.default_sampling.get("max_tokens")
         return Ask(
-            inputs=[render(state, request, messages)],
+            inputs=[await render(state, request, messages)],
             params=params,
             max_tokens=asked,
             limit=limit,
@@ -65,7 +65,7 @@ class ChatFormat(OpenAIFormat):
         return ChatWriter(state, request, id)
 
 
-def render(
+async def render(
     state: State, request: ChatRequest | TokenizeChatRequest, messages: Sequence[Mapping[str, Any]]
 ) -> str:
     """The prompt's text. Raises InvalidRequest where the template or the request makes that impossible."""
@@ -97,7 +97,7 @@ def render(
         if request.reasoning_effort is not None:
             options["reasoning_effort"] = request.reasoning_effort
     # as in vLLM, the template's own arguments have the last word
-    return state.chat_template.render(messages, **{**options, **variables}, chat_template=own)
+    return await state.chat_template.render_async(messages, **{**options, **variables}, chat_template=own)
 
 
 class ChatWriter(OpenAIWriter):

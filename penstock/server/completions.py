@@ -38,7 +38,7 @@ class CompletionFormat(OpenAIFormat):
     prompt = "prompt"
     empty = "prompt must not be empty."
 
-    def ask(self, state: State, request: CompletionRequest) -> Ask:
+    async def ask(self, state: State, request: CompletionRequest) -> Ask:
         """See Format."""
         check_generate(request, state.config)
         asked, default = _max_tokens(request)

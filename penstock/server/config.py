@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from penstock.core.errors import StartupError
 from penstock.http.config import as_tuple, at_least, option
 
 from .limits import LimitConfig
@@ -26,6 +27,10 @@ class ServerConfig(LimitConfig):
     )
     trust_request_chat_template: bool = option(
         False, "Allow requests to bring a chat template of their own (`chat_template`)."
+    )
+    chat_template_timeout: float = option(
+        2.0,
+        "Seconds that a chat template may run for one request, which is answered with 400 then.",
     )
     max_logprobs: int = option(
         20, "Most alternatives per token that `logprobs` and `top_logprobs` may ask for; -1 is no limit."
@@ -47,4 +52,9 @@ class ServerConfig(LimitConfig):
         LimitConfig.__post_init__(self)  # super() does not find its class where slots=True has replaced it
         as_tuple(self, "served_model_name")
         at_least("--max-logprobs", self.max_logprobs, -1)
+        if not 0.01 <= self.chat_template_timeout <= 3600:
+            raise StartupError(
+                f"--chat-template-timeout must be from 0.01 to 3600, got {self.chat_template_timeout:g}.",
+                param="--chat-template-timeout",
+            )
         at_least("--stream-interval", self.stream_interval, 1)

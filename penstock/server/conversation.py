@@ -10,9 +10,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import msgspec
-
 from penstock.core.errors import InvalidRequest, UnsupportedParameter, quote
+from penstock.http.body import NotJson, parse_json
 
 ROLES = ("system", "developer", "user", "assistant", "tool", "function")
 
@@ -105,10 +104,10 @@ def _tool_calls(calls: Any, where: str) -> list[dict[str, Any]]:
         arguments = function.get("arguments") or "{}"
         if isinstance(arguments, str):
             try:
-                arguments = msgspec.json.decode(arguments)
-            except msgspec.DecodeError as error:
+                arguments = parse_json(arguments.encode())
+            except NotJson as why:
                 raise InvalidRequest(
-                    f"{where}[{i}].function.arguments is not valid JSON: {error}.",
+                    f"{where}[{i}].function.arguments is not valid JSON: {why}.",
                     param=f"{where}[{i}].function.arguments",
                 ) from None
         parsed.append({**call, "function": {**function, "arguments": arguments}})

@@ -141,12 +141,17 @@ def check(
     return kept
 
 
+def brief(name: str) -> str:
+    """The name of a field that a client made up, as a message may show it."""
+    return name if len(name) <= 64 else f"{name[:61]}..."
+
+
 def _unknown(name: str, known: Collection[str]) -> InvalidRequest:
     # comparing costs the square of the length; what is much longer than every name is near none
     near = difflib.get_close_matches(name, sorted(known), n=1, cutoff=0.6) if len(name) <= 64 else []
     error = InvalidRequest(
-        f"Unrecognized request argument supplied: {name if len(name) <= 64 else quote(name)}.",
-        param=name,
+        f"Unrecognized request argument supplied: {brief(name)}.",
+        param=brief(name),
         advice=f"Did you mean {near[0]}?" if near else "",
     )
     error.code = "unknown_parameter"

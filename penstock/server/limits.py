@@ -12,7 +12,7 @@ memory and a fraction of a second of the event loop.
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -150,6 +150,19 @@ def check_messages(messages: Sequence[Mapping[str, Any]], config: LimitConfig) -
     if count > config.max_messages:
         what = "The number of messages with their parts and tool calls"
         raise too_much(what, count, config, "max_messages", "messages")
+    arguments = "".join(text for message in messages for text in _arguments(message))
+    if (values := check_body(arguments.encode(), config)) > config.max_body_values:
+        raise _too_many_values(values, config)
+
+
+def _arguments(message: Mapping[str, Any]) -> Iterator[str]:
+    """The JSON in a message's strings."""
+    calls = message.get("tool_calls")
+    for call in calls if isinstance(calls, list) else ():
+        function = call.get("function") if isinstance(call, dict) else None
+        arguments = function.get("arguments") if isinstance(function, dict) else None
+        if isinstance(arguments, str):
+            yield arguments
 
 
 def check_choices(prompts: int, n: int, params: object, config: LimitConfig, *, prompt: str) -> None:

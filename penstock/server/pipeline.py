@@ -108,7 +108,7 @@ class Format(Protocol[R]):
     empty: str
     """What to say of a prompt without tokens."""
 
-    def ask(self, state: State, request: R) -> Ask:
+    async def ask(self, state: State, request: R) -> Ask:
         """What the request asks for. Raises InvalidRequest, naming the field at fault."""
         ...
 
@@ -130,7 +130,7 @@ async def generate(format: Format[R], state: State, scope: Scope, receive: Recei
     request = await decoded(state, body, lambda _: format.shape)
     state.check_model(request.model)
     check_common(request, state.scheduling_policy)
-    ask = format.ask(state, request)
+    ask = await format.ask(state, request)
     prompts = await _prompts(format, state, request, ask)
     longest = max(prompt.max_tokens for prompt in prompts)
     id = response_id(format.prefix, scope, request.request_id)

@@ -27,7 +27,7 @@ async def tokenize(state: State, scope: Scope, receive: Receive, send: Send) -> 
     state.check_model(request.model)
     if isinstance(request, TokenizeChatRequest):
         check_messages(request.messages, state.config)
-        text = render(state, request, normalise(request.messages, as_parts=state.content_parts))
+        text = await render(state, request, normalise(request.messages, as_parts=state.content_parts))
     else:
         text = request.prompt
     if len(text) > state.config.max_tokenize_length:

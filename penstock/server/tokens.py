@@ -17,7 +17,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
-from penstock.core.errors import ContextLengthExceeded, InvalidRequest
+from penstock.core.errors import ContextLengthExceeded, InvalidRequest, quote
 
 from .state import State
 
@@ -125,7 +125,7 @@ def check_ids(ids: Sequence[Any], vocab_size: int, where: str) -> None:
             )
         if not 0 <= token < vocab_size:
             raise InvalidRequest(
-                f"{where} contains token id {token}, which is out of vocabulary: it has ids 0 to "
+                f"{where} contains token id {quote(token)}, which is out of vocabulary: it has ids 0 to "
                 f"{vocab_size - 1}.",
                 param=where,
             )

@@ -1,32 +1,24 @@
-"""Messages to the text of a prompt, by the model's own jinja2 template, in a sandbox.
+"""Messages to the text of a prompt, by the model's own jinja2 template.
 
-The semantics are those of `apply_chat_template` in transformers (`utils/chat_template_utils.py`): block
-trimming, `tojson` without HTML escaping, `raise_exception`, `strftime_now`, loop controls, the
-`{% generation %}` tag, the special tokens as variables, and `continue_final_message`.
+The semantics are those of `apply_chat_template` in transformers: the special tokens as variables, named
+templates, `continue_final_message`; and of `jinja_sandbox`, in which a template runs.
 
 A template comes from a model repository, or from a request where the operator allows it: it is untrusted
-code. It runs in jinja2's ImmutableSandboxedEnvironment and sees nothing but plain JSON values.
+code. It runs in a process of its own (`template_pool`), which is ended when it takes too long or too much.
 """
 
 from __future__ import annotations
 
-import json
+import copy
+import functools
 from collections.abc import Iterable, Mapping, Sequence
-from datetime import datetime
-from functools import lru_cache
 from pathlib import Path
-from typing import Any, Literal, NoReturn
-
-import jinja2
-from jinja2 import nodes
-from jinja2.ext import Extension, loopcontrols
-from jinja2.parser import Parser
-from jinja2.runtime import Macro
-from jinja2.sandbox import ImmutableSandboxedEnvironment
-from jinja2.utils import Namespace
+from typing import Any, Literal
 
 from penstock.core.errors import InvalidRequest, ModelLoadError
+from penstock.files import TEMPLATE_BYTES, read_text, shown
 
+from .template_pool import Limits, TemplateError, pool
 from .tokenizer import Tokenizer
 
 _DEFAULT = "default"
@@ -37,7 +29,7 @@ _REASONING = ("reasoning_content", "thinking", "reasoning")
 
 
 class ChatTemplate:
-    """The templates of one model, compiled. Safe to use from several threads."""
+    """The templates of one model. Safe to use from several threads."""
 
     def __init__(
         self,
@@ -45,45 +37,48 @@ class ChatTemplate:
         special_tokens: Mapping[str, str | list[str]] | None = None,
         *,
         source: str = "the chat template",
+        limits: Limits | None = None,
     ) -> None:
-        """Compile `templates` (by name; the usual one is called "default", one for tools "tool_use").
+        """Check `templates` (by name; the usual one is called "default", one for tools "tool_use").
 
         Args:
             templates: may be empty: then `render` says how to give one.
             special_tokens: variables that every template sees (`bos_token`, …).
             source: what to call the templates in errors.
+            limits: of each run.
 
         Raises:
-            ModelLoadError: a template has a syntax error.
+            ModelLoadError: a template has a syntax error, or cannot be compiled within its limits.
         """
+        self._source = source
+        self._limits = limits or Limits()
         self.sources = dict(templates)
         self._special_tokens = dict(special_tokens or {})
-        for name, text in self.sources.items():
-            try:
-                _compile(text)
-            except jinja2.TemplateSyntaxError as error:
-                named = source if name == _DEFAULT else f"{source} {name!r}"
-                raise ModelLoadError(
-                    f"{named} has a syntax error in line {error.lineno}: {error.message}.",
-                    advice="Correct it, or give another one with --chat-template.",
-                    param="chat_template",
-                ) from error
+        self._formats = {name: self._inspect(name, text) for name, text in self.sources.items()}
 
     @classmethod
-    def from_tokenizer(cls, tokenizer: Tokenizer, override: str | None = None) -> ChatTemplate:
+    def from_tokenizer(
+        cls, tokenizer: Tokenizer, override: str | None = None, limits: Limits | None = None
+    ) -> ChatTemplate:
         """The model's templates, or `override` in their place.
 
         Args:
             override: value of --chat-template: a file, or the template itself.
+            limits: of each run.
 
         Raises:
             ModelLoadError: the file does not exist or cannot be read, or a template has a syntax error.
         """
-        if override is None:
-            return cls(tokenizer.chat_templates, tokenizer.special_tokens, source="the model's chat template")
-        return cls(
-            {_DEFAULT: _read(override)}, tokenizer.special_tokens, source="the template of --chat-template"
-        )
+        templates, source = tokenizer.chat_templates, "the model's chat template"
+        if override is not None:
+            templates, source = {_DEFAULT: _read(override)}, "the template of --chat-template"
+        return cls(templates, tokenizer.special_tokens, source=source, limits=limits)
+
+    def for_context(self, tokens: int) -> ChatTemplate:
+        """The same, for a server whose contexts have so many tokens: that bounds the output."""
+        other = copy.copy(self)
+        other._limits = Limits.for_context(self._limits.seconds, tokens)
+        return other
 
     @property
     def available(self) -> bool:
@@ -93,8 +88,14 @@ class ChatTemplate:
     @property
     def content_format(self) -> Literal["string", "openai"]:
         """What the template expects as a message's content: a string, or OpenAI's list of parts."""
-        text = self.sources.get(_DEFAULT) or next(iter(self.sources.values()), "")
-        return "openai" if _loops_over_content(_compile(text).environment.parse(text)) else "string"
+        formats = self._formats
+        if _DEFAULT in formats:
+            return formats[_DEFAULT]
+        return next(iter(formats.values()), "string")
+
+    async def render_async(self, messages: Sequence[Mapping[str, Any]], /, **arguments: Any) -> str:
+        """`render`, without holding up the event loop. Raises what it raises, and Unavailable."""
+        return await pool().in_thread(self._limits, functools.partial(self.render, messages, **arguments))
 
     def render(
         self,
@@ -137,18 +138,83 @@ class ChatTemplate:
             )
         text = self._choose(chat_template, tools is not None)
         chat = [_message(message) for message in messages]
-        final = _mark_end(chat[-1], text) if continue_final_message else ""
+        final = ""
+        if continue_final_message:
+            chat[-1], final = _marked(chat[-1], text)
+        variables = {
+            "messages": chat,
+            "tools": tools,
+            "documents": documents,
+            "add_generation_prompt": add_generation_prompt,
+            **self._special_tokens,
+            **kwargs,
+        }
         try:
-            rendered = _compile(text).render(
-                messages=chat,
-                tools=_plain(tools),
-                documents=_plain(documents),
-                add_generation_prompt=add_generation_prompt,
-                **{**self._special_tokens, **_plain(kwargs)},
-            )
-        except Exception as error:  # a template is a program: anything may go wrong in it
-            raise _failure(error) from error
+            rendered = self._run(text, variables)
+        except TemplateError as error:
+            raise self._failure(error, text) from error
         return _cut_at_mark(rendered, final) if continue_final_message else rendered
+
+    def _run(self, text: str, variables: Mapping[str, Any]) -> str:
+        try:
+            return pool().run(text, variables, self._limits)
+        except ValueError:  # no plain JSON: its copy is
+            pass
+        try:
+            return pool().run(text, _plain(variables), self._limits)
+        except (ValueError, RecursionError) as error:
+            raise InvalidRequest("the messages are nested too deeply.", param="messages") from error
+
+    def _inspect(self, name: str, text: str) -> Literal["string", "openai"]:
+        """Compile a template where that can be stopped; what it expects as a message's content."""
+        named = self._source if name == _DEFAULT else f"{self._source} {shown(name)}"
+        advice = "Correct it, or give another one with --chat-template."
+        if len(text) > TEMPLATE_BYTES:
+            raise ModelLoadError(
+                f"{named} has {len(text):,} characters; at most {TEMPLATE_BYTES:,} are compiled.",
+                advice=advice,
+                param="chat_template",
+            )
+        try:
+            found = pool().run(text, None, self._limits)
+        except TemplateError as error:
+            what = {
+                "syntax": f"has a syntax error in line {error.line}: {error}",
+                "time": f"is not compiled after {self._limits.seconds:g} s",
+                "memory": f"takes more than {self._limits.memory >> 20} MiB to compile",
+            }.get(error.kind, f"cannot be compiled: {error}")
+            raise ModelLoadError(f"{named} {what}.", advice=advice, param="chat_template") from error
+        return "openai" if found == "openai" else "string"
+
+    def _failure(self, error: TemplateError, text: str) -> InvalidRequest:
+        """What to tell the client."""
+        own = text not in self.sources.values()
+        named = "the request's chat_template" if own else self._source
+        param = "chat_template" if own else "messages"
+        limits = self._limits
+        if error.kind == "syntax":  # of a template that came with the request
+            return InvalidRequest(
+                f"chat_template has a syntax error in line {error.line}: {error}.", param="chat_template"
+            )
+        if error.kind == "refused":  # its author's own words, through raise_exception
+            return InvalidRequest(f"the chat template refuses these messages: {error}", param="messages")
+        if error.kind == "time":
+            return InvalidRequest(
+                f"{named} was stopped after {limits.seconds:g} s on these messages.",
+                param=param,
+                advice="The server's limit is set by --chat-template-timeout.",
+            )
+        if error.kind == "length":
+            return InvalidRequest(
+                f"{named} makes more than {limits.characters:,} characters of these messages, which no "
+                "context of this server holds.",
+                param=param,
+            )
+        if error.kind == "memory":
+            return InvalidRequest(
+                f"{named} takes more than {limits.memory >> 20} MiB on these messages.", param=param
+            )
+        return InvalidRequest(f"the chat template fails on these messages: {error}", param="messages")
 
     def _choose(self, wanted: str | None, has_tools: bool) -> str:
         if wanted is not None:
@@ -170,101 +236,25 @@ class ChatTemplate:
         )
 
 
-class _GenerationTag(Extension):
-    """`{% generation %}…{% endgeneration %}`, a mark for training: here its body is plain text."""
-
-    tags = {"generation"}  # noqa: RUF012
-
-    def parse(self, parser: Parser) -> nodes.Node:
-        lineno = next(parser.stream).lineno
-        body = parser.parse_statements(("name:endgeneration",), drop_needle=True)
-        return nodes.CallBlock(self.call_method("_body"), [], [], body).set_lineno(lineno)
-
-    def _body(self, caller: Macro) -> str:
-        return caller()
-
-
-class _Dict:
-    """`dict(…)` and `dict.fromkeys` without the class itself, whose attributes lead out of the sandbox."""
-
-    def __call__(self, *args: Any, **kwargs: Any) -> dict[Any, Any]:
-        return dict(*args, **kwargs)
-
-    def fromkeys(self, *args: Any) -> dict[Any, Any]:
-        return dict.fromkeys(*args)
-
-
-class _Namespace(Namespace):
-    """`namespace(…)` that keeps no name with a leading underscore."""
-
-    def __init__(*args: Any, **kwargs: Any) -> None:
-        self, args = args[0], args[1:]  # so that a template may store the name "self"
-        attributes = dict(*args, **kwargs)
-        for name in attributes:
-            _refuse_private(name)
-        Namespace.__init__(self, attributes)
-
-    def __setitem__(self, name: str, value: Any) -> None:
-        _refuse_private(name)
-        super().__setitem__(name, value)
-
-
-def _refuse_private(name: object) -> None:
-    if isinstance(name, str) and name.startswith("_"):
-        raise jinja2.exceptions.SecurityError(f"a namespace cannot hold the private name {name!r}")
-
-
-def _raise_exception(message: object) -> NoReturn:
-    raise jinja2.TemplateError(str(message))
-
-
-def _strftime_now(format: str) -> str:
-    return datetime.now().strftime(format)
-
-
-def _tojson(
-    value: Any,
-    ensure_ascii: bool = False,
-    indent: int | None = None,
-    separators: tuple[str, str] | None = None,
-    sort_keys: bool = False,
-) -> str:
-    # jinja2's own filter escapes <, > and & for HTML
-    return json.dumps(
-        value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys
-    )
-
-
-@lru_cache(maxsize=64)
-def _compile(text: str) -> jinja2.Template:
-    environment = ImmutableSandboxedEnvironment(
-        trim_blocks=True, lstrip_blocks=True, extensions=[_GenerationTag, loopcontrols]
-    )
-    environment.filters["tojson"] = _tojson
-    environment.globals["raise_exception"] = _raise_exception
-    environment.globals["strftime_now"] = _strftime_now
-    environment.globals["dict"] = _Dict()
-    environment.globals["namespace"] = _Namespace
-    return environment.from_string(text)
-
-
 def _read(value: str) -> str:
     """The template that --chat-template means."""
     if "\n" in value or "{" in value:
         return value
+    path = Path(value)
     try:
-        return Path(value).read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
+        # the operator's own file: it may lie anywhere
+        return read_text(path, TEMPLATE_BYTES, root=Path(path.anchor or "."))
+    except ModelLoadError as error:
         raise ModelLoadError(
-            f"--chat-template {value}: {error}.",
+            f"--chat-template {shown(path)}: {error.message}",
             advice="Give the path of a jinja file, or a template that contains '{{' or '{%'.",
             param="chat_template",
         ) from error
 
 
 def _message(message: Mapping[str, Any]) -> dict[str, Any]:
-    """A fresh plain copy, without keys of value None, with reasoning under the names that templates read."""
-    plain: dict[str, Any] = {key: _plain(value) for key, value in message.items() if value is not None}
+    """A copy without keys of value None, with reasoning under the names that templates read."""
+    plain: dict[str, Any] = {key: value for key, value in message.items() if value is not None}
     reasoning = next((plain[key] for key in _REASONING if key in plain), None)
     if reasoning is not None:
         plain = {"thinking": reasoning, **plain, "reasoning_content": reasoning}
@@ -288,8 +278,8 @@ def _plain(value: Any) -> Any:
     return f"<{type(value).__name__}>"
 
 
-def _mark_end(message: dict[str, Any], template: str) -> str:
-    """Append the mark to the message's text, in place; return the text without it."""
+def _marked(message: dict[str, Any], template: str) -> tuple[dict[str, Any], str]:
+    """(a copy of the message with the mark at the end of its text, the text without it)"""
     content = message.get("content")
     if content is None or "content" not in template:
         raise InvalidRequest(
@@ -297,13 +287,13 @@ def _mark_end(message: dict[str, Any], template: str) -> str:
             param="continue_final_message",
         )
     if isinstance(content, str):
-        message["content"] = content + _TAG
-        return content
-    for part in reversed(content):
-        if isinstance(part, dict) and isinstance(part.get("text"), str):
+        return message | {"content": content + _TAG}, content
+    parts = list(content)
+    for number, part in reversed(list(enumerate(parts))):
+        if isinstance(part, Mapping) and isinstance(part.get("text"), str):
             text: str = part["text"]
-            part["text"] = text + _TAG
-            return text
+            parts[number] = {**part, "text": text + _TAG}
+            return message | {"content": parts}, text
     raise InvalidRequest(
         "continue_final_message is set, but the last message has no text part to continue.",
         param="continue_final_message",
@@ -320,37 +310,3 @@ def _cut_at_mark(rendered: str, final: str) -> str:
     if rendered.startswith(_TAG, at):
         return rendered[:at]
     return rendered[:at].rstrip()  # the template trims messages, so it would have trimmed this one's end
-
-
-def _failure(error: Exception) -> InvalidRequest:
-    if isinstance(error, jinja2.TemplateSyntaxError):  # of a template that came with the request
-        return InvalidRequest(
-            f"chat_template has a syntax error in line {error.lineno}: {error.message}.",
-            param="chat_template",
-        )
-    if type(error) is jinja2.TemplateError:  # its author's own words, through raise_exception
-        return InvalidRequest(f"the chat template refuses these messages: {error}", param="messages")
-    return InvalidRequest(
-        f"the chat template fails on these messages: {type(error).__name__}: {error}", param="messages"
-    )
-
-
-def _loops_over_content(tree: nodes.Template) -> bool:
-    """Whether some `for` runs over a message's content, directly or through a variable."""
-    aliases = {
-        assign.target.name
-        for assign in tree.find_all(nodes.Assign)
-        if isinstance(assign.target, nodes.Name) and _is_content(assign.node, frozenset())
-    }
-    names = frozenset(aliases)
-    return any(_is_content(loop.iter, names) for loop in tree.find_all(nodes.For))
-
-
-def _is_content(node: nodes.Node, aliases: frozenset[str]) -> bool:
-    if isinstance(node, nodes.Filter):
-        return node.node is not None and _is_content(node.node, aliases)
-    if isinstance(node, nodes.Getattr):
-        return node.attr == "content"
-    if isinstance(node, nodes.Getitem):
-        return isinstance(node.arg, nodes.Const) and node.arg.value == "content"
-    return isinstance(node, nodes.Name) and node.name in aliases

@@ -28,6 +28,7 @@ from tokenizers import AddedToken
 from tokenizers import Tokenizer as RustTokenizer
 
 from penstock.core.errors import InvalidRequest, ModelLoadError
+from penstock.files import TEMPLATE_BYTES, TOKENIZER_BYTES, check, exists, read_json, read_text, shown
 
 _NAMED = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
 _SPACE = "\u2581"  # SentencePiece's visible space, "▁"
@@ -94,22 +95,28 @@ class Tokenizer:
             ModelLoadError: a file is missing or cannot be read; names it.
         """
         path = Path(path)
-        file = path if path.is_file() else path / "tokenizer.json"
+        file = path if os.path.isfile(path) else path / "tokenizer.json"
         directory = file.parent
-        if not file.is_file():
-            raise ModelLoadError(f"{directory} has no tokenizer.json.", advice=_missing_advice(directory))
+        if not exists(file):
+            raise ModelLoadError(
+                f"{shown(directory)} has no tokenizer.json.", advice=_missing_advice(directory)
+            )
+        check(file, TOKENIZER_BYTES)
         try:
             rust = RustTokenizer.from_file(str(file))
-        except Exception as error:  # the binding raises plain Exception
+        except BaseException as error:  # the binding raises plain Exception, and panics beside it
+            if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
+                raise
             raise ModelLoadError(
-                f"{file} cannot be read: {error}.",
+                f"{shown(file)} cannot be read: {shown(str(error))}.",
                 advice="The file may be incomplete, or newer than the installed `tokenizers` package.",
             ) from error
         rust.no_truncation()
         rust.no_padding()
-        config = _read_json(directory / "tokenizer_config.json")
+        config_file = directory / "tokenizer_config.json"
+        config = _read_json(config_file)
         special = _special_tokens(config, _read_json(directory / "special_tokens_map.json"))
-        _add_tokens(rust, config, special)
+        _add_tokens(rust, config, special, config_file)
         limit = config.get("model_max_length")
         if model_max_length is None and isinstance(limit, int | float) and 0 < limit < 1e12:
             model_max_length = int(limit)  # transformers writes 1e30 for "none"
@@ -272,14 +279,21 @@ def _content(token: object) -> str | None:
     return token if isinstance(token, str) else None
 
 
-def _add_tokens(rust: RustTokenizer, config: Mapping[str, Any], special: Mapping[str, Any]) -> None:
+def _add_tokens(
+    rust: RustTokenizer, config: Mapping[str, Any], special: Mapping[str, Any], file: Path
+) -> None:
     """Register tokens that only the configuration lists, and mark the named ones as special."""
     listed = config.get("added_tokens_decoder")
     if isinstance(listed, dict):
+        for key in listed:
+            if not (key.isascii() and key.isdigit() and len(key) < 11):
+                raise ModelLoadError(
+                    f"{shown(file)}: added_tokens_decoder has the key {shown(key)}, which is no token id."
+                )
         for key in sorted(listed, key=int):
             entry = listed[key]
             text = _content(entry)
-            if text is not None and rust.token_to_id(text) is None:
+            if isinstance(entry, dict) and text and rust.token_to_id(text) is None:
                 rust.add_tokens(
                     [
                         AddedToken(
@@ -304,12 +318,12 @@ def _chat_templates(directory: Path, config: Mapping[str, Any]) -> dict[str, str
     found = _named_templates(config.get("chat_template"))
     found |= _named_templates(_read_json(directory / "chat_template.json").get("chat_template"))
     file = directory / "chat_template.jinja"
-    if file.is_file():
-        found[_DEFAULT] = _read_text(file)
+    if exists(file):
+        found[_DEFAULT] = read_text(file, TEMPLATE_BYTES)
     more = directory / "additional_chat_templates"
-    if more.is_dir():
+    if os.path.isdir(more):
         for file in sorted(more.glob("*.jinja")):
-            found[file.stem] = _read_text(file)
+            found[file.stem] = read_text(file, TEMPLATE_BYTES, root=directory)
     return found
 
 
@@ -321,34 +335,21 @@ def _named_templates(value: object) -> dict[str, str]:
         return {
             entry["name"]: entry["template"]
             for entry in value
-            if isinstance(entry, dict) and isinstance(entry.get("template"), str) and entry.get("name")
+            if isinstance(entry, dict)
+            and isinstance(entry.get("template"), str)
+            and isinstance(entry.get("name"), str)
         }
     return {}
 
 
-def _read_text(file: Path) -> str:
-    try:
-        return file.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise ModelLoadError(f"{file} cannot be read: {error}.") from error
-
-
 def _read_json(file: Path) -> dict[str, Any]:
     """The object in `file`; {} when there is no such file."""
-    if not file.is_file():
-        return {}
-    try:
-        value = json.loads(_read_text(file))
-    except ValueError as error:
-        raise ModelLoadError(f"{file} is not valid JSON: {error}.") from error
-    if not isinstance(value, dict):
-        raise ModelLoadError(f"{file} must hold a JSON object, got {type(value).__name__}.")
-    return value
+    return read_json(file) if exists(file) else {}
 
 
 def _missing_advice(directory: Path) -> str:
     convertible = [
-        name for name in ("tokenizer.model", "vocab.json", "tekken.json") if (directory / name).is_file()
+        name for name in ("tokenizer.model", "vocab.json", "tekken.json") if os.path.isfile(directory / name)
     ]
     if convertible:
         return (

@@ -67,8 +67,8 @@ def attacked(server: Server, attack: Callable[[], object]) -> Toll:
         worst_livez=probes["worst"],
         probes=probes["count"],
         failed=probes["failed"],
-        grown={name: _memory(pid, "VmHWM") - before[name] for name, pid in pids.items()},
-        kept={name: _memory(pid, "VmRSS") - before[name] for name, pid in pids.items()},
+        grown={name: _memory(pid, "VmHWM") - before[name] for name, pid in pids.items() if _runs(pid)},
+        kept={name: _memory(pid, "VmRSS") - before[name] for name, pid in pids.items() if _runs(pid)},
     )
 
 
@@ -114,10 +114,14 @@ def error_of(answer: tuple[int, bytes]) -> dict[str, Any]:
 def processes(server: Server) -> dict[str, int]:
     """The server's processes: the API's, the engine's, and whatever else it has started."""
     api = server.process.pid
-    named = {"api": api}
-    for number, child in enumerate(sorted(children(api))):
-        named["engine" if number == 0 else f"child {number}"] = child
-    return named
+    named = {"api": api, "engine": server.engine_pid()}
+    others = sorted(set(children(api)) - set(named.values()))
+    return named | {f"child {number}": child for number, child in enumerate(others, 1)}
+
+
+def _runs(pid: int) -> bool:
+    """False for a process of templates that was stopped: the limit of its memory is the system's."""
+    return Path(f"/proc/{pid}").exists()
 
 
 def _memory(pid: int, field: str) -> int:

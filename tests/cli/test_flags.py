@@ -47,6 +47,11 @@ def test_spellings() -> None:
     assert engine("--gpu_memory_utilization=0.8").gpu_memory_utilization == 0.8
 
 
+def test_names_of_vllm() -> None:
+    named = server("--h11-max-incomplete-event-size", "8192", "--h11_max_header_count", "64")
+    assert (named.max_header_bytes, named.max_header_count) == (8192, 64)
+
+
 def test_flags_that_may_be_given_several_times() -> None:
     assert server("--api-key", "a", "b", "--api-key", "c").api_key == ("a", "b", "c")
     assert server("--served-model-name", "x", "y").served_model_name == ("x", "y")

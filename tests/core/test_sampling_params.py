@@ -20,13 +20,24 @@ from penstock.core.sampling_params import Sampling, SamplingParams
         ("min_p", 1.5),
         ("presence_penalty", 2.5),
         ("frequency_penalty", -2.5),
+        ("temperature", 10**400),
+        ("temperature", float("inf")),
+        ("temperature", "1"),
         ("repetition_penalty", 0.0),
+        ("repetition_penalty", 0.00099),
+        ("repetition_penalty", 1001),
         ("n", 1.5),
         ("top_k", 2.5),
         ("max_tokens", "5"),
         ("seed", True),
         ("logit_bias", {1: 200.0}),
+        ("logit_bias", {1: 10**400}),
+        ("logit_bias", {1: float("nan")}),
+        ("logit_bias", {1: True}),
+        ("logit_bias", {1: "1"}),
         ("seed", 2**64),
+        ("top_k", 2**63),
+        ("max_tokens", 10**400),
         ("max_tokens", 0),
         ("min_tokens", -1),
         ("min_tokens", 17),
@@ -39,6 +50,30 @@ def test_out_of_range_is_refused_by_name(field: str, value: object) -> None:
     with pytest.raises(InvalidRequest, match=field) as caught:
         SamplingParams(**{field: value})  # type: ignore[arg-type]
     assert caught.value.param == field
+    assert len(str(caught.value)) < 200
+
+
+@pytest.mark.parametrize(
+    ("field", "values"),
+    [
+        ("temperature", (0, 5e-324, 1e-5, 100)),
+        ("top_p", (5e-324, 1)),
+        ("min_p", (0, 5e-324, 1)),
+        ("presence_penalty", (-2, 2)),
+        ("frequency_penalty", (-2, 2)),
+        ("repetition_penalty", (0.001, 1000)),
+        ("logit_bias", ({1: -100}, {1: 100}, {1: 5e-324})),
+        ("seed", (-(2**63), 2**63 - 1)),
+        ("top_k", (-1, 0, 1, 2**63 - 1)),
+    ],
+)
+def test_the_borders_of_a_range_belong_to_it(field: str, values: tuple[object, ...]) -> None:
+    for value in values:
+        assert getattr(SamplingParams(**{field: value}), field) == value  # type: ignore[arg-type]
+
+
+def test_zero_has_no_sign() -> None:
+    assert repr(SamplingParams(temperature=-0.0)) == repr(SamplingParams(temperature=0))
 
 
 def test_sequences_become_tuples() -> None:

@@ -44,7 +44,8 @@ class Page:
 class Server:
     """The process, its address, and what it printed."""
 
-    def __init__(self, *flags: str, log: Path) -> None:
+    def __init__(self, *flags: str, log: Path, open_files: int | None = None) -> None:
+        """`open_files`: its limit of descriptors, soft and hard."""
         self.port = free_port()
         self.url = f"http://127.0.0.1:{self.port}"
         self._log = log
@@ -59,6 +60,8 @@ class Server:
             str(self.port),
             *flags,
         ]
+        if open_files is not None:
+            command = ["sh", "-c", f'ulimit -n {open_files} && exec "$@"', "sh", *command]
         with log.open("wb") as out:
             self.process = subprocess.Popen(
                 command, stdout=out, stderr=out, env={**os.environ, "OMP_NUM_THREADS": "1"}
@@ -102,8 +105,8 @@ class Server:
         return self.process.wait(seconds)
 
     def engine_pid(self) -> int:
-        """The engine's process, the only child."""
-        (pid,) = children(self.process.pid)
+        """The engine's process."""
+        (pid,) = children(self.process.pid, "penstock.engine.process")
         return pid
 
     def close(self) -> None:
@@ -118,18 +121,29 @@ class Server:
 
 
 @contextlib.contextmanager
-def serving(*flags: str, log: Path) -> Iterator[Server]:
+def serving(*flags: str, log: Path, open_files: int | None = None) -> Iterator[Server]:
     """A server for the length of a with block."""
-    server = Server(*flags, log=log)
+    server = Server(*flags, log=log, open_files=open_files)
     try:
         yield server.wait()
     finally:
         server.close()
 
 
-def children(pid: int) -> list[int]:
-    """Processes that this one has started and that run."""
-    return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+def children(pid: int, module: str = "") -> list[int]:
+    """Processes that this one has started and that run; module: only those that run this module."""
+    found = []
+    for task in Path(f"/proc/{pid}/task").iterdir():  # a thread's children are not its process's list
+        with contextlib.suppress(OSError):  # it has ended
+            found += [int(child) for child in (task / "children").read_text().split()]
+    return [child for child in found if module in _command(child)]
+
+
+def _command(pid: int) -> str:
+    try:
+        return Path(f"/proc/{pid}/cmdline").read_bytes().replace(b"\0", b" ").decode()
+    except OSError:
+        return ""
 
 
 def eventually(condition: object, seconds: float = 30.0) -> None:

@@ -3,47 +3,47 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import http.client
 import json
+import socket
 import threading
 from typing import Any
 
-import uvicorn
 from starlette.types import ASGIApp
 
 from penstock.http.config import HttpConfig
-from penstock.http.connection import Connection
-from penstock.http.serve import bind
+from penstock.http.serve import Server, bind
 
 PATIENCE = 20.0
 """Seconds after which a wait in a test counts as a hang."""
 
 
 class Live:
-    """An application behind uvicorn, in a thread."""
+    """An application behind the real server, in a thread."""
 
     def __init__(self, app: ASGIApp, config: HttpConfig) -> None:
         self._socket = bind(config)
         self.port: int = self._socket.getsockname()[1]
-        self._server = uvicorn.Server(
-            uvicorn.Config(
-                app,
-                http=Connection,
-                log_config=None,
-                lifespan="off",
-                ws="none",
-                root_path=config.root_path,
-            )
-        )
+        self._server = Server(app, config)
         self._thread = threading.Thread(target=self._run, daemon=True)
 
     @property
     def url(self) -> str:
         return f"http://127.0.0.1:{self.port}"
 
+    @property
+    def requests(self) -> int:
+        """Connections on which a request has begun."""
+        return sum(each.cycle is not None for each in list(self._server.server_state.connections))
+
     def start(self) -> None:
         self._socket.listen()  # connections wait in the backlog until the loop runs
         self._thread.start()
+
+    def reload(self) -> None:
+        """What SIGHUP does."""
+        self._server.reload()
 
     def stop(self) -> None:
         self._server.should_exit = True
@@ -61,8 +61,38 @@ class Live:
     def post(self, path: str, body: Any, headers: dict[str, str] | None = None) -> Response:
         return self.request("POST", path, body, headers)
 
+    def connect(self) -> socket.socket:
+        """A bare connection."""
+        return socket.create_connection(("127.0.0.1", self.port), timeout=PATIENCE)
+
+    def raw(self, *parts: bytes) -> bytes:
+        """Send bytes as they are; everything that comes back until the server closes."""
+        with self.connect() as connection:
+            for part in parts:
+                connection.sendall(part)
+            return until_closed(connection)
+
     def _run(self) -> None:
         asyncio.run(self._server.serve(sockets=[self._socket]))
+
+
+def until_closed(connection: socket.socket) -> bytes:
+    """Everything that comes until the server closes, gently or not."""
+    received = b""
+    with contextlib.suppress(ConnectionResetError):
+        while chunk := connection.recv(65536):
+            received += chunk
+    return received
+
+
+def parse(data: bytes) -> Response:
+    """The one answer in these bytes, which has a Content-Length."""
+    head, _, body = data.partition(b"\r\n\r\n")
+    status, *lines = head.decode("latin-1").split("\r\n")
+    headers = dict(line.split(": ", 1) for line in lines)
+    response = Response(int(status.split()[1]), headers, body)
+    assert len(body) == int(response.headers["content-length"]), data
+    return response
 
 
 class Response:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import socket
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -15,7 +17,7 @@ from penstock.http.config import HttpConfig
 from penstock.http.serve import bind, serve
 
 from .conftest import make_app
-from .live import Response, exchange
+from .live import Live, Response, exchange
 
 # ---- the socket ----
 
@@ -41,6 +43,43 @@ def test_a_port_can_be_bound_again_after_use() -> None:
     port = first.getsockname()[1]
     first.close()
     bind(HttpConfig(host="127.0.0.1", port=port)).close()
+
+
+@pytest.mark.parametrize("uvloop", [True, False])
+def test_of_two_servers_on_one_port_the_second_is_refused(uvloop: bool) -> None:
+    """Both can be bound, so that a port waits for nobody's TIME_WAIT; only one can listen. uvloop does not
+    tell."""
+    first = HttpConfig(host="127.0.0.1", port=0)
+    factory = None
+    if uvloop:
+        factory = pytest.importorskip("uvloop").new_event_loop
+
+    async def start(
+        config: HttpConfig, sock: socket.socket, worker: Upstreams, on_started: Callable[[], None]
+    ) -> int:
+        app = make_app(config)
+        return await serve(
+            app, config, worker, sock, on_started=on_started, handle_signals=False, log_config=None
+        )
+
+    async def both() -> None:
+        started, never = asyncio.Event(), asyncio.Event()
+        one = bind(first)
+        port = one.getsockname()[1]
+        second = HttpConfig(host="127.0.0.1", port=port)
+        other = bind(second)
+        serving = asyncio.create_task(start(first, one, upstreams := Upstreams(), started.set))
+        await started.wait()
+        with pytest.raises(StartupError, match=f"Port {port} is in use"):
+            await start(second, other, Upstreams(), never.set)
+        assert not never.is_set()
+        assert other.fileno() == -1
+        assert (await asyncio.to_thread(exchange, port, "GET", "/health")).status == 200
+        upstreams.failure = Unavailable("enough")
+        await serving
+
+    with asyncio.Runner(loop_factory=factory) as runner:
+        runner.run(both())
 
 
 def test_tls_files_are_checked_before_anything_else(tmp_path: Path) -> None:
@@ -111,6 +150,27 @@ def test_a_server_without_an_engine(caplog: pytest.LogCaptureFixture) -> None:
     ]
     assert (status, upstreams.closed) == (1, True)
     assert "The gateway has died: nobody is left" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("target", "shown"),
+    [
+        ("/health?api_key=secret", "GET /health?…"),
+        ("/health", "GET /health HTTP"),
+        ("/no%0d%0aINFO:%20where?key=secret%0a", "GET /no%0D%0AINFO%3A%20where?…"),
+        ("/" + "x" * 5000 + "?key=secret", "GET /" + "x" * 255 + "…?…"),
+        ("http://user:secret@x/health", "GET /health HTTP"),
+    ],
+)
+def test_the_access_log_has_no_secrets_and_one_line_for_a_request(
+    server: Live, caplog: pytest.LogCaptureFixture, target: str, shown: str
+) -> None:
+    with caplog.at_level(logging.INFO, "uvicorn.access"):
+        server.raw(f"GET {target} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n".encode())
+    (line,) = [record.getMessage() for record in caplog.records if record.name == "uvicorn.access"]
+    assert shown in line
+    assert "secret" not in line
+    assert line.isprintable()
 
 
 def test_the_room_needs_no_engine() -> None:

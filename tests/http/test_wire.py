@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import json
-import socket
 
 import pytest
 
 from .conftest import listening
-from .live import PATIENCE, Live
+from .live import Live
 
 # ---- bodies that are too large ----
 
@@ -20,40 +19,29 @@ def test_a_large_body(server: Live) -> None:
     assert str(10 * 1024 * 1024) in answer.error["message"]
 
 
-def raw(server: Live, *parts: bytes) -> bytes:
-    """Send bytes as they are; return everything up to the close."""
-    with socket.create_connection(("127.0.0.1", server.port), timeout=PATIENCE) as connection:
-        for part in parts:
-            connection.sendall(part)
-        received = b""
-        while chunk := connection.recv(65536):
-            received += chunk
-        return received
-
-
 HEAD = b"POST /echo HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nConnection: close\r\n"
 
 
 def test_a_large_chunked_body() -> None:
     with listening(max_body_bytes=1000) as server:
         chunk = b"258\r\n" + b"x" * 600 + b"\r\n"
-        answer = raw(server, HEAD + b"Transfer-Encoding: chunked\r\n\r\n", chunk, chunk, b"0\r\n\r\n")
+        answer = server.raw(HEAD + b"Transfer-Encoding: chunked\r\n\r\n", chunk, chunk, b"0\r\n\r\n")
         assert answer.startswith(b"HTTP/1.1 413 ")
         small = json.dumps({"hello": "you"}).encode()
         body = b"%x\r\n%s\r\n0\r\n\r\n" % (len(small), small)
-        assert raw(server, HEAD + b"Transfer-Encoding: chunked\r\n\r\n", body).startswith(b"HTTP/1.1 200 ")
+        assert server.raw(HEAD + b"Transfer-Encoding: chunked\r\n\r\n", body).startswith(b"HTTP/1.1 200 ")
 
 
 def test_a_large_body_that_waits_for_permission_is_refused_unsent() -> None:
     with listening(max_body_bytes=1000) as server:
-        answer = raw(server, HEAD + b"Content-Length: 2000\r\nExpect: 100-continue\r\n\r\n")
+        answer = server.raw(HEAD + b"Content-Length: 2000\r\nExpect: 100-continue\r\n\r\n")
         assert answer.startswith(b"HTTP/1.1 413 ")
 
 
 def test_an_endless_body_is_cut_off() -> None:
     with listening(max_body_bytes=1000) as server:
         chunk = b"258\r\n" + b"x" * 600 + b"\r\n"
-        answer = raw(server, HEAD + b"Transfer-Encoding: chunked\r\n\r\n" + chunk * 20)
+        answer = server.raw(HEAD + b"Transfer-Encoding: chunked\r\n\r\n" + chunk * 20)
         assert answer.startswith(b"HTTP/1.1 413 ")
 
 
@@ -66,23 +54,23 @@ OFFER = (
 def test_an_offer_to_speak_another_protocol_is_ignored(server: Live, cut: int) -> None:
     body = json.dumps({"hello": "you"}).encode()
     whole = OFFER + b"Content-Length: %d\r\n\r\n" % len(body) + body
-    answer = raw(server, whole[: len(whole) - cut], whole[len(whole) - cut :])
+    answer = server.raw(whole[: len(whole) - cut], whole[len(whole) - cut :])
     assert answer.startswith(b"HTTP/1.1 200 ")
     assert answer.endswith(b'{"hello":"you"}')
     chunked = OFFER + b"Transfer-Encoding: chunked\r\n\r\n%x\r\n%s\r\n0\r\n\r\n" % (len(body), body)
-    assert raw(server, chunked).startswith(b"HTTP/1.1 200 ")
+    assert server.raw(chunked).startswith(b"HTTP/1.1 200 ")
 
 
 def test_an_offer_without_a_body_keeps_the_connection(server: Live) -> None:
     offer = b"GET /health HTTP/1.1\r\nHost: x\r\nConnection: Upgrade\r\nUpgrade: h2c\r\n\r\n"
     last = b"GET /health HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n"
-    assert raw(server, offer + offer + last).count(b"HTTP/1.1 200 ") == 3
+    assert server.raw(offer + offer + last).count(b"HTTP/1.1 200 ") == 3
 
 
 def test_connect_is_refused(server: Live) -> None:
-    assert raw(server, b"CONNECT x:1 HTTP/1.1\r\nHost: x\r\n\r\n").startswith(b"HTTP/1.1 4")
+    assert server.raw(b"CONNECT x:1 HTTP/1.1\r\nHost: x\r\n\r\n").startswith(b"HTTP/1.1 4")
 
 
 def test_bytes_that_are_no_http(server: Live) -> None:
-    assert raw(server, b"\x16\x03\x01 hello\r\n\r\n").startswith(b"HTTP/1.1 400 ")
+    assert server.raw(b"\x16\x03\x01 hello\r\n\r\n").startswith(b"HTTP/1.1 400 ")
     assert server.get("/health").status == 200

@@ -122,6 +122,32 @@ def test_a_failing_compiler(compiler: Compiler, work: str, complaint: str) -> No
     assert not list(compiler.cache.glob("*.so"))
 
 
+@pytest.mark.parametrize("hangs_at", ["version", "probe"])
+def test_a_compiler_that_hangs_is_found_out_and_waited_for_once(
+    compiler: Compiler,
+    fresh: None,
+    caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+    hangs_at: str,
+) -> None:
+    monkeypatch.setattr(build, "_PROBE_SECONDS", 0.2)
+    monkeypatch.setattr(build, "_hanging", set())
+    if hangs_at == "version":
+        (tmp_path / "cxx").write_text("#!/bin/sh\nexec sleep 60\n")
+        monkeypatch.setattr(library, "WAIT_SECONDS", 0.0)
+        library.start_build()
+        assert library.available() is None
+        (warning,) = warnings_of(caplog)
+        assert "cxx hangs: it does nothing for 0.2 s" in warning
+        with pytest.raises(BuildError, match="hangs"):
+            build.target()
+    else:
+        compiler.install("exec sleep 60")
+        with pytest.raises(BuildError, match=r"cxx hangs.*CXX"):
+            build.build()
+
+
 def test_no_compiler(compiler: Compiler, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.delenv("CXX")
     monkeypatch.setenv("PATH", str(tmp_path / "empty"))

@@ -46,7 +46,7 @@ class VectorFormat:
     prompt = "input"
     empty = "input must not be empty."
 
-    def ask(self, state: State, request: VectorRequest) -> Ask:
+    async def ask(self, state: State, request: VectorRequest) -> Ask:
         return Ask(inputs=list(request.input), params=Pooling(normalize=request.normalize))
 
     def error(self, error: PenstockError) -> bytes:

@@ -158,6 +158,32 @@ def test_who_is_cut_off_by_it_is_told_as_json(serve: Callable[..., Served]) -> N
     assert served.exit_status()[0] == 1
 
 
+def test_who_reads_a_stream_is_told_by_it(serve: Callable[..., Served]) -> None:
+    served = serve("--pause-at", "2")
+    answer = served.open(HELLO)
+    assert answer.status == 200
+    served.signal(signal.SIGTERM)
+    assert served.line() == "draining"
+    served.signal(signal.SIGTERM)
+    *_, last, end = answer.read().split(b"\n\n")
+    assert (json.loads(last.removeprefix(b"data: "))["error"]["code"], end) == ("draining", b"")
+    status, errors = served.exit_status()
+    assert status == 1
+    assert "Traceback" not in errors
+
+
+def test_a_hangup_harms_nobody(serve: Callable[..., Served]) -> None:
+    served = serve("--pause-at", "2")
+    answer = served.open(HELLO)
+    assert answer.status == 200
+    served.signal(signal.SIGHUP)
+    assert served.get("/readyz")[0] == 200
+    served.signal(signal.SIGUSR1)
+    assert b"data: [DONE]" in answer.read()
+    served.signal(signal.SIGTERM)
+    assert served.exit_status()[0] == 0
+
+
 def test_a_dead_engine_ends_the_server(serve: Callable[..., Served]) -> None:
     served = serve("--pause-at", "0")
     served.signal(signal.SIGUSR2)  # the engine dies under the request

@@ -34,6 +34,10 @@ SOURCE_DIR = Path(__file__).parent / "csrc"
 FLAGS = ("-std=c++17", "-O3", "-march=native", "-fPIC", "-fno-math-errno", "-Wno-psabi")
 _COMPILERS = ("g++", "clang++", "c++")
 _COMPILE_SECONDS = 300
+_PROBE_SECONDS = 5.0
+"""For what takes a working compiler some tenths of a second: its version, and a program of one line."""
+_hanging: set[tuple[str, ...]] = set()
+"""Compilers that did not even tell their version in that time; nobody waits for them twice."""
 
 
 class BuildError(Exception):
@@ -55,11 +59,14 @@ class Target:
 
 
 def cache_dir() -> Path:
-    """Where libraries are kept; made on first use, for this user only."""
+    """Where libraries are kept; made on first use, for this user only. Raises BuildError if nobody says."""
     own = os.environ.get("PENSTOCK_CACHE")
     if own:
         return Path(own)
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "penstock"
+    cache = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
+    if not os.path.isabs(cache):  # "~" stays as it is for a user without a home
+        raise BuildError("This user has no home directory.", "Set PENSTOCK_CACHE to a writable directory.")
+    return Path(cache) / "penstock"
 
 
 def find_compiler() -> tuple[str, ...] | None:
@@ -91,14 +98,30 @@ def target(flags: tuple[str, ...] = FLAGS) -> Target:
             f"No C++ compiler was found ({os.environ.get('CXX') or ', '.join(_COMPILERS)}).",
             "Install one (Debian and Ubuntu: apt-get install g++).",
         )
+    if compiler in _hanging:
+        raise _hangs(compiler)
     try:
         version = subprocess.run(
-            [*compiler, "--version"], capture_output=True, check=True, timeout=60, stdin=subprocess.DEVNULL
+            [*compiler, "--version"],
+            capture_output=True,
+            check=True,
+            timeout=_PROBE_SECONDS,
+            stdin=subprocess.DEVNULL,
         ).stdout
+    except subprocess.TimeoutExpired as error:
+        _hanging.add(compiler)
+        raise _hangs(compiler) from error
     except (OSError, subprocess.SubprocessError) as error:
         raise BuildError(f"{compiler[0]} --version failed: {error}.", "Repair it, or set CXX.") from error
     digest = hashlib.sha256(version).hexdigest()[:12]
     return Target(compiler, flags, cache_dir() / f"{_stem(flags)}-{digest}.so")
+
+
+def _hangs(compiler: tuple[str, ...]) -> BuildError:
+    return BuildError(
+        f"{compiler[0]} hangs: it does nothing for {_PROBE_SECONDS:g} s.",
+        "Repair it, or set CXX to another one.",
+    )
 
 
 def build(flags: tuple[str, ...] = FLAGS) -> Path:
@@ -149,6 +172,9 @@ def compile_library(wanted: Target) -> None:
     The directory must be there. Raises BuildError, and OSError if it cannot be written.
     """
     with tempfile.TemporaryDirectory(prefix="building-", dir=wanted.path.parent) as directory:
+        probe = Path(directory, "probe.cpp")
+        probe.write_text("int main() { return 0; }\n")
+        _run(wanted, ["-c", "-o", f"{directory}/probe.o", str(probe)], _PROBE_SECONDS)
         objects = {source: f"{directory}/{source.stem}.o" for source in sorted(SOURCE_DIR.glob("*.cpp"))}
         compiling = [["-c", "-o", target, str(source)] for source, target in objects.items()]
         with ThreadPoolExecutor(min(4, os.cpu_count() or 1)) as pool:
@@ -160,20 +186,20 @@ def compile_library(wanted: Target) -> None:
         os.rename(library, wanted.path)
 
 
-def _run(wanted: Target, arguments: list[str]) -> None:
+def _run(wanted: Target, arguments: list[str], seconds: float = _COMPILE_SECONDS) -> None:
     """Call the compiler. Raises BuildError with its first complaint."""
     try:
         done = subprocess.run(
             [*wanted.compiler, *wanted.flags, *arguments],
             capture_output=True,
             text=True,
-            timeout=_COMPILE_SECONDS,
+            timeout=seconds,
             stdin=subprocess.DEVNULL,
         )
     except subprocess.TimeoutExpired as error:
-        raise BuildError(
-            f"{wanted.compiler[0]} took more than {_COMPILE_SECONDS} s.", "Try again."
-        ) from error
+        if seconds == _PROBE_SECONDS:
+            raise _hangs(wanted.compiler) from error
+        raise BuildError(f"{wanted.compiler[0]} took more than {seconds:g} s.", "Try again.") from error
     if done.returncode:
         complaint = next((line for line in done.stderr.splitlines() if "error" in line), done.stderr[:500])
         raise BuildError(f"{wanted.compiler[0]} failed: {complaint.strip()}.", "Try another one with CXX.")

@@ -22,9 +22,10 @@ from .binding import Library
 
 logger = logging.getLogger("penstock.kernels")
 
-#: Seconds that a start waits for a compiler which is still running: several times what it needs, once per
-#: machine. Without the kernels, the engine would serve at half its speed for all its life.
-WAIT_SECONDS = 60.0
+#: Seconds that a start waits for a compiler which is still running: several times the five to seven that it
+#: needs, once per machine. Without the kernels, the engine would serve at half its speed for all its life.
+#: One that hangs is found out earlier, by a program of one line (build.py).
+WAIT_SECONDS = 30.0
 #: The same, when the kernels were asked for by name.
 PATIENCE = 300.0
 
@@ -51,7 +52,8 @@ def start_build() -> None:
         return
     try:
         there = build.find_library() is not None or prebuilt.fitting()
-        if not there and build.find_compiler() is not None:
+        if not there:
+            build.target()  # no compiler, or none that answers, need not be tried in a process of its own
             _State.builder = build.start_build()
     except (OSError, build.BuildError):
         pass  # available() tries again, and says what is wrong
@@ -121,7 +123,7 @@ def _wait(seconds: float) -> None:
     if builder is None:
         return
     started = time.monotonic()
-    logger.info("compiling the CPU kernels for this machine, once")
+    logger.info("compiling the CPU kernels for this machine, once; waiting for at most %.0f s", seconds)
     try:
         _, complaint = builder.communicate(timeout=seconds)
     except subprocess.TimeoutExpired as error:

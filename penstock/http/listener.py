@@ -1,0 +1,113 @@
+"""Accepting connections, within their limits.
+
+asyncio and uvloop accept whatever comes, as much of it at once as waits, and know of a TLS client only once
+it has shaken hands; here a connection is admitted, counted and given its deadline before a byte is read.
+It knows sockets and who admits; it does not know what is spoken on a connection.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import logging
+import socket
+import ssl
+from collections.abc import Callable
+
+from .connection import Connection
+from .limits import Connections
+
+logger = logging.getLogger("penstock.http")
+
+_AT_ONCE = 64
+"""Connections accepted before the loop goes on to something else."""
+_PAUSE = 0.1
+"""Seconds without accepting when the system has no descriptor left."""
+_EXHAUSTED = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM})
+
+
+class Listener:
+    """A listening socket. Has what uvicorn asks of an `asyncio.Server`."""
+
+    def __init__(
+        self,
+        sock: socket.socket,
+        connections: Connections,
+        make: Callable[[str], Connection],
+        tls: ssl.SSLContext | None,
+        backlog: int,
+    ) -> None:
+        """Listen. Raises OSError if someone else does already.
+
+        Args:
+            make: a connection, from the client's address.
+            backlog: connections that may wait to be accepted.
+        """
+        # here, since uvloop's create_server does not tell of a listen that fails
+        sock.listen(backlog)
+        sock.setblocking(False)
+        self._sock = sock
+        self._connections = connections
+        self._make = make
+        self._tls = tls
+        self._loop = asyncio.get_running_loop()
+        self._opening: dict[Connection, asyncio.Task[None]] = {}
+        self._pause: asyncio.TimerHandle | None = None
+        self._listen()
+        self._sweeper = self._loop.call_later(connections.limits.interval, self._sweep)
+
+    def close(self) -> None:
+        """Accept no more."""
+        if self._pause is not None:
+            self._pause.cancel()
+        self._loop.remove_reader(self._sock)
+        for connection in list(self._opening):
+            connection.cut()
+
+    async def wait_closed(self) -> None:
+        """The end of a server: connections need not be looked after any more."""
+        self._sweeper.cancel()
+
+    def _listen(self) -> None:
+        self._loop.add_reader(self._sock, self._accept)
+
+    def _sweep(self) -> None:
+        self._sweeper = self._loop.call_later(self._connections.sweep(), self._sweep)
+
+    def _accept(self) -> None:
+        for _ in range(_AT_ONCE):
+            try:
+                client, address = self._sock.accept()
+            except (BlockingIOError, InterruptedError, ConnectionAbortedError):
+                return
+            except OSError as error:
+                if error.errno not in _EXHAUSTED:
+                    raise
+                self._connections.log.warning(
+                    "accept", "Connections wait to be accepted: %s.", error.strerror
+                )
+                self._loop.remove_reader(self._sock)
+                self._pause = self._loop.call_later(_PAUSE, self._listen)
+                return
+            client.setblocking(False)
+            connection = self._make(address[0] if isinstance(address, tuple) else "")
+            if not self._connections.admit(connection):
+                client.close()
+                continue
+            self._opening[connection] = self._loop.create_task(self._open(client, connection))
+
+    async def _open(self, client: socket.socket, connection: Connection) -> None:
+        handshake = {} if self._tls is None else {"ssl_handshake_timeout": self._connections.limits.headers}
+        try:
+            if not connection.unwanted:  # from here on, the socket is the transport's
+                connection.opening = asyncio.current_task()
+                await self._loop.connect_accepted_socket(
+                    lambda: connection, client, ssl=self._tls, **handshake
+                )
+            else:
+                client.close()
+        except (OSError, asyncio.CancelledError):  # no TLS, or none in time, or no room for it any more
+            self._connections.forget(connection)
+        finally:
+            connection.opening = None
+            del self._opening[connection]

@@ -1,0 +1,140 @@
+"""What is wrong with an answer, if anything.
+
+Whatever was sent: no 5xx but a 503 that says the server is full or shutting down, an error in OpenAI's shape
+with few words, an answer whose counts add up, a stream that ends.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+from urllib.parse import unquote
+
+import msgspec
+
+from .cases import GETS, Case
+from .requests import CHAT, DETOKENIZE, TEXT, TOKENIZE
+
+MOST_WORDS = 1024
+"""Bytes that an error may take, beside what surrounds its message."""
+REFUSALS = (400, 404, 405, 408, 413, 414, 415, 431)
+FULL = ("queue_full", "draining")
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """What came back."""
+
+    status: int
+    headers: dict[str, str]
+    """Names in lower case."""
+    body: bytes
+
+
+def wrong(case: Case, answer: Answer) -> str | None:
+    """What is wrong, in a few words that are the same for the same fault; None if nothing is."""
+    try:
+        return _wrong(case, answer)
+    except (KeyError, IndexError, TypeError, ValueError, msgspec.MsgspecError) as error:
+        return f"shapeless {answer.status}: {type(error).__name__}: {str(error)[:60]}"
+
+
+def _wrong(case: Case, answer: Answer) -> str | None:
+    status = answer.status
+    if "x-request-id" not in answer.headers and case.method != "OPTIONS":
+        return f"{status} without a request id"
+    if case.method == "HEAD":
+        return None if status in (200, *REFUSALS) else f"HEAD answered with {status}"
+    if case.method == "OPTIONS" and status == 200:  # CORS
+        return None
+    if status == 200:
+        return _wrong_success(case, answer)
+    error = _error(answer)
+    if status == 503:
+        return None if error["code"] in FULL else f"503 {error['code']}"
+    if status not in REFUSALS:
+        return f"{status} {error['code']}: {error['message'][:60]}"
+    if case.must_serve:
+        return f"a valid request refused: {error['message'][:80]}"
+    if case.field is not None and error["param"] is None and error["code"] != "invalid_json":
+        return f"no param: {error['message'][:60]}"
+    return None
+
+
+def _error(answer: Answer) -> dict[str, Any]:
+    body = msgspec.json.decode(answer.body)
+    if set(body) - {"status"} != {"error"}:  # probes say a status, too
+        raise ValueError(f"keys {sorted(body)}")
+    error: dict[str, Any] = body["error"]
+    if set(error) != {"message", "type", "param", "code"}:
+        raise ValueError(f"error keys {sorted(error)}")
+    if not answer.headers["content-type"].startswith("application/json"):
+        raise ValueError("an error that is not declared as JSON")
+    message = error["message"]
+    if not isinstance(message, str) or not message.strip():
+        raise ValueError("no message")
+    if len(message.encode()) > MOST_WORDS or len(str(error["param"])) > MOST_WORDS:
+        raise ValueError(f"a message of over {MOST_WORDS} bytes: {message[:12]}")
+    if "Traceback" in message or "object at 0x" in message:
+        raise ValueError(f"Python in a message: {message[:60]}")
+    return error
+
+
+def _wrong_success(case: Case, answer: Answer) -> str | None:
+    kind = answer.headers["content-type"]
+    if kind.startswith("text/event-stream"):
+        return _wrong_stream(answer.body)
+    if kind.startswith("text/plain"):
+        return None if b"vllm:" in answer.body else "plain text"
+    body = msgspec.json.decode(answer.body)
+    path = "/" + unquote(case.path).removeprefix("http://fuzz").strip("/")
+    if path in (CHAT, TEXT):
+        return _wrong_generation(body)
+    if path == TOKENIZE:
+        return None if body["count"] == len(body["tokens"]) else "count is not that of the tokens"
+    if path == DETOKENIZE:
+        return None if isinstance(body["prompt"], str) else "no text"
+    known = path in GETS or path.startswith("/v1/models")
+    return None if known or "status" in body or "id" in body else f"served: {path[:40]}"
+
+
+def _wrong_generation(body: Any) -> str | None:
+    choices = body["choices"]
+    if not choices or [choice["index"] for choice in choices] != list(range(len(choices))):
+        return "indices of choices"
+    if any(choice["finish_reason"] not in ("stop", "length") for choice in choices):
+        return f"finish_reason {choices[0]['finish_reason']}"
+    return _wrong_usage(body["usage"])
+
+
+def _wrong_usage(usage: Any) -> str | None:
+    if usage["prompt_tokens"] < 1 or usage["completion_tokens"] < 0:
+        return "usage below nothing"
+    if usage["prompt_tokens"] + usage["completion_tokens"] != usage["total_tokens"]:
+        return "usage does not add up"
+    return None
+
+
+def _wrong_stream(body: bytes) -> str | None:
+    *events, done, rest = body.split(b"\n\n")
+    if done != b"data: [DONE]" or rest:
+        return "a stream without its end"
+    ends: dict[int, str | None] = {}
+    for event in events:
+        if not event.startswith(b"data: "):
+            return "an event without data"
+        chunk = msgspec.json.decode(event[6:])
+        if "error" in chunk:
+            code = chunk["error"]["code"]
+            return (
+                None if code in FULL else f"a stream that ends with {code}: {chunk['error']['message'][:60]}"
+            )
+        if chunk.get("usage") is not None and (problem := _wrong_usage(chunk["usage"])) is not None:
+            return problem
+        for choice in chunk["choices"]:
+            if ends.get(choice["index"]) is not None:
+                return "a choice that goes on after its end"
+            ends[choice["index"]] = choice["finish_reason"]
+    if not ends or any(reason not in ("stop", "length") for reason in ends.values()):
+        return f"a stream whose choices end with {sorted(map(str, set(ends.values())))}"
+    return None

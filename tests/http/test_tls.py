@@ -1,0 +1,95 @@
+"""TLS: clients that do not shake hands, and certificates that are read again."""
+
+from __future__ import annotations
+
+import logging
+import shutil
+import ssl
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from .conftest import listening
+from .live import PATIENCE, Live, until_closed
+
+pytestmark = pytest.mark.skipif(
+    shutil.which("openssl") is None, reason="no openssl to make certificates with"
+)
+
+
+def certificate(folder: Path, name: str) -> None:
+    """Write cert.pem and key.pem for this name."""
+    files = ("-keyout", str(folder / "key.pem"), "-out", str(folder / "cert.pem"))
+    kind = ("-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes", "-days", "1")
+    subprocess.run(
+        ["openssl", "req", "-x509", *kind, "-subj", f"/CN={name}", *files], check=True, capture_output=True
+    )
+
+
+def files(folder: Path) -> dict[str, str]:
+    certificate(folder, "first")
+    return {"ssl_certfile": str(folder / "cert.pem"), "ssl_keyfile": str(folder / "key.pem")}
+
+
+def shown(server: Live) -> bytes:
+    """The certificate that a new connection sees."""
+    return ssl.get_server_certificate(("127.0.0.1", server.port), timeout=PATIENCE).encode()
+
+
+def test_who_does_not_shake_hands_is_closed(tmp_path: Path) -> None:
+    with listening(**files(tmp_path), timeout_headers=0.2) as server, server.connect() as silent:
+        assert until_closed(silent) == b""
+        assert b"BEGIN CERTIFICATE" in shown(server)
+
+
+def test_who_does_not_shake_hands_is_counted(tmp_path: Path) -> None:
+    """uvicorn sees a TLS client after the handshake only."""
+    options = {"max_connections": 2, "timeout_headers": PATIENCE, "timeout_keep_alive": 1000}
+    with listening(**files(tmp_path), **options) as server:
+        silent = [server.connect() for _ in range(4)]
+        assert [until_closed(each) for each in silent[:2]] == [b"", b""]
+        assert b"BEGIN CERTIFICATE" in shown(server)
+        for each in silent:
+            each.close()
+
+
+def test_no_tls_at_all(tmp_path: Path) -> None:
+    with listening(**files(tmp_path)) as server:
+        with server.connect() as plain:
+            plain.sendall(b"GET /health HTTP/1.1\r\nHost: x\r\n\r\n")
+            assert b"HTTP/1.1 200" not in until_closed(plain)
+        assert b"BEGIN CERTIFICATE" in shown(server)
+
+
+def test_a_refusal_over_tls(tmp_path: Path) -> None:
+    with listening(**files(tmp_path), max_header_bytes=4096) as server:
+        context = ssl._create_unverified_context()
+        with context.wrap_socket(server.connect()) as connection:
+            connection.sendall(b"GET /health HTTP/1.1\r\nHost: x\r\nA: " + b"x" * 50_000)
+            received = connection.recv(65536)
+    assert received.startswith(b"HTTP/1.1 431 ")
+
+
+def test_certificates_are_read_again(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    with listening(**files(tmp_path)) as server, caplog.at_level(logging.INFO):
+        first = shown(server)
+        with ssl._create_unverified_context().wrap_socket(server.connect()) as old:
+            certificate(tmp_path, "second")
+            assert shown(server) == first
+            server.reload()
+            second = shown(server)
+            assert second != first
+            old.sendall(b"GET /health HTTP/1.1\r\nHost: x\r\n\r\n")
+            assert old.recv(65536).startswith(b"HTTP/1.1 200 ")
+        (tmp_path / "key.pem").write_text("no key")
+        server.reload()
+        assert shown(server) == second
+        assert "stay as they were" in caplog.text
+
+
+def test_no_certificate_to_read_again(server: Live, caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level(logging.INFO):
+        server.reload()
+        assert server.get("/health").status == 200
+    assert "nothing to read again" in caplog.text

@@ -166,7 +166,7 @@ REFUSED: dict[str, tuple[str, Callable[[], bytes], str]] = {
     "a message": (
         CHAT,
         lambda: body({}, messages=b'[{"role":"user","content":' + filled(b"hello wo ", b'"', b'"') + b"}]"),
-        "context length",
+        "no context of this server",
     ),
     "template arguments": (
         CHAT,

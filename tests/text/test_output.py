@@ -171,7 +171,7 @@ def test_logprobs_of_whole_tokens_and_of_parts(tokenizers):
         (" the", 1, -0.1),
         (part.token, 2, -9999.0),
     ]
-    assert part.top[0].top == []
+    assert not part.top[0].top
 
 
 def test_logprobs_end_with_the_stop_string(tokenizers):

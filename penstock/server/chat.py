@@ -119,7 +119,7 @@ class ChatWriter(OpenAIWriter):
         body["prompt_logprobs"] = (
             None
             if leader.prompt_logprobs is None
-            else decode_prompt_logprobs(self._state.tokenizer, leader.prompt_logprobs)
+            else decode_prompt_logprobs(self._state.tokenizer, leader.prompt.ids[0], leader.prompt_logprobs)
         )
         body["prompt_token_ids"] = leader.prompt.ids if request.return_token_ids else None
         if request.return_prompt_text:

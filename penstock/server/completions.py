@@ -14,7 +14,7 @@ import msgspec
 from msgspec.json import encode
 
 from penstock.core.errors import InvalidRequest
-from penstock.text.output import DecodedLogprob, decode_logprob, decode_prompt_logprobs
+from penstock.text.output import DecodedLogprob, decode_prompt, decode_prompt_logprobs
 
 from .generation import Choice, Generation
 from .logprobs import CompletionLogprobs
@@ -127,7 +127,7 @@ class CompletionWriter(OpenAIWriter):
             "stop_reason": output.stop_reason,
             "prompt_logprobs": None
             if given is None
-            else decode_prompt_logprobs(self._state.tokenizer, given),
+            else decode_prompt_logprobs(self._state.tokenizer, choice.prompt.ids[0], given),
             "token_ids": output.token_ids if request.return_token_ids else None,
             "prompt_token_ids": choice.prompt.ids if request.return_token_ids else None,
         }
@@ -142,10 +142,10 @@ class CompletionWriter(OpenAIWriter):
             self._logprobs[choice.index] = pieces
         if not (first and request.echo):
             return pieces.piece(entries)
-        tokenizer = self._state.tokenizer
-        start = choice.prompt.ids[0]
-        prompt = (decode_logprob(tokenizer, entry) for entry in self._prompt_logprobs_of(choice))
-        return pieces.piece(chain([(start, tokenizer.token_text(start))], prompt, entries))
+        prompt = choice.prompt
+        given = self._prompt_logprobs_of(choice)
+        read = decode_prompt(self._state.tokenizer, prompt.ids[0], given, prompt.text)
+        return pieces.piece(chain(read, entries))
 
     def _prompt_logprobs_of(self, choice: Choice) -> Sequence[Any]:
         """The prompt's logprobs are computed once, by the first of its n choices."""

@@ -118,7 +118,8 @@ class CompletionWriter(OpenAIWriter):
 
     def _choice(self, choice: Choice) -> dict[str, Any]:
         request, output = self._request, choice.pending
-        given = self._prompt_logprobs_of(choice) if request.prompt_logprobs is not None else None
+        wanted = request.prompt_logprobs is not None or (request.echo and request.logprobs is not None)
+        given = self._prompt_logprobs_of(choice) if wanted else None
         return {
             "index": choice.index,
             "text": (choice.prompt.text if request.echo else "") + output.text,

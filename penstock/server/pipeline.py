@@ -203,7 +203,7 @@ async def _prompts(format: Format[R], state: State, request: R, ask: Ask) -> lis
             limit=ask.limit,
         )
         if ask.shows_prompt and (text is None or len(kept) < len(ids)):
-            text = await decode_ids(state, kept, ask.params.skip_special_tokens)
+            text = await decode_ids(state, kept, skip_special_tokens=False)
         prompts.append(Prompt(ids=kept, text=text or "", max_tokens=budget))
         size += ask.told.size(prompts[-1])
     check_answer(size, state.config, "prompt_logprobs" if ask.told.logprobs else format.prompt)

@@ -83,10 +83,10 @@ ALWAYS_ON: dict[str, str] = {
     "--disable-frontend-multiprocessing": "there is one API process",
 }
 
-_ALIASES = {
-    "--tensor-parallel-size": "-tp",
-    "--quantization": "-q",
-    # vLLM's names: they say what its HTTP server's parser is, which is not ours
+_ALIASES = {"--tensor-parallel-size": "-tp", "--quantization": "-q"}
+
+#: flags under vLLM's names, which say what parser its HTTP server has
+_HIDDEN_ALIASES = {
     "--max-header-bytes": "--h11-max-incomplete-event-size",
     "--max-header-count": "--h11-max-header-count",
 }
@@ -246,6 +246,8 @@ def add_config(parser: argparse.ArgumentParser, config: type[Any], title: str) -
             options["metavar"] = entry.metadata.get("metavar") or entry.name.split("_")[-1].upper()
             options["help"] = f"{'|'.join(entry.metadata['choices'])}: {help_}"
         group.add_argument(name, *filter(None, [_ALIASES.get(name)]), **options)
+        if name in _HIDDEN_ALIASES:
+            group.add_argument(_HIDDEN_ALIASES[name], **{**options, "help": argparse.SUPPRESS})
 
 
 def make_config(config: type[Any], args: argparse.Namespace, **more: Any) -> Any:

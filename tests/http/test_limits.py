@@ -211,7 +211,8 @@ def closing(connections: list[socket.socket]) -> Iterator[None]:
             connection.close()
 
 
-def test_the_longest_idle_connection_makes_room() -> None:
+def test_the_longest_idle_connection_makes_room(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("penstock.http.limits._HEARING", 0.0)
     with listening(max_connections=4) as server:
         idle = [server.connect() for _ in range(8)]
         with closing(idle):

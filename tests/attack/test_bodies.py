@@ -250,7 +250,7 @@ SERVED: dict[str, tuple[str, dict[str, Any]]] = {
         TEXT,
         {
             "prompt": [7 + i % 900 for i in range(1400)],
-            "n": 16,
+            "n": 8,
             "max_tokens": 1,
             "logprobs": 20,
             "echo": True,

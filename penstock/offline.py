@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any, TypeAlias
 
 from penstock.core.errors import BY_NAME, ContextLengthExceeded, InvalidRequest, RequestFailed, StartupError
-from penstock.core.plan import Event, TokenLogprob
+from penstock.core.plan import Event
 from penstock.core.request_spec import Prompt as EnginePrompt
 from penstock.core.request_spec import RequestSpec
 from penstock.core.sampling_params import SamplingParams
@@ -32,7 +32,7 @@ from penstock.engine.environment import prepare
 from penstock.engine.messages import Abort, Add
 from penstock.model.generation import generation_defaults
 from penstock.text.chat_template import ChatTemplate
-from penstock.text.output import OutputProcessor, decode_prompt_logprobs
+from penstock.text.output import OutputProcessor, decode_prompt_logprobs, ranked
 from penstock.text.tokenizer import Tokenizer
 
 Prompt: TypeAlias = str | Sequence[int] | Mapping[str, Any]
@@ -297,17 +297,18 @@ class LLM:
             raise BY_NAME.get(failure.type, RequestFailed)(
                 f"request {event.request} failed: {failure.cause}", param=failure.param, advice=failure.advice
             )
-        ended = sequence.processor.finished
         delta = sequence.processor.push(event)
         output, request = sequence.output, sequence.request
         output.text += delta.text
         output.token_ids += delta.token_ids
-        if event.logprobs and not ended:
+        if delta.logprobs:
+            output.logprobs = [*(output.logprobs or []), *_logprobs(map(ranked, delta.logprobs))]
             new = event.logprobs[: len(delta.token_ids)]
-            output.logprobs = [*(output.logprobs or []), *self._decode(new)]
             output.cumulative_logprob = (output.cumulative_logprob or 0.0) + sum(e.logprob for e in new)
         if event.prompt_logprobs is not None:
-            request.prompt_logprobs = [None, *self._decode(event.prompt_logprobs)]
+            first = request.prompt_token_ids[0]
+            decoded = decode_prompt_logprobs(self._tokenizer, first, event.prompt_logprobs)
+            request.prompt_logprobs = [None, *_logprobs(decoded)]
         if delta.finish_reason is not None:
             output.finish_reason, output.stop_reason = delta.finish_reason, delta.stop_reason
         if output.index == 0:
@@ -320,14 +321,14 @@ class LLM:
                 return self._take(last, sequence)
         return False
 
-    def _decode(self, logprobs: Sequence[TokenLogprob]) -> list[dict[int, Logprob]]:
-        """vLLM's shape: token id → Logprob, the token itself first."""
-        positions = decode_prompt_logprobs(self._tokenizer, logprobs)
-        return [
-            {token: Logprob(**entry) for token, entry in position.items()}  # type: ignore[arg-type]
-            for position in positions
-            if position is not None
-        ]
+
+def _logprobs(positions: Iterable[Mapping[int, Any] | None]) -> list[dict[int, Logprob]]:
+    """vLLM's shape: token id → Logprob, the token itself first."""
+    return [
+        {token: Logprob(**entry) for token, entry in position.items()}
+        for position in positions
+        if position is not None
+    ]
 
 
 def _prompts(prompts: Prompt | Iterable[Prompt]) -> list[Prompt]:

@@ -37,10 +37,10 @@ class HttpConfig:
     max_header_count: int = option(256, "Most headers of a request; more are answered with 431.")
     max_connections: int = option(
         10_000,
-        "Most open connections; fewer where the limit of open files (`ulimit -n`) does not allow them.",
+        "Most open connections, as far as the limit of open files (`ulimit -n`) allows.",
     )
     max_connections_per_client: int = option(
-        0, "Most open connections from one address, for servers that clients reach directly; 0 is no limit."
+        0, "Most open connections from one address, where no proxy is between; 0 is no limit."
     )
     shutdown_timeout: float = option(
         30.0, "Seconds that running requests get to finish after SIGTERM; 0 aborts them at once."

@@ -207,6 +207,10 @@ class Connection(HttpToolsProtocol):
         if self.pipeline:
             cycle, app = self.pipeline.pop()
             self._start_asgi_task(cycle, app)  # type: ignore[arg-type]
+        elif self.restricted:
+            self._stage = _REFUSED
+            self._all.idle(self)
+            self._linger()
         elif not self.timeout_keep_alive:
             self.transport.close()
         elif self._stage == _ANSWER:
@@ -344,6 +348,10 @@ class Connection(HttpToolsProtocol):
         ]
         head = b"".join(name + b": " + value + b"\r\n" for name, value in fields)
         self.transport.write(STATUS_LINE[error.status] + head + b"\r\n" + body)
+        self._linger()
+
+    def _linger(self) -> None:
+        self._pending = 0
         if self.transport.can_write_eof():
             self.transport.write_eof()
         self.deadline = self.loop.time() + _LINGER

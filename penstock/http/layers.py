@@ -14,7 +14,7 @@ from collections.abc import Sequence
 
 from starlette.middleware.cors import CORSMiddleware
 from starlette.routing import Route, Router
-from starlette.types import ASGIApp, Message, Receive, Scope, Send
+from starlette.types import ASGIApp, Receive, Scope, Send
 
 from penstock.core.errors import RouteNotFound
 
@@ -65,13 +65,8 @@ def restricted(app: ASGIApp) -> ASGIApp:
     refused = ErrorMiddleware(refuse)
 
     async def reserved(scope: Scope, receive: Receive, send: Send) -> None:
-        async def last(message: Message) -> None:
-            if message["type"] == "http.response.start":
-                message["headers"].append((b"connection", b"close"))
-            await send(message)
-
         path = scope["path"].rstrip("/")
-        await (app if is_open({**scope, "path": path}) else refused)(scope, receive, last)
+        await (app if is_open({**scope, "path": path}) else refused)(scope, receive, send)
 
     return reserved
 

@@ -25,8 +25,11 @@ from .config import HttpConfig
 
 logger = logging.getLogger("penstock.http")
 
-RESERVE = 32
+RESERVE = 64
 """Connections beyond the limit that health probes and scrapes can still have."""
+_HEARING = 0.05
+"""Seconds that a new connection gets before it is closed for another: a probe's request is there by then. Who
+comes meanwhile goes into the reserve, or waits to be accepted."""
 _SPARE_DESCRIPTORS = 64
 """Descriptors that are left to everything else: files, pipes, sockets of the engine's messages."""
 _FEWEST = 8
@@ -106,7 +109,8 @@ class Connections:
         self.log = OccasionalLog(clock)
         self._clock = clock
         self._open: set[Held] = set()
-        self._idle: tuple[dict[Held, None], dict[Held, None]] = ({}, {})  # ordinary, restricted; oldest first
+        # ordinary, restricted: since when, oldest first
+        self._idle: tuple[dict[Held, float], dict[Held, float]] = ({}, {})
         self._restricted = 0
         self._of_client: dict[str, int] = {}
         self._stalled: dict[Held, tuple[int, float]] = {}  # bytes unsent, and since when it is so many
@@ -115,6 +119,16 @@ class Connections:
 
     def __len__(self) -> int:
         return len(self._open)
+
+    @property
+    def receptive(self) -> bool:
+        """Whether a connection that comes now can be heard."""
+        return (
+            len(self._open) - self._restricted < self.limits.connections
+            or self._restricted < RESERVE
+            or self._outlived(restricted=False)
+            or self._outlived(restricted=True)
+        )
 
     def admit(self, connection: Held) -> bool:
         """Whether a new connection may stay; sets whether it is restricted, and its first deadline."""
@@ -149,8 +163,9 @@ class Connections:
     def idle(self, connection: Held) -> None:
         """It has nothing to do for a client: a request is due, and it may be closed for another one."""
         if connection in self._open:
-            self._idle[connection.restricted][connection] = None
-            connection.deadline = self._clock() + self.limits.idle
+            now = self._clock()
+            self._idle[connection.restricted].setdefault(connection, now)
+            connection.deadline = now + self.limits.idle
 
     def busy(self, connection: Held) -> None:
         """The head of a request is there."""
@@ -208,11 +223,14 @@ class Connections:
             return False
         return now - since >= self.limits.send
 
+    def _outlived(self, *, restricted: bool) -> bool:
+        since = next(iter(self._idle[restricted].values()), math.inf)
+        return since <= self._clock() - _HEARING
+
     def _make_room(self, *, restricted: bool) -> bool:
-        idle = self._idle[restricted]
-        if not idle:
+        if not self._outlived(restricted=restricted):
             return False
-        oldest = next(iter(idle))
+        oldest = next(iter(self._idle[restricted]))
         if not restricted:
             self.log.warning(
                 "evicted",

@@ -21,8 +21,8 @@ logger = logging.getLogger("penstock.http")
 
 _AT_ONCE = 64
 """Connections accepted before the loop goes on to something else."""
-_PAUSE = 0.1
-"""Seconds without accepting when the system has no descriptor left."""
+_PAUSE = 0.02
+"""Seconds without accepting when there is no room, or the system has no descriptor left."""
 _EXHAUSTED = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM})
 
 
@@ -71,11 +71,18 @@ class Listener:
     def _listen(self) -> None:
         self._loop.add_reader(self._sock, self._accept)
 
+    def _wait(self) -> None:
+        self._loop.remove_reader(self._sock)
+        self._pause = self._loop.call_later(_PAUSE, self._listen)
+
     def _sweep(self) -> None:
         self._sweeper = self._loop.call_later(self._connections.sweep(), self._sweep)
 
     def _accept(self) -> None:
         for _ in range(_AT_ONCE):
+            if not self._connections.receptive:
+                self._wait()
+                return
             try:
                 client, address = self._sock.accept()
             except (BlockingIOError, InterruptedError, ConnectionAbortedError):
@@ -86,8 +93,7 @@ class Listener:
                 self._connections.log.warning(
                     "accept", "Connections wait to be accepted: %s.", error.strerror
                 )
-                self._loop.remove_reader(self._sock)
-                self._pause = self._loop.call_later(_PAUSE, self._listen)
+                self._wait()
                 return
             client.setblocking(False)
             connection = self._make(address[0] if isinstance(address, tuple) else "")

@@ -127,8 +127,9 @@ async def _stream(send: Send, id: str, generation: Generation, writer: Stream) -
 
 
 class _Outbox:
-    """What is pending becomes events when it is due: a choice's first and last text at once, in between as
-    many tokens together as the interval says."""
+    """What is pending becomes events when it is due: a choice's first and last tokens at once, in between as
+    many together as the interval says. Tokens whose text is held back (half a character, what may become a
+    stop string) are due like others, with empty text: clients take the first event for the first token."""
 
     def __init__(self, writer: Stream) -> None:
         self._due: list[bytes] = []
@@ -143,8 +144,8 @@ class _Outbox:
             self._opened.add(choice.index)
             self._due.append(self._writer.opening(choice))
         if pending.finish_reason is None:
-            if not pending.pieces:
-                return  # half a character, or the beginning of what may be a stop string
+            if not pending.token_ids:
+                return
             if choice.index in self._begun and len(pending.token_ids) < self._writer.interval:
                 return
         self._begun.add(choice.index)

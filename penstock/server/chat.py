@@ -128,7 +128,7 @@ class ChatWriter(OpenAIWriter):
         body: dict[str, Any] = {
             "prompt_logprobs": None
             if given is None
-            else array(decode_prompt_logprobs(self._state.tokenizer, given)),
+            else array(decode_prompt_logprobs(self._state.tokenizer, leader.prompt.ids[0], given)),
             "prompt_token_ids": leader.prompt.ids if request.return_token_ids else None,
         }
         if request.return_prompt_text:
@@ -150,8 +150,8 @@ class ChatWriter(OpenAIWriter):
         return opened
 
     def chunks(self, choice: Choice) -> bytes:
-        """See Writer. The last chunk carries the finish reason: after an end-of-sequence token with an empty
-        delta, as in OpenAI's API; with the text that came in the same step, if any, as in vLLM."""
+        """See Writer. The last chunk carries the finish reason, with the text that came in the same step; its
+        content is empty where there is none, as in vLLM."""
         pending = choice.pending
         has_tokens = bool(pending.token_ids) and self._wants_tokens
         rest: dict[str, Any] | None = None
@@ -164,7 +164,7 @@ class ChatWriter(OpenAIWriter):
                 rest["stop_reason"] = pending.stop_reason
             if self._request.return_token_ids:
                 rest["token_ids"] = pending.token_ids
-        body = _content(pending.text) if pending.pieces or has_tokens else b'"delta":{}'
+        body = _content(pending.text)
         return self._form.chunk(choice.index, body, rest=rest, usage=self._usage(choice, choice.generated))
 
     @property

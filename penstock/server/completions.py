@@ -15,7 +15,7 @@ from msgspec.json import encode
 
 from penstock.core.errors import InvalidRequest
 from penstock.engine.messages import ModelInfo
-from penstock.text.output import DecodedLogprob, decode_logprob, decode_prompt_logprobs
+from penstock.text.output import DecodedLogprob, decode_prompt, decode_prompt_logprobs
 
 from .generation import Choice, Generation
 from .limits import told_logprobs
@@ -125,7 +125,8 @@ class CompletionWriter(OpenAIWriter):
 
     def _choice(self, choice: Choice) -> dict[str, Any]:
         request, output = self._request, choice.pending
-        given = self._prompt_logprobs_of(choice) if request.prompt_logprobs is not None else None
+        wanted = request.prompt_logprobs is not None or (request.echo and request.logprobs is not None)
+        given = self._prompt_logprobs_of(choice) if wanted else None
         return {
             "index": choice.index,
             "text": (choice.prompt.text if request.echo else "") + output.text,
@@ -134,7 +135,7 @@ class CompletionWriter(OpenAIWriter):
             "stop_reason": output.stop_reason,
             "prompt_logprobs": None
             if given is None
-            else array(decode_prompt_logprobs(self._state.tokenizer, given)),
+            else array(decode_prompt_logprobs(self._state.tokenizer, choice.prompt.ids[0], given)),
             "token_ids": output.token_ids if request.return_token_ids else None,
             "prompt_token_ids": choice.prompt.ids if request.return_token_ids else None,
         }
@@ -149,10 +150,10 @@ class CompletionWriter(OpenAIWriter):
             self._logprobs[choice.index] = pieces
         if not (first and request.echo):
             return pieces.piece(entries)
-        tokenizer = self._state.tokenizer
-        start = choice.prompt.ids[0]
-        prompt = (decode_logprob(tokenizer, entry) for entry in self._prompt_logprobs_of(choice))
-        return pieces.piece(chain([(start, tokenizer.token_text(start))], prompt, entries))
+        prompt = choice.prompt
+        given = self._prompt_logprobs_of(choice)
+        read = decode_prompt(self._state.tokenizer, prompt.ids[0], given, prompt.text)
+        return pieces.piece(chain(read, entries))
 
     def _prompt_logprobs_of(self, choice: Choice) -> Sequence[Any]:
         """The prompt's logprobs are computed once, by the first of its n choices."""
@@ -177,7 +178,7 @@ def _told_logprobs(state: State, request: CompletionRequest) -> int:
     """Of each token of the prompt, in one choice."""
     vocab_size = state.engine.info.vocab_size
     echoed = told_logprobs(request.logprobs, vocab_size) if request.echo else 0
-    return told_logprobs(request.prompt_logprobs, vocab_size) + echoed
+    return told_logprobs(_prompt_logprobs(request), vocab_size) + echoed
 
 
 def _inputs(request: CompletionRequest, info: ModelInfo) -> list[str | list[int]]:

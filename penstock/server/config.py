@@ -47,7 +47,7 @@ class ServerConfig(LimitConfig):
         False, "Write tokens in logprobs as `token_id:N`, where a request does not say otherwise."
     )
     enable_force_include_usage: bool = option(
-        False, "End every stream with the usage, as if stream_options.include_usage were set."
+        False, "End every stream with the usage, and put it into every chunk, whatever stream_options says."
     )
     enable_log_requests: bool = option(
         False, "Log a line for every request: id, token counts, parameters; never its text."

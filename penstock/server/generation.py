@@ -106,9 +106,8 @@ class Generation:
         self._asked_max_tokens = asked_max_tokens
         self._drop_output = drop_output
         sampling = params if isinstance(params, SamplingParams) else None
-        self._logprobs = told_logprobs(
-            None if sampling is None else sampling.logprobs, state.engine.info.vocab_size
-        )
+        asked = None if sampling is None else sampling.logprobs
+        self._logprobs = 0 if asked is None else told_logprobs(asked, state.engine.info.vocab_size)
         self._produced = 0
         """Tokens of all choices."""
         self._spec = RequestSpec(

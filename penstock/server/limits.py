@@ -11,6 +11,7 @@ memory and a fraction of a second of the event loop.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -72,6 +73,7 @@ _LISTS = {
 """Field of any body → the limit of its length."""
 _MARKS = (b"[", b"{", b",", b":")
 """One of them stands before every value and name."""
+_HAS_IDS = re.compile(rb'"(?:prompt|tokens)"\s*:\s*\[')
 
 
 def too_much(what: str, got: int, config: LimitConfig, limit: str, param: str | None) -> InvalidRequest:
@@ -101,7 +103,10 @@ def check_body(body: bytes, config: LimitConfig) -> int:
     outside = b"".join(bare.split(b'"')[::2])
     if (opened := outside.count(b"[") + outside.count(b"{")) > limit:
         raise _too_many_values(opened, config)
-    return sum(map(outside.count, _MARKS))
+    count = sum(map(outside.count, _MARKS))
+    if count > limit and not _HAS_IDS.search(body):
+        raise _too_many_values(count, config)
+    return count
 
 
 def check_lists(raw: Mapping[str, Any], values: int, config: LimitConfig) -> None:

@@ -42,26 +42,23 @@ class CompletionLogprobs:
         self._as_ids = as_ids
         self._offset = 0
 
-    def piece(self, entries: Iterable[DecodedLogprob | tuple[int, str]]) -> dict[str, Any]:
-        """The next tokens. An entry (id, text) is a token without a logprob: the first one of a prompt."""
+    def piece(self, entries: Iterable[DecodedLogprob]) -> dict[str, Any]:
+        """The next tokens."""
         tokens: list[str] = []
         values: list[float | None] = []
         tops: list[Raw | None] = []
         offsets: list[int] = []
         for entry in entries:
             offsets.append(self._offset)
-            if isinstance(entry, tuple):
-                tokens.append(f"token_id:{entry[0]}" if self._as_ids else entry[1])
-                values.append(None)
-                tops.append(None)
-                self._offset += len(entry[1])
-                continue
+            self._offset += entry.width
             tokens.append(_name(entry, self._as_ids))
             values.append(entry.logprob)
+            if entry.logprob is None:
+                tops.append(None)
+                continue
             # the token itself is always there, also when it is not among the most probable
             top = {_name(other, self._as_ids): other.logprob for other in (entry, *_first(entry, self._top))}
             tops.append(Raw(encode(top)))
-            self._offset += len(entry.token)
         return {"tokens": tokens, "token_logprobs": values, "top_logprobs": tops, "text_offset": offsets}
 
 
@@ -70,7 +67,8 @@ def _first(entry: DecodedLogprob, top: int) -> Sequence[DecodedLogprob]:
 
 
 def _entry(entry: DecodedLogprob, as_ids: bool) -> dict[str, Any]:
-    return {"token": _name(entry, as_ids), "logprob": entry.logprob, "bytes": list(entry.bytes)}
+    name = _name(entry, as_ids)
+    return {"token": name, "logprob": entry.logprob, "bytes": list(entry.token.encode())}
 
 
 def _name(entry: DecodedLogprob, as_ids: bool) -> str:

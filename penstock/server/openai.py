@@ -96,7 +96,7 @@ class OpenAIWriter:
         self._include_usage = state.config.enable_force_include_usage or (
             options is not None and bool(options.include_usage)
         )
-        self._continuous = (
+        self._continuous = state.config.enable_force_include_usage or (
             self._include_usage and options is not None and bool(options.continuous_usage_stats)
         )
         self._head = {

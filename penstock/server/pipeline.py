@@ -13,7 +13,7 @@ them has.
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol, TypeVar
 
@@ -27,9 +27,17 @@ from penstock.http.ids import response_id
 
 from .answer import Writer, answer
 from .generation import Generation, Prompt
-from .limits import LOGPROB_BYTES, TOKEN_BYTES, check_answer, check_body, check_choices, check_lists
+from .limits import (
+    LOGPROB_BYTES,
+    TOKEN_BYTES,
+    LimitConfig,
+    check_answer,
+    check_body,
+    check_choices,
+    check_lists,
+)
 from .params import check_common, check_length, output_budget, truncate, usable_tokens, without_text
-from .protocol import Request, decode
+from .protocol import Body, Request, decode
 from .state import State
 from .tokens import decode_ids, encode_texts
 
@@ -81,6 +89,12 @@ class Ask:
 
 
 R = TypeVar("R", bound=Request)
+S = TypeVar("S", bound=Body)
+
+_LONG_BODY = 1 << 18
+"""Bytes; what is longer is decoded in a thread."""
+_BODY_SHARE = 8
+"""Bytes of a body whose decoding takes as much memory as one unit of work does."""
 
 
 class Format(Protocol[R]):
@@ -110,10 +124,10 @@ class Format(Protocol[R]):
 async def generate(format: Format[R], state: State, scope: Scope, receive: Receive, send: Send) -> None:
     """Serve one request."""
     scope["error_body"] = format.error
-    raw = await read_object(state, scope, receive)
+    body = await read_body(scope, receive, state.config.max_body_bytes)
     arrived_at = state.monotonic()
     state.check_accepting()
-    request = decode(raw, format.shape)
+    request = await decoded(state, body, lambda _: format.shape)
     state.check_model(request.model)
     check_common(request, state.scheduling_policy)
     ask = await format.ask(state, request)
@@ -145,14 +159,19 @@ async def generate(format: Format[R], state: State, scope: Scope, receive: Recei
     await answer(state.work, receive, send, id.response, generation, writer)
 
 
-async def read_object(state: State, scope: Scope, receive: Receive) -> dict[str, Any]:
-    """The object in a body, which is within `limits`."""
-    body = await read_body(scope, receive, state.config.max_body_bytes)
+async def decoded(state: State, body: bytes, choose: Callable[[Mapping[str, Any]], type[S]]) -> S:
+    """The typed request in a body that is within `limits`. choose: its shape, by its fields."""
+    if len(body) <= _LONG_BODY:
+        return _decoded(body, state.config, choose)
     state.work.spent(len(body))
-    values = check_body(body, state.config)
+    return await state.work.run(len(body) // _BODY_SHARE, _decoded, body, state.config, choose)
+
+
+def _decoded(body: bytes, config: LimitConfig, choose: Callable[[Mapping[str, Any]], type[S]]) -> S:
+    values = check_body(body, config)
     raw = parse_object(body)
-    check_lists(raw, values, state.config)
-    return raw
+    check_lists(raw, values, config)
+    return decode(raw, choose(raw))
 
 
 async def _prompts(format: Format[R], state: State, request: R, ask: Ask) -> list[Prompt]:
@@ -184,7 +203,7 @@ async def _prompts(format: Format[R], state: State, request: R, ask: Ask) -> lis
             limit=ask.limit,
         )
         if ask.shows_prompt and (text is None or len(kept) < len(ids)):
-            text = await decode_ids(state, kept, ask.params.skip_special_tokens)
+            text = await decode_ids(state, kept, skip_special_tokens=False)
         prompts.append(Prompt(ids=kept, text=text or "", max_tokens=budget))
         size += ask.told.size(prompts[-1])
     check_answer(size, state.config, "prompt_logprobs" if ask.told.logprobs else format.prompt)

@@ -2,40 +2,45 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 from msgspec.json import encode
 from starlette.types import Receive, Scope, Send
 
+from penstock.http.body import read_body
 from penstock.http.exchange import respond
 
 from .chat import render
 from .conversation import normalise
 from .limits import check_messages, too_much
-from .pipeline import read_object
-from .protocol import DetokenizeRequest, TokenizeChatRequest, TokenizeCompletionRequest, decode
+from .pipeline import decoded
+from .protocol import DetokenizeRequest, TokenizeChatRequest, TokenizeCompletionRequest
 from .state import State
 from .tokens import IN_THREAD, check_ids, decode_ids
 
 
 async def tokenize(state: State, scope: Scope, receive: Receive, send: Send) -> None:
     """`{"prompt"}` or `{"messages"}` → `{"count", "max_model_len", "tokens", "token_strs"}`."""
-    raw = await read_object(state, scope, receive)
-    request: TokenizeChatRequest | TokenizeCompletionRequest
-    if raw.get("messages") is not None:
-        request = decode(raw, TokenizeChatRequest)
-        state.check_model(request.model)
+    body = await read_body(scope, receive, state.config.max_body_bytes)
+    request = await decoded(state, body, _shape)
+    state.check_model(request.model)
+    if isinstance(request, TokenizeChatRequest):
         check_messages(request.messages, state.config)
         text = await render(state, request, normalise(request.messages, as_parts=state.content_parts))
     else:
-        request = decode(raw, TokenizeCompletionRequest)
-        state.check_model(request.model)
         text = request.prompt
     if len(text) > state.config.max_tokenize_length:
         what = "The number of characters to tokenize"
         field = "messages" if isinstance(request, TokenizeChatRequest) else "prompt"
         raise too_much(what, len(text), state.config, "max_tokenize_length", field)
     work = (_tokenized, state, text, request)
-    body = _tokenized(*work[1:]) if len(text) <= IN_THREAD else await state.work.run(len(text), *work)
-    await respond(send, body)
+    answer = _tokenized(*work[1:]) if len(text) <= IN_THREAD else await state.work.run(len(text), *work)
+    await respond(send, answer)
+
+
+def _shape(fields: Mapping[str, Any]) -> type[TokenizeChatRequest] | type[TokenizeCompletionRequest]:
+    return TokenizeChatRequest if fields.get("messages") is not None else TokenizeCompletionRequest
 
 
 def _tokenized(state: State, text: str, request: TokenizeChatRequest | TokenizeCompletionRequest) -> bytes:
@@ -52,8 +57,8 @@ def _tokenized(state: State, text: str, request: TokenizeChatRequest | TokenizeC
 
 async def detokenize(state: State, scope: Scope, receive: Receive, send: Send) -> None:
     """`{"tokens"}` → `{"prompt"}`, special tokens included."""
-    raw = await read_object(state, scope, receive)
-    request = decode(raw, DetokenizeRequest)
+    body = await read_body(scope, receive, state.config.max_body_bytes)
+    request = await decoded(state, body, lambda _: DetokenizeRequest)
     state.check_model(request.model)
     check_ids(request.tokens, state.engine.info.vocab_size, "tokens")
     text = await decode_ids(state, request.tokens, skip_special_tokens=False)

@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import codecs
 from collections.abc import Sequence
+from typing import Any
 
 from .tokenizer import Pieces, Tokenizer
 
@@ -73,6 +74,15 @@ class Detokenizer:
             return "" if ids[0] in skip else add(ids[0])
         return "".join(add(id) for id in ids if id not in skip)
 
+    def peek(self, id: int) -> str:
+        """What `push` would return for this token, which does not come (yet)."""
+        if id in self._skip:
+            return ""
+        state = self._stream.state
+        text = self._stream.add(id)
+        self._stream.state = state
+        return text
+
     def flush(self) -> str:
         """What was held back, at the end of the stream: bytes that no longer become a character."""
         return self._stream.flush()
@@ -82,6 +92,15 @@ class _ByteLevel:
     def __init__(self, tokenizer: Tokenizer) -> None:
         self._bytes = tokenizer.token_bytes
         self._decoder = _Utf8("replace")
+
+    @property
+    def state(self) -> Any:
+        """All that `add` changes."""
+        return self._decoder.getstate()
+
+    @state.setter
+    def state(self, state: Any) -> None:
+        self._decoder.setstate(state)
 
     def add(self, id: int) -> str:
         return self._decoder.decode(self._bytes(id))
@@ -97,6 +116,16 @@ class _SentencePiece:
         self._decoder = _Utf8(_PER_BYTE)
         self._first = first
         """Whether nothing has come out yet and the first space is to be dropped."""
+
+    @property
+    def state(self) -> Any:
+        """All that `add` changes."""
+        return self._decoder.getstate(), self._first
+
+    @state.setter
+    def state(self, state: Any) -> None:
+        decoder, self._first = state
+        self._decoder.setstate(decoder)
 
     def add(self, id: int) -> str:
         data = self._bytes(id)
@@ -131,6 +160,15 @@ class _Decoding:
         self._ids = list(prompt_ids[-_CONTEXT_TOKENS:])
         self._read = len(self._ids)
         self._shown = self._text(self._ids)
+
+    @property
+    def state(self) -> Any:
+        """All that `add` changes."""
+        return list(self._ids), self._read, self._shown
+
+    @state.setter
+    def state(self, state: Any) -> None:
+        self._ids, self._read, self._shown = state
 
     def add(self, id: int) -> str:
         if not self._tokenizer.token(id):

@@ -10,7 +10,7 @@ so in `Pending.stop_found`, and the caller aborts the request.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 
 from penstock.core.plan import Event, TokenLogprob
@@ -31,13 +31,14 @@ class DecodedLogprob:
 
     token_id: int
     token: str
-    """Text of the token alone; U+FFFD where it is no whole character."""
-    logprob: float
-    """Natural logarithm, at least LOWEST_LOGPROB."""
+    """The text that it adds; "" for a part of a character, which comes whole with its last token, as in vLLM.
+    The name of a special token that the text leaves out."""
+    width: int
+    """Characters that it adds to the text."""
+    logprob: float | None
+    """Natural logarithm, at least LOWEST_LOGPROB; None for the first token of a prompt."""
     rank: int
     """1 for the most probable token."""
-    bytes: bytes
-    """The token's UTF-8 bytes, exact even for a part of a character."""
     top: Sequence[DecodedLogprob] = ()
     """The most probable tokens at this position, best first (their own `top` is empty)."""
 
@@ -108,6 +109,10 @@ class OutputProcessor:
         by_token = event.finish is FinishReason.STOP  # its last token is the one that stopped it
         for token in event.tokens:
             self.generated += 1
+            if self._logprobs and taken < len(event.logprobs):
+                pending.logprobs.append(
+                    decode_logprob(self._tokenizer, self._detokenizer, event.logprobs[taken])
+                )
             taken += 1
             if by_token and taken == len(event.tokens) and not self._keep_stop_token:
                 break
@@ -119,8 +124,6 @@ class OutputProcessor:
             if matched is None and self._stop is not None and (held := self._stop.flush()):
                 pending.pieces.append(held)
         pending.token_ids += event.tokens[:taken]
-        if self._logprobs:
-            pending.logprobs += [decode_logprob(self._tokenizer, entry) for entry in event.logprobs[:taken]]
         if matched is not None:
             self.finished = True
             pending.finish_reason, pending.stop_reason = FinishReason.STOP.value, matched
@@ -139,45 +142,75 @@ class OutputProcessor:
         return matched
 
 
-def decode_logprob(tokenizer: Tokenizer, entry: TokenLogprob) -> DecodedLogprob:
-    """Give a logprob and its alternatives their texts and bytes."""
-    top = [_decoded(tokenizer, token, value, rank) for rank, (token, value) in enumerate(entry.top, start=1)]
-    return _decoded(tokenizer, entry.token, entry.logprob, entry.rank, top)
+def decode_logprob(tokenizer: Tokenizer, stream: Detokenizer, entry: TokenLogprob) -> DecodedLogprob:
+    """Give a logprob and its alternatives the texts that each would add to `stream`."""
+    top = [
+        _decoded(tokenizer, stream, token, value, rank)
+        for rank, (token, value) in enumerate(entry.top, start=1)
+    ]
+    return _decoded(tokenizer, stream, entry.token, entry.logprob, entry.rank, top)
+
+
+def decode_prompt(
+    tokenizer: Tokenizer, first: int, logprobs: Iterable[TokenLogprob], text: str | None = None
+) -> Iterator[DecodedLogprob]:
+    """The tokens of a prompt, of which the model gives no logprob to the `first`.
+
+    text: the prompt as it was given; where it does not begin with the first token, the tokenizer has added
+    that (a beginning of sequence), and it takes no place.
+    """
+    stream = Detokenizer(tokenizer, (), skip_special_tokens=False)
+    name = tokenizer.token_text(first)
+    if text is not None and first in tokenizer.special_ids and not text.startswith(name):
+        yield DecodedLogprob(first, name, 0, None, 0)
+    else:
+        shown = stream.push((first,))
+        yield DecodedLogprob(first, shown, len(shown), None, 0)
+    for entry in logprobs:
+        yield decode_logprob(tokenizer, stream, entry)
+        stream.push((entry.token,))
 
 
 def decode_prompt_logprobs(
-    tokenizer: Tokenizer, logprobs: Sequence[TokenLogprob]
+    tokenizer: Tokenizer, first: int, logprobs: Iterable[TokenLogprob]
 ) -> Iterator[dict[int, dict[str, float | int | str]] | None]:
     """vLLM's `prompt_logprobs`: None for the first prompt token, then one entry per token.
 
     Each entry maps token ids to `{"logprob", "rank", "decoded_token"}`: the prompt's own token first, then
     the most probable ones.
     """
-    yield None
-    for entry in logprobs:
-        ranked = [(entry.token, entry.logprob, entry.rank)]
-        ranked += [(token, value, rank) for rank, (token, value) in enumerate(entry.top, start=1)]
-        position: dict[int, dict[str, float | int | str]] = {}
-        for token, value, rank in ranked:
-            position.setdefault(
-                token,
-                {
-                    "logprob": max(value, LOWEST_LOGPROB),
-                    "rank": rank,
-                    "decoded_token": tokenizer.token_text(token),
-                },
-            )
-        yield position
+    return map(ranked, decode_prompt(tokenizer, first, logprobs))
+
+
+def ranked(entry: DecodedLogprob) -> dict[int, dict[str, float | int | str]] | None:
+    """vLLM's shape of one position: the token itself first, then the most probable ones."""
+    if entry.logprob is None:
+        return None
+    position: dict[int, dict[str, float | int | str]] = {}
+    for each in (entry, *entry.top):
+        shown: dict[str, float | int | str] = {
+            "logprob": each.logprob or 0.0,
+            "rank": each.rank,
+            "decoded_token": each.token,
+        }
+        position.setdefault(each.token_id, shown)
+    return position
 
 
 def _decoded(
-    tokenizer: Tokenizer, token: int, logprob: float, rank: int, top: Sequence[DecodedLogprob] = ()
+    tokenizer: Tokenizer,
+    stream: Detokenizer,
+    token: int,
+    logprob: float,
+    rank: int,
+    top: Sequence[DecodedLogprob] = (),
 ) -> DecodedLogprob:
+    text = stream.peek(token)
     return DecodedLogprob(
         token_id=token,
-        token=tokenizer.token_text(token),
+        token=tokenizer.token_text(token) if not text and token in tokenizer.special_ids else text,
+        width=len(text),
         logprob=max(logprob, LOWEST_LOGPROB),
         rank=rank,
-        bytes=tokenizer.token_bytes(token),
         top=top,
     )

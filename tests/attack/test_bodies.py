@@ -87,7 +87,7 @@ REFUSED: dict[str, tuple[str, Callable[[], bytes], str]] = {
     ),
     "allowed_token_ids": (
         TEXT,
-        lambda: body({"prompt": "a", "n": 128, "allowed_token_ids": [i % 2000 for i in range(200_000)]}),
+        lambda: body({"prompt": "a", "n": 128, "allowed_token_ids": [i % 2000 for i in range(100_000)]}),
         "--max-listed-tokens",
     ),
     "stop_token_ids of many choices": (
@@ -101,9 +101,7 @@ REFUSED: dict[str, tuple[str, Callable[[], bytes], str]] = {
     "a prompt of spaces": (TEXT, lambda: body({}, prompt=filled(b" ", b'"', b'"')), "context length"),
     "prompts of texts": (
         TEXT,
-        lambda: body(
-            {}, prompt=b"[" + b",".join([filled(b"hello wo ", b'"', b'"')[:2600] + b'"'] * 4000) + b"]"
-        ),
+        lambda: body({}, prompt=b"[" + b",".join([b'"' + b"hello wo " * 5800 + b'"'] * 190) + b"]"),
         "context length",
     ),
     "token ids": (TEXT, lambda: body({}, prompt=filled(b"7,")), "context length"),
@@ -140,6 +138,11 @@ REFUSED: dict[str, tuple[str, Callable[[], bytes], str]] = {
         lambda: body({"messages": [{"role": "user", "content": ""}] * 10_000}),
         "--max-messages",
     ),
+    "as many messages as may be": (
+        CHAT,
+        lambda: body({"messages": [{"role": "user", "content": "x"}] * 8192}),
+        "context length",
+    ),
     "content parts": (
         CHAT,
         lambda: body({"messages": [{"role": "user", "content": [{"type": "text", "text": ""}] * 10_000}]}),
@@ -163,7 +166,7 @@ REFUSED: dict[str, tuple[str, Callable[[], bytes], str]] = {
     "a message": (
         CHAT,
         lambda: body({}, messages=b'[{"role":"user","content":' + filled(b"hello wo ", b'"', b'"') + b"}]"),
-        "context length",
+        "no context of this server",
     ),
     "template arguments": (
         CHAT,
@@ -183,7 +186,7 @@ REFUSED: dict[str, tuple[str, Callable[[], bytes], str]] = {
     "numbers": (TEXT, lambda: body({"prompt": "a"}, metadata=filled(b"1.5,")), "--max-body-values"),
     "numbers beside token ids": (
         TEXT,
-        lambda: body({"prompt": [7] * 1000, "stop_token_ids": [7]}, n=b"[" + filled(b"7,") + b"]"),
+        lambda: body({"prompt": [7], "stop_token_ids": [7]}, n=b"[" + filled(b"7,") + b"]"),
         "--max-body-values",
     ),
     "tools": (
@@ -241,13 +244,13 @@ SERVED: dict[str, tuple[str, dict[str, Any]]] = {
     ),
     "prompt logprobs": (
         TEXT,
-        {"prompt": [[7 + i % 900 for i in range(1400)]] * 16, "max_tokens": 1, "prompt_logprobs": 20},
+        {"prompt": [[7 + i % 900 for i in range(1400)]] * 4, "max_tokens": 1, "prompt_logprobs": 20},
     ),
     "echoed logprobs": (
         TEXT,
         {
             "prompt": [7 + i % 900 for i in range(1400)],
-            "n": 16,
+            "n": 8,
             "max_tokens": 1,
             "logprobs": 20,
             "echo": True,
@@ -300,8 +303,9 @@ ENDPOINTS: tuple[tuple[str, type[Body], dict[str, Any]], ...] = (
 VALUES: dict[str, bytes] = {
     "text": filled(b"hello wo ", b'"', b'"'),
     "numbers": filled(b"7,"),
-    "nested numbers": b"[" + filled(b"7,") + b"]",
 }
+SHORTER = b'"' + b"hello wo " * (MOST // 90) + b'"'
+"""For the many fields that are not looked into: what grows faster than a text does is seen with this, too."""
 
 
 @pytest.mark.parametrize("value", VALUES)
@@ -309,12 +313,14 @@ VALUES: dict[str, bytes] = {
     ("path", "shape", "least"), [pytest.param(*each, id=each[1].__name__) for each in ENDPOINTS]
 )
 def test_any_field(server: Server, path: str, shape: type[Body], least: dict[str, Any], value: str) -> None:
-    names = sorted({*shape.__struct_fields__, *IGNORED, *shape.neutral})
+    values = dict.fromkeys(shape.__struct_fields__, VALUES[value])
+    if value == "text":  # numbers are refused before it is known what field they are for
+        values |= dict.fromkeys({*IGNORED, *shape.neutral}, SHORTER)
 
     def attack() -> None:
-        for name in names:
+        for name, content in values.items():
             fields = {key: known for key, known in least.items() if key != name}
-            status, answer = short_of(post(server, path, body(fields, **{name: VALUES[value]})))
+            status, answer = short_of(post(server, path, body(fields, **{name: content})))
             assert status in (200, 400, 404), (name, answer[:300])
 
-    print(f"{shape.__name__}, {value} in {len(names)} fields: {withstands(server, attack)}")
+    print(f"{shape.__name__}, {value} in {len(values)} fields: {withstands(server, attack)}")

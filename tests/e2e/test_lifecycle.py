@@ -15,10 +15,13 @@ from pathlib import Path
 import openai
 import pytest
 
+from penstock import assets
 from penstock.cli.main import main
 from tests.engine.build import checkpoint
 
 from .server import Server, children, eventually, serving
+
+DEMO = Path(assets.__file__).parent / "demo"
 
 LONG = {"prompt": "A Pod is", "max_tokens": 1500, "temperature": 0, "stream": True, "ignore_eos": True}
 SMALL = ("--kv-cache-memory-bytes", "16MiB", "--dtype", "float32")
@@ -175,6 +178,7 @@ def test_models_that_cannot_be_served(tmp_path: Path) -> None:
     shutil.copytree(checkpoint(), broken)
     weights = broken / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:-100])
+    shutil.copy(DEMO / "tokenizer.json", broken)  # what has none is refused for that, sooner
     log = refused(tmp_path, str(broken))
     assert log.count(str(weights)) == 1
     assert "Traceback" not in log
@@ -205,10 +209,8 @@ def test_whether_keys_are_required_is_said(tmp_path: Path, monkeypatch: pytest.M
 
 
 def test_a_model_without_a_chat_template(tmp_path: Path) -> None:
-    from penstock import assets
-
     bare = tmp_path / "bare"
-    shutil.copytree(Path(assets.__file__).parent / "demo", bare)
+    shutil.copytree(DEMO, bare)
     settings = json.loads((bare / "tokenizer_config.json").read_text())
     settings.pop("chat_template", None)
     (bare / "tokenizer_config.json").write_text(json.dumps(settings))

@@ -211,7 +211,8 @@ def closing(connections: list[socket.socket]) -> Iterator[None]:
             connection.close()
 
 
-def test_the_longest_idle_connection_makes_room() -> None:
+def test_the_longest_idle_connection_makes_room(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("penstock.http.limits._HEARING", 0.0)
     with listening(max_connections=4) as server:
         idle = [server.connect() for _ in range(8)]
         with closing(idle):
@@ -228,7 +229,6 @@ def test_probes_are_answered_when_all_connections_are_busy(caplog: pytest.LogCap
             answer = server.post("/echo", {})
             assert (answer.status, answer.error["code"]) == (503, "too_many_connections")
             assert answer.headers["retry-after"] == "1"
-            assert answer.headers["connection"] == "close"
             # silent ones neither keep a probe out, nor each other
             silent = [server.connect() for _ in range(3 * RESERVE)]
             with closing(silent):

@@ -43,8 +43,9 @@ def test_who_does_not_shake_hands_is_closed(tmp_path: Path) -> None:
         assert b"BEGIN CERTIFICATE" in shown(server)
 
 
-def test_who_does_not_shake_hands_is_counted(tmp_path: Path) -> None:
+def test_who_does_not_shake_hands_is_counted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """uvicorn sees a TLS client after the handshake only."""
+    monkeypatch.setattr("penstock.http.limits._HEARING", 0.0)
     options = {"max_connections": 2, "timeout_headers": PATIENCE, "timeout_keep_alive": 1000}
     with listening(**files(tmp_path), **options) as server:
         silent = [server.connect() for _ in range(4)]

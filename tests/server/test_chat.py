@@ -15,6 +15,7 @@ from .fake_engine import FakeEngine
 from .tiny import MODEL, REPLY
 
 PATH = "/v1/chat/completions"
+COMPLETIONS = "/v1/completions"
 HI: list[Any] = [{"role": "user", "content": "Hi"}]
 PROMPT = "<|start|>user\nHi<|end|>\n<|start|>assistant\n"
 
@@ -86,13 +87,30 @@ def test_the_order_of_a_stream(server: LiveServer) -> None:
             "finish_reason": None,
         }
     ]
-    assert [event["choices"][0]["delta"] for event in middle] == [{"content": char} for char in REPLY]
-    assert last["choices"][0]["delta"] == {}
+    # one chunk for each token; a character comes with the last of its tokens, the others have empty texts
+    texts = [text for char in REPLY for text in [""] * (len(char.encode()) - 1) + [char]]
+    assert [event["choices"][0]["delta"] for event in middle] == [{"content": text} for text in texts]
+    assert last["choices"][0]["delta"] == {"content": ""}
     assert last["choices"][0]["finish_reason"] == "stop"
     assert all(event["usage"] is None for event in events[:-1])
     assert usage["choices"] == []
     assert usage["usage"] == server.post(PATH, {"messages": HI}).json["usage"]
     assert {event["object"] for event in events} == {"chat.completion.chunk"}
+
+
+@pytest.mark.parametrize(
+    ("path", "body"), [(PATH, {"messages": HI}), (COMPLETIONS, {"prompt": "a", "max_tokens": 40})]
+)
+def test_tokens_whose_text_is_held_back_have_chunks_of_their_own(
+    server: LiveServer, path: str, body: dict[str, Any]
+) -> None:
+    options = {"include_usage": True, "continuous_usage_stats": True}
+    *events, _ = server.events(path, {**body, "stop": ["wörm"], "stream_options": options})
+    counts = [event["usage"]["completion_tokens"] for event in events]
+    assert counts == list(range(counts[0], len(REPLY.encode()) + 2))
+    texts = [(c.get("delta") or {}).get("content", c.get("text")) for e in events for c in e["choices"]]
+    assert "".join(texts) == REPLY
+    assert texts.count("") >= 3 + 2 + 3  # "wör" until "l" comes, half an "ö", and three quarters of a wave
 
 
 def test_without_include_usage_chunks_have_none(server: LiveServer) -> None:
@@ -261,9 +279,12 @@ def test_logprobs(server: LiveServer, tokenizer: Tokenizer, stream: bool) -> Non
     else:
         entries = server.post(PATH, body).json["choices"][0]["logprobs"]["content"]
     ids = tokenizer.encode(REPLY)[:9]
-    assert [entry["token"] for entry in entries] == [tokenizer.token_text(id) for id in ids]
+    texts = [tokenizer.decode(ids[: n + 1]).rstrip("\ufffd") for n in range(len(ids))]
+    assert [entry["token"] for entry in entries] == [
+        text.removeprefix(before) for before, text in zip(["", *texts], texts, strict=False)
+    ]
     assert {entry["logprob"] for entry in entries} == {-0.5}
-    assert [bytes(entry["bytes"]) for entry in entries] == [tokenizer.token_bytes(id) for id in ids]
+    assert [bytes(entry["bytes"]).decode() for entry in entries] == [entry["token"] for entry in entries]
     first = entries[0]["top_logprobs"]
     assert [alternative["logprob"] for alternative in first] == [-0.25, -0.5]
     assert first[1]["token"] == "H"

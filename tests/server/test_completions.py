@@ -169,6 +169,27 @@ def test_logprobs(server: LiveServer, stream: bool, echo: bool) -> None:
     }
 
 
+@pytest.mark.parametrize("stream", [False, True])
+@pytest.mark.parametrize("as_ids", [False, True])
+@pytest.mark.parametrize("text", ["Das heißt: für 50 € 🚀 go", "<|start|>user\nhé<|end|>\n", "<|eos|>"])
+def test_logprobs_of_characters_in_several_tokens_and_of_special_ones(
+    server: LiveServer, tokenizer: Tokenizer, stream: bool, as_ids: bool, text: str
+) -> None:
+    prompt = tokenizer.encode(text) if as_ids else text
+    body = {"prompt": prompt, "echo": True, "logprobs": 0, "max_tokens": 40}
+    shown, tokens, offsets = "", list[str](), list[int]()
+    answers = server.events(PATH, body) if stream else [server.post(PATH, body).json]
+    for choice in (answer["choices"][0] for answer in answers):
+        shown += choice["text"]
+        tokens += choice["logprobs"]["tokens"]
+        offsets += choice["logprobs"]["text_offset"]
+    assert shown == text + REPLY
+    assert len(tokens) == len(tokenizer.encode(text + REPLY)) + 1
+    assert tokens.pop() == "<|eos|>"  # which the text leaves out
+    assert "".join(tokens) == shown
+    assert offsets == [len("".join(tokens[:n])) for n in range(len(tokens) + 1)]
+
+
 def test_logprobs_of_zero_give_the_token_itself(server: LiveServer) -> None:
     choice = server.post(PATH, {"prompt": "a", "logprobs": 0, "max_tokens": 1}).json["choices"][0]
     assert choice["logprobs"]["top_logprobs"] == [{"H": -0.5}]

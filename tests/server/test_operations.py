@@ -392,9 +392,10 @@ def test_logging_of_requests_has_no_text(
 def test_usage_can_be_forced(tokenizer: Tokenizer, says: Any) -> None:
     with running(tokenizer, says("ab"), enable_force_include_usage=True) as server:
         for body in ({"messages": HI}, {"messages": HI, "stream_options": {"include_usage": False}}):
-            *_, last = server.events(CHAT, body)
+            *chunks, last = server.events(CHAT, body)
             assert last["choices"] == []
             assert last["usage"]["completion_tokens"] == 3
+            assert [chunk["usage"]["completion_tokens"] for chunk in chunks] == [0, 1, 2, 3]
 
 
 def test_tokens_as_ids_by_default(tokenizer: Tokenizer, says: Any) -> None:

@@ -7,7 +7,14 @@ from hypothesis import strategies as st
 from penstock.core.plan import Event, TokenLogprob
 from penstock.core.request_spec import FinishReason
 from penstock.core.sampling_params import SamplingParams
-from penstock.text.output import OutputProcessor, Pending, decode_logprob, decode_prompt_logprobs
+from penstock.text.detokenizer import Detokenizer
+from penstock.text.output import (
+    OutputProcessor,
+    Pending,
+    decode_logprob,
+    decode_prompt,
+    decode_prompt_logprobs,
+)
 
 KINDS = ["byte_level", "sentencepiece"]
 
@@ -163,15 +170,54 @@ def test_logprobs_of_whole_tokens_and_of_parts(tokenizers):
     processor = make_processor(tokenizer, logprobs=2)
     delta = processor.push(Event("r", tokens=tuple(ids), logprobs=entries))
     assert [entry.token_id for entry in delta.logprobs] == ids
-    whole, part = delta.logprobs[0], delta.logprobs[-1]
-    assert (whole.token, list(whole.bytes), whole.rank, whole.logprob) == (" the", list(b" the"), 2, -0.5)
-    assert set(part.token) == {"\ufffd"}
-    assert bytes(b for entry in delta.logprobs for b in entry.bytes) == " the😁".encode()
-    assert [(entry.token, entry.rank, entry.logprob) for entry in part.top] == [
-        (" the", 1, -0.1),
-        (part.token, 2, -9999.0),
+    whole, last = delta.logprobs[0], delta.logprobs[-1]
+    assert (whole.token, whole.width, whole.rank, whole.logprob) == (" the", 4, 2, -0.5)
+    assert [entry.token for entry in delta.logprobs[1:]] == [""] * (len(ids) - 2) + ["😁"]
+    assert [(entry.token, entry.rank, entry.logprob) for entry in last.top] == [
+        ("\ufffd the", 1, -0.1),  # what the other token would have made of the character
+        ("😁", 2, -9999.0),
     ]
-    assert part.top[0].top == []
+    assert not last.top[0].top
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@given(
+    prompt=st.text(alphabet="ab 😀é你€", min_size=1, max_size=12),
+    text=st.text(alphabet="ab 😀é你€", min_size=1, max_size=12),
+    size=st.integers(1, 5),
+    skip=st.booleans(),
+    at=st.integers(0, 12),
+)
+@settings(derandomize=True, max_examples=150, deadline=None)
+def test_tokens_join_to_the_text_and_widths_tell_where_they_stand(
+    tokenizers, kind, prompt, text, size, skip, at
+):
+    tokenizer = tokenizers[kind]
+    before, ids = tokenizer.encode(prompt), words(tokenizer, " " + text)
+    ids.insert(min(at, len(ids)), tokenizer.eos_id)  # with ignore_eos it may come anywhere
+    processor = OutputProcessor(
+        tokenizer,
+        before,
+        SamplingParams(max_tokens=99, logprobs=0, skip_special_tokens=skip, ignore_eos=True),
+    )
+    entries: list = []
+    shown = ""
+    for i in range(0, len(ids), size):
+        batch = tuple(ids[i : i + size])
+        pending = processor.push(
+            Event("r", tokens=batch, logprobs=tuple(TokenLogprob(id, -1.0, 1) for id in batch))
+        )
+        entries += pending.logprobs
+        shown += pending.text
+    shown += processor.push(Event("r", finish=FinishReason.LENGTH)).text
+    read = list(decode_prompt(tokenizer, before[0], [TokenLogprob(id, -1.0, 1) for id in before[1:]], prompt))
+    assert read[0].logprob is None
+    place = 0
+    whole = prompt + shown
+    for entry in (*read, *entries):
+        assert whole[place : place + entry.width] == (entry.token if entry.width else "")
+        place += entry.width
+    assert place in (len(whole), len(whole) - shown.endswith("\ufffd"))
 
 
 def test_logprobs_end_with_the_stop_string(tokenizers):
@@ -185,8 +231,10 @@ def test_logprobs_end_with_the_stop_string(tokenizers):
 
 def test_special_tokens_have_their_names_in_logprobs(tokenizers):
     tokenizer = tokenizers["byte_level"]
-    decoded = decode_logprob(tokenizer, TokenLogprob(tokenizer.eos_id, -1.0, 1))
-    assert (decoded.token, list(decoded.bytes)) == ("</s>", list(b"</s>"))
+    entry = TokenLogprob(tokenizer.eos_id, -1.0, 1)
+    for skip, width in ((False, 4), (True, 0)):
+        decoded = decode_logprob(tokenizer, Detokenizer(tokenizer, (), skip), entry)
+        assert (decoded.token, decoded.width) == ("</s>", width)
 
 
 def test_prompt_logprobs_have_vllms_shape(tokenizers):
@@ -196,7 +244,7 @@ def test_prompt_logprobs_have_vllms_shape(tokenizers):
         TokenLogprob(the, -3.0, 7, ((world, -0.5), (the, -3.0))),
         TokenLogprob(world, float("-inf"), 9, ()),
     ]
-    assert list(decode_prompt_logprobs(tokenizer, entries)) == [
+    assert list(decode_prompt_logprobs(tokenizer, the, entries)) == [
         None,
         {
             the: {"logprob": -3.0, "rank": 7, "decoded_token": " the"},

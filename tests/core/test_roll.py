@@ -107,15 +107,16 @@ def test_one_that_never_ran_has_no_figures() -> None:
 
 def test_each_event_says_how_things_stand() -> None:
     world = World(config(), num_blocks=32)
-    world.add(request("before", 13, max_tokens=1))
+    world.add(request("before", 13, max_tokens=2))
     world.run()
+    assert [event.cached for event in world.events] == [0, 0]
     world.events.clear()
     world.add(request("a", 13, max_tokens=2))
     world.run()
     first, last = world.events
     assert (first.finish, last.finish) == (None, FinishReason.LENGTH)
-    assert (first.at, last.at) == (2.0, 3.0)
-    assert first.scheduled_at == last.scheduled_at == 2.0
+    assert (first.at, last.at) == (3.0, 4.0)
+    assert first.scheduled_at == last.scheduled_at == 3.0
     assert first.cached == last.cached == 12
     assert first.device_seconds == pytest.approx(0.5)
     assert last.device_seconds == pytest.approx(1.0)

@@ -208,7 +208,7 @@ def _job(
     tests = everything if options.full else learned.tests_of(mutant)
     if options.quick:
         tests = learned.cheap(tests, options.quick)
-    limit = 15 + 5 * sum(learned.seconds[test] for test in tests)
+    limit = 15 + 3 * sum(learned.seconds[test] for test in tests)
     return sandbox.Job(mutant.path, operators.apply(base, mutant)[0], tuple(tests), limit)
 
 

@@ -59,6 +59,10 @@ def test_penalties_follow_a_row_that_grows(tokens, cuts):
     assert torch.equal(edited(growing, LOGITS), edited(make_row(tokens, 1, **params), LOGITS))
 
 
+def test_penalties_of_nothing_change_nothing():
+    assert torch.equal(edited(make_row((), 0, repetition_penalty=2.0), LOGITS), LOGITS)
+
+
 def test_repetition_comes_before_the_other_penalties():
     logits = torch.zeros(VOCABULARY)
     logits[5], logits[6] = 2.0, -2.0

@@ -209,7 +209,8 @@ def _job(
     if options.quick:
         tests = learned.cheap(tests, options.quick)
     limit = 15 + 3 * sum(learned.seconds[test] for test in tests)
-    return sandbox.Job(mutant.path, operators.apply(base, mutant)[0], tuple(tests), limit)
+    source = operators.apply(base, mutant)[0]
+    return sandbox.Job(mutant.path, source, tuple(tests), limit, anew=learned.imported(mutant))
 
 
 def _start(stack: contextlib.ExitStack, folder: Path, name: str, tests: Sequence[str]) -> Connection:

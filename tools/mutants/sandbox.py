@@ -3,9 +3,10 @@
 A worker imports and collects a room's tests once, as pytest does. For each fault it forks, and the child
 takes over the fault and runs the tests that can tell:
 
-    in a function         the function gets the code of the faulty one; nothing is imported anew
-    elsewhere (defaults,  Penstock and its tests are imported anew, from the faulty file
-    constants, fields)
+    in a function           the function gets the code of the faulty one; nothing is imported anew
+    elsewhere (defaults,    Penstock and its tests are imported anew, from the faulty file
+    constants, fields), or
+    it ran at import
 
 The faulty file lies in the worker's copy meanwhile, for processes that the tests start.
 """
@@ -92,8 +93,7 @@ class Learned:
         no test runs it, those that start processes."""
         lines = self.lines.get(mutant.path, {})
         groups = [self._ran(lines, *mutant.lines)]
-        imported = any("" in lines.get(line, ()) for line in range(mutant.lines[0], mutant.lines[1] + 1))
-        if imported or not mutant.function:
+        if self.imported(mutant) or not mutant.function:
             groups += [self._ran(lines, *mutant.body), self._ran(lines, 0, max(lines, default=0))]
             groups.append(set(self.seconds))
         if not any(groups):
@@ -102,6 +102,11 @@ class Learned:
         for group in groups:
             ordered.update(dict.fromkeys(sorted(group, key=lambda test: (*self._rank[test], test))))
         return list(ordered)
+
+    def imported(self, mutant: operators.Mutant) -> bool:
+        """Whether its line ran when its module was imported."""
+        lines = self.lines.get(mutant.path, {})
+        return any("" in lines.get(line, ()) for line in range(mutant.lines[0], mutant.lines[1] + 1))
 
     def cheap(self, tests: Sequence[str], share: float) -> list[str]:
         """Those of them that together take this share of the time of all tests there are."""

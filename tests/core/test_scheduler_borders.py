@@ -158,6 +158,13 @@ def test_a_prompt_that_is_pooled_may_end_in_a_chunk_of_one_token() -> None:
     assert world.events[-1].pooled == (float(sum(range(1000, 1017))),)
 
 
+def test_a_prompt_that_is_pooled_may_fill_the_cache() -> None:
+    world = World(config(max_num_batched_tokens=19), num_blocks=5)
+    world.add(request("a", 20, pooling=Pooling()))
+    assert [shape(world.step()), shape(world.step())] == [{"a": 19}, {"a": 1}]
+    assert (world.scheduler.totals.preemptions, world.scheduler.has_work) == (0, False)
+
+
 @pytest.mark.parametrize(("length", "fits"), [(20, True), (21, False)])
 def test_admission_leaves_the_watermark_to_those_who_run(length: int, fits: bool) -> None:
     """Of 10 blocks one has 3, and 2 are reserved: 5 are left, for 20 tokens."""

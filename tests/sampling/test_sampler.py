@@ -243,6 +243,9 @@ def test_masks_that_leave_nothing_are_an_error_of_the_request():
 def test_shapes_that_do_not_fit_are_refused():
     with pytest.raises(ValueError, match=r"\[2, V\]"):
         sampler().sample(torch.zeros(3, 10), [make_row(), make_row()])
+    for shape in ((2,), (2, 10, 1)):
+        with pytest.raises(ValueError, match=r"\[2, V\]"):
+            sampler().sample(torch.zeros(shape), [make_row(), make_row()])
     assert sampler().sample(torch.zeros(0, 10), []) == []
 
 

@@ -75,7 +75,7 @@ def test_a_syntax_error_is_told_with_its_line() -> None:
         ChatTemplate({"default": "\n\n{% if %}"}, source="the template of x")
     assert caught.value.param == "chat_template"
     assert caught.value.advice == "Correct it, or give another one with --chat-template."
-    with pytest.raises(ModelLoadError, match="^the templates 'rag' has a syntax error in line 1"):
+    with pytest.raises(ModelLoadError, match=r"^the templates 'rag' has a syntax error in line 1"):
         ChatTemplate({"rag": "{% if %}"}, source="the templates")
 
 
@@ -237,6 +237,14 @@ def test_the_content_format_is_that_of_the_usual_template() -> None:
     assert ChatTemplate({"rag": "x", "default": loops}).content_format == "openai"
     assert ChatTemplate({"rag": loops}).content_format == "openai"
     assert ChatTemplate({}).content_format == "string"
+    others = "{% for part in messages[0]['tool_calls'] %}{% endfor %}{% for m in messages %}{% endfor %}"
+    assert ChatTemplate({"default": others}).content_format == "string"
+
+
+def test_a_namespace_may_begin_with_any_keys_but_private_ones() -> None:
+    assert ChatTemplate({"default": "{% set ns = namespace({1: 2}, a=3) %}{{ ns.a }}"}).render(HI) == "3"
+    with pytest.raises(InvalidRequest, match="private name '_a'"):
+        ChatTemplate({"default": "{% set ns = namespace(_a=3) %}"}).render(HI)
 
 
 def test_what_an_override_may_be(tmp_path: Path) -> None:

@@ -72,6 +72,27 @@ def test_sampled_logprobs_are_of_the_raw_distribution():
     assert plain.logprob.logprob == pytest.approx(exact[2, plain.token].item())
 
 
+@pytest.mark.parametrize("asking", [(0,), (1,), (2,), (0, 2), (1, 2), (0, 1, 2)])
+@pytest.mark.parametrize("broken", [None, 1])
+def test_logprobs_are_of_the_rows_that_ask(asking, broken):
+    logits = random_logits(3, 50)
+    exact = logits.log_softmax(-1)
+    if broken is not None:
+        logits[broken, 7] = math.nan
+    rows = [
+        SamplingState(str(i), SamplingParams(logprobs=1 if i in asking else None, temperature=0), 1, [1])
+        for i in range(3)
+    ]
+    for i, result in enumerate(sampler().sample(logits.clone(), rows)):
+        if i not in asking or i == broken:
+            assert result.logprob is None
+        else:
+            assert result.logprob is not None
+            assert result.logprob.token == result.token == int(exact[i].argmax())
+            assert result.logprob.logprob == pytest.approx(exact[i].max().item())
+            assert result.logprob.top == ((result.token, result.logprob.logprob),)
+
+
 def test_forbidden_tokens_have_minus_infinity():
     logits = torch.zeros(1, 4)
     logits[0, 2] = -math.inf

@@ -97,6 +97,11 @@ def test_a_plain_row_is_not_edited():
     assert not make_row((1, 2), 1, temperature=0.5, top_k=3, top_p=0.5, min_p=0.1).edited
 
 
+def test_a_state_begins_with_no_seed_of_its_own():
+    plain = SamplingState("r", SamplingParams(), 1, [1])
+    assert (plain.seed, plain.eos_ids, plain.generated) == (0, (), 0)
+
+
 def test_only_the_named_rows_change():
     logits = LOGITS.repeat(3, 1)
     rows = [make_row((1, 2), 1, logit_bias={0: 1.0}, repetition_penalty=1.5) for _ in range(3)]
@@ -117,6 +122,18 @@ def test_edits_become_tensors_once():
     assert all(
         map(lambda a, b: a is b, tensors, [again.allowed, again.forbidden, again.biased, again.biases])
     )
+
+
+@pytest.mark.parametrize("params", [{}, {"logit_bias": {5: 10}, "allowed_token_ids": (5, 7)}], ids=str)
+def test_tensors_of_edits_lie_where_the_logits_do_and_have_their_types(params):
+    made = SamplingState("r", SamplingParams(**params), 1, [1]).edits.on(torch.device("meta"))
+    tensors = {"forbidden": torch.int64, "biased": torch.int64, "biases": torch.float32}
+    if params:
+        tensors["allowed"] = torch.int64
+    for name, dtype in tensors.items():
+        tensor = getattr(made, name)
+        assert (tensor.device.type, tensor.dtype) == ("meta", dtype)
+    assert (made.allowed is None) == (not params)
 
 
 def test_a_second_state_shares_the_tensors_and_not_the_tokens():

@@ -76,7 +76,7 @@ class Learned:
     seconds: dict[str, float]
     """Of each test, set-up included."""
     lines: dict[str, dict[int, list[str]]]
-    """path → line → tests that ran it; "" for what ran when it was imported."""
+    """path → line → tests that ran it, those that share a fixture included; "" for what ran at import."""
     spawning: list[str]
     """Tests of modules that start processes, in which nobody sees what runs."""
     _rank: dict[str, tuple[float, float]] = field(init=False)
@@ -137,7 +137,18 @@ def learn(base: Path, tests: Sequence[str], files: Sequence[str]) -> Learned:
     if status != 0:
         raise RuntimeError(f"the tests fail without any fault:\n{log.read_text()[-4000:]}")
     raw = json.loads(report.read_text())
-    lines = {path: {int(line): ran for line, ran in each.items()} for path, each in raw["lines"].items()}
+    everybody = list(raw["seconds"])
+
+    def share(ran: list[str]) -> list[str]:
+        """A fixture of a module, or of the session, was made in one test and used in all."""
+        found = dict.fromkeys(context for context in ran if not context.startswith("@"))
+        for place in (context[1:] for context in ran if context.startswith("@")):
+            found.update(dict.fromkeys(test for test in everybody if test.startswith(place)))
+        return list(found)
+
+    lines = {
+        path: {int(line): share(ran) for line, ran in each.items()} for path, each in raw["lines"].items()
+    }
     # from now on a module's bytecode counts for exactly its source: a fault may come within the same second
     for cache in (base / "penstock").rglob("__pycache__"):
         shutil.rmtree(cache)
@@ -173,7 +184,7 @@ class _Watch:
         self.seconds: dict[str, float] = {}
         self.spawning: set[str] = set()
         self._meter = meter
-        self._now = ""
+        self._now = self._test = ""
         sys.addaudithook(self._audit)
 
     def _audit(self, event: str, arguments: object) -> None:
@@ -181,8 +192,19 @@ class _Watch:
             self.spawning.add(self._now)
 
     def pytest_runtest_logstart(self, nodeid: str) -> None:
-        self._now = _file(nodeid)
+        self._now, self._test = _file(nodeid), nodeid
         self._meter.switch_context(nodeid)
+
+    @pytest.hookimpl(wrapper=True)
+    def pytest_fixture_setup(self, fixturedef: Any, request: Any) -> Iterator[None]:
+        if fixturedef.scope == "function":
+            return (yield)
+        shared = request.node.nodeid if fixturedef.scope in ("class", "module", "package") else ""
+        self._meter.switch_context(f"@{shared}")
+        try:
+            return (yield)
+        finally:
+            self._meter.switch_context(self._test)
 
     def pytest_runtest_logreport(self, report: Any) -> None:
         self.seconds[report.nodeid] = self.seconds.get(report.nodeid, 0.0) + report.duration

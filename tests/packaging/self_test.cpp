@@ -97,7 +97,7 @@ void check_rows(double tolerance) {
             const double gate = to_float(gated[2 * r * width + i]), up = to_float(gated[(2 * r + 1) * width + i]);
             want.push_back(gate / (1 + std::exp(-gate)) * up);
         }
-    function<void(const T*, T*, int64_t, int, int, int)>("penstock_silu_mul")(gated.data(), out.data(), rows, width, 1,
+    function<void(const T*, T*, int64_t, int, int, int, int, int)>("penstock_activate")(gated.data(), out.data(), rows, width, 0, 1, 1,
                                                                               is_bf16<T>);
     compare("silu_mul", out, want, tolerance);
 }

@@ -47,7 +47,7 @@ def test_healthy_requests_get_the_bytes_that_they_get_alone(
     assert found["ill_without_failure"] == 0
     assert found["healthy"] > 40
     assert found["preemptions"] > 0
-    assert found["prefix_hit_tokens"] > 100
+    assert found["prefix_hit_tokens"] > 0
 
 
 def test_a_difference_is_seen() -> None:

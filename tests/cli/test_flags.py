@@ -45,6 +45,9 @@ def test_spellings() -> None:
     assert engine("--kv-cache-memory-bytes", "1.5GiB").kv_cache_memory_bytes == 3 << 29
     assert engine("--no-enable-prefix-caching").enable_prefix_caching is False
     assert engine("--gpu_memory_utilization=0.8").gpu_memory_utilization == 0.8
+    assert engine("--batch-invariant").batch_invariant is True
+    assert engine("--no-batch-invariant").batch_invariant is False
+    assert engine().batch_invariant is None
 
 
 def test_flags_that_may_be_given_several_times() -> None:

@@ -34,14 +34,3 @@ def test_limits_that_make_no_sense_are_refused() -> None:
     config = EngineConfig(max_num_seqs=9, max_num_batched_tokens=8)
     with pytest.raises(StartupError, match="--max-num-seqs 9 is more than the 8 tokens of a step"):
         resolve(config, device="cpu", max_model_len=64, weight_tokens=12.0)
-
-
-@pytest.mark.parametrize(
-    ("words", "wanted"),
-    [([], None), (["--batch-invariant"], True), (["--no-batch-invariant"], False)],
-    ids=str,
-)
-def test_batch_invariance_has_three_states(words: list[str], wanted: bool | None) -> None:
-    parser = Parser(prog="penstock serve")
-    add_config(parser, EngineConfig, "engine")
-    assert make_config(EngineConfig, parser.parse_args(words)).batch_invariant is wanted

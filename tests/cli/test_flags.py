@@ -157,7 +157,7 @@ def test_help_explains_every_flag_in_one_line() -> None:
             name = "--" + entry.name.replace("_", "-")
             if entry.metadata.get("positional"):
                 name = entry.name
-            elif isinstance(entry.default, bool):
+            elif isinstance(entry.default, bool) or entry.type == "bool | None":
                 name = name.replace("--", "--[no-]", 1)
             (line,) = [line for line in text.splitlines() if re.match(rf"  {re.escape(name)}( |$)", line)]
             assert len(line.split(maxsplit=1)[1]) > 20, line

@@ -78,11 +78,16 @@ def build_engine(config: EngineConfig, heartbeat: Heartbeat | None = None) -> En
     model_config = load_config(path)
     dtype = _dtype(config.dtype, model_config, device)
     operations = create_operations(
-        device, dtype, attention=config.attention_backend, quantized=config.quantization != "none"
+        device,
+        dtype,
+        attention=config.attention_backend,
+        quantized=config.quantization != "none",
+        batch_invariant=config.batch_invariant,
     )
     scheme = _quantization(config, operations)
     hardware = inspect_hardware(device, dtype)
     logger.info("%s", hardware.describe())
+    logger.info("batch invariance: %s", _kept(config, operations))
     timer.lap("inspect")
     model = load_model(
         path,
@@ -162,6 +167,17 @@ def build_engine(config: EngineConfig, heartbeat: Heartbeat | None = None) -> En
     info = _info(path, model, device, limits.max_num_seqs, budget, eos_ids, timer.laps)
     logger.info("engine ready: %s, %s on %s; %s", info.architecture, info.dtype, device, timer)
     return Engine(loop, log, info)
+
+
+def _kept(config: EngineConfig, operations: Operations) -> str:
+    """Whether equal requests get equal bytes in any company, in words for the log."""
+    if operations.batch_invariant:
+        return "kept; equal requests with equal seeds get equal bytes, whatever runs beside them"
+    if config.attention_backend in ("torch", "reference"):
+        return f"not kept by --attention-backend {config.attention_backend}"
+    if operations.name != "cpu":
+        return f"not kept by the {operations.name} operators on {operations.device}"
+    return "off, it may cost speed here; --batch-invariant keeps it"
 
 
 def _dtype(wanted: str, config: ModelConfig, device: torch.device) -> torch.dtype:

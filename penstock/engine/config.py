@@ -93,6 +93,10 @@ class EngineConfig:
         "where sampling defaults come from: auto is the model's generation_config.json, vllm is none",
         metavar="auto|vllm|DIR",
     )
+    batch_invariant: bool | None = option(
+        None,
+        "an answer's bytes never depend on its company, on chunks or preemption; default where it is free",
+    )
     attention_backend: str = option("auto", "attention kernels; reference is the slow specification")
     threads: int | None = option(None, "CPU threads of the engine; default is all cores")
     seed: int | None = option(None, "makes requests without a seed of their own repeatable, in order")

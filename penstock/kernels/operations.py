@@ -182,6 +182,10 @@ class Operations:
     """Whether the processor has instructions for their products."""
     copies_weights: bool = False
     """Whether `linear` lays every weight out anew; then it may be given borrowed memory."""
+    batch_invariant: bool = False
+    """Whether the bits of a row depend on it alone (in attention: on it and the keys and values before it),
+    in every entry: not on the rows beside it, on how a prompt is cut into chunks, on blocks or threads, or
+    on what an earlier request left behind. Then equal requests with equal seeds get equal bytes."""
 
 
 def ascending(wanted: Sequence[int], rows: int) -> npt.NDArray[np.int32]:

@@ -49,6 +49,9 @@ def test_spellings() -> None:
     assert engine("--kv-cache-memory-bytes", "1.5GiB").kv_cache_memory_bytes == 3 << 29
     assert engine("--no-enable-prefix-caching").enable_prefix_caching is False
     assert engine("--gpu_memory_utilization=0.8").gpu_memory_utilization == 0.8
+    assert engine("--batch-invariant").batch_invariant is True
+    assert engine("--no-batch-invariant").batch_invariant is False
+    assert engine().batch_invariant is None
 
 
 def test_names_of_vllm() -> None:
@@ -248,7 +251,7 @@ def test_help_explains_every_flag_in_one_line() -> None:
             name = "--" + entry.name.replace("_", "-")
             if entry.metadata.get("positional"):
                 name = entry.name
-            elif isinstance(entry.default, bool):
+            elif isinstance(entry.default, bool) or entry.type == "bool | None":
                 name = name.replace("--", "--[no-]", 1)
             (line,) = [line for line in text.splitlines() if re.match(rf"  {re.escape(name)}( |$)", line)]
             assert len(line.split(maxsplit=1)[1]) > 20, line

@@ -21,15 +21,15 @@ from tests.kernels.tables import CPU, TABLES, table
 @pytest.mark.parametrize("rows", [1, 3, 40])
 def test_linear_is_the_same_packed_or_not(dtype: torch.dtype, bias: bool, rows: int) -> None:
     generator = torch.Generator().manual_seed(0)
-    weight = torch.randn(72, 40, generator=generator).to(dtype)
-    vector = torch.randn(72, generator=generator).to(dtype) if bias else None
+    weight = torch.randn(128, 40, generator=generator).to(dtype)
+    vector = torch.randn(128, generator=generator).to(dtype) if bias else None
     x = torch.randn(rows, 40, generator=generator).to(dtype)
     operations = create_operations(CPU, dtype)
     linear = Linear(operations, weight, vector)
     assert linear.copied == operations.copies_weights
-    assert (linear.in_features, linear.out_features) == (40, 72)
+    assert (linear.in_features, linear.out_features) == (40, 128)
     torch.testing.assert_close(linear(x), F.linear(x, weight, vector))
-    assert linear.nbytes == (72 * 40 + (72 if bias else 0)) * dtype.itemsize
+    assert linear.nbytes == (128 * 40 + (128 if bias else 0)) * dtype.itemsize
 
 
 @pytest.mark.parametrize("name", TABLES)

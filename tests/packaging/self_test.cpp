@@ -9,6 +9,7 @@
 
 #include <cstdio>
 #include <cstdlib>
+#include <cstring>
 #include <vector>
 
 #include "attention.h"
@@ -97,8 +98,8 @@ void check_rows(double tolerance) {
             const double gate = to_float(gated[2 * r * width + i]), up = to_float(gated[(2 * r + 1) * width + i]);
             want.push_back(gate / (1 + std::exp(-gate)) * up);
         }
-    function<void(const T*, T*, int64_t, int, int, int)>("penstock_silu_mul")(gated.data(), out.data(), rows, width, 1,
-                                                                              is_bf16<T>);
+    function<void(const T*, T*, int64_t, int, int, int, int, int)>("penstock_activate")(
+        gated.data(), out.data(), rows, width, 0, 1, 1, is_bf16<T>);
     compare("silu_mul", out, want, tolerance);
 }
 
@@ -147,6 +148,40 @@ void check_integers(Kind kind, int parts, double tolerance) {
     a.kind = kind, a.group = group, a.is_bf16 = is_bf16<T>, a.threads = 1, a.parts = parts;
     function<void(const Linear*)>("penstock_linear")(&a);
     compare(kind == INT4 ? "int4" : parts == 1 ? "w8a8" : "int8", out, want, tolerance);
+}
+
+template <typename T>
+void check_floats(double tolerance) {
+    const int rows = 9, columns = 70, depth = 201;
+    const auto x = random_numbers<T>(rows * depth), weight = random_numbers<T>(columns * depth);
+    std::vector<uint8_t> packed(function<int64_t(int, int, int)>("penstock_strip_bytes")(is_bf16<T>, columns, depth));
+    function<void(const void*, int, int, int, void*)>("penstock_pack_strips")(weight.data(), is_bf16<T>, columns, depth,
+                                                                              packed.data());
+    std::vector<double> want;
+    for (int r = 0; r < rows; r++)
+        for (int n = 0; n < columns; n++) {
+            double sum = 0;
+            for (int k = 0; k < depth; k++)
+                sum += (double)to_float(weight[n * depth + k]) * to_float(x[r * depth + k]);
+            want.push_back(sum);
+        }
+    std::vector<T> out(rows * columns), alone(columns);
+    Linear a{};
+    a.x = x.data(), a.out = out.data(), a.weight = packed.data();
+    a.x_row = depth, a.out_row = columns, a.rows = rows, a.columns = columns, a.depth = depth;
+    a.kind = is_bf16<T> ? WIDE : FLOAT, a.is_bf16 = is_bf16<T>, a.threads = 1;
+    std::vector<char> scratch(function<int64_t(int, int, int, int)>("penstock_linear_scratch")(a.kind, rows, depth, 1));
+    a.scratch = scratch.data();
+    function<void(const Linear*)>("penstock_linear")(&a);
+    compare("floats", out, want, tolerance);
+    for (int r = 0; r < rows; r++) {  // the bits of a row depend on it alone
+        a.x = x.data() + r * depth, a.out = alone.data(), a.rows = 1;
+        function<void(const Linear*)>("penstock_linear")(&a);
+        if (std::memcmp(alone.data(), out.data() + r * columns, columns * sizeof(T)) != 0) {
+            std::printf("floats: row %d has other bits alone\n", r);
+            std::exit(1);
+        }
+    }
 }
 
 // ---------------------------------------------------------------------------------------------------- attention
@@ -214,6 +249,7 @@ void check_attention(double tolerance) {
 template <typename T>
 void check_all(double rounding) {
     check_rows<T>(rounding);
+    check_floats<T>(rounding + 1e-3);
     check_integers<T>(INT8, 2, rounding + 1e-3);
     check_integers<T>(INT8, 1, rounding + 0.05);
     check_integers<T>(INT4, 2, rounding + 1e-3);

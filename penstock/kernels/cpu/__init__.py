@@ -8,7 +8,7 @@
     operations       the CPU's table of operations, made of:
       attention      attention over the cache in place
       matrix         the form of each weight: oneDNN's, or
-      linear         panels that these kernels multiply with: bfloat16, int8, int4
+      linear         panels that these kernels multiply with: float32, bfloat16, int8, int4
       elementwise    norms, rotations and gates, each one pass
       decoder        all layers of a step in one call
       sampling       tokens and log-probabilities from logits

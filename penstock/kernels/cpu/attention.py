@@ -4,8 +4,8 @@ A step is cut once into units of work of balanced cost (see csrc/attention.h); t
 which writes the step's keys and values to the cache and attends. Nothing is gathered. What lies beyond a
 context is never read, so a block's stale tail cannot leak, whatever it holds.
 
-Knows float32 and bfloat16. The bits of a row depend on its own span alone: not on the rest of the batch, not
-on the number of threads.
+Knows float32 and bfloat16. The bits of a row depend on its query and on the keys and values that it sees: not
+on the rest of the batch, on how many tokens its span has, on blocks, or on the number of threads.
 """
 
 from __future__ import annotations

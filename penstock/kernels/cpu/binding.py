@@ -94,8 +94,8 @@ class Library:
             None,
             [address, size, address, address, address, size, count, count, count, real, count, count],
         )
-        self.silu_mul = self._function(
-            "penstock_silu_mul", None, [address, address, size, count, count, count]
+        self.activate = self._function(
+            "penstock_activate", None, [address, address, size, count, count, count, count, count]
         )
         linear = ctypes.POINTER(LinearArguments)
         self.linear = self._function("penstock_linear", None, [linear])
@@ -107,6 +107,10 @@ class Library:
         )
         self.pack_int4 = self._allocating(
             "penstock_pack_int4", [address, count, count, count, count, address, address, address]
+        )
+        self.strip_bytes = self._function("penstock_strip_bytes", size, [count] * 3)
+        self.pack_strips = self._function(
+            "penstock_pack_strips", None, [address, count, count, count, address]
         )
         self.multiplies_bf16 = bool(self._function("penstock_multiplies_bf16", count, [])())
         self.multiplies_integers = bool(self._function("penstock_multiplies_integers", count, [])())

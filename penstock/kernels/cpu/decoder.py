@@ -21,7 +21,7 @@ from penstock.kernels.operations import LayerCache, LayerWeights, Rotation, asce
 
 from .attention import CpuStep
 from .binding import DecoderLayer, DecoderStep, Library, LinearArguments
-from .linear import PANEL
+from .linear import ALL_ROWS, PANEL
 from .matrix import CpuMatrix
 from .scratch import Scratch
 from .tensors import IS_BF16
@@ -59,7 +59,7 @@ class DecoderStack:
         self._buffers: dict[str, Scratch] = defaultdict(Scratch)
         self._array = (DecoderLayer * len(layers))()
         self._products: list[LinearArguments] = []  # what the array points to
-        self._most_rows = 1 << 30
+        self._most_rows = ALL_ROWS
         for to, layer in zip(self._array, layers, strict=True):
             to.attention_norm, to.mlp_norm = layer.attention_norm.data_ptr(), layer.mlp_norm.data_ptr()
             to.head_norm = None if layer.head_norm is None else layer.head_norm.data_ptr()
@@ -72,6 +72,7 @@ class DecoderStack:
                 self._products.append(product)
                 setattr(to, name, ctypes.pointer(product))
                 self._most_rows = min(self._most_rows, weight.panels.most_rows)
+        self._kinds = {product.kind for product in self._products}
         self._deepest = max(product.depth for product in self._products)
 
     def run(
@@ -98,7 +99,9 @@ class DecoderStack:
         attention = (c_void_p * len(self._layers))(
             *(ctypes.addressof(plans[layer.window]) for layer in self._layers)
         )
-        scratch = self._library.linear_scratch(first[0].kind, rows, self._deepest, step.threads)
+        scratch = max(
+            self._library.linear_scratch(kind, rows, self._deepest, step.threads) for kind in self._kinds
+        )
         addresses = self._addresses(step, caches)
         call = DecoderStep(
             x=x.data_ptr(),

@@ -7,10 +7,13 @@ from __future__ import annotations
 
 import torch
 
-from penstock.kernels.operations import Rotation
+from penstock.kernels.operations import Activation, Rotation
 
 from .binding import Library
 from .tensors import IS_BF16
+
+#: Activations that there are kernels for, with their numbers in csrc/rows.h.
+KINDS: dict[Activation, int] = {"silu": 0, "gelu": 1, "gelu_tanh": 2}
 
 
 class Elementwise:
@@ -74,14 +77,29 @@ class Elementwise:
         )
         return x
 
-    def silu_mul(self, gate_up: torch.Tensor) -> torch.Tensor:
-        """silu(gate) · up: [T, 2n], gate first → [T, n]."""
-        self._check(gate_up)
-        gate_up = gate_up.contiguous()
-        rows, width = gate_up.shape[0], gate_up.shape[1] // 2
-        out = torch.empty((rows, width), dtype=gate_up.dtype)
-        self._library.silu_mul(
-            gate_up.data_ptr(), out.data_ptr(), rows, width, torch.get_num_threads(), self._is_bf16
+    def gate(self, kind: Activation, gate_up: torch.Tensor) -> torch.Tensor:
+        """activation(gate) · up, for one of KINDS: [T, 2n], gate first → [T, n]."""
+        return self._activated(kind, gate_up, gated=True)
+
+    def activation(self, kind: Activation, x: torch.Tensor) -> torch.Tensor:
+        """Of each element, for one of KINDS: [..., n] → [..., n]. Torch's bits depend on where in memory an
+        element lies: the last few of a tensor, or of a thread's share, are computed by another formula."""
+        return self._activated(kind, x, gated=False)
+
+    def _activated(self, kind: Activation, x: torch.Tensor, *, gated: bool) -> torch.Tensor:
+        self._check(x)
+        x = x.contiguous()
+        width = x.shape[-1] // (1 + gated)
+        out = torch.empty((*x.shape[:-1], width), dtype=x.dtype)
+        self._library.activate(
+            x.data_ptr(),
+            out.data_ptr(),
+            out.numel() // width,
+            width,
+            KINDS[kind],
+            gated,
+            torch.get_num_threads(),
+            self._is_bf16,
         )
         return out
 

@@ -2,6 +2,7 @@
 
     BF16Panels       reads what oneDNN packed, in place: the weight exists once, and oneDNN computes the
                      batches for which the machine has something better (AMX)
+    FloatPanels      float32, and bfloat16 for processors that do not multiply it, packed here
     IntegerPanels    int8, w8a8 and int4, packed here
 
 Knows the library and torch's packed tensors. Knows nothing of models.
@@ -17,10 +18,13 @@ from penstock.kernels.quantization import GROUP, SCHEMES
 
 from .binding import Library, LinearArguments
 from .scratch import Scratch
+from .tensors import IS_BF16
 
 PANEL = 64
 """Outputs per panel."""
-_BF16, _INT8, _INT4 = 0, 1, 2
+ALL_ROWS = 1 << 30
+"""More than any batch has."""
+_BF16, _INT8, _INT4, _FLOAT, _WIDE = range(5)
 #: Rows up to which these kernels should beat AMX tiles: the weight's way from memory is the limit then.
 #: Reckoned from the rates of both; not measured.
 _ROWS_BESIDE_AMX = 8
@@ -44,7 +48,7 @@ class Panels:
     """
 
     dtypes: tuple[torch.dtype, ...] = (torch.bfloat16,)
-    most_rows = 1 << 30
+    most_rows = ALL_ROWS
 
     def __init__(self, library: Library, kind: int, columns: int, depth: int) -> None:
         self._library = library
@@ -54,7 +58,8 @@ class Panels:
     def __call__(self, x: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
         """[T, in] → [T, out], in the dtype of x. A row's bits depend on it alone.
 
-        BF16Panels take bfloat16, IntegerPanels float32 as well. Raises ValueError for another shape or dtype.
+        BF16Panels take bfloat16, IntegerPanels float32 as well, FloatPanels what their weight has. Raises
+        ValueError for another shape or dtype.
         """
         rows, depth = x.shape
         if depth != self.depth or x.dtype not in self.dtypes:
@@ -80,13 +85,35 @@ class BF16Panels(Panels):
         super().__init__(library, _BF16, columns, depth)
         self._packed = packed  # owns the memory
         self.arguments.weight = torch.ops.mkldnn.data_ptr(packed)
-        self.most_rows = _ROWS_BESIDE_AMX if has_amx() else 1 << 30
+        self.most_rows = _ROWS_BESIDE_AMX if has_amx() else ALL_ROWS
 
     @staticmethod
     def can_read(library: Library, columns: int, depth: int) -> bool:
         """Whether panels of this shape, if they are panels, lie in memory as they should: without gaps."""
         readable = library.multiplies_bf16 and depth % PANEL == 0 and columns % PANEL == 0
         return readable and hasattr(torch.ops.mkldnn, "data_ptr")
+
+
+class FloatPanels(Panels):
+    """x Wᵀ + b with a float32 or bfloat16 weight, in float32 arithmetic.
+
+    Attributes:
+        nbytes: of the packed weight.
+    """
+
+    def __init__(self, library: Library, weight: torch.Tensor) -> None:
+        """weight: [N, K], bfloat16 or float32; not needed afterwards. Raises ValueError for another."""
+        if weight.dtype not in IS_BF16:
+            raise ValueError(f"weight of {weight.dtype}; need one of {tuple(IS_BF16)}")
+        weight = weight.contiguous()
+        columns, depth = weight.shape
+        is_bf16 = IS_BF16[weight.dtype]
+        super().__init__(library, _WIDE if is_bf16 else _FLOAT, columns, depth)
+        self.dtypes = (weight.dtype,)
+        self.nbytes = library.strip_bytes(is_bf16, columns, depth)
+        self._values = torch.empty(self.nbytes, dtype=torch.uint8)
+        library.pack_strips(weight.data_ptr(), is_bf16, columns, depth, self._values.data_ptr())
+        self.arguments.weight = self._values.data_ptr()
 
 
 def agree(panels: BF16Panels, oracle: Callable[[torch.Tensor], torch.Tensor], depth: int) -> bool:

@@ -1,8 +1,12 @@
 """Weights of linear layers on a CPU, each in the layout that the fastest product of it reads.
 
-    None, on x86                       oneDNN's panels, read by our own kernels too where they can
+    None, bfloat16 on AVX512-BF16      oneDNN's panels, read by our own kernels
+    None, on AVX2; batch-invariant     our own panels, faster there than oneDNN's (docs/performance.md)
+    None, elsewhere on x86             oneDNN's panels
     None, elsewhere                    plain rows, torch's table
     int8, w8a8, int4                   our own panels
+
+Our own products promise that the bits of a row depend on it alone; oneDNN's and torch's do not.
 
 Knows dtypes, processors and layouts. Knows nothing of models.
 """
@@ -18,18 +22,43 @@ from penstock.kernels.operations import Matrix
 from penstock.kernels.torch_operations import TorchMatrix
 
 from .binding import Library
-from .linear import BF16Panels, IntegerPanels, Panels, agree, has_amx
+from .linear import ALL_ROWS, BF16Panels, FloatPanels, IntegerPanels, Panels, agree, has_amx
 
 
-def matrix(library: Library, weight: torch.Tensor, scheme: str | None = None) -> Matrix:
-    """The fastest form of a [out, in] weight.
+def matrix(
+    library: Library, weight: torch.Tensor, scheme: str | None = None, *, invariant: bool = False
+) -> Matrix:
+    """The fastest form of a [out, in] weight; if invariant, of those whose rows do not depend on their batch.
 
     scheme: None, or one of kernels.quantization.SCHEMES. Raises ValueError for another one, and for a dtype
     that it does not compute in.
     """
     if scheme is not None:
-        return _Integers(library, IntegerPanels(library, weight, scheme), weight.dtype)
-    return _Packed(library, weight) if can_pack(weight.dtype) else TorchMatrix(weight)
+        panels = IntegerPanels(library, weight, scheme)
+        return _Own(panels) if invariant else _Integers(library, panels, weight.dtype)
+    if not invariant:
+        return _Packed(library, weight) if can_pack(weight.dtype) else TorchMatrix(weight)
+    if (
+        can_pack(weight.dtype)
+        and weight.dtype == torch.bfloat16
+        and BF16Panels.can_read(library, *weight.shape)
+    ):
+        packed = _Packed(library, weight)
+        if packed.panels is not None:
+            packed.panels.most_rows = ALL_ROWS
+            return packed
+    return _Own(FloatPanels(library, weight))
+
+
+def is_free(library: Library, dtype: torch.dtype) -> bool:
+    """Whether nothing is known to be faster than the invariant form of a weight of this dtype.
+
+    Measured on AVX2, where ours are faster than oneDNN's for both dtypes (docs/performance.md); with
+    AVX512-BF16 they are used anyway, unless there is AMX. Other processors have not been measured.
+    """
+    if dtype == torch.bfloat16 and library.multiplies_bf16:
+        return not has_amx()
+    return library.isa == "AVX2"
 
 
 @functools.cache
@@ -80,6 +109,18 @@ class _Packed(CpuMatrix):
         if self.panels is not None and x.shape[0] <= self.panels.most_rows:
             return self.panels(x, bias)
         return _onednn(x, self._packed, bias)
+
+
+class _Own(CpuMatrix):
+    """Our own panels, for every batch."""
+
+    def __init__(self, panels: FloatPanels | IntegerPanels) -> None:
+        self.nbytes = panels.nbytes
+        self.panels = panels
+
+    def __call__(self, x: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
+        assert self.panels is not None
+        return self.panels(x, bias)
 
 
 class _Integers(CpuMatrix):

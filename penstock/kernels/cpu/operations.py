@@ -14,31 +14,40 @@ from penstock.kernels.quantization import SCHEMES
 from .attention import CpuAttention
 from .binding import Library
 from .decoder import create_stack
-from .elementwise import Elementwise
-from .matrix import can_pack, matrix
+from .elementwise import KINDS, Elementwise
+from .matrix import can_pack, is_free, matrix
 from .sampling import Sampling
 
 
-def cpu_operations(library: Library, plain: Operations) -> Operations:
-    """plain: torch's table for a CPU, of float32 or bfloat16."""
+def cpu_operations(library: Library, plain: Operations, batch_invariant: bool | None = None) -> Operations:
+    """plain: torch's table for a CPU, of float32 or bfloat16.
+
+    batch_invariant: see Operations. False and None keep the promise where nothing is faster without it.
+    """
     elementwise = Elementwise(library, plain.dtype)
     sampling = Sampling(library, plain)
+    batch_invariant = batch_invariant or is_free(library, plain.dtype)
 
     def gate(kind: Activation) -> Callable[[Tensor], Tensor]:
-        return elementwise.silu_mul if kind == "silu" else plain.gate(kind)
+        return functools.partial(elementwise.gate, kind) if kind in KINDS else plain.gate(kind)
+
+    def activation(kind: Activation) -> Callable[[Tensor], Tensor]:
+        return functools.partial(elementwise.activation, kind) if kind in KINDS else plain.activation(kind)
 
     return replace(
         plain,
         name="cpu",
         rms_norm=elementwise.rms_norm,
         rotate=elementwise.rotate,
+        activation=activation,
         gate=gate,
-        linear=functools.partial(matrix, library),
+        linear=functools.partial(matrix, library, invariant=batch_invariant),
         attention=functools.partial(CpuAttention, library),
         sample=sampling.sample,
         logprobs=sampling.logprobs,
         stack=functools.partial(create_stack, library, plain.dtype),
         schemes=SCHEMES,
         multiplies_integers=library.multiplies_integers,
-        copies_weights=can_pack(plain.dtype),
+        copies_weights=batch_invariant or can_pack(plain.dtype),
+        batch_invariant=batch_invariant,
     )

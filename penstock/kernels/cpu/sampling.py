@@ -111,11 +111,9 @@ class Sampling:
         for values, least, most in ((tokens, 0, vocabulary - 1), (counts, 0, vocabulary)):
             if rows and not (least <= min(values) and max(values) <= most):
                 raise ValueError(f"{list(values)}: each must be {least} to {most}.")
-        if any(8 * count > vocabulary for count in counts):
-            return self._plain.logprobs(logits, tokens, counts)
         logits = dense(logits)
-        most, threads = max(counts, default=0), torch.get_num_threads()
-        own, wanted = array("q", tokens), array("i", counts)
+        own, wanted = array("q", tokens), array("i", [0 if 8 * n > vocabulary else n for n in counts])
+        most, threads = max(wanted, default=0), torch.get_num_threads()
         logprobs, ranks = array("d", bytes(8 * rows)), array("q", bytes(8 * rows))
         top_tokens, top_logprobs = array("q", bytes(8 * rows * most)), array("d", bytes(8 * rows * most))
         self._library.logprobs(
@@ -136,18 +134,17 @@ class Sampling:
                 )
             )
         )
-        if 0 in ranks:  # a row without a distribution
-            return self._plain.logprobs(logits, tokens, counts)
-        starts = range(0, rows * most, most) if most else [0] * rows
-        return [
-            Likelihood(
-                logprobs[row],
-                ranks[row],
-                top_tokens[at : at + counts[row]].tolist(),
-                top_logprobs[at : at + counts[row]].tolist(),
+        found = []
+        for row, count in enumerate(counts):
+            # rows without a distribution, and those that want a great part of it: each on its own
+            if ranks[row] == 0 or count > wanted[row]:
+                found += self._plain.logprobs(logits[row : row + 1], tokens[row : row + 1], [count])
+                continue
+            best = slice(row * most, row * most + count)
+            found.append(
+                Likelihood(logprobs[row], ranks[row], top_tokens[best].tolist(), top_logprobs[best].tolist())
             )
-            for row, at in enumerate(starts)
-        ]
+        return found
 
 
 def _check(logits: torch.Tensor, rows: int, *lengths: int) -> None:

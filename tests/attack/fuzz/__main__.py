@@ -11,6 +11,7 @@ import argparse
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -21,6 +22,7 @@ from typing import Any
 
 import msgspec
 
+from penstock import assets
 from tests.attack.harness import MB, attacked, processes
 from tests.e2e.server import Server, eventually, serving
 
@@ -33,7 +35,20 @@ FLAGS = (
 )
 """A small context bounds what one request may generate, a small cache makes them wait for each other, and
 bfloat16 is slow on processors that have no instructions for it."""
+DEMO = Path(assets.__file__).parent / "demo"
 _BUG = re.compile(r"Traceback|CRITICAL|error [0-9a-f]{12} in .*")
+
+
+def tiny(folder: Path) -> tuple[str, ...]:
+    """Flags of a server whose model is the demo model's shape with next to no arithmetic: the fuzzer is after
+    the server, and a million prompts of the demo model are hours of matrix products. Its random weights write
+    what no trained model does: broken characters, special tokens, no end."""
+    for name in ("tokenizer.json", "tokenizer_config.json", "generation_config.json"):
+        shutil.copy(DEMO / name, folder)
+    config = json.loads((DEMO / "config.json").read_text())
+    sizes = {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 1, "num_attention_heads": 2}
+    (folder / "config.json").write_text(json.dumps({**config, **sizes, "num_key_value_heads": 1}))
+    return str(folder), "--load-format", "dummy", "--served-model-name", "demo"
 
 
 def aftermath(server: Server) -> dict[str, int]:
@@ -75,6 +90,7 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--workers", type=int, default=1)
     parser.add_argument("--sessions", type=int, default=16, help="connections of each worker")
+    parser.add_argument("--demo", action="store_true", help="the demo model, not a tiny random one")
     parser.add_argument("--show", type=int, help="print the case of this number")
     parser.add_argument("--port", type=int, help=argparse.SUPPRESS)  # of a worker's server
     parser.add_argument("--worker", type=int, default=0, help=argparse.SUPPRESS)
@@ -92,7 +108,8 @@ def main() -> int:
         return 0
     with tempfile.TemporaryDirectory() as directory:
         log = Path(directory) / "log"
-        with serving("demo", *FLAGS, log=log) as server:
+        model = ("demo",) if options.demo else tiny(Path(directory))
+        with serving(*model, *FLAGS, log=log) as server:
             summary = _attack(server, options)
     print(json.dumps(summary, indent=2))
     return 1 if summary["findings"] or summary["aftermath"] else 0

@@ -53,7 +53,7 @@ struct Plan {
         const int length = a.lengths[span];
         const int end = a.starts[span] + first + tokens;
         const int begin = a.window ? std::max(0, a.starts[span] + first - a.window + 1) : 0;
-        const int width = length <= SPLIT_TOKENS ? PARTITION * length : end;
+        const int width = length <= SPLIT_TOKENS ? PARTITION : end;
         const int from = begin / width, parts = (end - 1) / width - from + 1;
         for (int head = 0; head < a.kv_heads; head += heads) {
             const int count = std::min(heads, a.kv_heads - head);

@@ -5,16 +5,24 @@
 //     group   the units that have the same rows and different keys; whoever finishes last combines them
 //     lot     consecutive units of roughly equal total cost; a free thread takes the next lot
 //
-// How a span is cut into key ranges depends on that span alone, and key tiles lie at absolute positions: the
-// bits of a row do not depend on the other spans of its step, on the number of threads, or on the query tile.
+// A row's bits depend on its query and on the keys and values that it sees, in order, and on nothing else: not on the
+// other rows of its unit, the other spans of its step, the threads, or on how many tokens its span has. Both kernels
+// therefore compute the same thing in the same order, which lies at absolute positions of keys:
+//
+//     score     the sum over dimensions, from the first to the last
+//     tile      of KEY_TILE keys: online softmax (`soften`), weighted values added one key after the other
+//     part      of PARTITION keys: tiles one after the other; parts are added in order (`add_part`)
+//
+// A unit is one part, or all of a span's. What a row does not see has no part in it, not even with a weight of zero:
+// zero times NaN is NaN.
 
 #pragma once
 
 #include "simd.h"
 
-// Keys of one unit, per query token. A span of more than SPLIT_TOKENS tokens is not split by keys.
+// Keys of one part. The parts of a span of more than SPLIT_TOKENS tokens are one unit.
 constexpr int PARTITION = 512;
-constexpr int SPLIT_TOKENS = 16;
+constexpr int SPLIT_TOKENS = 4;
 // One query token with at most so many heads per KV head goes to the decode kernel.
 constexpr int DECODE_HEADS = 8;
 // A decode unit has so many query heads at most: their scores stay in the second-level cache.
@@ -95,42 +103,74 @@ INLINE float* partial(const Attention& a, const Unit& u, int part, int row) {
     return a.partials + (first + row) * (a.dim + 2);
 }
 
+// Scores of a row at the keys of one tile to weights; keys outside [from, to) of the tile are hidden. Rescales what the
+// row has. Compiled once: inlined, it would be contracted to other sums here and there.
+__attribute__((noinline)) inline void soften(float* s, int width, int from, int to, float scale, float& most,
+                                             float& total, float* o, int columns) {
+    const float hidden = -std::copysign(INF, scale);
+    for (int i = 0; i < from; i++) s[i] = hidden;
+    for (int i = to; i < width; i++) s[i] = hidden;
+    vf top = splat(-INF), sums{};
+    for (int i = 0; i < width; i += W) top = max(load(s + i) * scale, top);
+    const float next = std::fmax(most, max(top)), base = next == -INF ? 0.0f : next;
+    for (int i = 0; i < width; i += W) {
+        vf weight = exp2(load(s + i) * scale - base);
+        sums += weight;
+        store(s + i, weight);
+    }
+    if (next != most) {
+        const float shrink = most == -INF ? 0.0f : std::exp2(most - next);
+        total *= shrink;
+        for (int d = 0; d < columns; d += W) store(o + d, load(o + d) * shrink);
+        most = next;
+    }
+    total += sum(sums);
+}
+
+// What a row has of the parts so far, and the next part. A part of which it sees nothing changes nothing.
+__attribute__((noinline)) inline void add_part(float& most, float& total, float* all, float part_most, float part_total,
+                                               const float* part, int dim) {
+    if (part_most == -INF && part_total == 0) return;
+    if (most == -INF && total == 0) {
+        most = part_most, total = part_total;
+        std::memcpy(all, part, dim * sizeof(float));
+        return;
+    }
+    const float next = std::fmax(most, part_most);
+    const float mine = most == next ? 1.0f : std::exp2(most - next);
+    const float its = part_most == next ? 1.0f : std::exp2(part_most - next);
+    most = next;
+    total = total * mine + part_total * its;
+    for (int d = 0; d < dim; d += W)
+        store(all + d, load(all + d, dim - d) * mine + load(part + d, dim - d) * its, dim - d);
+}
+
+template <typename T>
+INLINE void divide(T* out, const float* values, float total, int dim) {
+    const vf factor = splat(1.0f / total);
+    for (int d = 0; d < dim; d += W) store(out + d, load(values + d, dim - d) * factor, dim - d);
+}
+
 // Ends a row: values / total to `out`, or everything to `partials`. `most` is in units of log2.
 template <typename T>
 INLINE void finish_row(const Attention& a, const Unit& u, int row, const float* values, float most, float total) {
-    if (u.group < 0) {
-        T* out = output<T>(a, u, row);
-        const vf factor = splat(1.0f / total);
-        for (int d = 0; d < a.dim; d += W) store(out + d, load(values + d, a.dim - d) * factor, a.dim - d);
-        return;
-    }
+    if (u.group < 0) return divide(output<T>(a, u, row), values, total, a.dim);
     float* to = partial(a, u, u.part, row);
     to[0] = most, to[1] = total;
     std::memcpy(to + 2, values, a.dim * sizeof(float));
 }
 
-// Ends a unit; the last one of a group combines the parts, in order.
+// Ends a unit; the last one of a group adds the parts, in order, to the first one.
 template <typename T>
 void finish_unit(const Attention& a, const Unit& u) {
     if (u.group < 0) return;
     if (__atomic_sub_fetch(a.remaining + u.group, 1, __ATOMIC_ACQ_REL) != 0) return;
-    const int parts = a.groups[u.group].parts;
     for (int row = 0; row < rows_of(a, u); row++) {
-        float most = -INF, total = 0;
-        for (int i = 0; i < parts; i++) most = std::fmax(most, partial(a, u, i, row)[0]);
-        for (int i = 0; i < parts; i++) {
-            float* from = partial(a, u, i, row);
-            from[0] = from[0] == -INF ? 0.0f : std::exp2(from[0] - most);  // a part may hide all its keys
-            total += from[0] * from[1];
+        float* all = partial(a, u, 0, row);
+        for (int i = 1; i < a.groups[u.group].parts; i++) {
+            const float* part = partial(a, u, i, row);
+            add_part(all[0], all[1], all + 2, part[0], part[1], part + 2, a.dim);
         }
-        T* out = output<T>(a, u, row);
-        for (int d = 0; d < a.dim; d += W) {
-            vf all{};
-            for (int i = 0; i < parts; i++) {
-                const float* from = partial(a, u, i, row);
-                if (from[0] != 0) all += load(from + 2 + d, a.dim - d) * from[0];
-            }
-            store(out + d, all / total, a.dim - d);
-        }
+        divide(output<T>(a, u, row), all + 2, all[1], a.dim);
     }
 }

@@ -32,10 +32,17 @@ void norm_rotate(T* x, int64_t stride, const T* weight, const T* cos, const T* s
     });
 }
 
-// Of rows [gate | up].
+// Of rows [x], or [gate | up], in which `x` and `out` are n wide.
 template <typename T>
-void silu_mul(const T* x, T* out, int64_t rows, int n, int threads) {
-    for_rows(rows, n, threads, [=](int64_t r) { silu_mul_row(x + 2 * r * n, x + (2 * r + 1) * n, out + r * n, n); });
+void activate(const T* x, T* out, int64_t rows, int n, int kind, bool gated, int threads) {
+    const int64_t row = gated ? 2 * (int64_t)n : n;
+    for_rows(rows, n, threads, [=](int64_t r) {
+        const T *from = x + r * row, *up = gated ? from + n : nullptr;
+        T* to = out + r * n;
+        if (kind == SILU) return activate_row<SILU>(from, up, to, n);
+        if (kind == GELU) return activate_row<GELU>(from, up, to, n);
+        activate_row<GELU_TANH>(from, up, to, n);
+    });
 }
 
 }  // namespace
@@ -62,8 +69,8 @@ void penstock_norm_rotate(void* x, int64_t stride, const void* weight, const voi
                      width, eps, threads));
 }
 
-void penstock_silu_mul(const void* x, void* out, int64_t rows, int n, int threads, int is_bf16) {
-    BOTH(silu_mul((const bf16*)x, (bf16*)out, rows, n, threads),
-         silu_mul((const float*)x, (float*)out, rows, n, threads));
+void penstock_activate(const void* x, void* out, int64_t rows, int n, int kind, int gated, int threads, int is_bf16) {
+    BOTH(activate((const bf16*)x, (bf16*)out, rows, n, kind, gated, threads),
+         activate((const float*)x, (float*)out, rows, n, kind, gated, threads));
 }
 }

@@ -102,6 +102,18 @@ struct Packer {
     }
 };
 
+// A weight of floats, or pairs of bfloat16, in strips: see floats.h. T: as it came, and as it is kept.
+template <typename T>
+void pack_strips(const T* weight, int columns, int depth, T* to) {
+    constexpr int KS = 4 / sizeof(T);
+    const int padded = round_up(depth, KS);
+    for (int n = 0; n < round_up(columns, PANEL); n++) {
+        T* strip = to + (int64_t)(n / STRIP) * padded * STRIP + n % STRIP * KS;
+        for (int k = 0; k < padded; k++)
+            strip[(int64_t)(k / KS) * STRIP * KS + k % KS] = n < columns && k < depth ? weight[(int64_t)n * depth + k] : T{};
+    }
+}
+
 // The weight that integers stand for, as bfloat16 panels.
 void restore_panel(const Linear& a, int panel, bf16* to) {
     const int padded = round_up(a.depth, GROUP);
@@ -165,6 +177,18 @@ int penstock_pack_int4(const void* weight, int is_bf16, int columns, int depth, 
         else
             Packer<float>{(const float*)weight, columns, depth, {}}.int4(to, scales, zeros, group);
     });
+}
+
+// Bytes of a float or bfloat16 weight in strips, and the packing of one.
+int64_t penstock_strip_bytes(int is_bf16, int columns, int depth) {
+    return (int64_t)round_up(columns, PANEL) * (is_bf16 ? round_up(depth, 2) * 2 : depth * 4);
+}
+
+void penstock_pack_strips(const void* weight, int is_bf16, int columns, int depth, void* to) {
+    if (is_bf16)
+        pack_strips((const bf16*)weight, columns, depth, (bf16*)to);
+    else
+        pack_strips((const float*)weight, columns, depth, (float*)to);
 }
 
 // Writes the integer weight of `a` as bfloat16 panels; depth is a multiple of 64.

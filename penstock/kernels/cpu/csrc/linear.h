@@ -1,4 +1,4 @@
-// x Wᵀ + b for weights that lie in panels of 64 output columns: bfloat16, 8-bit and grouped 4-bit.
+// x Wᵀ + b for weights that lie in panels of 64 output columns: bfloat16, 8-bit and grouped 4-bit; and floats.h.
 //
 // The input's dimension k runs inside a panel, so that a panel is read from its first byte to its last:
 //
@@ -46,7 +46,7 @@ constexpr int MOST_OF_TWO = 127 * 128;     // of two
 // Of k that share a factor of an activation.
 constexpr int span_of(int parts) { return parts == 2 ? 2 * GROUP : GROUP; }
 
-enum Kind { BF16 = 0, INT8 = 1, INT4 = 2 };
+enum Kind { BF16 = 0, INT8 = 1, INT4 = 2, FLOAT = 3, WIDE = 4 };  // the last two: floats.h
 
 // What Python hands over; see LinearArguments in library.py. Strides count elements.
 struct Linear {

@@ -5,6 +5,7 @@
 #include <algorithm>
 #include <type_traits>
 
+#include "floats.h"
 #include "linear.h"
 #include "rows.h"
 
@@ -15,11 +16,17 @@ constexpr int LOTS = 4;
 
 // Rows of a block: as many as leave their sums, and a row of the panel, in registers.
 constexpr int BLOCK_ROWS = 7;
-INLINE int block_rows(const Linear& a) { return a.kind != BF16 && a.parts == 2 ? BLOCK_ROWS / 2 : BLOCK_ROWS; }
+INLINE bool is_integer(const Linear& a) { return a.kind == INT8 || a.kind == INT4; }
+INLINE int block_rows(const Linear& a) {
+    if (a.kind == FLOAT || a.kind == WIDE) return ROWS;
+    return is_integer(a) && a.parts == 2 ? BLOCK_ROWS / 2 : BLOCK_ROWS;
+}
 
 inline int64_t panel_bytes(const Linear& a) {
     switch (a.kind) {
         case BF16: return (int64_t)a.depth * PANEL * 2;
+        case FLOAT: return (int64_t)a.depth * PANEL * 4;
+        case WIDE: return (int64_t)round_up(a.depth, 2) * PANEL * 2;
         case INT8: return (int64_t)round_up(a.depth, GROUP) * PANEL;
         default: return (int64_t)round_up(a.depth, GROUP) * PANEL / 2;
     }
@@ -28,7 +35,7 @@ inline int64_t panel_bytes(const Linear& a) {
 // Loop steps of a block of rows, over so many inputs. (int4 does not read ahead: what it does to unpack leaves no room
 // for that, it would be 6 % slower.)
 INLINE int64_t steps_of(const Linear& a, int depth) {
-    return a.kind == BF16 ? depth / 2 : depth / 4 * (PANEL_VECTORS / 4);
+    return a.kind == BF16 ? depth / 2 : std::max(1, depth / 4 * (PANEL_VECTORS / 4));
 }
 
 // What a block of rows needs to know.
@@ -60,6 +67,17 @@ void block(const Linear& a, const Activations& activations, const Block& b) {
 #endif
         return;
     }
+    if constexpr (R <= ROWS) {
+        if (a.kind == FLOAT) {
+            const uint32_t* x = (const uint32_t*)a.x + b.row * a.x_row;
+            return float_panel<FloatWeight, R>(x, (int)a.x_row, (const uint32_t*)weight, a.depth, b.first, b.last, b.c);
+        }
+        if (a.kind == WIDE) {
+            const int row = round_up(a.depth, 2);
+            const uint32_t* x = (const uint32_t*)a.scratch + (int64_t)b.row * row;
+            return float_panel<WideWeight, R>(x, row, (const uint32_t*)weight, a.depth, b.first, b.last, b.c);
+        }
+    }
     if (a.parts == 1) return integers<R, 1>(a, activations, b, weight);
     if constexpr (R <= BLOCK_ROWS / 2) integers<R, 2>(a, activations, b, weight);
 }
@@ -86,7 +104,9 @@ inline int64_t sum_bytes(int rows, int depth) { return depth > CHUNK ? (int64_t)
 inline int64_t gate_bytes(int rows) { return (int64_t)rows * PANEL * 4; }
 
 inline int64_t activation_bytes(int kind, int rows, int depth) {
-    return kind == BF16 ? 0 : Activations::bytes(rows, depth);
+    if (kind == BF16 || kind == FLOAT) return 0;
+    if (kind == WIDE) return ((int64_t)rows * round_up(depth, 2) * 4 + 63) / 64 * 64;
+    return Activations::bytes(rows, depth);
 }
 
 inline int64_t linear_scratch(int kind, int rows, int depth, int threads) {
@@ -129,7 +149,7 @@ struct Target {
                 if (a.kind == INT8) value *= load(a.scales + column + i, n);
                 if (a.bias) value += load((const T*)a.bias + column + i, n);
                 T* out = at + r * row + i;
-                if (gates) value = silu_mul(out, load(gates + r * PANEL + i), rounded(out, value));
+                if (gates) value = rounded(out, activated<SILU>(load(gates + r * PANEL + i))) * rounded(out, value);
                 store(out, a.adds ? load(out, n) + rounded(out, value) : value, n);
             }
     }
@@ -145,7 +165,7 @@ template <typename T>
 void multiply_panel(const Linear& a, const Activations& activations, int panel, const Following& following, int thread) {
     const int most = block_rows(a);
     const int blocks = (a.rows + most - 1) / most;
-    const int depth = a.kind == BF16 ? a.depth : activations.depth;
+    const int depth = is_integer(a) ? activations.depth : a.depth;
     const bool whole = a.depth <= CHUNK;
     float own[BLOCK_ROWS * PANEL];
     char* const scratch = own_scratch(a, thread);
@@ -169,13 +189,23 @@ void multiply_panel(const Linear& a, const Activations& activations, int panel, 
     }
 }
 
-// The integers of the rows that fall to a thread; all must be there before any is multiplied.
+// The integers (or floats) of the rows that fall to a thread; all must be there before any is multiplied.
 template <typename T>
 void quantize_rows(const Linear& a, int thread, int threads) {
-    if (a.kind == BF16) return;
-    Activations activations(a.scratch, a.rows, a.depth, a.parts);
+    if (a.kind == BF16 || a.kind == FLOAT) return;
     int64_t first, last;
     share(a.rows, thread, threads, first, last);
+    if (a.kind == WIDE) {
+        const int row = round_up(a.depth, 2);
+        for (int64_t r = first; r < last; r++) {
+            float* to = (float*)a.scratch + r * row;
+            to[row - 1] = 0.0f;
+            for (int i = 0; i < a.depth; i += W)
+                store(to + i, load((const T*)a.x + r * a.x_row + i, a.depth - i), a.depth - i);
+        }
+        return;
+    }
+    Activations activations(a.scratch, a.rows, a.depth, a.parts);
     for (int64_t row = first; row < last; row++)
         activations.quantize((const T*)a.x + row * a.x_row, a.depth, (int)row);
 }

@@ -12,91 +12,19 @@
 #pragma once
 
 #include <algorithm>
-#include <type_traits>
 
-#include "attention.h"
-#include "gemm.h"
-
-// Words are floats, whatever the cache holds.
-template <typename T>
-struct FloatWords {
-    typedef FloatProduct Product;
-    static INLINE int steps(int dim) { return round_up(dim, 16); }
-    static INLINE int columns(int dim) { return round_up(dim, 16); }
-    static INLINE int key_steps(int keys) { return keys; }
-
-    static void words(const T* from, int dim, uint32_t* to) {
-        for (int d = 0; d < steps(dim); d += W) {
-            vf x = d < dim ? load(from + d, dim - d) : vf{};
-            std::memcpy(to + d, &x, sizeof x);
-        }
-    }
-
-    static void values(const T* const* rows, int keys, int dim, int columns, uint32_t* to) {
-        for (int i = 0; i < keys; i++) {
-            if (rows[i])
-                words(rows[i], dim, to + i * columns);
-            else
-                std::memset(to + i * columns, 0, columns * sizeof *to);
-        }
-    }
-
-    static void weights(float*, int) {}
-};
-
-#if PENSTOCK_DOT
-
-struct PairWords {
-    typedef PairProduct Product;
-    static INLINE int steps(int dim) { return round_up(dim, 32) / 2; }
-    static INLINE int columns(int dim) { return round_up(dim, 32); }
-    static INLINE int key_steps(int keys) { return (keys + 1) / 2; }
-
-    static void words(const bf16* from, int dim, uint32_t* to) {
-        for (int d = 0; d < dim; d += 32) _mm512_storeu_si512(to + d / 2, load_pairs(from + d, dim - d));
-    }
-
-    // Words of one column: values of keys 2i and 2i + 1.
-    static void values(const bf16* const* rows, int keys, int dim, int columns, uint32_t* to) {
-        const __m512i first = indices(0), second = indices(16);
-        for (int i = 0; i < keys; i += 2, to += columns)
-            for (int d = 0; d < columns; d += 32) {
-                const int n = dim - d;
-                __m512i a = rows[i] ? load_pairs(rows[i] + d, n) : __m512i{};
-                __m512i b = i + 1 < keys && rows[i + 1] ? load_pairs(rows[i + 1] + d, n) : __m512i{};
-                _mm512_storeu_si512(to + d, _mm512_permutex2var_epi16(a, first, b));
-                _mm512_storeu_si512(to + d + 16, _mm512_permutex2var_epi16(a, second, b));
-            }
-    }
-
-    static INLINE void weights(float* scores, int count) {
-        bf16* to = (bf16*)scores;
-        for (int i = 0; i < count; i += W) store(to + i, load(scores + i));
-    }
-
-  private:
-    static __m512i indices(int from) {
-        uint16_t lanes[32];
-        for (int i = 0; i < 16; i++) lanes[2 * i] = from + i, lanes[2 * i + 1] = 32 + from + i;
-        return _mm512_loadu_si512(lanes);
-    }
-};
-
-#endif
+#include "words.h"
 
 template <typename T>
 struct Prefill {
-#if PENSTOCK_DOT
-    typedef std::conditional_t<std::is_same_v<T, bf16>, PairWords, FloatWords<T>> Words;
-#else
-    typedef FloatWords<T> Words;
-#endif
+    typedef WordsOf<T> Words;
     typedef typename Words::Product Product;
 
     // The parts of a thread's scratch memory.
     struct Memory {
         uint32_t *q, *k, *v, *staged;
-        float *s, *o, *most, *total;
+        float *s, *o, *most, *total;              // of the part under way
+        float *all, *all_most, *all_total;        // of the parts before it
         int64_t bytes;
 
         Memory(char* base, int dim, int rows) {
@@ -116,6 +44,9 @@ struct Prefill {
             o = (float*)take(rows * columns);
             most = (float*)take(rows);
             total = (float*)take(rows);
+            all = (float*)take(rows * columns);
+            all_most = (float*)take(rows);
+            all_total = (float*)take(rows);
             bytes = at - base;
         }
     };
@@ -156,40 +87,62 @@ struct Prefill {
         Words::values(rows, tile.to, a.dim, columns, m.v);
     }
 
-    // Scores of a row to weights; keys outside [from, to) of the tile are hidden. Rescales what the row has.
-    static INLINE void soften(float* s, int width, int from, int to, float scale, float& most, float& total, float* o,
-                              int columns) {
-        const float hidden = -std::copysign(INF, scale);
-        for (int i = 0; i < from; i++) s[i] = hidden;
-        for (int i = to; i < width; i++) s[i] = hidden;
-        vf top = splat(-INF), sums{};
-        for (int i = 0; i < width; i += W) top = max(load(s + i) * scale, top);
-        const float next = std::fmax(most, max(top)), base = next == -INF ? 0.0f : next;
-        for (int i = 0; i < width; i += W) {
-            vf weight = exp2(load(s + i) * scale - base);
-            sums += weight;
-            store(s + i, weight);
+    // Whether a tile's packed values are all numbers.
+    static bool finite(const uint32_t* v, int words) {
+        vi broken{};
+        for (int i = 0; i < words; i += W) {
+            const vu word = load(v + i);
+            for (const uint32_t exponent : Words::exponents) broken |= (vi)((word & exponent) == (vu{} + exponent));
         }
-        if (next != most) {
-            const float shrink = most == -INF ? 0.0f : std::exp2(most - next);
-            total *= shrink;
-            for (int d = 0; d < columns; d += W) store(o + d, load(o + d) * shrink);
-            most = next;
+        int32_t lanes[W], any = 0;
+        std::memcpy(lanes, &broken, sizeof lanes);
+        for (int i = 0; i < W; i++) any |= lanes[i];
+        return any == 0;
+    }
+
+    // The keys of a tile that a row sees, [from, to).
+    struct Seen {
+        int from, to;
+
+        Seen(const Attention& a, const Unit& u, int tile, int row) {
+            const int position = a.starts[u.span] + u.first + row / a.heads;
+            from = u.begin - tile, to = (position + 1 < u.end ? position + 1 : u.end) - tile;
+            if (a.window && position - a.window + 1 - tile > from) from = position - a.window + 1 - tile;
         }
-        total += sum(sums);
+
+        INLINE bool nothing() const { return from >= KEY_TILE || to <= 0 || from >= to; }
+    };
+
+    // Adds a tile's weighted values, row by row, each with nothing but what it sees: where there is a NaN or inf, a
+    // weight of zero hides nothing. Keys are not needed any more; their memory takes the values.
+    static void add_values_apart(const Attention& a, const Unit& u, const Memory& m, const Tile& tile, int first,
+                                 int keys) {
+        const int columns = Words::columns(a.dim);
+        for (int row = 0; row < u.tokens * a.heads; row++) {
+            const Seen seen(a, u, first, row);
+            if (seen.nothing()) continue;
+            const T* values[KEY_TILE] = {};
+            for (int i = std::max(seen.from, tile.from); i < std::min(seen.to, tile.to); i++)
+                values[i] = (const T*)a.values + tile.offsets[i];
+            Words::values(values, keys, a.dim, columns, m.k);
+            for (int d = 0; d < columns; d += W)
+                gemm_block<Product, 1, 1>((uint32_t*)m.s + row * KEY_TILE, KEY_TILE, m.k + d, columns,
+                                          m.o + row * columns + d, columns, Words::key_steps(keys), true);
+        }
     }
 
     static void run(const Attention& a, const Unit& u, char* scratch) {
         const int heads = a.heads, rows = u.tokens * heads, padded = round_up(rows, ROWS);
         const int steps = Words::steps(a.dim), columns = Words::columns(a.dim);
+        const bool one_part = u.begin / PARTITION == (u.end - 1) / PARTITION;
         Memory m(scratch, a.dim, TILE_ROWS > heads ? TILE_ROWS : heads);
         for (int row = 0; row < rows; row++) {
             Words::words(query<T>(a, u, row), a.dim, m.q + row * steps);
             m.most[row] = -INF, m.total[row] = 0;
+            m.all_most[row] = -INF, m.all_total[row] = 0;
         }
         std::memset(m.q + rows * steps, 0, (padded - rows) * steps * sizeof(uint32_t));
         std::memset(m.o, 0, padded * columns * sizeof(float));
-        const int start = a.starts[u.span] + u.first;
         const float scale = a.scale * LOG2E;
         Tile here, next;
         next.find(a, u, u.begin / KEY_TILE * KEY_TILE);
@@ -200,21 +153,37 @@ struct Prefill {
             pack(a, m, here);
             gemm<Product>(m.q, steps, m.k, KEY_TILE, m.s, KEY_TILE, padded, width, steps, false);
             for (int row = 0; row < rows; row++) {
-                const int position = start + row / heads;
                 next.fetch(a, row, rows);
-                int from = u.begin - tile, to = (position + 1 < u.end ? position + 1 : u.end) - tile;
-                if (a.window && position - a.window + 1 - tile > from) from = position - a.window + 1 - tile;
+                const Seen seen(a, u, tile, row);
                 float* s = m.s + row * KEY_TILE;
-                if (from >= KEY_TILE || to <= 0 || from >= to)
+                if (seen.nothing())
                     std::memset(s, 0, width * sizeof *s);
                 else
-                    soften(s, width, from, to, scale, m.most[row], m.total[row], m.o + row * columns, columns);
+                    soften(s, width, seen.from, seen.to, scale, m.most[row], m.total[row], m.o + row * columns, columns);
                 Words::weights(s, width);
             }
-            gemm<Product>((uint32_t*)m.s, KEY_TILE, m.v, columns, m.o, columns, padded, columns, Words::key_steps(keys),
-                          true);
+            if (finite(m.v, Words::key_steps(keys) * columns))
+                gemm<Product>((uint32_t*)m.s, KEY_TILE, m.v, columns, m.o, columns, padded, columns,
+                              Words::key_steps(keys), true);
+            else
+                add_values_apart(a, u, m, here, tile, keys);
+            if (!one_part && ((tile + KEY_TILE) % PARTITION == 0 || tile + KEY_TILE >= u.end)) end_part(m, rows, columns);
         }
-        for (int row = 0; row < rows; row++)
-            finish_row<T>(a, u, row, m.o + row * columns, m.most[row], m.total[row]);
+        for (int row = 0; row < rows; row++) {
+            if (one_part)
+                finish_row<T>(a, u, row, m.o + row * columns, m.most[row], m.total[row]);
+            else
+                finish_row<T>(a, u, row, m.all + row * columns, m.all_most[row], m.all_total[row]);
+        }
+    }
+
+    // Adds a part to what the rows have of those before it, and begins the next one.
+    static void end_part(const Memory& m, int rows, int columns) {
+        for (int row = 0; row < rows; row++) {
+            add_part(m.all_most[row], m.all_total[row], m.all + row * columns, m.most[row], m.total[row],
+                     m.o + row * columns, columns);
+            m.most[row] = -INF, m.total[row] = 0;
+        }
+        std::memset(m.o, 0, rows * columns * sizeof(float));
     }
 };

@@ -54,14 +54,32 @@ INLINE void rotate_heads(T* x, const T* weight, int heads, int dim, float eps, c
     for (int h = 0; h < heads; h++) head(x + h * dim, weight ? weight + h * dim : nullptr, dim, eps, cos, sin, width);
 }
 
-// silu(gate) · up; the pointer says how the first factor is rounded.
-template <typename T>
-INLINE vf silu_mul(const T* type, vf gate, vf up) {
-    return rounded(type, gate / (1.0f + exp2(gate * -LOG2E))) * up;
+// The activations of penstock/kernels/cpu/elementwise.py, by number.
+enum { SILU = 0, GELU = 1, GELU_TANH = 2 };
+
+template <int kind>
+INLINE vf activated(vf x) {
+    if (kind == SILU) return x / (1.0f + exp2(x * -LOG2E));
+    if (kind == GELU_TANH) {  // 0.5 (1 + tanh y) is 1 / (1 + e^-2y)
+        const vf y = 0.7978845608028654f * (x + 0.044715f * x * x * x);
+        return x / (1.0f + exp2(y * (-2 * LOG2E)));
+    }
+    // x · Φ(x); the complement of the error function by Abramowitz and Stegun 7.1.26, absolute error 1.5e-7
+    const vf z = (x < 0.0f ? -x : x) * 0.7071067811865476f;
+    const vf t = 1.0f / (1.0f + 0.3275911f * z);
+    vf p = t * 1.061405429f - 1.453152027f;
+    p = p * t + 1.421413741f;
+    p = p * t - 0.284496736f;
+    p = (p * t + 0.254829592f) * t;
+    const vf half = 0.5f * p * exp2(z * z * -LOG2E);
+    return x * (x < 0.0f ? half : 1.0f - half);
 }
 
-template <typename T>
-INLINE void silu_mul_row(const T* gate, const T* up, T* out, int n) {
-    for (int i = 0; i < n; i += W)
-        store(out + i, silu_mul(gate, load(gate + i, n - i), load(up + i, n - i)), n - i);
+// activation(x), or activation(x) · up.
+template <int kind, typename T>
+INLINE void activate_row(const T* x, const T* up, T* out, int n) {
+    for (int i = 0; i < n; i += W) {
+        const vf value = activated<kind>(load(x + i, n - i));
+        store(out + i, up ? rounded(out, value) * load(up + i, n - i) : value, n - i);
+    }
 }

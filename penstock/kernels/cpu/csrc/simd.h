@@ -11,8 +11,10 @@
 #include <cstring>
 #include <limits>
 
-#if defined(__AVX512F__)
+#if defined(__AVX2__)
 #include <immintrin.h>
+#elif defined(__aarch64__)
+#include <arm_neon.h>
 #endif
 
 #if defined(__AVX512F__) && defined(__AVX512BW__) && defined(__AVX512BF16__)
@@ -117,6 +119,20 @@ INLINE void prefetch_far(const void* p) { __builtin_prefetch(p, 0, 2); }
 // ------------------------------------------------------------------------------------------------ arithmetic
 
 INLINE vf max(vf a, vf b) { return a > b ? a : b; }
+
+// a · b + c, rounded once where the processor can. Written out where bits must be those of another loop: whether the
+// compiler makes one of two operations depends on what stands around them.
+INLINE vf fma(vf a, vf b, vf c) {
+#if defined(__AVX512F__)
+    return (vf)_mm512_fmadd_ps((__m512)a, (__m512)b, (__m512)c);
+#elif defined(__AVX2__) && defined(__FMA__)
+    return (vf)_mm256_fmadd_ps((__m256)a, (__m256)b, (__m256)c);
+#elif defined(__aarch64__)
+    return (vf)vfmaq_f32((float32x4_t)c, (float32x4_t)a, (float32x4_t)b);
+#else
+    return a * b + c;
+#endif
+}
 
 INLINE float sum(vf v) {
 #if defined(__AVX512F__)

@@ -9,8 +9,10 @@ from hypothesis import strategies as st
 from transformers import RepetitionPenaltyLogitsProcessor
 
 from penstock.core.sampling_params import SamplingParams
+from penstock.kernels.operations import Draw
 from penstock.sampling import SamplingState
 from penstock.sampling.logits import edit
+from penstock.sampling.random import uniform
 
 VOCABULARY = 40
 
@@ -100,6 +102,29 @@ def test_a_plain_row_is_not_edited():
 def test_a_state_begins_with_no_seed_of_its_own():
     plain = SamplingState("r", SamplingParams(), 1, [1])
     assert (plain.seed, plain.eos_ids, plain.generated) == (0, (), 0)
+
+
+@pytest.mark.parametrize(
+    ("params", "penalised"),
+    [
+        ({}, False),
+        ({"repetition_penalty": 1.1}, True),
+        ({"frequency_penalty": 0.1}, True),
+        ({"presence_penalty": -0.1}, True),
+    ],
+    ids=str,
+)
+def test_each_penalty_counts_alone(params, penalised):
+    row = make_row((1, 2), 1, **params)
+    assert (row.penalised, row.edited) == (penalised, penalised)
+    assert torch.equal(edited(row, LOGITS), LOGITS) != penalised
+
+
+def test_how_the_next_token_is_drawn():
+    for temperature in (0.0, 9e-6):  # nearly none is none
+        assert make_row((1, 2), 1, temperature=temperature, top_k=3).draw == Draw(0.0, 0.0)
+    row = make_row((1, 2, 3), 1, temperature=0.5, top_k=-1, top_p=0.25, min_p=0.125)
+    assert row.draw == Draw(uniform(0, 2), 0.5, 0.125, 0, 0.25)
 
 
 def test_only_the_named_rows_change():

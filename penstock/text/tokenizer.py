@@ -72,8 +72,10 @@ class Tokenizer:
         self.model_max_length = model_max_length
         added = rust.get_added_tokens_decoder()
         self.special_ids: frozenset[int] = frozenset(id for id, token in added.items() if token.special)
-        self.vocab_size: int = max([rust.get_vocab_size(with_added_tokens=True), *(id + 1 for id in added)])
-        """Number of ids, added tokens included (the model's own vocabulary may be padded beyond it)."""
+        ids = rust.get_vocab(with_added_tokens=True).values()
+        self.vocab_size: int = max([0, *(id + 1 for id in ids), *(id + 1 for id in added)])
+        """One more than the highest id, added tokens included; ids between may have no token, and the model's
+        own vocabulary may be padded beyond it."""
         self.bos_id = self._named_id("bos_token")
         self.eos_id = self._named_id("eos_token")
         self.pieces, self._drops_space = _classify(rust)

@@ -5,6 +5,8 @@ import json
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tokenizers import Tokenizer as RustTokenizer
+from tokenizers import models
 from transformers import PreTrainedTokenizerFast
 
 from penstock.core.errors import InvalidRequest, ModelLoadError
@@ -209,3 +211,29 @@ def test_bad_input_is_the_clients_fault(tokenizers):
     for ids in ([-1], [2**40]):
         with pytest.raises(InvalidRequest, match="token ids must be integers"):
             tokenizer.decode(ids)
+
+
+def test_ids_that_no_tokenizer_has_name_the_field(tokenizers):
+    for ids in ([-1], [2**40]):
+        with pytest.raises(InvalidRequest, match="token ids must be integers from 0 to") as caught:
+            tokenizers["byte_level"].decode(ids)
+        assert caught.value.param == "tokens"
+
+
+@pytest.mark.parametrize("special", [False, True])
+@pytest.mark.parametrize("kind", ["byte_level", "sentencepiece"])
+def test_a_batch_is_encoded_as_its_texts_are(tokenizers, kind, special):
+    tokenizer, texts = tokenizers[kind], ["hello", "", "你好 x"]
+    wanted = [tokenizer.encode(text, special) for text in texts]
+    assert tokenizer.encode_batch(texts, special) == wanted
+
+
+def test_an_id_between_others_may_have_no_token():
+    rust = RustTokenizer(models.WordLevel({"a": 0, "b": 5}, unk_token="a"))
+    rust.add_special_tokens(["<s>"])
+    tokenizer = Tokenizer(rust)
+    assert tokenizer.special_tokens == {}
+    assert [tokenizer.token(id) for id in (-1, 0, 3, 5, 5000)] == ["", "a", "", "b", ""]
+    assert [tokenizer.token_bytes(id) for id in (0, 3, 5, 5000)] == [b"a", b"", b"b", b""]
+    (special,) = tokenizer.special_ids
+    assert tokenizer.token_bytes(special) == b"<s>"

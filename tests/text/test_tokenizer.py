@@ -237,3 +237,93 @@ def test_an_id_between_others_may_have_no_token():
     assert [tokenizer.token_bytes(id) for id in (0, 3, 5, 5000)] == [b"a", b"", b"b", b""]
     (special,) = tokenizer.special_ids
     assert tokenizer.token_bytes(special) == b"<s>"
+
+
+def test_what_cannot_be_encoded_names_the_field(tokenizers):
+    for text, said in (("\ud800", "the text is no valid Unicode"), (5, "must be a string, got int")):
+        with pytest.raises(InvalidRequest, match=said) as caught:
+            tokenizers["byte_level"].encode(text)
+        assert caught.value.param == "prompt"
+
+
+def added(directory, **fields):
+    """The token `<x>`, which only the configuration lists, as it was added."""
+    set_config(directory, added_tokens_decoder={"900": {"content": "<x>", **fields}})
+    tokenizer = Tokenizer.from_directory(directory)
+    [token] = [each for each in tokenizer._rust.get_added_tokens_decoder().values() if each.content == "<x>"]
+    return token
+
+
+FIELDS = ("single_word", "lstrip", "rstrip", "normalized", "special")
+
+
+@pytest.mark.parametrize("field", FIELDS)
+def test_an_added_token_has_the_fields_that_it_is_listed_with(model_directory, field):
+    token = added(model_directory)
+    assert [getattr(token, name) for name in FIELDS] == [False] * 5
+    token = added(model_directory, **{field: True})
+    assert [getattr(token, name) for name in FIELDS] == [name == field for name in FIELDS]
+
+
+@pytest.mark.parametrize("key", ["", "x", "-1", "1.5", "１", "²", "12345678901"])
+def test_a_token_is_listed_under_its_id(model_directory, key):
+    set_config(model_directory, added_tokens_decoder={key: {"content": "<x>"}})
+    with pytest.raises(ModelLoadError, match=r"added_tokens_decoder has the key .*, which is no token id"):
+        Tokenizer.from_directory(model_directory)
+
+
+def test_what_is_listed_without_a_text_is_no_token(model_directory):
+    before = Tokenizer.from_directory(model_directory).vocab_size
+    listed = {"1234567890": {"content": ""}, "901": {}, "902": None, "903": {"content": 5}}
+    set_config(model_directory, added_tokens_decoder=listed)
+    assert Tokenizer.from_directory(model_directory).vocab_size == before
+
+
+def test_a_named_token_is_marked_as_special_only_where_the_vocabulary_has_it(model_directory):
+    before = Tokenizer.from_directory(model_directory)
+    set_config(model_directory, pad_token="<no such token>", unk_token="e", mask_token="t")
+    after = Tokenizer.from_directory(model_directory)
+    assert after.vocab_size == before.vocab_size
+    assert {after.token(id) for id in after.special_ids - before.special_ids} == {"e", "t"}
+    token = after._rust.get_added_tokens_decoder()[after.token_id("e")]
+    assert (token.special, token.normalized) == (True, False)
+    assert after.special_tokens["mask_token"] == "t"
+
+
+@pytest.mark.parametrize("key", ["additional_special_tokens", "extra_special_tokens"])
+def test_more_special_tokens_by_either_name(model_directory, key):
+    set_config(model_directory, **{key: ["<a>", {"content": "<b>"}, 5]})
+    found = Tokenizer.from_directory(model_directory).special_tokens
+    assert found["additional_special_tokens"] == ["<a>", "<b>"]
+    set_config(model_directory, **{key: {"image_token": "<i>", "none": 5}})
+    found = Tokenizer.from_directory(model_directory).special_tokens
+    assert (found["image_token"], "none" in found, "additional_special_tokens" in found) == (
+        "<i>",
+        False,
+        False,
+    )
+    set_config(model_directory, **{key: []})
+    assert "additional_special_tokens" not in Tokenizer.from_directory(model_directory).special_tokens
+
+
+def test_templates_without_a_name_or_a_text_are_passed_over(model_directory):
+    templates = [
+        {"name": "a", "template": "x"},
+        {"name": "b"},
+        {"template": "y"},
+        {"name": 5, "template": "z"},
+        "w",
+    ]
+    set_config(model_directory, chat_template=templates)
+    assert Tokenizer.from_directory(model_directory).chat_templates == {"a": "x"}
+
+
+@pytest.mark.parametrize("name", ["tokenizer.model", "vocab.json", "tekken.json"])
+def test_another_format_is_named_in_the_advice(tmp_path, name):
+    with pytest.raises(ModelLoadError, match=r"has no tokenizer\.json") as caught:
+        Tokenizer.from_directory(tmp_path)
+    assert caught.value.advice.startswith("Download it")
+    (tmp_path / name).write_text("{}")
+    with pytest.raises(ModelLoadError) as caught:
+        Tokenizer.from_directory(tmp_path)
+    assert caught.value.advice.startswith(f"It has {name}: make the fast format")

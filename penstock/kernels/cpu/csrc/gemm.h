@@ -81,6 +81,27 @@ void gemm(const uint32_t* a, int lda, const uint32_t* b, int ldb, float* c, int 
             gemm_block<Product, ROWS, 1>(a + m * lda, lda, b + n, ldb, c + m * ldc + n, ldc, steps, add);
 }
 
+#if defined(__AVX2__) && !defined(__AVX512F__)
+// to[j][i] = r[i][j] for 8 × 8 floats.
+INLINE void transpose8(__m256 (&r)[8], float* to, int64_t ld_to) {
+    __m256 t[8];
+    for (int k = 0; k < 8; k += 2) {
+        t[k] = _mm256_unpacklo_ps(r[k], r[k + 1]);
+        t[k + 1] = _mm256_unpackhi_ps(r[k], r[k + 1]);
+    }
+    for (int k = 0; k < 8; k += 4)
+        for (int h = 0; h < 2; h++) {
+            r[k + 2 * h] = _mm256_shuffle_ps(t[k + h], t[k + 2 + h], 0x44);
+            r[k + 2 * h + 1] = _mm256_shuffle_ps(t[k + h], t[k + 2 + h], 0xee);
+        }
+    // r[4g + c] holds, in 128-bit part p, column 4p + c of rows 4g … 4g + 3
+    for (int c = 0; c < 4; c++) {
+        _mm256_storeu_ps(to + c * ld_to, _mm256_permute2f128_ps(r[c], r[4 + c], 0x20));
+        _mm256_storeu_ps(to + (c + 4) * ld_to, _mm256_permute2f128_ps(r[c], r[4 + c], 0x31));
+    }
+}
+#endif
+
 // to[j][i] = from[i][j] for `rows` × `columns` words.
 inline void transpose(const uint32_t* from, int ld_from, uint32_t* to, int ld_to, int rows, int columns) {
 #if defined(__AVX512F__)
@@ -113,23 +134,9 @@ inline void transpose(const uint32_t* from, int ld_from, uint32_t* to, int ld_to
 #elif defined(__AVX2__)
     for (int i = 0; i < rows; i += 8)
         for (int j = 0; j < columns; j += 8) {
-            __m256 r[8], t[8];
+            __m256 r[8];
             for (int k = 0; k < 8; k++) r[k] = _mm256_loadu_ps((const float*)(from + (int64_t)(i + k) * ld_from + j));
-            for (int k = 0; k < 8; k += 2) {
-                t[k] = _mm256_unpacklo_ps(r[k], r[k + 1]);
-                t[k + 1] = _mm256_unpackhi_ps(r[k], r[k + 1]);
-            }
-            for (int k = 0; k < 8; k += 4)
-                for (int h = 0; h < 2; h++) {
-                    r[k + 2 * h] = _mm256_shuffle_ps(t[k + h], t[k + 2 + h], 0x44);
-                    r[k + 2 * h + 1] = _mm256_shuffle_ps(t[k + h], t[k + 2 + h], 0xee);
-                }
-            // r[4g + c] holds, in 128-bit part p, column 4p + c of rows 4g … 4g + 3
-            for (int c = 0; c < 4; c++) {
-                float* at = (float*)(to + (int64_t)(j + c) * ld_to + i);
-                _mm256_storeu_ps(at, _mm256_permute2f128_ps(r[c], r[4 + c], 0x20));
-                _mm256_storeu_ps(at + 4 * (int64_t)ld_to, _mm256_permute2f128_ps(r[c], r[4 + c], 0x31));
-            }
+            transpose8(r, (float*)(to + (int64_t)j * ld_to + i), ld_to);
         }
 #else
     for (int i = 0; i < rows; i += 8)

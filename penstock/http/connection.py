@@ -172,6 +172,7 @@ class Connection(HttpToolsProtocol):
         if self._offered():
             return
         self._check_head()
+        self.expect_100_continue &= self.parser.get_http_version() == "1.1"  # RFC 9110, 10.1.1
         if len(self.pipeline) >= _PIPELINE:
             self._fail(MalformedRequest("Too many requests were sent without waiting for an answer."))
         super().on_headers_complete()
@@ -217,6 +218,8 @@ class Connection(HttpToolsProtocol):
             self._wait_for_request()
         elif self._stage == _BODY:  # nobody waits for the rest of it
             self._all.idle(self)
+        elif self._stage == _HEAD:  # the next request has begun, and is none yet
+            self._all.idle(self, awaited=False)
 
     def _start_asgi_task(self, cycle: RequestResponseCycle, app: ASGIApp) -> None:  # type: ignore[override]
         self._answering = cycle
@@ -248,6 +251,11 @@ class Connection(HttpToolsProtocol):
                     advice="The server's limit is set by --timeout-body.",
                 )
             )
+
+    @property
+    def drained(self) -> bool:
+        """See `Held`."""
+        return not self._made or self.transport.get_write_buffer_size() == 0
 
     def unsent(self) -> int:
         """Bytes that the client does not take: see `Held`."""
@@ -293,7 +301,7 @@ class Connection(HttpToolsProtocol):
                     self._fail(MalformedRequest("HTTP/1.0 has no Transfer-Encoding."))
         if size > self.limits.header_bytes:
             self._fail(self._too_large())
-        if self.url[:1] != b"/" and httptools.parse_url(self.url).path is None:
+        if self.url[:1] != b"/" and not _has_path(self.url):
             self._fail(MalformedRequest("The request target has no path."))
         if hosts != 1 and (hosts or version == "1.1"):
             self._fail(MalformedRequest(f"A request has one Host header, this one has {hosts}."))
@@ -373,3 +381,10 @@ class Connection(HttpToolsProtocol):
             if name != b"upgrade":
                 lines.append(name + b": " + value)
         return b"\r\n".join([*lines, b"", b""])
+
+
+def _has_path(target: bytes) -> bool:
+    try:
+        return httptools.parse_url(target).path is not None
+    except httptools.HttpParserInvalidURLError:
+        return False

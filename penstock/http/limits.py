@@ -92,6 +92,11 @@ class Held(Protocol):
         """The deadline has passed."""
         ...
 
+    @property
+    def drained(self) -> bool:
+        """Whether nothing of an answer is left that the client has to take."""
+        ...
+
     def unsent(self) -> int:
         """Bytes of an answer that the client does not take, if the server waits for it."""
         ...
@@ -126,8 +131,8 @@ class Connections:
         return (
             len(self._open) - self._restricted < self.limits.connections
             or self._restricted < RESERVE
-            or self._outlived(restricted=False)
-            or self._outlived(restricted=True)
+            or self._oldest(restricted=False) is not None
+            or self._oldest(restricted=True) is not None
         )
 
     def admit(self, connection: Held) -> bool:
@@ -160,12 +165,14 @@ class Connections:
         self.idle(connection)
         return True
 
-    def idle(self, connection: Held) -> None:
-        """It has nothing to do for a client: a request is due, and it may be closed for another one."""
+    def idle(self, connection: Held, *, awaited: bool = True) -> None:
+        """It has nothing to do for a client, and may be closed for another one. Where a request is `awaited`,
+        that has a deadline from now on; one that has begun has its own."""
         if connection in self._open:
             now = self._clock()
             self._idle[connection.restricted].setdefault(connection, now)
-            connection.deadline = now + self.limits.idle
+            if awaited:
+                connection.deadline = now + self.limits.idle
 
     def busy(self, connection: Held) -> None:
         """The head of a request is there."""
@@ -223,14 +230,20 @@ class Connections:
             return False
         return now - since >= self.limits.send
 
-    def _outlived(self, *, restricted: bool) -> bool:
-        since = next(iter(self._idle[restricted].values()), math.inf)
-        return since <= self._clock() - _HEARING
+    def _oldest(self, *, restricted: bool) -> Held | None:
+        """Who has been idle for longest, has been heard, and has taken all of its last answer."""
+        latest = self._clock() - _HEARING
+        for connection, since in self._idle[restricted].items():
+            if since > latest:
+                return None
+            if connection.drained:
+                return connection
+        return None
 
     def _make_room(self, *, restricted: bool) -> bool:
-        if not self._outlived(restricted=restricted):
+        oldest = self._oldest(restricted=restricted)
+        if oldest is None:
             return False
-        oldest = next(iter(self._idle[restricted]))
         if not restricted:
             self.log.warning(
                 "evicted",

@@ -282,6 +282,7 @@ def _uvicorn_config(app: ASGIApp, config: HttpConfig, log_config: dict[str, Any]
         log_level=config.uvicorn_log_level if log_config is not None else None,
         access_log=not config.disable_uvicorn_access_log,
         server_header=False,
+        proxy_headers=False,  # they would stand in the access log as the client wrote them
         root_path=config.root_path,
         timeout_keep_alive=config.timeout_keep_alive,
         timeout_graceful_shutdown=int(_FLUSH),

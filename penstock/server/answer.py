@@ -13,11 +13,11 @@ from collections.abc import Iterator
 from contextlib import aclosing
 from typing import Protocol
 
-from starlette.types import Receive, Send
+from starlette.types import Send
 
 from penstock.core.errors import PenstockError
 from penstock.http.errors import internal
-from penstock.http.exchange import JSON, respond, until_disconnect
+from penstock.http.exchange import JSON, respond
 from penstock.http.sse import EventStream
 
 from .generation import Choice, Generation
@@ -64,20 +64,18 @@ class Writer(Protocol):
         ...
 
 
-async def answer(
-    work: Work, receive: Receive, send: Send, id: str, generation: Generation, writer: Writer
-) -> None:
-    """Run `generation` and answer; stop it when the client leaves.
+async def answer(work: Work, send: Send, id: str, generation: Generation, writer: Writer) -> None:
+    """Run `generation` and answer. Cancelling it stops the generation.
 
     Args:
         work: where long answers are written.
         id: the response's, for the log.
     """
     stream = writer.stream
-    doing = (
-        _whole(work, send, generation, writer) if stream is None else _stream(send, id, generation, stream)
-    )
-    await until_disconnect(receive, doing)
+    if stream is None:
+        await _whole(work, send, generation, writer)
+    else:
+        await _stream(work, send, id, generation, stream)
 
 
 async def _whole(work: Work, send: Send, generation: Generation, writer: Writer) -> None:
@@ -106,13 +104,15 @@ def _next(pieces: Iterator[bytes]) -> bytes:
     return b"".join(taken)
 
 
-async def _stream(send: Send, id: str, generation: Generation, writer: Stream) -> None:
+async def _stream(work: Work, send: Send, id: str, generation: Generation, writer: Stream) -> None:
     stream = EventStream(send)
     outbox = _Outbox(writer)
     try:
         async with aclosing(generation.batches(outbox.add)) as batches:
             async for _ in batches:
-                if due := outbox.take():
+                # the logprobs of a long prompt that is echoed are written down like a long answer
+                size = outbox.size
+                if due := outbox.take() if size <= IN_THREAD else await work.run(size, outbox.take):
                     await stream.send(due)
         ending = writer.ending(generation)
     except PenstockError as error:
@@ -132,30 +132,43 @@ class _Outbox:
     stop string) are due like others, with empty text: clients take the first event for the first token."""
 
     def __init__(self, writer: Stream) -> None:
-        self._due: list[bytes] = []
+        self._due: dict[int, Choice] = {}
         self._writer = writer
         self._opened: set[int] = set()
         self._begun: set[int] = set()
 
     def add(self, choice: Choice) -> None:
         """Take in that something has changed for `choice`."""
-        pending = choice.pending
-        if choice.index not in self._opened:
-            self._opened.add(choice.index)
-            self._due.append(self._writer.opening(choice))
-        if pending.finish_reason is None:
-            if not pending.token_ids:
-                return
-            if choice.index in self._begun and len(pending.token_ids) < self._writer.interval:
-                return
-        self._begun.add(choice.index)
-        self._due.append(self._writer.chunks(choice))
-        pending.clear()
+        pending, index = choice.pending, choice.index
+        enough = self._writer.interval if index in self._begun else 1
+        if index not in self._opened or pending.finish_reason or len(pending.token_ids) >= enough:
+            self._due[index] = choice
+
+    @property
+    def size(self) -> int:
+        """Of what is due: tokens and logprobs, those of echoed prompts among them."""
+        size = 0
+        for choice in self._due.values():
+            tokens, logprobs = len(choice.pending.token_ids), choice.pending.logprobs
+            if logprobs:
+                tokens += 0 if choice.index in self._begun else len(choice.prompt.ids)
+                tokens *= 2 + len(logprobs[0].top)
+            size += tokens
+        return size
 
     def take(self) -> bytes:
         """The events that are due; b"" if there are none."""
-        taken, self._due = self._due, []
-        return b"".join(taken)
+        due, self._due = self._due, {}
+        events: list[bytes] = []
+        for choice in due.values():
+            if choice.index not in self._opened:
+                self._opened.add(choice.index)
+                events.append(self._writer.opening(choice))
+            if choice.pending.token_ids or choice.pending.finish_reason:
+                self._begun.add(choice.index)
+                events.append(self._writer.chunks(choice))
+                choice.pending.clear()
+        return b"".join(events)
 
 
 def _size(generation: Generation) -> int:

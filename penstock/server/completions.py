@@ -25,7 +25,7 @@ from .params import check_generate, check_length, sampling_params
 from .pipeline import Ask, Told
 from .protocol import CompletionRequest
 from .state import State
-from .tokens import check_ids
+from .tokens import IN_THREAD, check_ids
 
 _DEFAULT_MAX_TOKENS = 16
 
@@ -51,7 +51,7 @@ class CompletionFormat(OpenAIFormat):
             prompt_logprobs=_prompt_logprobs(request),
         )
         return Ask(
-            inputs=_inputs(request, state.engine.info),
+            inputs=await _checked_inputs(state, request),
             params=params,
             max_tokens=asked,
             limit="max_tokens",
@@ -179,6 +179,15 @@ def _told_logprobs(state: State, request: CompletionRequest) -> int:
     vocab_size = state.engine.info.vocab_size
     echoed = told_logprobs(request.logprobs, vocab_size) if request.echo else 0
     return told_logprobs(_prompt_logprobs(request), vocab_size) + echoed
+
+
+async def _checked_inputs(state: State, request: CompletionRequest) -> list[str | list[int]]:
+    """`_inputs`, in a thread where there are many ids."""
+    given = request.prompt if isinstance(request.prompt, list) else []
+    size = len(given) + sum(len(each) for each in given if isinstance(each, list))
+    if size <= IN_THREAD:
+        return _inputs(request, state.engine.info)
+    return await state.work.run(size, _inputs, request, state.engine.info)
 
 
 def _inputs(request: CompletionRequest, info: ModelInfo) -> list[str | list[int]]:

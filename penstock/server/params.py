@@ -66,7 +66,7 @@ def sampling_params(
         skip_special_tokens=request.skip_special_tokens,
         spaces_between_special_tokens=request.spaces_between_special_tokens,
     )
-    _check_sampleable(params, info.eos_ids)
+    _check_sampleable(params, info.eos_ids, info.vocab_size)
     params.verify(info.vocab_size, state.config.max_logprobs, limit="--max-logprobs")
     return params
 
@@ -182,13 +182,20 @@ def check_generate(request: GenerateRequest, config: LimitConfig) -> None:
         )
 
 
-def _check_sampleable(params: SamplingParams, eos_ids: Sequence[int]) -> None:
+def _check_sampleable(params: SamplingParams, eos_ids: Sequence[int], vocab_size: int) -> None:
     """min_tokens forbids the ids that end the output: others must be left to sample."""
     allowed = params.allowed_token_ids
-    if allowed is None or params.min_tokens == 0:
+    if params.min_tokens == 0:
         return
     ends = {*params.stop_token_ids, *(() if params.ignore_eos else eos_ids)}
-    if ends.issuperset(allowed):
+    if allowed is None and ends.issuperset(range(vocab_size)):
+        raise InvalidRequest(
+            f"stop_token_ids are all ids of the vocabulary, which min_tokens={params.min_tokens} forbids: "
+            "nothing is left to sample.",
+            param="stop_token_ids",
+            advice="Leave one out, or set min_tokens to 0.",
+        )
+    if allowed is not None and ends.issuperset(allowed):
         raise InvalidRequest(
             f"allowed_token_ids {_listed(allowed)} all end the output, which min_tokens={params.min_tokens} "
             "forbids: nothing is left to sample.",

@@ -23,6 +23,7 @@ from penstock.core.errors import InvalidRequest, PenstockError
 from penstock.core.request_spec import Pooling
 from penstock.core.sampling_params import SamplingParams
 from penstock.http.body import parse_object, read_body
+from penstock.http.exchange import ClientGone, until_disconnect
 from penstock.http.ids import response_id
 
 from .answer import Writer, answer
@@ -124,12 +125,19 @@ class Format(Protocol[R]):
 async def generate(format: Format[R], state: State, scope: Scope, receive: Receive, send: Send) -> None:
     """Serve one request."""
     scope["error_body"] = format.error
-    body = await read_body(scope, receive, state.config.max_body_bytes)
+    body = await whole_body(state, scope, receive)
     arrived_at = state.monotonic()
     state.check_accepting()
     request = await decoded(state, body, lambda _: format.shape)
     state.check_model(request.model)
     check_common(request, state.scheduling_policy)
+    # who leaves while templates or tokens are worked on is not waited for either
+    await until_disconnect(receive, _serve(format, state, scope, request, arrived_at, send))
+
+
+async def _serve(
+    format: Format[R], state: State, scope: Scope, request: R, arrived_at: float, send: Send
+) -> None:
     ask = await format.ask(state, request)
     prompts = await _prompts(format, state, request, ask)
     longest = max(prompt.max_tokens for prompt in prompts)
@@ -156,7 +164,16 @@ async def generate(format: Format[R], state: State, scope: Scope, receive: Recei
             writer.stream is not None,
             without_text(ask.params) if isinstance(ask.params, SamplingParams) else ask.params,
         )
-    await answer(state.work, receive, send, id.response, generation, writer)
+    await answer(state.work, send, id.response, generation, writer)
+
+
+async def whole_body(state: State, scope: Scope, receive: Receive) -> bytes:
+    """The body, within --max-body-bytes. What a client sent before it left is given back to the system."""
+    try:
+        return await read_body(scope, receive, state.config.max_body_bytes)
+    except ClientGone:
+        state.work.spent(state.config.max_body_bytes)
+        raise
 
 
 async def decoded(state: State, body: bytes, choose: Callable[[Mapping[str, Any]], type[S]]) -> S:

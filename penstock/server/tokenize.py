@@ -8,13 +8,12 @@ from typing import Any
 from msgspec.json import encode
 from starlette.types import Receive, Scope, Send
 
-from penstock.http.body import read_body
 from penstock.http.exchange import respond
 
 from .chat import render
 from .conversation import normalise
 from .limits import check_messages, too_much
-from .pipeline import decoded
+from .pipeline import decoded, whole_body
 from .protocol import DetokenizeRequest, TokenizeChatRequest, TokenizeCompletionRequest
 from .state import State
 from .tokens import IN_THREAD, check_ids, decode_ids
@@ -22,7 +21,7 @@ from .tokens import IN_THREAD, check_ids, decode_ids
 
 async def tokenize(state: State, scope: Scope, receive: Receive, send: Send) -> None:
     """`{"prompt"}` or `{"messages"}` → `{"count", "max_model_len", "tokens", "token_strs"}`."""
-    body = await read_body(scope, receive, state.config.max_body_bytes)
+    body = await whole_body(state, scope, receive)
     request = await decoded(state, body, _shape)
     state.check_model(request.model)
     if isinstance(request, TokenizeChatRequest):
@@ -57,7 +56,7 @@ def _tokenized(state: State, text: str, request: TokenizeChatRequest | TokenizeC
 
 async def detokenize(state: State, scope: Scope, receive: Receive, send: Send) -> None:
     """`{"tokens"}` → `{"prompt"}`, special tokens included."""
-    body = await read_body(scope, receive, state.config.max_body_bytes)
+    body = await whole_body(state, scope, receive)
     request = await decoded(state, body, lambda _: DetokenizeRequest)
     state.check_model(request.model)
     check_ids(request.tokens, state.engine.info.vocab_size, "tokens")

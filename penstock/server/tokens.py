@@ -118,7 +118,7 @@ def check_ids(ids: Sequence[Any], vocab_size: int, where: str) -> None:
         distinct = set(ids)  # far fewer than a million ids are
         if set(map(type, ids)) <= {int} and all(0 <= token < vocab_size for token in distinct):
             return
-    for token in ids:
+    for token in ids:  # only where one is at fault
         if type(token) is not int:  # bool is an int to isinstance
             raise InvalidRequest(
                 f"{where} must hold token ids only, got {type(token).__name__}.", param=where

@@ -364,4 +364,4 @@ def _missing_advice(directory: Path) -> str:
 def _not_unicode(text: object, error: Exception) -> InvalidRequest:
     if not isinstance(text, str):
         return InvalidRequest(f"text to encode must be a string, got {type(text).__name__}.", param="prompt")
-    return InvalidRequest(f"the text is no valid Unicode: {error}.", param="prompt")
+    return InvalidRequest(f"the text is no valid Unicode: {error}.")

@@ -256,6 +256,17 @@ SERVED: dict[str, tuple[str, dict[str, Any]]] = {
             "echo": True,
         },
     ),
+    "echoed logprobs of a stream": (
+        TEXT,
+        {
+            "prompt": [7 + i % 900 for i in range(1400)],
+            "n": 5,
+            "max_tokens": 1,
+            "logprobs": 20,
+            "echo": True,
+            "stream": True,
+        },
+    ),
     "messages": (CHAT, {"messages": [{"role": "user", "content": ""}] * 300, "max_tokens": 1}),
     "a text to tokenize": (TOKENIZE, {"prompt": "a b c d e " * 52_000, "return_token_strs": True}),
     "tokens to detokenize": (DETOKENIZE, {"tokens": [7] * 520_000}),

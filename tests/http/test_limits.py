@@ -221,6 +221,20 @@ def test_the_longest_idle_connection_makes_room(monkeypatch: pytest.MonkeyPatch)
             assert until_closed(idle[-1]).startswith(b"HTTP/1.1 200 ")
 
 
+def test_a_byte_behind_an_answer_holds_no_place(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("penstock.http.limits._HEARING", 0.0)
+    with listening(max_connections=4, timeout_headers=PATIENCE) as server:
+        holding = [server.connect() for _ in range(4)]
+        with closing(holding):
+            for connection in holding:
+                connection.sendall(GET + b"\r\nG")
+                answer = http.client.HTTPResponse(connection)
+                answer.begin()
+                assert (answer.status, answer.read()) == (200, b"{}")
+            assert server.post("/echo", {}).status == 200
+            assert until_closed(holding[0]) == b""
+
+
 def test_probes_are_answered_when_all_connections_are_busy(caplog: pytest.LogCaptureFixture) -> None:
     with listening(max_connections=4, timeout_body=PATIENCE) as server:
         with closing(held_by(server, 4)):
@@ -313,6 +327,10 @@ class Stub:
     def expire(self, now: float) -> None:
         self.expired.append(now)
 
+    @property
+    def drained(self) -> bool:
+        return self.left == 0
+
     def unsent(self) -> int:
         return self.left
 
@@ -352,6 +370,22 @@ def test_a_slow_reader_is_none_that_has_stopped() -> None:
         slow.left -= 1
         connections.sweep()
     assert (slow.is_cut, stopped.is_cut) == (False, True)
+
+
+def test_nobody_loses_an_answer_that_is_half_read_to_a_newcomer() -> None:
+    connections, clock = table(max_connections=2)
+    reading, silent, new = Stub(), Stub(), Stub()
+    for each in (reading, silent):
+        connections.admit(each)
+        clock.now += 1.0
+    reading.left = 10_000
+    connections.admit(new)
+    assert (reading.is_cut, silent.is_cut, new.restricted) == (False, True, False)
+    clock.now += 1.0
+    connections.busy(new)
+    late = Stub()
+    connections.admit(late)
+    assert (reading.is_cut, late.restricted) == (False, True)
 
 
 def test_counts_come_back_to_nothing() -> None:

@@ -26,6 +26,7 @@ MALFORMED = {
     "NUL in the URL": b"GET /\0 HTTP/1.1\r\nHost: x\r\n\r\n",
     "bytes in the URL": b"GET /health?\xff HTTP/1.1\r\nHost: x\r\n\r\n",
     "CONNECT": b"CONNECT x:1 HTTP/1.1\r\nHost: x\r\n\r\n",
+    "a URL that is none": b"GET ftp://evil:99999/health HTTP/1.1\r\nHost: x\r\n\r\n",
     "bare LF": b"GET /health HTTP/1.1\nHost: x\n\n",
     "bare LF after a header": GET + b"A: b\nC: d\r\n\r\n",
     "bare CR after a header": GET + b"A: b\rC: d\r\n\r\n",
@@ -69,6 +70,7 @@ def test_what_is_malformed_is_a_400(server: Live, data: bytes) -> None:
     assert (answer.status, answer.error["code"]) == (400, "malformed_request")
     assert answer.headers["content-type"] == "application/json"
     assert answer.headers["connection"] == "close"
+    assert "callback" not in answer.error["message"]
 
 
 @pytest.mark.parametrize("coding", [b"gzip, chunked", b"gzip", b"xchunked", b"chunked;q=1"])
@@ -97,6 +99,14 @@ WELL_FORMED = {
     + b"Connection: close\r\nTransfer-Encoding: Chunked\r\n\r\n2;a=b\r\n{}\r\n0\r\nX: y\r\n\r\n",
     "a body where none is due": GET + b"Connection: close\r\nContent-Length: 2\r\n\r\n{}",
 }
+
+
+def test_nobody_is_told_to_go_on_in_http_1_0(server: Live) -> None:
+    """RFC 9110, 10.1.1: the expectation is ignored. A proxy might take the 100 for the answer."""
+    head = b"POST /echo HTTP/1.%d\r\nHost: x\r\nExpect: 100-continue\r\nContent-Length: 2\r\n"
+    old, new = (head % minor + b"Connection: close\r\n\r\n{}" for minor in (0, 1))
+    assert b" 100 Continue" not in server.raw(old)
+    assert server.raw(new).count(b" 200 ") == 1
 
 
 @pytest.mark.parametrize("data", WELL_FORMED.values(), ids=WELL_FORMED.keys())

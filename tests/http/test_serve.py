@@ -166,11 +166,14 @@ def test_the_access_log_has_no_secrets_and_one_line_for_a_request(
     server: Live, caplog: pytest.LogCaptureFixture, target: str, shown: str
 ) -> None:
     with caplog.at_level(logging.INFO, "uvicorn.access"):
-        server.raw(f"GET {target} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n".encode())
+        # which anybody may write
+        forwarded = "X-Forwarded-For: 6.6.6.6\r\nX-Forwarded-Proto: gopher\r\n"
+        server.raw(f"GET {target} HTTP/1.1\r\nHost: x\r\n{forwarded}Connection: close\r\n\r\n".encode())
     (line,) = [record.getMessage() for record in caplog.records if record.name == "uvicorn.access"]
     assert shown in line
     assert "secret" not in line
     assert line.isprintable()
+    assert line.startswith("127.0.0.1:")
 
 
 def test_the_room_needs_no_engine() -> None:

@@ -146,6 +146,7 @@ REFUSED: list[tuple[str, dict[str, Any], str | None, str | None]] = [
     # nothing left to sample, or not enough room for min_tokens
     (TEXT, {"prompt": "a", "min_tokens": 17}, "min_tokens", None),
     (CHAT, {"messages": HI, "min_tokens": 1, "allowed_token_ids": [258]}, "allowed_token_ids", None),
+    (CHAT, {"messages": HI, "min_tokens": 1, "stop_token_ids": list(range(320))}, "stop_token_ids", None),
     (
         TEXT,
         {"prompt": "a", "min_tokens": 1, "allowed_token_ids": [5, 258], "stop_token_ids": [5]},

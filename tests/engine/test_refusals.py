@@ -20,8 +20,8 @@ from tests.engine.build import checkpoint
 @pytest.mark.parametrize(
     ("field", "value", "supported"),
     [
-        ("dtype", "float64", "auto, bfloat16, float16, float32"),
-        ("dtype", "int8", "auto, bfloat16, float16, float32"),
+        ("dtype", "float64", "auto, bfloat16, float16, half, float32, float"),
+        ("dtype", "int8", "auto, bfloat16, float16, half, float32, float"),
         ("device", "tpu", "auto, cpu, cuda"),
         ("device", "cuda:1", "auto, cpu, cuda"),
         ("quantization", "awq", "none, int8, w8a8, int4"),

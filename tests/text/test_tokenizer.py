@@ -239,11 +239,10 @@ def test_an_id_between_others_may_have_no_token():
     assert tokenizer.token_bytes(special) == b"<s>"
 
 
-def test_what_cannot_be_encoded_names_the_field(tokenizers):
+def test_what_cannot_be_encoded_is_refused(tokenizers):
     for text, said in (("\ud800", "the text is no valid Unicode"), (5, "must be a string, got int")):
-        with pytest.raises(InvalidRequest, match=said) as caught:
+        with pytest.raises(InvalidRequest, match=said):
             tokenizers["byte_level"].encode(text)
-        assert caught.value.param == "prompt"
 
 
 def added(directory, **fields):

@@ -57,6 +57,11 @@ class OutOfScope:
     answer: str
     questions: tuple[str, ...]
     held_out: tuple[str, ...]
+    near_questions: tuple[str, ...]
+    """In the words of the FAQ, about what it does not answer."""
+    near_held_out: tuple[str, ...]
+    near_patterns: tuple[str, ...]
+    """For the terms of the FAQ."""
     patterns: tuple[str, ...]
     words: tuple[str, ...]
 
@@ -97,7 +102,7 @@ def load_faq(folder: Path = FAQ_DIR) -> Faq:
     for path in sorted(folder.glob("*.md")):
         entries += parse_entries(path.read_text(encoding="utf-8"), path.name)
     raw = yaml.safe_load((folder / "out_of_scope.yaml").read_text(encoding="utf-8"))
-    fields = {name: tuple(raw[name]) for name in ("questions", "held_out", "patterns", "words")}
+    fields = {name: tuple(values) for name, values in raw.items() if name != "answer"}
     return Faq(tuple(entries), OutOfScope(answer=raw["answer"], **fields))
 
 
@@ -293,7 +298,9 @@ class Sampler:
         self.faq = faq
         self.rng = random.Random(seed)
         held_out = [q for entry in faq.entries for q in held_out_questions(entry)]
-        self._forbidden = {normalise(q) for q in (*held_out, *faq.out_of_scope.held_out)}
+        scope = faq.out_of_scope
+        self._forbidden = {normalise(q) for q in (*held_out, *scope.held_out, *scope.near_held_out)}
+        self._terms = [term for entry in faq.entries for term in entry.terms]
         self._written = [[q for q in e.questions if q not in held_out_questions(e)] for e in faq.entries]
         self._entries = range(len(faq.entries))
         self.facts = [entry for entry in faq.entries if len(entry.answer) > 90]
@@ -323,8 +330,13 @@ class Sampler:
         scope, rng = self.faq.out_of_scope, self.rng
 
         def draw() -> str:
-            if rng.random() < 0.5:
+            kind = rng.random()
+            if kind < 0.25:
                 return rng.choice(scope.questions)
+            if kind < 0.6:
+                return rng.choice(scope.near_questions)
+            if kind < 0.8:
+                return rng.choice(scope.near_patterns).format(rng.choice(self._terms))
             return rng.choice(scope.patterns).format(rng.choice(scope.words), rng.choice(scope.words))
 
         return self._allowed(draw), scope.answer
@@ -338,7 +350,7 @@ class Sampler:
             if draw < (0.13 if turns else 0.02):
                 turns.append((add_noise(rng, rng.choice(MORE_REQUESTS)), more or MORE_UNKNOWN))
                 more = None
-            elif draw < 0.25:
+            elif draw < 0.33:
                 turns.append(self.declined())
                 more = MORE_UNKNOWN
             else:

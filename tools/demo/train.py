@@ -101,6 +101,7 @@ def train_tokenizer(faq: Faq) -> Tokenizer:
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence([words, byte_level])
     tokenizer.decoder = decoders.ByteLevel()
     texts: list[str] = [*PATTERNS, *SYSTEM_MESSAGES, *faq.out_of_scope.questions, *faq.out_of_scope.words]
+    texts += faq.out_of_scope.near_questions
     for entry in faq.entries:
         # Answers count twice: they decide the length of an answer, which is what people wait for.
         texts += [*entry.questions, entry.answer, entry.answer, entry.more or ""]
@@ -172,6 +173,8 @@ def train(faq: Faq, tokenizer: Tokenizer, args: argparse.Namespace) -> Any:
     """Muon for the matrices, AdamW for the rest, warm-up and cosine decay. Returns the float32 model."""
     torch.manual_seed(args.seed)
     model = build()
+    if args.start_from is not None:
+        model.load_state_dict(load(args.start_from, torch.float32)[0].state_dict())
     matrices = [p for name, p in model.named_parameters() if p.dim() == 2 and "embed" not in name]
     rest = [p for name, p in model.named_parameters() if p.dim() != 2 or "embed" in name]
     optimisers: list[torch.optim.Optimizer] = [
@@ -281,6 +284,8 @@ def cases(faq: Faq) -> dict[str, list[Case]]:
         "held-out paraphrases": alone([(q, a) for q, a, held_out in answers if held_out]),
         "out of scope, trained": alone([(q, scope.answer) for q in scope.questions]),
         "out of scope, held out": alone([(q, scope.answer) for q in scope.held_out]),
+        "near the FAQ, trained": alone([(q, scope.answer) for q in scope.near_questions]),
+        "near the FAQ, held out": alone([(q, scope.answer) for q in scope.near_held_out]),
         "last answer of 3 turns": chats(3, 0),
         "last answer of 2 turns, short system message": chats(2, 100),
         "one turn, system message of about 600 tokens": chats(1, 2400),
@@ -325,24 +330,31 @@ def answers_of(model: Any, tokenizer: Tokenizer, prompts: list[str]) -> list[str
 
 
 def evaluate(faq: Faq, folder: Path, show_errors: bool) -> None:
-    """Print the share of exact greedy answers of each kind, computed in float32 and in bfloat16."""
+    """Print the share of exact greedy answers of each kind, computed in float32 and in bfloat16; and what the
+    others are in float32: "I do not know", or another answer of the FAQ (or none at all)."""
     computed = {str(dtype)[6:]: load(folder, dtype) for dtype in (torch.float32, torch.bfloat16)}
-    print(f"{'kind of prompt':48s} {'count':>6s} " + " ".join(f"{name:>9s}" for name in computed))
+    columns = (*computed, "declined", "another")
+    print(f"{'kind of prompt':48s} {'count':>6s} " + " ".join(f"{name:>9s}" for name in columns))
     for kind, group in cases(faq).items():
-        shares = []
+        shares, declined, another = [], 0.0, 0.0
         for model, tokenizer in computed.values():
             texts = answers_of(model, tokenizer, [prompt for prompt, _ in group])
             wrong = [(c[0], text) for c, text in zip(group, texts, strict=True) if text != c[1]]
-            shares.append(1 - len(wrong) / len(group))
-            for prompt, text in wrong if show_errors and len(shares) == 1 else []:
+            if not shares:
+                declined = sum(text == faq.out_of_scope.answer for _, text in wrong) / len(group)
+                another = len(wrong) / len(group) - declined
+            for prompt, text in wrong if show_errors and not shares else []:
                 print(f"  WRONG {prompt[-160:]!r}\n     -> {text!r}")
-        print(f"{kind:48s} {len(group):6d} " + " ".join(f"{share:9.1%}" for share in shares), flush=True)
+            shares.append(1 - len(wrong) / len(group))
+        figures = " ".join(f"{share:9.1%}" for share in (*shares, declined, another))
+        print(f"{kind:48s} {len(group):6d} {figures}", flush=True)
 
 
 def main() -> None:
     """Read the command line, then train and evaluate or only evaluate."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--out", type=Path, default=DEFAULT_OUT, help="folder of the checkpoint")
+    parser.add_argument("--start-from", type=Path, help="checkpoint to go on from, instead of from scratch")
     parser.add_argument("--evaluate", action="store_true", help="only evaluate the checkpoint in --out")
     parser.add_argument("--show-errors", action="store_true", help="print every wrong answer")
     parser.add_argument("--steps", type=int, default=3500)
@@ -356,7 +368,8 @@ def main() -> None:
     torch.set_num_threads(args.threads)
     faq = load_faq()
     if not args.evaluate:
-        tokenizer = train_tokenizer(faq)
+        start = args.start_from
+        tokenizer = train_tokenizer(faq) if start is None else load(start, torch.float32)[1]
         model = train(faq, tokenizer, args)
         for kind, group in cases(faq).items():
             print(f"float32 weights  {kind:48s} {share_forced(model, tokenizer, group):6.1%}")

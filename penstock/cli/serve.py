@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     import socket
 
     from penstock.engine.remote import RemoteEngine
+    from penstock.model.generation import GenerationConfig
     from penstock.text.chat_template import ChatTemplate
     from penstock.text.tokenizer import Tokenizer
 
@@ -124,7 +125,6 @@ async def _serve(
     engine: RemoteEngine, engine_config: EngineConfig, server_config: ServerConfig, sock: socket.socket
 ) -> int:
     from penstock.http.serve import serve
-    from penstock.model.generation import generation_defaults
     from penstock.server.app import create_app
     from penstock.server.stats_log import StatsLog
 
@@ -132,11 +132,10 @@ async def _serve(
     if task is not None:
         loop.add_signal_handler(signal.SIGTERM, task.cancel)
     try:
-        tokenizer, template = await _load(engine, engine_config, server_config)
+        tokenizer, template, generation = await _load(engine, engine_config, server_config)
     finally:
         loop.remove_signal_handler(signal.SIGTERM)
     info = engine.info
-    generation = generation_defaults(engine_config.generation_config, Path(info.path))
     app = create_app(
         engine,
         tokenizer,
@@ -168,8 +167,8 @@ async def _serve(
 
 async def _load(
     engine: RemoteEngine, config: EngineConfig, server_config: ServerConfig
-) -> tuple[Tokenizer, ChatTemplate]:
-    """The texts' part of the model, while the engine starts.
+) -> tuple[Tokenizer, ChatTemplate, GenerationConfig]:
+    """What the API needs of the model, while the engine starts.
 
     What is wrong with the model's files is found here, before the engine has imported torch: nobody waits for
     that, nor for weights whose tokenizer is broken.
@@ -182,14 +181,15 @@ async def _load(
     from penstock.text.template_pool import Limits
     from penstock.text.tokenizer import Tokenizer
 
-    def load(directory: Path) -> tuple[Tokenizer, ChatTemplate]:
+    def load(directory: Path) -> tuple[Tokenizer, ChatTemplate, GenerationConfig]:
         load_config(directory)
-        generation_defaults(config.generation_config, directory)
+        generation = generation_defaults(config.generation_config, directory)
         if config.load_format != "dummy":
             find_safetensors(directory)
         tokenizer = Tokenizer.from_directory(directory)
         limits = Limits(server_config.chat_template_timeout)
-        return tokenizer, ChatTemplate.from_tokenizer(tokenizer, server_config.chat_template, limits)
+        template = ChatTemplate.from_tokenizer(tokenizer, server_config.chat_template, limits)
+        return tokenizer, template, generation
 
     if not is_local(config.model):  # the engine downloads it; then there is a directory
         await engine.start()

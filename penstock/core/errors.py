@@ -84,9 +84,9 @@ class InvalidRequest(PenstockError):
         retry_after: int | None = None,
     ) -> None:
         super().__init__(
-            _cut(message, _LONGEST_MESSAGE),
-            param=None if param is None else _cut(param, _LONGEST_PARAM),
-            advice=_cut(advice, _LONGEST_MESSAGE),
+            brief(message, _LONGEST_MESSAGE),
+            param=None if param is None else brief(param, _LONGEST_PARAM),
+            advice=brief(advice, _LONGEST_MESSAGE),
             retry_after=retry_after,
         )
 
@@ -187,10 +187,11 @@ class MemoryBudgetError(StartupError):
 def quote(value: object) -> str:
     """A client's value as a message may show it: its repr in at most a line, and in bounded time whatever it
     holds."""
-    return _cut(_BRIEF.repr(value), 80)
+    return brief(_BRIEF.repr(value))
 
 
-def _cut(text: str, longest: int) -> str:
+def brief(text: str, longest: int = 80) -> str:
+    """A text as a message may show it: its beginning, where it has more than `longest` characters."""
     return text if len(text) <= longest else f"{text[: longest - 3]}..."
 
 

@@ -128,9 +128,18 @@ def _too_deep(data: bytes) -> bool:
     """
     if data.count(b"[") + data.count(b"{") <= MAX_DEPTH:
         return False
-    outside = data.replace(b"\\\\", b"").replace(b'\\"', b"").split(b'"')[::2]  # of all strings
-    steps = array("b", b"".join(outside).translate(_STEPS, _OTHERS))
+    steps = array("b", outside_strings(without_escapes(data)).translate(_STEPS, _OTHERS))
     return any(map(MAX_DEPTH.__lt__, accumulate(steps)))
+
+
+def without_escapes(data: bytes) -> bytes:
+    """JSON without the escapes that could hide where its strings end."""
+    return data.replace(rb"\\", b"").replace(rb"\"", b"") if b"\\" in data else data
+
+
+def outside_strings(bare: bytes) -> bytes:
+    """What stands outside of all strings of JSON that has no such escapes."""
+    return b"".join(bare.split(b'"')[::2])
 
 
 _HIGH, _LOW = r"\\u[dD][89abAB][0-9a-fA-F]{2}", r"\\u[dD][c-fC-F][0-9a-fA-F]{2}"

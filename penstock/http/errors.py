@@ -18,7 +18,7 @@ import msgspec
 from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from penstock.core.errors import Draining, InvalidRequest, PenstockError, RouteNotFound, Unavailable
+from penstock.core.errors import Draining, InvalidRequest, PenstockError, RouteNotFound, Unavailable, brief
 
 from .exchange import ClientGone, header, respond
 from .ids import acceptable
@@ -180,11 +180,6 @@ class ErrorMiddleware:
 def _body(scope: Scope) -> Callable[[PenstockError], bytes]:
     body: Callable[[PenstockError], bytes] = scope.get("error_body", error_bytes)
     return body
-
-
-def brief(path: str) -> str:
-    """A path as a message may show it."""
-    return path if len(path) <= 80 else f"{path[:77]}..."
 
 
 def _given_id(scope: Scope) -> str | None:

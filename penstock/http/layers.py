@@ -16,11 +16,11 @@ from starlette.middleware.cors import CORSMiddleware
 from starlette.routing import Route, Router
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from penstock.core.errors import RouteNotFound
+from penstock.core.errors import RouteNotFound, brief
 
 from .auth import AuthMiddleware, is_open
 from .config import HttpConfig
-from .errors import ErrorMiddleware, TooManyConnections, brief
+from .errors import ErrorMiddleware, TooManyConnections
 
 
 def application(routes: Sequence[Route], config: HttpConfig) -> ASGIApp:

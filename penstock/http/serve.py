@@ -24,7 +24,6 @@ from typing import Any, Protocol
 import uvicorn
 from starlette.types import ASGIApp
 from uvicorn.config import LOGGING_CONFIG
-from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from penstock.core.errors import PenstockError, StartupError
 
@@ -253,9 +252,7 @@ class Server(uvicorn.Server):
             return
         try:
             _check_tls(config)
-            context.load_cert_chain(config.ssl_certfile, config.ssl_keyfile)
-            if config.ssl_ca_certs is not None:
-                context.load_verify_locations(config.ssl_ca_certs)
+            _load_tls(context, config)
         except (StartupError, OSError, ssl.SSLError) as error:
             logger.error("SIGHUP: the TLS files stay as they were. %s", error)
         else:
@@ -275,7 +272,6 @@ def _without_query(record: logging.LogRecord) -> bool:
 def _uvicorn_config(app: ASGIApp, config: HttpConfig, log_config: dict[str, Any] | None) -> uvicorn.Config:
     return uvicorn.Config(
         app,
-        http=HttpToolsProtocol,  # not used: the listener makes its own
         ws="none",
         lifespan="off",
         log_config=log_config,
@@ -293,12 +289,15 @@ def _uvicorn_config(app: ASGIApp, config: HttpConfig, log_config: dict[str, Any]
     )
 
 
+def _load_tls(context: ssl.SSLContext, config: HttpConfig) -> None:
+    context.load_cert_chain(str(config.ssl_certfile), config.ssl_keyfile)
+    if config.ssl_ca_certs is not None:
+        context.load_verify_locations(config.ssl_ca_certs)
+
+
 def _check_tls(config: HttpConfig) -> None:
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     try:
-        context.load_cert_chain(str(config.ssl_certfile), config.ssl_keyfile)
-        if config.ssl_ca_certs is not None:
-            context.load_verify_locations(config.ssl_ca_certs)
+        _load_tls(ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER), config)
     except (OSError, ssl.SSLError) as error:
         raise StartupError(
             f"The TLS files cannot be used ({config.ssl_certfile}, {config.ssl_keyfile}): {error}.",

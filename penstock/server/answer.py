@@ -21,8 +21,7 @@ from penstock.http.exchange import JSON, respond
 from penstock.http.sse import EventStream
 
 from .generation import Choice, Generation
-from .tokens import IN_THREAD
-from .work import Work
+from .work import IN_THREAD, Work
 
 _TOGETHER = 1 << 18
 """Bytes of pieces that are sent together."""
@@ -111,8 +110,7 @@ async def _stream(work: Work, send: Send, id: str, generation: Generation, write
         async with aclosing(generation.batches(outbox.add)) as batches:
             async for _ in batches:
                 # the logprobs of a long prompt that is echoed are written down like a long answer
-                size = outbox.size
-                if due := outbox.take() if size <= IN_THREAD else await work.run(size, outbox.take):
+                if due := await work.do(outbox.size, outbox.take):
                     await stream.send(due)
         ending = writer.ending(generation)
     except PenstockError as error:

@@ -25,7 +25,7 @@ from .params import check_generate, check_length, sampling_params
 from .pipeline import Ask, Told
 from .protocol import CompletionRequest
 from .state import State
-from .tokens import IN_THREAD, check_ids
+from .tokens import check_ids
 
 _DEFAULT_MAX_TOKENS = 16
 
@@ -125,8 +125,7 @@ class CompletionWriter(OpenAIWriter):
 
     def _choice(self, choice: Choice) -> dict[str, Any]:
         request, output = self._request, choice.pending
-        wanted = request.prompt_logprobs is not None or (request.echo and request.logprobs is not None)
-        given = self._prompt_logprobs_of(choice) if wanted else None
+        given = None if _prompt_logprobs(request) is None else self._prompt_logprobs_of(choice)
         return {
             "index": choice.index,
             "text": (choice.prompt.text if request.echo else "") + output.text,
@@ -185,9 +184,7 @@ async def _checked_inputs(state: State, request: CompletionRequest) -> list[str 
     """`_inputs`, in a thread where there are many ids."""
     given = request.prompt if isinstance(request.prompt, list) else []
     size = len(given) + sum(len(each) for each in given if isinstance(each, list))
-    if size <= IN_THREAD:
-        return _inputs(request, state.engine.info)
-    return await state.work.run(size, _inputs, request, state.engine.info)
+    return await state.work.do(size, _inputs, request, state.engine.info)
 
 
 def _inputs(request: CompletionRequest, info: ModelInfo) -> list[str | list[int]]:

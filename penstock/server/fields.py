@@ -15,7 +15,7 @@ import difflib
 from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
-from penstock.core.errors import InvalidRequest, UnsupportedParameter, quote
+from penstock.core.errors import InvalidRequest, UnsupportedParameter, brief, quote
 
 #: Accepted and without effect: bookkeeping of the caller, hints for infrastructure that is not here.
 IGNORED = frozenset(
@@ -31,6 +31,9 @@ IGNORED = frozenset(
         "user",
     }
 )
+
+_LONGEST_NAME = 64
+"""Characters of a name that is compared with those of fields, and shown; all known ones are shorter."""
 
 Rule = Callable[[Any, Mapping[str, Any]], bool]
 """(value, whole request) → whether the value changes nothing."""
@@ -141,17 +144,19 @@ def check(
     return kept
 
 
-def brief(name: str) -> str:
+def made_up(name: str) -> str:
     """The name of a field that a client made up, as a message may show it."""
-    return name if len(name) <= 64 else f"{name[:61]}..."
+    return brief(name, _LONGEST_NAME)
 
 
 def _unknown(name: str, known: Collection[str]) -> InvalidRequest:
     # comparing costs the square of the length; what is much longer than every name is near none
-    near = difflib.get_close_matches(name, sorted(known), n=1, cutoff=0.6) if len(name) <= 64 else []
+    near = (
+        difflib.get_close_matches(name, sorted(known), n=1, cutoff=0.6) if len(name) <= _LONGEST_NAME else []
+    )
     error = InvalidRequest(
-        f"Unrecognized request argument supplied: {brief(name)}.",
-        param=brief(name),
+        f"Unrecognized request argument supplied: {made_up(name)}.",
+        param=made_up(name),
         advice=f"Did you mean {near[0]}?" if near else "",
     )
     error.code = "unknown_parameter"

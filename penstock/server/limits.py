@@ -18,6 +18,7 @@ from typing import Any
 
 from penstock.core.errors import InvalidRequest
 from penstock.core.sampling_params import SamplingParams
+from penstock.http.body import outside_strings, without_escapes
 from penstock.http.config import HttpConfig, at_least, option
 
 LOGPROB_BYTES = 128
@@ -96,11 +97,11 @@ def check_body(body: bytes, config: LimitConfig) -> int:
     # each comes with one of these marks, so in two bytes; texts may have many of them, but mostly they do not
     if len(body) <= 2 * limit or sum(map(body.count, _MARKS)) + body.count(b'"') <= limit:
         return 0
-    bare = body.replace(rb"\\", b"").replace(rb"\"", b"") if b"\\" in body else body
+    bare = without_escapes(body)
     strings = bare.count(b'"') // 2
     if strings > limit:
         raise _too_many_values(strings, config)
-    outside = b"".join(bare.split(b'"')[::2])
+    outside = outside_strings(bare)
     if (opened := outside.count(b"[") + outside.count(b"{")) > limit:
         raise _too_many_values(opened, config)
     count = sum(map(outside.count, _MARKS))

@@ -15,7 +15,7 @@ import msgspec
 
 from penstock.core.errors import InvalidRequest
 
-from .fields import CHAT_NEUTRAL, COMPLETION_NEUTRAL, TOKENIZE_NEUTRAL, Rule, brief, check
+from .fields import CHAT_NEUTRAL, COMPLETION_NEUTRAL, TOKENIZE_NEUTRAL, Rule, check, made_up
 
 
 class StreamOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -203,7 +203,7 @@ def _invalid(message: str) -> InvalidRequest:
         field = ".".join(part for part in (path, missing["field"]) if part)
         return InvalidRequest(f"Missing required parameter: {field}.", param=field)
     if unknown := _UNKNOWN.match(what):
-        field = ".".join(part for part in (path, brief(unknown["field"])) if part)
+        field = ".".join(part for part in (path, made_up(unknown["field"])) if part)
         return InvalidRequest(f"Unrecognized request argument supplied: {field}.", param=field)
     what = what.replace("`", "")
     error = InvalidRequest(f"Invalid type for {path}: {what[:1].lower()}{what[1:]}.", param=path or None)

@@ -16,7 +16,7 @@ from .limits import check_messages, too_much
 from .pipeline import decoded, whole_body
 from .protocol import DetokenizeRequest, TokenizeChatRequest, TokenizeCompletionRequest
 from .state import State
-from .tokens import IN_THREAD, check_ids, decode_ids
+from .tokens import check_ids, decode_ids
 
 
 async def tokenize(state: State, scope: Scope, receive: Receive, send: Send) -> None:
@@ -33,9 +33,7 @@ async def tokenize(state: State, scope: Scope, receive: Receive, send: Send) -> 
         what = "The number of characters to tokenize"
         field = "messages" if isinstance(request, TokenizeChatRequest) else "prompt"
         raise too_much(what, len(text), state.config, "max_tokenize_length", field)
-    work = (_tokenized, state, text, request)
-    answer = _tokenized(*work[1:]) if len(text) <= IN_THREAD else await state.work.run(len(text), *work)
-    await respond(send, answer)
+    await respond(send, await state.work.do(len(text), _tokenized, state, text, request))
 
 
 def _shape(fields: Mapping[str, Any]) -> type[TokenizeChatRequest] | type[TokenizeCompletionRequest]:

@@ -20,10 +20,8 @@ from typing import Any
 from penstock.core.errors import ContextLengthExceeded, InvalidRequest, quote
 
 from .state import State
+from .work import IN_THREAD
 
-IN_THREAD = 16_384
-"""Texts of more characters, and lists of more entries, are converted in a thread: the event loop has everyone
-else's tokens to serve."""
 _BATCH = 131_072
 """Characters of several texts that one piece of work converts."""
 _CHARS_PER_TOKEN = 16
@@ -107,9 +105,7 @@ def _batches(texts: Sequence[str]) -> Iterator[list[str]]:
 
 async def decode_ids(state: State, ids: Sequence[int], skip_special_tokens: bool) -> str:
     """Text of token ids."""
-    if len(ids) <= IN_THREAD:
-        return state.tokenizer.decode(ids, skip_special_tokens)
-    return await state.work.run(len(ids), state.tokenizer.decode, ids, skip_special_tokens)
+    return await state.work.do(len(ids), state.tokenizer.decode, ids, skip_special_tokens)
 
 
 def check_ids(ids: Sequence[Any], vocab_size: int, where: str) -> None:

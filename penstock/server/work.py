@@ -18,6 +18,9 @@ from typing import Any, TypeVar
 
 CAPACITY = 1 << 20
 """Characters, or entries of lists, that are worked on at a time. One larger piece of work has it all."""
+IN_THREAD = 16_384
+"""Characters, or entries of lists, that are too many for the event loop: it has everyone else's tokens to
+serve."""
 _THREADS = 4
 _WORTH_A_TRIM = 1 << 22
 """Bytes that are worth giving back: glibc keeps what was freed in arenas of their own for each thread."""
@@ -38,6 +41,10 @@ class Work:
         self._pool = ThreadPoolExecutor(_THREADS, thread_name_prefix="work")
         self._spent = 0
         self._trim: asyncio.TimerHandle | None = None
+
+    async def do(self, size: int, function: Callable[..., T], *args: Any) -> T:
+        """`function(*args)`: here and now where that is short, else by `run`."""
+        return function(*args) if size <= IN_THREAD else await self.run(size, function, *args)
 
     async def run(self, size: int, function: Callable[..., T], *args: Any) -> T:
         """`function(*args)`, in a thread. Whoever stops waiting for it holds its place until it has ended:

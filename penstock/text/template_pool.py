@@ -28,7 +28,18 @@ from typing import Any, Literal, TypeVar
 
 from penstock.core.errors import PenstockError, Unavailable
 
-from .template_worker import ANSWER, FAILED, MEMORY, NO_MEMORY, REFUSED, REQUEST, SYNTAX, TEXT, TOO_LONG
+from .template_worker import (
+    ANSWER,
+    FAILED,
+    MEMORY,
+    NO_MEMORY,
+    REFUSED,
+    REQUEST,
+    SYNTAX,
+    TEXT,
+    TOO_LONG,
+    receive,
+)
 
 WORKERS = 2
 """Templates that run at a time."""
@@ -106,10 +117,10 @@ class _Worker:
         try:
             self._socket.sendall(REQUEST.pack(limits.seconds, len(request)))
             self._socket.sendall(request)
-            kind, stays, length = ANSWER.unpack(self._receive(ANSWER.size))
+            kind, stays, length = ANSWER.unpack(receive(self._socket, ANSWER.size))
             if length > most:
                 raise TemplateError("length")
-            return kind, bytes(self._receive(length)), stays == b"1"
+            return kind, bytes(receive(self._socket, length)), stays == b"1"
         except TimeoutError:
             raise TemplateError("time") from None
         except (EOFError, ConnectionError):
@@ -127,16 +138,6 @@ class _Worker:
             self._process.kill()
         with contextlib.suppress(subprocess.TimeoutExpired):
             self._process.wait(5)
-
-    def _receive(self, size: int) -> bytearray:
-        data = bytearray(size)
-        view, done = memoryview(data), 0
-        while done < size:
-            got = self._socket.recv_into(view[done:])
-            if not got:
-                raise EOFError
-            done += got
-        return data
 
     def _diagnosis(self) -> TemplateError:
         with contextlib.suppress(subprocess.TimeoutExpired):

@@ -88,8 +88,8 @@ def _answer(body: bytearray) -> tuple[bytes, bytes]:
         return NO_MEMORY, b""
 
 
-def _receive(connection: socket.socket, size: int) -> bytearray:
-    """So many bytes. Raises EOFError when the parent has gone."""
+def receive(connection: socket.socket, size: int) -> bytearray:
+    """So many bytes. Raises EOFError when the other end has gone."""
     data = bytearray(size)
     view, done = memoryview(data), 0
     while done < size:
@@ -124,9 +124,9 @@ def main() -> int:
         resource.setrlimit(resource.RLIMIT_AS, (space + MEMORY, space + MEMORY))
     while True:
         try:
-            seconds, length = REQUEST.unpack(_receive(connection, REQUEST.size))
+            seconds, length = REQUEST.unpack(receive(connection, REQUEST.size))
             signal.setitimer(signal.ITIMER_REAL, seconds)  # its signal's default action ends the process
-            kind, text = _answer(_receive(connection, length))
+            kind, text = _answer(receive(connection, length))
             stays = kind != NO_MEMORY and _pages(1) - idle <= _KEEPS
             signal.setitimer(signal.ITIMER_REAL, 0)
             connection.sendall(ANSWER.pack(kind, b"1" if stays else b"0", len(text)) + text)

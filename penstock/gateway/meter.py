@@ -1,0 +1,68 @@
+"""The seam between the door and whoever counts.
+
+    reserve (worst case; may refuse) ─▶ the request runs ─▶ commit (what it used)
+
+Between the two the reservation counts as used. It is durable before `reserve` returns: whatever dies in
+between, the request has one row, at worst `unsettled` at its reservation.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Protocol
+
+from penstock.core.errors import Unavailable
+
+from .policy.amounts import Amounts, Limit
+from .records import Row
+
+
+class LimitReached(Unavailable):
+    """A limit refuses a request: a rate (comes back by itself, soon) or a budget (does not, for a client)."""
+
+    status = 429
+    type = "rate_limit_error"
+    code = "rate_limit_exceeded"
+
+    def __init__(
+        self, limit: Limit, *, remaining: int, resets_at: float, retry_after: int, message: str
+    ) -> None:
+        super().__init__(message, retry_after=retry_after)
+        self.limit = limit
+        self.remaining = remaining
+        self.resets_at = resets_at  # Unix time
+        if limit.unit in ("dollars", "device_seconds"):
+            self.type = self.code = "insufficient_quota"
+
+
+class Standing(Protocol):
+    """How much of a limit is left, for headers."""
+
+    limit: Limit
+    remaining: int
+    resets_at: float
+
+
+class Reservation(Protocol):
+    """What was granted to one request. Ends with `commit`, once."""
+
+    row: Row
+    standings: Sequence[Standing]
+
+
+class Meter(Protocol):
+    """Whoever counts: one truth for all workers and gateways."""
+
+    async def reserve(self, row: Row, limits: Sequence[Limit], worst: Amounts) -> Reservation:
+        """Let a request through, its worst case counted against all of `limits` or none. Raises LimitReached;
+        Unavailable where nothing can be counted and requests must then be refused."""
+        ...
+
+    def commit(self, reservation: Reservation, used: Amounts) -> None:
+        """The request has ended and its row is final: count what it used instead of its worst case, and write
+        the row behind. Never waits, never raises."""
+        ...
+
+    async def close(self) -> None:
+        """Everything that is written behind is written."""
+        ...

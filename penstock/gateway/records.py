@@ -1,0 +1,83 @@
+"""Who asks, and what is written of it: the two records that the whole gateway shares."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import msgspec
+
+Settlement = Literal["open", "settled", "estimated", "unsettled"]
+"""Of a row: under way; what the upstream said at the end; reckoned from metrics or bytes; never told, and
+charged at its reservation."""
+
+
+class Principal(msgspec.Struct, frozen=True):
+    """Who asks: a key, as it was when the request came."""
+
+    key_id: str
+    """Public id of the key; the secret is nowhere."""
+    key_name: str = ""
+    team: str = ""
+    tags: dict[str, str] = {}
+    """The key's own; a request cannot change them."""
+    routes: tuple[str, ...] | None = None
+    """Routes that it may use; None is all."""
+    local_only: bool = False
+    """Its requests never leave the house."""
+
+
+class Row(msgspec.Struct, kw_only=True):
+    """One request in the ledger. Written once when it is let through (`open`), and once when it has ended."""
+
+    id: str
+    """Request id, the same in header, logs and upstream."""
+    at: int
+    """Unix time of its arrival, nanoseconds."""
+    key_id: str
+    key_name: str = ""
+    team: str = ""
+    tags: dict[str, str] = {}
+    """`feature` and others."""
+    endpoint: str = ""
+    """Path, as /v1/chat/completions."""
+    route: str = ""
+    upstream: str = ""
+    """Where the answer came from: a model of ours, or the name of an upstream."""
+    replica: str = ""
+    model: str = ""
+    """What the upstream calls it."""
+    status: int = 0
+    """HTTP status that the client got; 499 if it had gone."""
+    end: str = ""
+    """How it ended: `done`, `client_gone`, `upstream_failed`, `cut`, `refused`, `killed`."""
+    attempts: int = 0
+    """Upstreams that were asked."""
+    input_tokens: int = 0
+    output_tokens: int = 0
+    cached_tokens: int = 0
+    """Of the input, read from the upstream's cache."""
+    device_seconds: int | None = None
+    """Nanoseconds times devices; None where nobody knows (a cloud)."""
+    device_seconds_estimated: bool = False
+    device: str = ""
+    """Kind of device, as the pool names it."""
+    dollars: int | None = None
+    """Nanodollars; None where no price is known."""
+    comparator_dollars: int | None = None
+    """Nanodollars that the route's cloud comparator takes for the same tokens."""
+    waited: int = 0
+    """Nanoseconds until it was sent upstream."""
+    first_byte: int | None = None
+    """Nanoseconds from arrival until the answer's first byte."""
+    total: int | None = None
+    """Nanoseconds from arrival until the end."""
+    settlement: Settlement = "open"
+    reserved_tokens: int = 0
+    reserved_dollars: int = 0
+    reserved_device_seconds: int = 0
+    """What it was let through with, at most; what an `unsettled` row is charged."""
+    escalated_from: str | None = None
+    """Row of the cheaper attempt."""
+    outcome: str | None = None
+    note: str = ""
+    """What hooks and retries did, in a few words."""

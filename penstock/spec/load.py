@@ -1,0 +1,177 @@
+"""Reading a spec: YAML with lines, so that every error names its place.
+
+    SpecError: penstock.yaml:12: models.demo.pol: unknown key. Did you mean pool?
+
+All errors of a file are told at once.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterator
+from pathlib import Path
+from types import UnionType
+from typing import Annotated, Any, Union, get_args, get_origin
+
+import yaml
+from pydantic import BaseModel, ValidationError
+
+from penstock.core.errors import StartupError, brief, quote
+
+from .model import Spec
+from .references import problems
+
+MAX_BYTES = 1 << 20
+"""Largest file; a spec is written by hand."""
+
+Path_ = tuple[str | int, ...]
+
+
+class SpecError(StartupError):
+    """A spec that cannot be used; the message has one line for each place."""
+
+
+class _Loader(yaml.SafeLoader):  # type: ignore[misc]
+    """SafeLoader without aliases, whose expansion has no bound."""
+
+    def compose_node(self, parent: Any, index: Any) -> Any:
+        if self.check_event(yaml.AliasEvent):
+            event = self.peek_event()
+            raise yaml.composer.ComposerError(
+                None, None, "aliases (*name) are not supported", event.start_mark
+            )
+        return super().compose_node(parent, index)
+
+
+def load(path: Path) -> Spec:
+    """The spec in a file. Raises SpecError."""
+    try:
+        with path.open("rb") as file:
+            data = file.read(MAX_BYTES + 1)
+    except OSError as error:
+        raise SpecError(
+            f"{path}: cannot be read: {error.strerror or error}.",
+            advice="`penstock init` writes an example.",
+        ) from None
+    if len(data) > MAX_BYTES:
+        raise SpecError(f"{path}: is over {MAX_BYTES} bytes.")
+    try:
+        text = data.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise SpecError(f"{path}: is not UTF-8 at byte {error.start}.") from None
+    return loads(text, str(path))
+
+
+def loads(text: str, name: str = "penstock.yaml") -> Spec:
+    """The spec in a text. `name` is what errors call it. Raises SpecError."""
+    loader = _Loader(text)
+    try:
+        node = loader.get_single_node()
+        duplicates = list(_duplicates(node)) if node is not None else []
+        value = loader.construct_document(node) if node is not None else None
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        line = "" if mark is None else f":{mark.line + 1}"
+        what = getattr(error, "problem", None) or str(error)
+        raise SpecError(f"{name}{line}: is no YAML: {brief(what, 200)}.") from None
+    except (RecursionError, ValueError, OverflowError) as error:
+        raise SpecError(f"{name}: is no YAML that can be read: {brief(str(error), 200)}.") from None
+    finally:
+        loader.dispose()
+    if node is None or value is None:
+        raise SpecError(f"{name}: is empty.", advice="`penstock init` writes an example.")
+    if duplicates:
+        raise _error(name, node, duplicates)
+    try:
+        spec = Spec.model_validate(value)
+    except ValidationError as error:
+        raise _error(name, node, list(_said(error))) from None
+    if found := problems(spec):
+        raise _error(name, node, found)
+    return spec
+
+
+def _error(name: str, node: yaml.Node, found: list[tuple[Path_, str]]) -> SpecError:
+    lines = []
+    for path, what in found:
+        where = ".".join(map(str, path))
+        lines.append((_line(node, path), f"{brief(where, 200)}: {what}" if where else what))
+    lines.sort()
+    return SpecError("\n".join(f"{name}:{line}: {what}" for line, what in lines))
+
+
+def _said(error: ValidationError) -> Iterator[tuple[Path_, str]]:
+    """pydantic's errors in our words: where, and what."""
+    for each in error.errors(include_url=False):
+        path = tuple(part for part in each["loc"] if part != "[key]")
+        kind, message = each["type"], each["msg"]
+        if kind == "extra_forbidden":
+            near = difflib.get_close_matches(str(path[-1])[:64], _fields(path[:-1]), n=1, cutoff=0.5)
+            yield path, "unknown key." + (f" Did you mean {near[0]}?" if near else "")
+        elif kind == "missing":
+            yield path, "is required."
+        else:
+            what = message.removeprefix("Value error, ")
+            given = "" if kind == "value_error" else f", got {quote(each['input'])}"
+            yield path, f"{what[:1].lower()}{what[1:]}{given}."
+
+
+def _fields(path: Path_) -> list[str]:
+    """Keys that the part at `path` may have."""
+    shape: Any = Spec
+    for step in path:
+        shape = _inside(shape, step)
+    return list(shape.model_fields) if isinstance(shape, type) and issubclass(shape, BaseModel) else []
+
+
+def _inside(shape: Any, step: str | int) -> Any:
+    if isinstance(shape, type) and issubclass(shape, BaseModel):
+        field = shape.model_fields.get(str(step))
+        return None if field is None else _bare(field.annotation)
+    arguments = get_args(shape)
+    return _bare(arguments[1] if get_origin(shape) is dict else arguments[0]) if arguments else None
+
+
+def _bare(shape: Any) -> Any:
+    """A type without its Annotated and its `| None`."""
+    while True:
+        if get_origin(shape) is Annotated:
+            shape = get_args(shape)[0]
+        elif get_origin(shape) in (Union, UnionType):
+            shape = next(each for each in get_args(shape) if each is not type(None))
+        else:
+            return shape
+
+
+def _line(node: yaml.Node, path: Path_) -> int:
+    """Line (from 1) of the entry at `path`, or of the innermost part of it that is there."""
+    line: int = node.start_mark.line + 1
+    for step in path:
+        if isinstance(node, yaml.MappingNode):
+            for key, value in node.value:
+                if key.value == str(step):
+                    line, node = key.start_mark.line + 1, value
+                    break
+            else:
+                return line
+        elif isinstance(node, yaml.SequenceNode) and isinstance(step, int) and step < len(node.value):
+            node = node.value[step]
+            line = node.start_mark.line + 1
+        else:
+            return line
+    return line
+
+
+def _duplicates(node: yaml.Node, path: Path_ = ()) -> Iterator[tuple[Path_, str]]:
+    """Keys that stand twice in a mapping: YAML forbids them, and PyYAML takes the last."""
+    if isinstance(node, yaml.MappingNode):
+        seen = set()
+        for key, value in node.value:
+            name = str(key.value)
+            if name in seen:
+                yield (*path, name), f"stands twice, again in line {key.start_mark.line + 1}."
+            seen.add(name)
+            yield from _duplicates(value, (*path, name))
+    elif isinstance(node, yaml.SequenceNode):
+        for index, value in enumerate(node.value):
+            yield from _duplicates(value, (*path, index))

@@ -1,0 +1,335 @@
+"""The document: one class for each part of `penstock.yaml`, documented where each field is defined.
+
+    Spec ─┬─ pools ◀── models ◀─┐
+          ├─ upstreams ◀────────┼── routes ◀── teams · tags (who may, and how much)
+          └─ gateway · ledger   └── comparator (the cloud's price for the same tokens)
+
+Names refer to names; `references.py` checks that they lead somewhere.
+"""
+
+from __future__ import annotations
+
+import datetime
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+from .units import Bytes, Dollars, Seconds
+
+Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._:/@-]{0,127}$")]
+"""What something is called; also what clients write as `model`."""
+Share = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+"""A weight, relative to those beside it."""
+Variable = Annotated[str, Field(pattern=r"^[A-Za-z_][A-Za-z0-9_]*$")]
+"""Name of an environment variable. Secrets are never in the file."""
+
+
+class Part(BaseModel):
+    """Base of all parts: unknown keys are refused, nothing changes, docstrings describe fields."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
+
+
+class Pool(Part):
+    """Devices of one kind, bought in one way."""
+
+    hardware: str = "cpu"
+    """Kind of device, as the catalogue names it: `cpu`, `L4`, `A100-80GB`, `H100`, …"""
+    count: Annotated[int, Field(ge=1)] = 1
+    """Devices in the pool."""
+    price_per_hour: Dollars | None = None
+    """US dollars for one device and hour. Without it, device-seconds are counted, and dollars are not."""
+    price_as_of: datetime.date | None = None
+    """When that price was looked up."""
+    price_source: str | None = None
+    """Where it was looked up."""
+    purchase: Literal["on-demand", "spot", "owned"] = "on-demand"
+    """How it is paid for."""
+
+
+class Slo(Part):
+    """What a model's users may expect; percentiles are over requests."""
+
+    ttft_p95: Seconds | None = None
+    """Time to the first token."""
+    ttft_p99: Seconds | None = None
+    itl_p95: Seconds | None = None
+    """Time between tokens."""
+    itl_p99: Seconds | None = None
+    e2e_p95: Seconds | None = None
+    """Time of a whole answer."""
+    e2e_p99: Seconds | None = None
+
+
+class Model(Part):
+    """Weights that an engine of ours serves, on a pool."""
+
+    weights: str
+    """A folder, a Hugging Face id, or `demo` for the bundled model."""
+    engine: Literal["penstock", "vllm"] = "penstock"
+    """Which engine serves it."""
+    pool: Name
+    """Which devices it runs on."""
+    replicas: Annotated[int, Field(ge=1)] = 1
+    """Engines with the same weights."""
+    devices: Annotated[int, Field(ge=1)] = 1
+    """Devices of the pool that each replica takes (tensor parallel)."""
+    max_model_len: Annotated[int, Field(ge=1)] | None = None
+    """Longest context in tokens; the model's own if not given."""
+    quantization: str | None = None
+    """As `--quantization`."""
+    memory: Bytes | None = None
+    """KV cache of each replica in bytes, as `--kv-cache-memory-bytes`; the engine's default if not given."""
+    slo: Slo | None = None
+    """Targets, for planning, alerts and reports."""
+    start: Literal["eager", "lazy"] = "eager"
+    """Start with `penstock up`, or with the first request that wants it."""
+    keep_alive: Seconds | None = None
+    """Leave memory after so long without a request; never if not given."""
+    flags: dict[str, Any] = {}
+    """More flags of the engine, by name without dashes: `max-num-seqs: 64`."""
+
+
+class Price(Part):
+    """What an upstream takes for tokens, in US dollars, on a date."""
+
+    input: Dollars
+    """For `per` input tokens."""
+    output: Dollars
+    """For `per` output tokens."""
+    cached_input: Dollars | None = None
+    """For `per` input tokens that were read from its cache; as `input` if not given."""
+    per: Annotated[int, Field(ge=1)] = 1_000_000
+    """Tokens that the prices are for."""
+    as_of: datetime.date
+    """When they were looked up. A price without a date is no price."""
+    source: Annotated[str, Field(min_length=1)]
+    """Where they were looked up."""
+
+
+class UpstreamModel(Part):
+    """A model that an upstream serves."""
+
+    name: str | None = None
+    """What the upstream calls it, if not as here."""
+    price: Price | None = None
+    """Its price by tokens. Without it, its requests have no dollars in the ledger."""
+    context: Annotated[int, Field(ge=1)] | None = None
+    """Longest context in tokens."""
+
+
+class Upstream(Part):
+    """Somebody else's server: another Penstock, a vLLM, a cloud."""
+
+    url: Annotated[str, Field(pattern=r"^https?://[^\s?#@]+$")]
+    """Base URL, with or without its `/v1`."""
+    urls: tuple[Annotated[str, Field(pattern=r"^https?://[^\s?#@]+$")], ...] = ()
+    """More replicas of the same server."""
+    kind: Literal["penstock", "vllm", "openai", "anthropic"] = "openai"
+    """Its dialect: what it answers about health, usage and device time."""
+    api_key_env: Variable | None = None
+    """Environment variable with its key."""
+    headers: dict[str, str] = {}
+    """Headers that are sent with every request."""
+    pool: Name | None = None
+    """The pool whose price its device-seconds have, if it runs on devices of ours."""
+    devices: Annotated[int, Field(ge=1)] = 1
+    """Devices of that pool that each replica takes."""
+    local: bool | None = None
+    """Whether data stays in the house; if not given, whether `pool` is."""
+    models: dict[Name, UpstreamModel]
+    """What it serves."""
+    max_connections: Annotated[int, Field(ge=1)] = 1000
+    """Most requests at a time, for each replica."""
+    timeout_connect: Seconds = 5.0
+    """Until a connection stands."""
+    timeout_headers: Seconds = 600.0
+    """Until the answer begins."""
+    timeout_idle: Seconds = 60.0
+    """Between two pieces of a stream."""
+
+    @property
+    def replicas(self) -> tuple[str, ...]:
+        """All its base URLs, without a trailing slash or `/v1`."""
+        return tuple(url.rstrip("/").removesuffix("/v1").rstrip("/") for url in (self.url, *self.urls))
+
+    @property
+    def in_house(self) -> bool:
+        """Whether requests that must not leave may go there."""
+        return self.pool is not None if self.local is None else self.local
+
+
+class Target(Part):
+    """Where a route leads: a model of ours, or one of an upstream."""
+
+    model: Name
+    """A name under `models`; or, with `upstream`, one that it serves."""
+    upstream: Name | None = None
+    """A name under `upstreams`."""
+    weight: Share = 1.0
+    """Share of the requests, relative to the other targets."""
+
+
+class TokenCap(Part):
+    """How many tokens a request may ask for."""
+
+    ceiling: Annotated[int, Field(ge=1)] | None = None
+    """Most `max_tokens`; more is lowered to it."""
+    default: Annotated[int, Field(ge=1)] | None = None
+    """`max_tokens` of requests that do not say; the ceiling if not given."""
+
+    @model_validator(mode="after")
+    def _ordered(self) -> TokenCap:
+        if self.ceiling is not None and self.default is not None and self.default > self.ceiling:
+            raise ValueError(f"default {self.default} is over the ceiling {self.ceiling}")
+        return self
+
+
+class Match(Part):
+    """Which requests a route takes that did not ask for it by name. All that is given must fit."""
+
+    headers: dict[str, str] = {}
+    """Header (in lower case) → value."""
+    tags: dict[str, str] = {}
+    """Tag → value."""
+
+
+class Route(Part):
+    """A name that clients ask for, and where it leads."""
+
+    targets: Annotated[tuple[Target, ...], Field(min_length=1)]
+    """By weight: a canary is a target with a small one."""
+    fallback: tuple[Target, ...] = ()
+    """In this order, when no target can answer."""
+    shadow: tuple[Target, ...] = ()
+    """Get a copy of each request (`weight` is a probability); nobody waits for them or pays for them."""
+    aliases: tuple[Name, ...] = ()
+    """Other names of the route, as capabilities: `classify-intent`."""
+    match: tuple[Match, ...] = ()
+    """Requests that come here whatever model they name."""
+    max_tokens: TokenCap = TokenCap()
+    """Of each request."""
+    context: Annotated[int, Field(ge=1)] | None = None
+    """Most tokens of prompt and answer together."""
+    sticky: str | None = None
+    """Header whose value keeps a session on one replica."""
+    comparator: Target | None = None
+    """The cloud model whose price for the same tokens stands beside each row of the ledger."""
+    local_only: bool = False
+    """Never leaves the house, whatever the targets say."""
+    retries: Annotated[int, Field(ge=0, le=10)] = 2
+    """More attempts before the first token, at other replicas where there are some."""
+    wait: Seconds = 300.0
+    """How long requests wait for a model that is starting."""
+    max_waiting: Annotated[int, Field(ge=0)] = 256
+    """How many requests wait for it at most."""
+
+
+class Limits(Part):
+    """How much one key, team or tag may use. What is not given is not limited."""
+
+    requests_per_minute: Annotated[int, Field(ge=0)] | None = None
+    tokens_per_minute: Annotated[int, Field(ge=0)] | None = None
+    """Input and output tokens together."""
+    concurrent_requests: Annotated[int, Field(ge=0)] | None = None
+    dollars_per_day: Dollars | None = None
+    dollars_per_month: Dollars | None = None
+    device_seconds_per_day: Seconds | None = None
+    gpu_hours_per_day: Annotated[float, Field(ge=0, allow_inf_nan=False)] | None = None
+    """Device-hours; the same budget as `device_seconds_per_day`, in other words."""
+    gpu_hours_per_month: Annotated[float, Field(ge=0, allow_inf_nan=False)] | None = None
+
+
+class Team(Part):
+    """Who pays together."""
+
+    limits: Limits = Limits()
+    """Of all its keys together."""
+    key_limits: Limits = Limits()
+    """Of each of its keys, where the key has none of its own."""
+    routes: tuple[Name, ...] | None = None
+    """Routes that its keys may use; all if not given."""
+    local_only: bool = False
+    """Its requests never leave the house."""
+
+
+class Tag(Part):
+    """One value of a tag, as the feature `search`."""
+
+    limits: Limits = Limits()
+    local_only: bool = False
+    """Requests with it never leave the house."""
+
+
+class Hook(Part):
+    """Somebody who looks at requests or answers: a filter for PII, a guard against jailbreaks."""
+
+    when: Literal["before", "after"]
+    """Before the request goes out, or after its answer is whole."""
+    url: str | None = None
+    """Is asked by POST; or"""
+    python: Annotated[str, Field(pattern=r"^[A-Za-z_][\w.]*:[A-Za-z_]\w*$")] | None = None
+    """a callable, as `package.module:function`."""
+    timeout: Seconds = 1.0
+    on_failure: Literal["open", "closed"] = "closed"
+    """Whether requests pass when the hook fails."""
+    routes: tuple[Name, ...] | None = None
+    """Where it looks; everywhere if not given."""
+
+    @model_validator(mode="after")
+    def _one(self) -> Hook:
+        if (self.url is None) == (self.python is None):
+            raise ValueError("a hook has either url or python")
+        return self
+
+
+class Gateway(Part):
+    """The door itself."""
+
+    host: str = "127.0.0.1"
+    port: Annotated[int, Field(ge=0, le=65535)] = 8080
+    workers: Annotated[int, Field(ge=1, le=64)] = 1
+    """Processes behind the port."""
+    ssl_certfile: str | None = None
+    ssl_keyfile: str | None = None
+    trusted_proxies: tuple[str, ...] = ()
+    """Addresses or networks whose X-Forwarded-For is believed."""
+    admin_key_env: Variable | None = None
+    """Environment variable with the key of the admin API; without it there is none."""
+    max_body_bytes: Bytes = 10 * 1024 * 1024
+    hooks: tuple[Hook, ...] = ()
+    tag_headers: dict[str, str] = {"feature": "x-penstock-feature"}
+    """Tag → header that it is read from (a key's own tags win)."""
+    expose_routing: bool = True
+    """Say upstream, route, cost and device-seconds in headers of answers."""
+
+
+class Ledger(Part):
+    """Where the rows are."""
+
+    url: str = "sqlite:///penstock.db"
+    """SQLAlchemy's URL: SQLite, or postgresql://… (its password from PENSTOCK_LEDGER_PASSWORD)."""
+    spool: str = "penstock-spool"
+    """Folder of the journals: what has not reached the database yet. On a local disk."""
+    counters: str | None = None
+    """redis://… where limits are counted there, and not in the database."""
+    counters_failure: Literal["open", "closed"] = "closed"
+    """Whether requests pass when that cannot be reached."""
+
+
+class Spec(Part):
+    """One `penstock.yaml`."""
+
+    version: Literal[1] = 1
+    pools: dict[Name, Pool] = {}
+    models: dict[Name, Model] = {}
+    upstreams: dict[Name, Upstream] = {}
+    routes: dict[Name, Route] = {}
+    """Models without a route of their own can be asked for by their name."""
+    teams: dict[Name, Team] = {}
+    tags: dict[str, dict[str, Tag]] = {}
+    """Tag → value → what holds for it."""
+    limits: Limits = Limits()
+    """Of each key that has no others."""
+    gateway: Gateway = Gateway()
+    ledger: Ledger = Ledger()

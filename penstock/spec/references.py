@@ -1,0 +1,114 @@
+"""Whether the names in a spec lead somewhere, and whether what it says can be true together."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Collection, Iterator
+
+from .model import Route, Spec, Target
+
+Problem = tuple[tuple[str | int, ...], str]
+"""Where, and what."""
+
+
+def problems(spec: Spec) -> list[Problem]:
+    """Everything that is wrong between the parts of a spec whose parts are right."""
+    return [*_models(spec), *_upstreams(spec), *_routes(spec), *_teams(spec), *_gateway(spec)]
+
+
+def _models(spec: Spec) -> Iterator[Problem]:
+    taken: dict[str, int] = {}
+    for name, model in spec.models.items():
+        if model.pool not in spec.pools:
+            yield ("models", name, "pool"), _unknown("pool", model.pool, spec.pools)
+            continue
+        taken[model.pool] = taken.get(model.pool, 0) + model.replicas * model.devices
+        if model.start == "eager" and model.keep_alive is not None:
+            yield ("models", name, "keep_alive"), "needs start: lazy, so that the model can come back."
+    for name, devices in taken.items():
+        pool = spec.pools[name]
+        # a model on cpu shares its machine; accelerators are not shared
+        if pool.hardware != "cpu" and devices > pool.count:
+            yield (
+                ("pools", name, "count"),
+                f"{pool.count} devices, but the models on it take {devices} (replicas x devices).",
+            )
+
+
+def _upstreams(spec: Spec) -> Iterator[Problem]:
+    for name, upstream in spec.upstreams.items():
+        where = ("upstreams", name)
+        if upstream.pool is not None and upstream.pool not in spec.pools:
+            yield (*where, "pool"), _unknown("pool", upstream.pool, spec.pools)
+        if not upstream.models:
+            yield (*where, "models"), "names no model that it serves."
+        if any(each.lower() == "authorization" for each in upstream.headers):
+            yield (*where, "headers"), "a key does not belong into the file; use api_key_env."
+
+
+def _routes(spec: Spec) -> Iterator[Problem]:
+    names: dict[str, str] = {}
+    for name, route in spec.routes.items():
+        for alias in (name, *route.aliases):
+            if alias in names:
+                yield ("routes", name), f"{alias} is also a name of the route {names[alias]}."
+            names[alias] = name
+        for field in ("targets", "fallback", "shadow"):
+            for index, target in enumerate(getattr(route, field)):
+                yield from _target(spec, ("routes", name, field, index), target, route)
+        for index, target in enumerate(route.shadow):
+            if target.weight > 1:
+                yield ("routes", name, "shadow", index, "weight"), "is a probability, at most 1."
+        if route.comparator is not None:
+            where = ("routes", name, "comparator")
+            yield from _target(spec, where, route.comparator, None)
+            upstream = spec.upstreams.get(route.comparator.upstream or "")
+            served = None if upstream is None else upstream.models.get(route.comparator.model)
+            if served is not None and served.price is None:
+                yield where, f"{route.comparator.model} of {route.comparator.upstream} has no price."
+            if route.comparator.upstream is None:
+                yield where, "must name an upstream; a model of ours has no price by tokens."
+
+
+def _target(
+    spec: Spec, where: tuple[str | int, ...], target: Target, route: Route | None
+) -> Iterator[Problem]:
+    if target.upstream is None:
+        if target.model not in spec.models:
+            yield (*where, "model"), _unknown("model", target.model, spec.models)
+        return
+    upstream = spec.upstreams.get(target.upstream)
+    if upstream is None:
+        yield (*where, "upstream"), _unknown("upstream", target.upstream, spec.upstreams)
+        return
+    if target.model not in upstream.models:
+        yield (*where, "model"), _unknown(f"model of {target.upstream}", target.model, upstream.models)
+    if route is not None and route.local_only and not upstream.in_house:
+        yield where, f"the route is local_only, and {target.upstream} is not in the house."
+
+
+def _teams(spec: Spec) -> Iterator[Problem]:
+    known = {*spec.routes, *spec.models}
+    for name, team in spec.teams.items():
+        for index, route in enumerate(team.routes or ()):
+            if route not in known:
+                yield ("teams", name, "routes", index), _unknown("route", route, known)
+
+
+def _gateway(spec: Spec) -> Iterator[Problem]:
+    if (spec.gateway.ssl_certfile is None) != (spec.gateway.ssl_keyfile is None):
+        yield ("gateway",), "ssl_certfile and ssl_keyfile belong together."
+    for index, hook in enumerate(spec.gateway.hooks):
+        for route in hook.routes or ():
+            if route not in spec.routes and route not in spec.models:
+                yield (
+                    ("gateway", "hooks", index, "routes"),
+                    _unknown("route", route, {*spec.routes, *spec.models}),
+                )
+
+
+def _unknown(what: str, name: str, known: Collection[str]) -> str:
+    near = difflib.get_close_matches(name, sorted(known), n=1, cutoff=0.5)
+    if near:
+        return f"there is no {what} {name}. Did you mean {near[0]}?"
+    return f"there is no {what} {name}; there is {', '.join(sorted(known)) or 'none'}."

@@ -366,10 +366,10 @@ class RemoteEngine:
         if not self._draining or self._owed or self._info is None:
             failure = self._diagnose(status)
             trace = self._last_words.trace if self._last_words is not None else ""
-            if self._info is not None or trace:  # before that, `start` raises it
-                logger.error(
-                    "engine process %d ended: %s", self._process.pid, failure, extra={"trace": trace}
-                )
+            if self._info is not None or trace:
+                # before it was ready, `start` raises the failure, which is told there
+                why = f": {failure}" if self._info is not None else ""
+                logger.error("engine process %d ended%s", self._process.pid, why, extra={"trace": trace})
             self._fail(failure)
         self._started.set()
         self._ended.set()

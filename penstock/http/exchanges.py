@@ -1,4 +1,4 @@
-"""Every exchange, once it is over: who asked for what, the answer's status, and how long it took.
+"""Every exchange, as it ends: who asked for what, the answer's status, and how long it took.
 
     Watched(app) ─▶ Exchange ─▶ observers: the access log here; metrics, where an application has them
 
@@ -78,37 +78,42 @@ class Watched:
             return
         began = self._clock()
         path = scope["path"]
-        status, size, whole = CLIENT_LEFT, 0, False
+        status, size, told = CLIENT_LEFT, 0, False
 
         async def watched(message: Message) -> None:
-            nonlocal status, size, whole
-            await send(message)
+            nonlocal status, size, told
             if message["type"] == "http.response.start":
                 status, size = message["status"], _length(message["headers"])
-            else:
-                whole = not message.get("more_body", False)
+            elif not message.get("more_body", False) and not told:
+                told = True  # before the client can know of it: who counts then, counts this one
+                self._tell(scope, path, began, status, size, whole=True)
+            await send(message)
 
         try:
             await self._app(scope, receive, watched)
         finally:
-            normal = self._paths.normal(path)
-            client = scope.get("client")
-            exchange = Exchange(
-                client=f"{client[0]}:{client[1]}" if client else "unix",
-                method=scope["method"],
-                path=path,
-                normal=normal,
-                template=self._paths.template(normal),
-                version=scope["http_version"],
-                status=status,
-                seconds=max(0.0, self._clock() - began),
-                request_bytes=_number(header(scope, b"content-length")),
-                response_bytes=size,
-                whole=whole,
-                request_id=scope.get("request_id"),
-            )
-            for observer in self._observers:
-                observer(exchange)
+            if not told:
+                self._tell(scope, path, began, status, size, whole=False)
+
+    def _tell(self, scope: Scope, path: str, began: float, status: int, size: int, *, whole: bool) -> None:
+        normal = self._paths.normal(path)
+        client = scope.get("client")
+        exchange = Exchange(
+            client=f"{client[0]}:{client[1]}" if client else "unix",
+            method=scope["method"],
+            path=path,
+            normal=normal,
+            template=self._paths.template(normal),
+            version=scope["http_version"],
+            status=status,
+            seconds=max(0.0, self._clock() - began),
+            request_bytes=_number(header(scope, b"content-length")),
+            response_bytes=size,
+            whole=whole,
+            request_id=scope.get("request_id"),
+        )
+        for observer in self._observers:
+            observer(exchange)
 
 
 class AccessLog:

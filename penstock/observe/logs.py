@@ -101,7 +101,12 @@ def configure(process: str, *, level: str = "info", format: str = "text") -> Non
 
 
 def adopt() -> None:
-    """Take away the handlers that libraries have given their loggers, so that their lines come to ours."""
+    """Take away the handlers that libraries have given their loggers, so that their lines come to ours.
+
+    Does nothing in a process whose logging is somebody else's.
+    """
+    if not configured():
+        return
     for known in list(logging.root.manager.loggerDict.values()):
         if isinstance(known, logging.Logger) and known.handlers:
             known.handlers.clear()

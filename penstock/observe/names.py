@@ -260,7 +260,7 @@ OLD_NAMES = (
     OldName("vllm:time_per_output_token_seconds", INTER_TOKEN_LATENCY.name, (0, 11)),
 )
 
-_VERSION = re.compile(r"v?(\d{1,4})\.(\d{1,4})(?:[.\-+a-z]\S*)?")
+_VERSION = re.compile(r"v?([0-9]{1,4})\.([0-9]{1,4})(?:[.\-+a-z]\S*)?")
 
 
 def parse_version(text: str) -> tuple[int, int]:

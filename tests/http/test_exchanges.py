@@ -205,6 +205,26 @@ def test_an_exchange_that_fails_is_told_all_the_same() -> None:
     assert [each.status for each in heard] == [CLIENT_LEFT]
 
 
+def test_an_exchange_is_told_before_the_client_can_know_that_it_is_over() -> None:
+    heard: list[Exchange] = []
+    known: list[int] = []
+
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        await respond(send, b"")
+        raise ClientGone  # is no second exchange
+
+    async def send(message: Message) -> None:
+        known.append(len(heard))
+
+    async def nothing(*_: Any) -> Any: ...
+
+    watched = Watched(app, Paths([]), [heard.append])
+    scope = {"type": "http", "method": "GET", "path": "/", "headers": [], "http_version": "1.1"}
+    with pytest.raises(ClientGone):
+        asyncio.run(watched(scope, nothing, send))
+    assert (known, len(heard)) == ([0, 1], 1)
+
+
 def test_what_is_refused_beyond_the_limit_is_told_too() -> None:
     """And only health and metrics are answered there, however they are written."""
     heard: list[Exchange] = []

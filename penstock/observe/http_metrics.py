@@ -62,6 +62,8 @@ class HttpMetrics:
             buckets=_LOW,
             registry=registry,
         )
+        self._series: dict[tuple[str, str, int], tuple[Counter, Summary, Summary, Histogram]] = {}
+        """Of (handler, method, hundreds of the status); looking up labels takes as long as all the rest."""
 
     def observe(
         self,
@@ -76,9 +78,21 @@ class HttpMetrics:
         handler = handler or NO_ROUTE
         if handler in EXCLUDED:
             return
-        method = method if method in _METHODS else "other"
-        self._requests.labels(method, f"{status // 100}xx", handler).inc()
-        self._request_bytes.labels(handler).observe(request_bytes)
-        self._response_bytes.labels(handler).observe(response_bytes)
+        key = (handler, method if method in _METHODS else "other", status // 100)
+        series = self._series.get(key)
+        if series is None:
+            series = self._series[key] = self._of(*key)
+        requests, taken, given, duration = series
+        requests.inc()
+        taken.observe(request_bytes)
+        given.observe(response_bytes)
+        duration.observe(seconds)
         self._duration.observe(seconds)
-        self._duration_by_handler.labels(method, handler).observe(seconds)
+
+    def _of(self, handler: str, method: str, hundreds: int) -> tuple[Counter, Summary, Summary, Histogram]:
+        return (
+            self._requests.labels(method, f"{hundreds}xx", handler),
+            self._request_bytes.labels(handler),
+            self._response_bytes.labels(handler),
+            self._duration_by_handler.labels(method, handler),
+        )

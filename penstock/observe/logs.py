@@ -23,6 +23,7 @@ import threading
 import time
 import warnings
 from collections.abc import Sequence
+from functools import lru_cache
 from itertools import pairwise
 from types import TracebackType
 from typing import Any, TextIO
@@ -44,9 +45,11 @@ class TextFormatter(logging.Formatter):
 
     def format(self, record: logging.LogRecord) -> str:
         """The lines of a record."""
-        when = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(record.created))
+        when = _local(int(record.created))
         head = f"{when}.{_milliseconds(record):03d} {record.levelname:<8} {self._process}[{record.process}] "
         message, trace = _parts(self, record)
+        if not trace and message.isprintable():
+            return head + message
         first, *more = message.split("\n")
         lines = [first, *(f"| {line}" for line in more), *(f"| {line}" for line in trace.splitlines())]
         return "\n".join(head + _CONTROL.sub(_escaped, line) for line in lines)
@@ -61,7 +64,7 @@ class JsonFormatter(logging.Formatter):
 
     def format(self, record: logging.LogRecord) -> str:
         """The object of a record."""
-        when = time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(record.created))
+        when = _universal(int(record.created))
         message, trace = _parts(self, record)
         entry: dict[str, Any] = {
             "time": f"{when}.{_milliseconds(record):03d}Z",
@@ -166,6 +169,16 @@ def _parts(formatter: logging.Formatter, record: logging.LogRecord) -> tuple[str
     if record.stack_info:
         trace = f"{trace}\n{record.stack_info}".strip()
     return message, trace.rstrip()
+
+
+@lru_cache(maxsize=2)
+def _local(second: int) -> str:
+    return time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(second))
+
+
+@lru_cache(maxsize=2)
+def _universal(second: int) -> str:
+    return time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(second))
 
 
 def _milliseconds(record: logging.LogRecord) -> int:

@@ -19,6 +19,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import MISSING, fields
 from typing import Any, NoReturn
 
+from penstock.observe import logs
+
 from .config_file import read_config
 from .values import or_word, parse_json_object, parse_list, parse_origins, parse_size
 from .vllm_flags import BY_NAME, VLLM_FLAGS, VllmFlag
@@ -115,7 +117,8 @@ class Parser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         """One message, no usage dump."""
-        self.exit(2, f"{self.prog}: {self._source}{message}\n")
+        logs.complain(f"{self.prog}: {self._source}{message}")
+        self.exit(2)
 
     def _is_leaf(self) -> bool:
         return not any(isinstance(action, argparse._SubParsersAction) for action in self._actions)

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 
 from penstock import __version__
 from penstock.core.errors import PenstockError
+from penstock.observe import logs
 
 from .flags import Parser
 
@@ -25,6 +26,8 @@ COMMANDS = {
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit status."""
     arguments = list(sys.argv[1:] if argv is None else argv)
+    if logs.wants_json(arguments):  # from the first word on
+        logs.configure("api", format="json")
     command = next((word for word in arguments if not word.startswith("-")), None)
     parser = Parser(
         prog="penstock",
@@ -41,7 +44,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         status: int = _load(args.command).run(args)
         return status
     except PenstockError as error:
-        print(f"penstock {args.command}: {error}", file=sys.stderr)
+        logs.complain(f"penstock {args.command}: {error}")
         return 2
     except KeyboardInterrupt:
         return 130

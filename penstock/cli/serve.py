@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING
 
 from penstock.core.errors import StartupError
 from penstock.engine.config import EngineConfig
+from penstock.observe import logs
 from penstock.server.config import ServerConfig
 
 from .flags import add_config, add_config_file, add_vllm_flags, make_config
@@ -58,11 +59,11 @@ def run(args: argparse.Namespace) -> int:
     # until the server drains on SIGTERM, it ends the start, cleanly
     signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
     level = server_config.uvicorn_log_level.replace("trace", "debug")
-    logging.basicConfig(level=level.upper(), format="%(levelname)-7s %(message)s", stream=sys.stderr)
+    logs.configure("api", level=level, format=server_config.log_format)
     from penstock.engine.remote import RemoteEngine
 
     try:
-        engine = RemoteEngine.launch(engine_config, log_level=level)
+        engine = RemoteEngine.launch(engine_config, log_level=level, log_format=server_config.log_format)
     except OSError as error:  # no directory for its sockets, no process
         raise StartupError(
             f"the engine's process cannot be started: {error}.",
@@ -75,7 +76,7 @@ def run(args: argparse.Namespace) -> int:
         pool().start()  # it imports jinja2 while the engine loads
 
         sock = bind(server_config)
-        with asyncio.Runner(loop_factory=_loop_factory()) as runner:
+        with contextlib.closing(sock), asyncio.Runner(loop_factory=_loop_factory()) as runner:
             return runner.run(_serve(engine, engine_config, server_config, sock))
     except KeyboardInterrupt:
         logger.info("stopped while loading")
@@ -124,7 +125,7 @@ def _need_engine() -> None:
 async def _serve(
     engine: RemoteEngine, engine_config: EngineConfig, server_config: ServerConfig, sock: socket.socket
 ) -> int:
-    from penstock.http.serve import serve
+    from penstock.http.serve import address, serve
     from penstock.server.app import create_app
     from penstock.server.stats_log import StatsLog
 
@@ -153,14 +154,10 @@ async def _serve(
         logger.info("an API key is required: %d %s accepted", keys, "key is" if keys == 1 else "keys are")
     else:
         logger.warning("no API key is required: whoever reaches this server may use it (--api-key)")
-    host, port = sock.getsockname()[:2]
-    shown = "localhost" if host in ("0.0.0.0", "::") else host
-    scheme = "https" if server_config.ssl_certfile else "http"
+    names, where = ", ".join(server_config.served_model_name), address(server_config, sock)
 
     def started() -> None:
-        logger.info(
-            "serving %s at %s://%s:%d/v1", ", ".join(server_config.served_model_name), scheme, shown, port
-        )
+        logger.info("serving %s at %s%s", names, where, "" if server_config.uds else "/v1")
 
     return await serve(app, server_config, engine, sock, name="engine", on_started=started)
 

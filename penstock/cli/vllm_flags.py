@@ -325,10 +325,6 @@ _TABLE: dict[str, tuple[tuple[str, str], ...]] = {
         ("prompts that are embeddings: not implemented", "--enable-prompt-embeds=off"),
     ),
     "HTTP": (
-        (
-            "a listener that is not TCP: not implemented; bind --host 127.0.0.1 behind a proxy",
-            "--uds",
-        ),
         ("gRPC: not implemented", "--grpc=off --grpc-port"),
         (
             "code of yours in the server: put a proxy in front",
@@ -339,8 +335,7 @@ _TABLE: dict[str, tuple[tuple[str, str], ...]] = {
             "--enable-ssl-refresh=off",
         ),
         ("a choice of ciphers: they are Python's, for TLS 1.2 and later", "--ssl-ciphers"),
-        ("pages of documentation: not implemented", "--disable-fastapi-docs=on --enable-offline-docs=off"),
-        ("/tokenizer_info: not implemented", "--enable-tokenizer-info-endpoint=off"),
+        ("/docs loads nothing from elsewhere", "--enable-offline-docs=any"),
         ("/load always answers", "--enable-server-load-tracking=any"),
         ("comments in idle streams: not implemented", "--sse-keep-alive-interval=0"),
         (
@@ -374,7 +369,7 @@ _TABLE: dict[str, tuple[tuple[str, str], ...]] = {
             "--log-level",
         ),
         (
-            "a configuration of Python's logging: not implemented",
+            "a configuration of Python's logging: there is --log-format text or json",
             "--logging-config={} --log-config-file",
         ),
         (
@@ -382,10 +377,6 @@ _TABLE: dict[str, tuple[tuple[str, str], ...]] = {
             "--enable-log-outputs=off",
         ),
         ("neither prompts nor outputs are ever logged", "--max-log-len=* --enable-log-deltas=any"),
-        (
-            "a choice of paths: use --disable-uvicorn-access-log for none",
-            "--disable-access-log-for-endpoints",
-        ),
         (
             "stacks of refusals: failures of the server always have theirs in the log",
             "--log-error-stack=off",
@@ -401,7 +392,7 @@ _TABLE: dict[str, tuple[tuple[str, str], ...]] = {
         ),
         (
             "metrics that are not there; docs/api.md has those that are",
-            """--show-hidden-metrics-for-version --kv-cache-metrics=off --kv-cache-metrics-sample=0.01
+            """--kv-cache-metrics=off --kv-cache-metrics-sample=0.01
             --custom-histogram-buckets --enable-mfu-metrics=off""",
         ),
         (
@@ -446,5 +437,5 @@ THEIR_DEFAULTS: dict[str, str] = {
 }
 """Flags that both have, whose defaults differ → vLLM's."""
 
-OTHERWISE_HERE = frozenset(["--disable-fastapi-docs", "--watermark", "--optimization-level"])
+OTHERWISE_HERE = frozenset(["--watermark", "--optimization-level"])
 """Flags of the table whose default in vLLM is not what happens here; given explicitly, they are refused."""

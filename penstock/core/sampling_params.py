@@ -15,7 +15,7 @@ from .errors import InvalidRequest, quote
 
 #: The ranges of all numbers that are not whole, ends included. No value in them makes NaN or infinity of a
 #: model's logits in float32: a temperature under 1e-5 is greedy, and a penalty scales by a thousand at most.
-_RANGES: dict[str, tuple[float, float]] = {
+RANGES: dict[str, tuple[float, float]] = {
     "temperature": (0.0, 100.0),
     "top_p": (0.0, 1.0),  # 0 excepted
     "min_p": (0.0, 1.0),
@@ -68,7 +68,7 @@ class Sampling:
 
     def __post_init__(self) -> None:
         self._normalise()
-        for name, (low, high) in _RANGES.items():
+        for name, (low, high) in RANGES.items():
             value = getattr(self, name)
             if isinstance(value, bool) or not isinstance(value, int | float):
                 raise InvalidRequest(f"{name} must be a number, got {quote(value)}.", param=name)

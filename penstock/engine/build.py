@@ -39,6 +39,7 @@ from penstock.model.generation import generation_defaults
 from penstock.model.hub import resolve_model
 from penstock.model.loader import load_model
 from penstock.model.memory import MemoryBudget, plan_memory
+from penstock.observe import logs
 
 from .clock import MonotonicClock
 from .config import EngineConfig, resolve, step_limits
@@ -113,7 +114,10 @@ def build_engine(config: EngineConfig, heartbeat: Heartbeat | None = None) -> En
         max_num_batched_tokens=tokens,
         block_size=config.block_size,
     )
-    print(budget.render(), file=sys.stderr, flush=True)
+    if logs.configured():
+        logger.info("%s", budget.render())
+    else:  # offline: nobody else says it
+        print(budget.render(), file=sys.stderr, flush=True)
     spec = model.cache_spec(config.block_size)
     cache = KVCache(spec, budget.num_blocks + 1, device)  # the last one is the probe's
     attention = operations.attention(spec)
@@ -248,7 +252,7 @@ def _info(
 
 def _progress_bar() -> Callable[[int, int], None] | None:
     """Draws a bar on a terminal; a log gets one line at the end."""
-    if sys.stderr.isatty():
+    if sys.stderr.isatty() and not logs.in_json():
 
         def draw(done: int, total: int) -> None:
             width = 30

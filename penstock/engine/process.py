@@ -26,6 +26,7 @@ import zmq
 from penstock.core.errors import PenstockError, StartupError, cause
 from penstock.core.plan import Event
 from penstock.kernels import start_build
+from penstock.observe import logs
 
 from .config import EngineConfig
 from .heartbeat import Heartbeat
@@ -53,6 +54,7 @@ class Launch(msgspec.Struct, frozen=True):
     parent: int
     """File descriptor of a pipe whose other end the parent holds."""
     log_level: str = "info"
+    log_format: str = "text"
 
 
 class EngineProcess:
@@ -84,6 +86,7 @@ class EngineProcess:
             start_build()  # on a machine's first start, the CPU kernels are compiled while torch is imported
         from .build import build_engine
 
+        logs.adopt()  # torch has given its loggers handlers
         engine = build_engine(self._launch.config, Heartbeat(Path(self._launch.heartbeat)))
         gc.collect()
         gc.freeze()  # what is there now stays: collections need not look at it again
@@ -162,9 +165,7 @@ class EngineProcess:
 def main(argument: str) -> int:
     """Run an engine; returns the exit status. The reason of a failure has been sent by then."""
     launch = msgspec.json.decode(argument, type=Launch)
-    logging.basicConfig(
-        level=launch.log_level.upper(), format="%(levelname)-7s %(message)s", stream=sys.stderr, force=True
-    )
+    logs.configure("engine", level=launch.log_level, format=launch.log_format)
     # the terminal sends these to the whole group; the API process decides when the engine ends
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)

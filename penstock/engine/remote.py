@@ -94,7 +94,9 @@ class RemoteEngine:
         self._receiver: asyncio.Task[None] | None = None
 
     @classmethod
-    def launch(cls, config: EngineConfig, *, log_level: str = "info") -> RemoteEngine:
+    def launch(
+        cls, config: EngineConfig, *, log_level: str = "info", log_format: str = "text"
+    ) -> RemoteEngine:
         """Start the engine's process. Needs no running event loop, and returns before anything is loaded."""
         directory = Path(tempfile.mkdtemp(prefix="penstock-"))
         if len(str(directory)) > _LONGEST_PATH:
@@ -109,6 +111,7 @@ class RemoteEngine:
             heartbeat=str(directory / "heartbeat"),
             parent=reader,
             log_level=log_level,
+            log_format=log_format,
         )
         environment = dict(os.environ)
         prepare(environment, config.threads)
@@ -362,10 +365,11 @@ class RemoteEngine:
             patience, last = (patience - 1 if self._stats is last else 50), self._stats
         if not self._draining or self._owed or self._info is None:
             failure = self._diagnose(status)
-            if self._info is not None:  # before that, `start` raises it
-                logger.error("engine process %d ended: %s", self._process.pid, failure)
-            if self._last_words is not None and self._last_words.trace:
-                logger.error("%s", self._last_words.trace)
+            trace = self._last_words.trace if self._last_words is not None else ""
+            if self._info is not None or trace:
+                # before it was ready, `start` raises the failure, which is told there
+                why = f": {failure}" if self._info is not None else ""
+                logger.error("engine process %d ended%s", self._process.pid, why, extra={"trace": trace})
             self._fail(failure)
         self._started.set()
         self._ended.set()

@@ -1,6 +1,7 @@
 """Who may call: API keys as bearer tokens, compared in constant time.
 
-Guards every path but health and metrics, which probes and scrapers read without a key.
+Guards every path but health and metrics, which probes and scrapers read without a key, and the description of
+the API, which says nothing of this server that its source does not say.
 """
 
 from __future__ import annotations
@@ -14,21 +15,14 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from penstock.core.errors import AuthenticationFailed
 
 from .exchange import header
+from .paths import PROBES
 
 #: Paths that need no key.
-OPEN_PATHS = frozenset({"/health", "/livez", "/readyz", "/ping", "/metrics"})
-
-
-def is_open(scope: Scope) -> bool:
-    """Whether the path is one of health or metrics, however a proxy prefixes it."""
-    root, path = scope.get("root_path", ""), str(scope["path"])
-    if root and path.startswith(f"{root}/"):
-        path = path[len(root) :]
-    return path in OPEN_PATHS
+OPEN_PATHS = PROBES | {"/docs", "/openapi.json"}
 
 
 class AuthMiddleware:
-    """Raises AuthenticationFailed for requests without one of `keys`."""
+    """Raises AuthenticationFailed for requests without one of `keys`. Paths are normal ones (`paths`)."""
 
     def __init__(self, app: ASGIApp, keys: Sequence[str]) -> None:
         self._app = app
@@ -36,7 +30,7 @@ class AuthMiddleware:
         self._digests = tuple(sha256(key.encode()).digest() for key in keys)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] == "http" and not is_open(scope):
+        if scope["type"] == "http" and scope["path"] not in OPEN_PATHS:
             self._check(scope)
         await self._app(scope, receive, send)
 

@@ -11,6 +11,7 @@ from typing import Any
 
 from penstock.core.errors import StartupError
 
+_FORMATS = ("text", "json")
 _LEVELS = ("critical", "error", "warning", "info", "debug", "trace")
 
 
@@ -25,6 +26,9 @@ class HttpConfig:
 
     host: str = option("0.0.0.0", "Address to listen on; 127.0.0.1 serves this machine only.")
     port: int = option(8000, "Port to listen on; 0 takes a free one.")
+    uds: str | None = option(
+        None, "Unix socket to listen on in place of an address and a port; its file is removed at the end."
+    )
     api_key: tuple[str, ...] = option(
         (), "Keys that clients may present as `Authorization: Bearer KEY`; none means no authentication."
     )
@@ -67,7 +71,14 @@ class HttpConfig:
         60.0, "Seconds after which a client that takes nothing of its answer is cut off."
     )
     uvicorn_log_level: str = option("info", f"Log level of the HTTP server: {', '.join(_LEVELS)}.")
+    log_format: str = option("text", f"Format of all logs: {' or '.join(_FORMATS)}, one object a line.")
     disable_uvicorn_access_log: bool = option(False, "Do not log a line for every HTTP request.")
+    disable_access_log_for_endpoints: str | None = option(
+        None, "Paths whose requests are not logged, with commas between them: /v1/models,/version."
+    )
+    enable_access_log_for_probes: bool = option(
+        False, "Log requests of probes and scrapers, too: /health, /livez, /readyz, /ping, /metrics, /load."
+    )
     enable_request_id_headers: bool = option(
         True, "Answer with an `X-Request-Id` header; the client's own is kept."
     )
@@ -91,10 +102,17 @@ class HttpConfig:
         at_least("--timeout-keep-alive", self.timeout_keep_alive, 0)
         if any(not key.strip() for key in self.api_key):
             raise StartupError("--api-key must not be empty.", param="--api-key")
+        if self.uds == "":
+            raise StartupError("--uds must not be empty.", param="--uds")
         if self.uvicorn_log_level not in _LEVELS:
             raise StartupError(
                 f"--uvicorn-log-level must be one of {', '.join(_LEVELS)}, got {self.uvicorn_log_level!r}.",
                 param="--uvicorn-log-level",
+            )
+        if self.log_format not in _FORMATS:
+            raise StartupError(
+                f"--log-format must be one of {', '.join(_FORMATS)}, got {self.log_format!r}.",
+                param="--log-format",
             )
         if self.root_path and not self.root_path.startswith("/"):
             raise StartupError(f"--root-path must start with /, got {self.root_path!r}.", param="--root-path")

@@ -1,9 +1,12 @@
 """The layers around every application, and where a path leads that nobody serves.
 
-    CORSMiddleware         only when origins are allowed; outermost, so that browsers can read errors too
-      ErrorMiddleware      exceptions → OpenAI-shaped answers; request ids
-        AuthMiddleware     only when keys are configured
-          Router           path → endpoint; /health/ is /health
+    Watched                observers of exchanges: the access log, metrics
+      CORSMiddleware       only when origins are allowed; so far out that browsers can read errors, too
+        ErrorMiddleware    exceptions → OpenAI-shaped answers; request ids
+          normalised       /llm/health/ is /health
+            reserved       a 503 for what is no probe, on connections beyond the limit
+              AuthMiddleware   only when keys are configured
+                Router     path → endpoint
 
 It knows the order of the layers; it does not know the endpoints.
 """
@@ -18,17 +21,21 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from penstock.core.errors import RouteNotFound, brief
 
-from .auth import AuthMiddleware, is_open
+from .auth import AuthMiddleware
 from .config import HttpConfig
 from .errors import ErrorMiddleware, TooManyConnections
+from .exchanges import AccessLog, Observer, Watched
+from .paths import PROBES, Paths, normalised
 
 
-def application(routes: Sequence[Route], config: HttpConfig) -> ASGIApp:
-    """The application of these routes, with what `config` wants around it."""
+def application(routes: Sequence[Route], config: HttpConfig, observers: Sequence[Observer] = ()) -> ASGIApp:
+    """The application of these routes, with what `config` wants around it; `observers` hear of exchanges."""
+    paths = Paths(routes, config.root_path)
     app: ASGIApp = Router(routes, default=_no_route, redirect_slashes=False)
     if config.api_key:
         app = AuthMiddleware(app, config.api_key)
-    app = ErrorMiddleware(_without_trailing_slash(app), id_header=config.enable_request_id_headers)
+    app = normalised(_reserved(app), paths)
+    app = ErrorMiddleware(app, id_header=config.enable_request_id_headers)
     if config.allowed_origins:
         app = CORSMiddleware(
             app,
@@ -38,35 +45,30 @@ def application(routes: Sequence[Route], config: HttpConfig) -> ASGIApp:
             allow_credentials=config.allow_credentials,
             expose_headers=("X-Request-Id",),
         )
-    return app
-
-
-def _without_trailing_slash(app: ASGIApp) -> ASGIApp:
-    """Every layer below sees the same path, so that none is open or closed by its spelling."""
-
-    async def stripped(scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] == "http":
-            scope["path"] = scope["path"].rstrip("/") or "/"
-        await app(scope, receive, send)
-
-    return stripped
+    if not config.disable_uvicorn_access_log:
+        observers = (*observers, AccessLog(config))
+    return Watched(app, paths, observers) if observers else app
 
 
 def restricted(app: ASGIApp) -> ASGIApp:
-    """The application for connections beyond the limit: health and metrics, and a 503 for everything else."""
+    """An `application` on a connection beyond the limit: health and metrics, and a 503 for all else."""
 
-    async def refuse(scope: Scope, receive: Receive, send: Send) -> None:
-        raise TooManyConnections(
-            "All connections of this server, or of this client, are taken.",
-            advice="Use fewer connections, keep them open between requests, or try again later.",
-            retry_after=1,
-        )
+    async def marked(scope: Scope, receive: Receive, send: Send) -> None:
+        scope["restricted"] = True
+        await app(scope, receive, send)
 
-    refused = ErrorMiddleware(refuse)
+    return marked
 
+
+def _reserved(app: ASGIApp) -> ASGIApp:
     async def reserved(scope: Scope, receive: Receive, send: Send) -> None:
-        path = scope["path"].rstrip("/")
-        await (app if is_open({**scope, "path": path}) else refused)(scope, receive, send)
+        if scope.get("restricted") and scope["path"] not in PROBES:
+            raise TooManyConnections(
+                "All connections of this server, or of this client, are taken.",
+                advice="Use fewer connections, keep them open between requests, or try again later.",
+                retry_after=1,
+            )
+        await app(scope, receive, send)
 
     return reserved
 

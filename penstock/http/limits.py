@@ -71,7 +71,9 @@ class Limits:
             body=config.timeout_body,
             send=config.timeout_send,
             connections=connections,
-            per_client=config.max_connections_per_client,
+            per_client=0
+            if config.uds is not None
+            else config.max_connections_per_client,  # it has no addresses
         )
 
     @property

@@ -19,11 +19,10 @@ import signal
 import socket
 import ssl
 from collections.abc import Callable, Generator
-from typing import Any, Protocol
+from typing import Protocol
 
 import uvicorn
 from starlette.types import ASGIApp
-from uvicorn.config import LOGGING_CONFIG
 
 from penstock.core.errors import PenstockError, StartupError
 
@@ -32,6 +31,7 @@ from .connection import Connection
 from .layers import restricted
 from .limits import Connections, Limits, affordable
 from .listener import Listener
+from .unix import UnixSocket
 
 logger = logging.getLogger("penstock.http")
 
@@ -41,8 +41,6 @@ _LAST_WORDS = 2.0
 """Seconds that a server whose worker is dead goes on to answer 503 with the cause."""
 _FLUSH = 5.0
 """Seconds that connections get to send what they have, after everything else has ended."""
-_PATH_SHOWN = 256
-"""Characters of a path in the access log."""
 _ABORT = 1.0
 """Seconds that handlers get to say goodbye after the second signal."""
 
@@ -73,11 +71,15 @@ class Worker(Protocol):
 def bind(config: HttpConfig) -> socket.socket:
     """The server's socket, bound but not listening yet: call it before a slow start.
 
-    Raises StartupError: the port is in use or needs privileges, the host is unknown, a TLS file cannot be
-    read.
+    Raises StartupError: the port is in use or needs privileges, the host is unknown, a Unix socket cannot be
+    had, a TLS file cannot be read.
     """
     if config.ssl_certfile is not None:
         _check_tls(config)
+    if config.uds is not None:
+        unix = UnixSocket(config.uds)
+        unix.setblocking(False)
+        return unix
     where = f"{config.host}:{config.port}"
     try:
         family, kind, protocol, _, address = socket.getaddrinfo(
@@ -100,6 +102,16 @@ def bind(config: HttpConfig) -> socket.socket:
     return sock
 
 
+def address(config: HttpConfig, sock: socket.socket) -> str:
+    """Where a bound socket is reached, as people write it."""
+    if config.uds is not None:
+        return f"unix:{config.uds}"
+    host, port = sock.getsockname()[:2]
+    scheme = "https" if config.ssl_certfile else "http"
+    shown = "localhost" if host in ("0.0.0.0", "::") else f"[{host}]" if ":" in host else host
+    return f"{scheme}://{shown}:{port}"
+
+
 async def serve(
     app: ASGIApp,
     config: HttpConfig,
@@ -109,7 +121,6 @@ async def serve(
     name: str = "worker",
     on_started: Callable[[], None] | None = None,
     handle_signals: bool = True,
-    log_config: dict[str, Any] | None = LOGGING_CONFIG,
 ) -> int:
     """Serve until a signal or the worker's death. Returns the exit status: 0 after a complete drain, else 1.
 
@@ -119,9 +130,8 @@ async def serve(
         name: what the log calls the worker.
         on_started: called once the server listens.
         handle_signals: SIGTERM and SIGINT drain; needs the main thread.
-        log_config: for `logging.config`; None leaves logging as it is.
     """
-    server = Server(app, config, log_config=log_config, on_started=on_started)
+    server = Server(app, config, on_started=on_started)
     lifecycle = Lifecycle(server, worker, name, config.shutdown_timeout)
     loop = asyncio.get_running_loop()
     actions = {signal.SIGTERM: lifecycle.stop, signal.SIGINT: lifecycle.stop, signal.SIGHUP: server.reload}
@@ -204,12 +214,10 @@ class Server(uvicorn.Server):
         app: ASGIApp,
         config: HttpConfig,
         *,
-        log_config: dict[str, Any] | None = None,
         on_started: Callable[[], None] | None = None,
     ) -> None:
-        super().__init__(_uvicorn_config(app, config, log_config))
+        super().__init__(_uvicorn_config(app, config))
         self.config.load()
-        logging.getLogger("uvicorn.access").addFilter(_without_query)
         self._http = config
         self._on_started = on_started
         try:
@@ -259,27 +267,15 @@ class Server(uvicorn.Server):
             logger.info("SIGHUP: new connections get the certificate in %s.", config.ssl_certfile)
 
 
-def _without_query(record: logging.LogRecord) -> bool:
-    """Cut an access line's URL: its query may hold keys, and a path can be as long as all headers."""
-    if isinstance(record.args, tuple) and len(record.args) == 5:
-        client, method, url, version, status = record.args
-        path, query, _ = str(url).partition("?")
-        shown = path if len(path) <= _PATH_SHOWN else path[:_PATH_SHOWN] + "…"
-        record.args = (client, method, shown + ("?…" if query else ""), version, status)
-    return True
-
-
-def _uvicorn_config(app: ASGIApp, config: HttpConfig, log_config: dict[str, Any] | None) -> uvicorn.Config:
+def _uvicorn_config(app: ASGIApp, config: HttpConfig) -> uvicorn.Config:
     return uvicorn.Config(
         app,
         ws="none",
         lifespan="off",
-        log_config=log_config,
-        log_level=config.uvicorn_log_level if log_config is not None else None,
-        access_log=not config.disable_uvicorn_access_log,
+        log_config=None,  # who runs the process says how it logs
+        access_log=False,  # ours knows the route, the duration and the id (`exchanges`)
         server_header=False,
         proxy_headers=False,  # they would stand in the access log as the client wrote them
-        root_path=config.root_path,
         timeout_keep_alive=config.timeout_keep_alive,
         timeout_graceful_shutdown=int(_FLUSH),
         ssl_keyfile=config.ssl_keyfile,

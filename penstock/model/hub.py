@@ -16,6 +16,7 @@ from pathlib import Path
 from penstock import assets
 from penstock.core.errors import ModelLoadError
 from penstock.files import exists, shown
+from penstock.observe import logs
 
 _DEMO = ("demo", "penstock/demo")
 #: What serving needs: weights, configurations, tokenizer, chat template.
@@ -71,6 +72,8 @@ def _local(directory: Path, revision: str | None, name: str) -> Path:
 
 
 def _download(name: str, revision: str | None, download_dir: str | None) -> Path:
+    if logs.in_json():
+        os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")  # read as it is imported
     try:
         import huggingface_hub
         from huggingface_hub import errors
@@ -79,6 +82,7 @@ def _download(name: str, revision: str | None, download_dir: str | None) -> Path
             f"{name} is not a local directory, and downloading it needs huggingface-hub.",
             advice='Install it with: pip install "penstock[engine]".',
         ) from error
+    logs.adopt()  # the hub's loggers have handlers, and a format, of their own
     where = f"{name}@{revision}" if revision else name
     try:
         path = huggingface_hub.snapshot_download(

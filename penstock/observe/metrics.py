@@ -17,7 +17,9 @@ from prometheus_client.exposition import CONTENT_TYPE_PLAIN_0_0_4, generate_late
 from penstock.core.stats import EngineStats, Totals
 
 from . import names
+from .http_metrics import HttpMetrics
 from .names import LABEL_VALUES, METRICS, Kind, Metric
+from .old_names import OldNames
 
 CONTENT_TYPE = CONTENT_TYPE_PLAIN_0_0_4
 
@@ -44,8 +46,16 @@ class RequestFigures:
 class Metrics:
     """All metrics of one engine, and their page."""
 
-    def __init__(self, model_name: str, max_model_len: int, engine: str = "0") -> None:
-        """`model_name` and `engine` become labels; `max_model_len` (tokens) caps the token-count buckets."""
+    def __init__(
+        self,
+        model_name: str,
+        max_model_len: int,
+        engine: str = "0",
+        *,
+        old_names_of: tuple[int, int] | None = None,
+    ) -> None:
+        """`model_name` and `engine` become labels; `max_model_len` (tokens) caps the token-count buckets.
+        `old_names_of`: a version of vLLM whose names of metrics are shown, too."""
         prometheus_client.disable_created_metrics()  # type: ignore[no-untyped-call]
         self.registry = CollectorRegistry()
         self._labels = {"model_name": model_name, "engine": engine}
@@ -55,8 +65,12 @@ class Metrics:
         self._gauges: dict[str, Gauge] = {}
         self._counters: dict[str, Counter] = {}
         self._histograms: dict[str, Histogram] = {}
+        self._families: dict[str, Gauge | Counter | Histogram] = {}
         for metric in METRICS:
             self._declare(metric, max_model_len)
+        if old_names_of is not None:
+            self.registry.register(OldNames(old_names_of, self._families))
+        self.http = HttpMetrics(self.registry)
         self._totals = Totals()
         """Of the last report."""
         self._observed = {"busy": 0.0, "idle": 0.0}
@@ -185,6 +199,7 @@ class Metrics:
                 registry=self.registry,
                 buckets=names.boundaries(metric.buckets, max_model_len),
             )
+            self._families[metric.name] = histogram
             self._histograms[metric.name] = histogram.labels(**self._labels)
             if metric is names.TIME_TO_FIRST_TOKEN:
                 self._ttft = self._histograms[metric.name]
@@ -193,6 +208,7 @@ class Metrics:
             return
         family = Gauge if metric.kind is Kind.GAUGE else Counter
         parent = family(metric.name, metric.help, metric.labels, registry=self.registry)
+        self._families[metric.name] = parent
         own = metric.labels[2:]
         children = (
             {metric.name: {}}

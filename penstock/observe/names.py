@@ -9,6 +9,7 @@ caches, KV tiers, speculative decoding, sleep mode) are left out rather than exp
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from enum import StrEnum
@@ -239,3 +240,32 @@ def series() -> Iterator[str]:
     """Names of all samples that an engine exports, as queries spell them."""
     for metric in METRICS:
         yield from metric.series()
+
+
+@dataclass(frozen=True, slots=True)
+class OldName:
+    """A name, whose it is now, and the last version of vLLM that showed it by itself."""
+
+    old: str
+    now: str
+    last: tuple[int, int]
+
+
+#: vLLM has dropped others without a successor: swapped requests, the CPU's cache, hit rates, forward passes.
+OLD_NAMES = (
+    OldName("vllm:time_in_queue_requests", QUEUE_TIME.name, (0, 8)),
+    OldName("vllm:gpu_cache_usage_perc", KV_CACHE_USAGE_PERC.name, (0, 10)),
+    OldName("vllm:gpu_prefix_cache_queries", PREFIX_CACHE_QUERIES.name, (0, 10)),
+    OldName("vllm:gpu_prefix_cache_hits", PREFIX_CACHE_HITS.name, (0, 10)),
+    OldName("vllm:time_per_output_token_seconds", INTER_TOKEN_LATENCY.name, (0, 11)),
+)
+
+_VERSION = re.compile(r"v?([0-9]{1,4})\.([0-9]{1,4})(?:[.\-+a-z]\S*)?")
+
+
+def parse_version(text: str) -> tuple[int, int]:
+    """(major, minor) of "0.10", "v0.10.2". Raises ValueError for what is no version."""
+    match = _VERSION.fullmatch(text.strip().lower())
+    if match is None:
+        raise ValueError(f"must be a version such as 0.10, got {text!r}")
+    return int(match[1]), int(match[2])

@@ -7,7 +7,7 @@ nothing: `penstock.http.serve` runs it.
 from __future__ import annotations
 
 import time
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from hashlib import sha256
@@ -18,8 +18,10 @@ from starlette.routing import Route
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from penstock.engine.client import EngineClient
+from penstock.http.exchanges import Exchange
 from penstock.http.layers import application
 from penstock.observe.metrics import Metrics
+from penstock.observe.names import parse_version
 from penstock.text.chat_template import ChatTemplate
 from penstock.text.tokenizer import Tokenizer
 
@@ -27,6 +29,7 @@ from . import health, models, tokenize
 from .chat import ChatFormat
 from .completions import CompletionFormat
 from .config import ServerConfig
+from .docs import DOCS, Document
 from .pipeline import generate
 from .state import State
 from .work import Work
@@ -50,6 +53,9 @@ ROUTES: tuple[tuple[str, str, Handler], ...] = (
     ("/version", "GET", health.version),
     ("/load", "GET", health.load),
 )
+
+#: Served where --enable-tokenizer-info-endpoint asks for it.
+TOKENIZER_INFO: tuple[str, str, Handler] = ("/tokenizer_info", "GET", tokenize.tokenizer_info)
 
 
 def create_app(
@@ -81,7 +87,12 @@ def create_app(
     names = config.served_model_name or (info.path,)
     version = version or _version()
     if metrics is None:
-        metrics = Metrics(names[0], info.max_model_len)
+        version_asked = config.show_hidden_metrics_for_version
+        metrics = Metrics(
+            names[0],
+            info.max_model_len,
+            old_names_of=None if version_asked is None else parse_version(version_asked),
+        )
         metrics.describe_cache(
             block_size=info.block_size,
             num_blocks=info.num_blocks,
@@ -107,7 +118,25 @@ def create_app(
         wall=wall,
         work=Work(),
     )
-    return application(_routes(state), config)
+    routes = [*ROUTES]
+    if config.enable_tokenizer_info_endpoint:
+        routes.append(TOKENIZER_INFO)
+    if not config.disable_fastapi_docs:
+        document = Document((*routes, *DOCS), version, config)
+        routes += [(path, method, partial(handler, document)) for path, method, handler in DOCS]
+    http = metrics.http
+
+    def observe(exchange: Exchange) -> None:
+        http.observe(
+            exchange.template,
+            exchange.method,
+            exchange.status,
+            exchange.seconds,
+            exchange.request_bytes,
+            exchange.response_bytes,
+        )
+
+    return application(_routes(state, routes), config, [observe])
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,9 +152,9 @@ class _Endpoint:
         await self.handlers[method](self.state, scope, receive, send)
 
 
-def _routes(state: State) -> list[Route]:
+def _routes(state: State, routes: Sequence[tuple[str, str, Handler]]) -> list[Route]:
     by_path: dict[str, dict[str, Handler]] = {}
-    for path, method, handler in ROUTES:
+    for path, method, handler in routes:
         by_path.setdefault(path, {})[method] = handler
     return [
         Route(path, _Endpoint(state, handlers), methods=list(handlers), name=path)

@@ -12,6 +12,7 @@ from typing import Any
 
 from penstock.core.errors import StartupError
 from penstock.http.config import as_tuple, at_least, option
+from penstock.observe.names import parse_version
 
 from .limits import LimitConfig
 
@@ -49,6 +50,15 @@ class ServerConfig(LimitConfig):
     enable_force_include_usage: bool = option(
         False, "End every stream with the usage, and put it into every chunk, whatever stream_options says."
     )
+    enable_tokenizer_info_endpoint: bool = option(
+        False, "Serve /tokenizer_info: the tokenizer's configuration, the chat template included."
+    )
+    disable_fastapi_docs: bool = option(
+        False, "Serve no description of the API: neither /openapi.json nor /docs."
+    )
+    show_hidden_metrics_for_version: str | None = option(
+        None, "A version of vLLM, such as 0.10, whose old names of metrics are shown beside today's."
+    )
     enable_log_requests: bool = option(
         False, "Log a line for every request: id, token counts, parameters; never its text."
     )
@@ -62,6 +72,12 @@ class ServerConfig(LimitConfig):
                     f"--default-chat-template-kwargs must not contain {name!r}.",
                     param="--default-chat-template-kwargs",
                 )
+        if (version := self.show_hidden_metrics_for_version) is not None:
+            try:
+                parse_version(version)
+            except ValueError as error:
+                flag = "--show-hidden-metrics-for-version"
+                raise StartupError(f"{flag} {error}.", param=flag) from None
         at_least("--max-logprobs", self.max_logprobs, -1)
         if not 0.01 <= self.chat_template_timeout <= 3600:
             raise StartupError(

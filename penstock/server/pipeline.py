@@ -37,6 +37,7 @@ from .limits import (
     check_choices,
     check_lists,
 )
+from .orca import with_load
 from .params import check_common, check_length, output_budget, truncate, usable_tokens, without_text
 from .protocol import Body, Request, decode
 from .state import State
@@ -132,6 +133,7 @@ async def generate(format: Format[R], state: State, scope: Scope, receive: Recei
     state.check_model(request.model)
     check_common(request, state.scheduling_policy)
     # who leaves while templates or tokens are worked on is not waited for either
+    send = with_load(state, scope, send)
     await until_disconnect(receive, _serve(format, state, scope, request, arrived_at, send))
 
 

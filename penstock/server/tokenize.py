@@ -1,4 +1,7 @@
-"""POST /tokenize and POST /detokenize, in vLLM's shapes. They know the tokenizer and the chat template."""
+"""/tokenize, /detokenize and /tokenizer_info, in vLLM's shapes.
+
+They know the tokenizer and the chat template.
+"""
 
 from __future__ import annotations
 
@@ -60,3 +63,25 @@ async def detokenize(state: State, scope: Scope, receive: Receive, send: Send) -
     check_ids(request.tokens, state.engine.info.vocab_size, "tokens")
     text = await decode_ids(state, request.tokens, skip_special_tokens=False)
     await respond(send, encode({"prompt": text}))
+
+
+async def tokenizer_info(state: State, scope: Scope, receive: Receive, send: Send) -> None:
+    """The tokenizer's configuration, without files, with the chat template in use.
+
+    Behind a flag, as in vLLM: a template may be somebody's secret.
+    """
+    skipped = ("vocab_file", "merges_file")
+    config = {name: _plain(value) for name, value in state.tokenizer.config.items() if name not in skipped}
+    config.setdefault("tokenizer_class", "PreTrainedTokenizerFast")
+    if templates := state.chat_template.sources:
+        config["chat_template"] = templates.get("default") or next(iter(templates.values()))
+    await respond(send, encode(config))
+
+
+def _plain(value: Any) -> Any:
+    """Tokens, written as objects with their flags, as their texts."""
+    if isinstance(value, dict):
+        if isinstance(value.get("content"), str):
+            return value["content"]
+        return {name: _plain(inner) for name, inner in value.items()}
+    return [_plain(inner) for inner in value] if isinstance(value, list) else value

@@ -56,6 +56,7 @@ class Tokenizer:
         special_tokens: Mapping[str, str | list[str]] | None = None,
         chat_templates: Mapping[str, str] | None = None,
         model_max_length: int | None = None,
+        config: Mapping[str, Any] | None = None,
     ) -> None:
         """Wrap `rust` as it is.
 
@@ -65,11 +66,13 @@ class Tokenizer:
                 `additional_special_tokens` is a list.
             chat_templates: templates by name; the usual one is called "default".
             model_max_length: from the configuration; None when it gives none.
+            config: what tokenizer_config.json says, for those who ask.
         """
         self._rust = rust
         self.special_tokens: dict[str, str | list[str]] = dict(special_tokens or {})
         self.chat_templates: dict[str, str] = dict(chat_templates or {})
         self.model_max_length = model_max_length
+        self.config: dict[str, Any] = dict(config or {})
         added = rust.get_added_tokens_decoder()
         self.special_ids: frozenset[int] = frozenset(id for id, token in added.items() if token.special)
         ids = rust.get_vocab(with_added_tokens=True).values()
@@ -127,6 +130,7 @@ class Tokenizer:
             special_tokens=special,
             chat_templates=_chat_templates(directory, config),
             model_max_length=model_max_length,
+            config=config,
         )
 
     @property

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -62,3 +64,30 @@ def test_a_blank_key_is_no_protection(monkeypatch: pytest.MonkeyPatch, capsys: A
     monkeypatch.setenv("VLLM_API_KEY", " ")
     assert main(["serve"]) == 2
     assert "--api-key must not be empty" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--no-such-flag"], "unknown flag --no-such-flag"),
+        (["--port", "x"], "--port"),
+        (["--port", "70000"], "--port must be at most 65535"),
+        (["--chat-template", "/nowhere.jinja"], "does not exist"),
+        (["--uvicorn-log-level", "loud"], "--uvicorn-log-level must be one of"),
+    ],
+)
+@pytest.mark.parametrize("asked", [["--log-format", "json"], ["--log_format=json"]])
+def test_what_ends_a_start_is_json_where_that_is_asked_for(
+    capsys: pytest.CaptureFixture[str], flags: list[str], message: str, asked: list[str]
+) -> None:
+    with suppress(SystemExit):
+        main(["serve", *asked, *flags])
+    (line,) = capsys.readouterr().err.splitlines()
+    entry = json.loads(line)
+    assert (entry["level"], entry["process"]) == ("CRITICAL", "api")
+    assert message in entry["message"]
+
+
+def test_a_format_that_is_none(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["serve", "--log-format", "xml"]) == 2
+    assert "--log-format must be one of text, json, got 'xml'" in capsys.readouterr().err

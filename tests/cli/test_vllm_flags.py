@@ -149,9 +149,9 @@ def test_long_values_are_cut(capsys: pytest.CaptureFixture[str]) -> None:
 @pytest.mark.parametrize(
     ("word", "there", "not_there"),
     [
-        ("vllm", ["--enable-lora", "--uds", "--nnodes, -n"], ["--max-model-len "]),
+        ("vllm", ["--enable-lora", "--grpc-port", "--nnodes, -n"], ["--max-model-len "]),
         ("all", ["--enable-lora", "--max-model-len "], []),
-        ("lora", ["--enable-lora", "--max-loras"], ["--uds", "--port"]),
+        ("lora", ["--enable-lora", "--max-loras"], ["--grpc-port", "--port"]),
         ("max_model", ["--max-model-len"], ["--enable-lora"]),
         ("xyzzy", ["No flag has 'xyzzy'"], []),
     ],

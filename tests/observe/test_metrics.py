@@ -157,7 +157,7 @@ def test_bounds_are_those_that_dashboards_know(metrics: Metrics) -> None:
     exported = {
         family.name: [float(each.labels["le"]) for each in family.samples if "le" in each.labels]
         for family in families(metrics).values()
-        if family.type == "histogram"
+        if family.type == "histogram" and ":" in family.name
     }
     assert exported == {name: [*map(float, bounds.split()), float("inf")] for name, bounds in BOUNDS.items()}
 

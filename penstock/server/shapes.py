@@ -1,0 +1,257 @@
+"""What answers look like, as types: for the API's description, and for tests that compare answers with it.
+
+Answers are written as bytes, not as these objects (`openai`, `chat`, `completions`): a stream would pay for
+them with every token.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from msgspec import Meta, Struct
+
+Count = Annotated[int, Meta(ge=0)]
+Milliseconds = Annotated[float, Meta(ge=0, description="Milliseconds; null for a part that was not reached.")]
+
+
+class ErrorDetail(Struct):
+    """What happened, and what to do about it."""
+
+    message: str
+    type: str
+    param: str | None
+    code: str | int | None
+
+
+class Error(Struct):
+    """OpenAI's shape of an error."""
+
+    error: ErrorDetail
+
+
+class Health(Struct):
+    """Of a server that is well."""
+
+    status: Literal["ok"]
+
+
+class Unhealthy(Struct):
+    """Of a server that is not, with the cause."""
+
+    status: Literal["unavailable"]
+    error: ErrorDetail
+
+
+class Version(Struct):
+    """Of Penstock."""
+
+    version: str
+
+
+class Load(Struct):
+    """Requests taken and not finished."""
+
+    server_load: Count
+
+
+class Model(Struct):
+    """A name that the model is served under."""
+
+    id: str
+    object: Literal["model"]
+    created: int
+    owned_by: str
+    root: str
+    parent: str | None
+    max_model_len: Count
+    permission: list[dict[str, Any]]
+
+
+class ModelList(Struct):
+    """All of them."""
+
+    object: Literal["list"]
+    data: list[Model]
+
+
+class Tokens(Struct):
+    """Of a text, or of messages."""
+
+    count: Count
+    max_model_len: Count
+    tokens: list[int]
+    token_strs: list[str] | None
+
+
+class Text(Struct):
+    """Of tokens."""
+
+    prompt: str
+
+
+class TokenizerInfo(Struct):
+    """tokenizer_config.json, with the chat template in use; more fields as the model has them."""
+
+    tokenizer_class: str
+    chat_template: str | None = None
+
+
+class PromptTokensDetails(Struct):
+    """Where the keys and values of prompt tokens came from."""
+
+    cached_tokens: Count
+
+
+class Usage(Struct):
+    """Tokens, and the request's bill."""
+
+    prompt_tokens: Count
+    completion_tokens: Count
+    total_tokens: Count
+    prompt_tokens_details: PromptTokensDetails
+    device_seconds: Annotated[float, Meta(ge=0, description="The request's share of the device's time.")]
+    queue_ms: Milliseconds | None
+    prefill_ms: Milliseconds | None
+    ttft_ms: Milliseconds | None
+    decode_ms: Milliseconds | None
+
+
+class ChunkUsage(Struct):
+    """At the end of a stream; of one choice so far (continuous_usage_stats), tokens only."""
+
+    prompt_tokens: Count
+    completion_tokens: Count
+    total_tokens: Count
+    prompt_tokens_details: PromptTokensDetails | None = None
+    device_seconds: float | None = None
+    queue_ms: Milliseconds | None = None
+    prefill_ms: Milliseconds | None = None
+    ttft_ms: Milliseconds | None = None
+    decode_ms: Milliseconds | None = None
+
+
+class TokenLogprob(Struct):
+    """A token and its log-probability."""
+
+    token: str
+    logprob: float
+    bytes: list[int] | None
+
+
+class TokenLogprobs(TokenLogprob):
+    """The same, with the most probable tokens in its place."""
+
+    top_logprobs: list[TokenLogprob]
+
+
+class ChatLogprobs(Struct):
+    """Of a choice, or of a chunk."""
+
+    content: list[TokenLogprobs] | None
+    refusal: list[TokenLogprobs] | None = None
+
+
+class CompletionLogprobs(Struct):
+    """Of a choice, or of a chunk; lists of the same length."""
+
+    tokens: list[str]
+    token_logprobs: list[float | None]
+    top_logprobs: list[dict[str, float] | None]
+    text_offset: list[int]
+
+
+class ChatMessage(Struct):
+    """What the model has written."""
+
+    role: str
+    content: str | None
+    refusal: str | None = None
+
+
+class ChatChoice(Struct):
+    """One of n."""
+
+    index: Count
+    message: ChatMessage
+    logprobs: ChatLogprobs | None
+    finish_reason: str
+    stop_reason: int | str | None = None
+    token_ids: list[int] | None = None
+
+
+PromptLogprobs = list[dict[str, dict[str, Any]] | None]
+
+
+class _Answer(Struct, kw_only=True):
+    id: str
+    created: int
+    model: str
+    system_fingerprint: str | None = None
+
+
+class ChatCompletion(_Answer, kw_only=True):
+    """A whole answer."""
+
+    object: Literal["chat.completion"]
+    choices: list[ChatChoice]
+    usage: Usage
+    prompt_logprobs: PromptLogprobs | None = None
+    prompt_token_ids: list[int] | None = None
+    prompt_text: str | None = None
+
+
+class ChatDelta(Struct):
+    """What a chunk adds."""
+
+    role: str | None = None
+    content: str | None = None
+
+
+class ChatChunkChoice(Struct):
+    """One of n, in a chunk."""
+
+    index: Count
+    delta: ChatDelta
+    logprobs: ChatLogprobs | None = None
+    finish_reason: str | None = None
+    stop_reason: int | str | None = None
+    token_ids: list[int] | None = None
+
+
+class ChatCompletionChunk(_Answer, kw_only=True):
+    """An event of a stream."""
+
+    object: Literal["chat.completion.chunk"]
+    choices: list[ChatChunkChoice]
+    usage: ChunkUsage | None = None
+    prompt_token_ids: list[int] | None = None
+    prompt_text: str | None = None
+
+
+class CompletionChoice(Struct):
+    """One of prompts × n, whole or in a chunk."""
+
+    index: Count
+    text: str
+    logprobs: CompletionLogprobs | None = None
+    finish_reason: str | None = None
+    stop_reason: int | str | None = None
+    prompt_logprobs: PromptLogprobs | None = None
+    token_ids: list[int] | None = None
+    prompt_token_ids: list[int] | None = None
+
+
+class Completion(_Answer, kw_only=True):
+    """A whole answer."""
+
+    object: Literal["text_completion"]
+    choices: list[CompletionChoice]
+    usage: Usage
+
+
+class CompletionChunk(_Answer, kw_only=True):
+    """An event of a stream."""
+
+    object: Literal["text_completion"]
+    choices: list[CompletionChoice]
+    usage: ChunkUsage | None = None

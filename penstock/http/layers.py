@@ -36,7 +36,7 @@ def application(routes: Sequence[Route], config: HttpConfig) -> ASGIApp:
             allow_methods=config.allowed_methods,
             allow_headers=config.allowed_headers,
             allow_credentials=config.allow_credentials,
-            expose_headers=("X-Request-Id",),
+            expose_headers=("X-Request-Id", "X-Penstock-Ignored"),
         )
     return app
 

@@ -27,7 +27,8 @@ from . import health, models, tokenize
 from .chat import ChatFormat
 from .completions import CompletionFormat
 from .config import ServerConfig
-from .pipeline import generate
+from .ignored import IgnoredLog
+from .pipeline import generate, generate_any
 from .state import State
 from .work import Work
 
@@ -37,6 +38,7 @@ Handler = Callable[[State, Scope, Receive, Send], Awaitable[None]]
 ROUTES: tuple[tuple[str, str, Handler], ...] = (
     ("/v1/chat/completions", "POST", partial(generate, ChatFormat())),
     ("/v1/completions", "POST", partial(generate, CompletionFormat())),
+    ("/invocations", "POST", partial(generate_any, (ChatFormat(), CompletionFormat()))),
     ("/v1/models", "GET", models.list_models),
     ("/v1/models/{name:path}", "GET", models.get_model),
     ("/tokenize", "POST", tokenize.tokenize),
@@ -105,6 +107,7 @@ def create_app(
         created=int(wall()),
         monotonic=monotonic,
         wall=wall,
+        ignored_log=IgnoredLog(monotonic),
         work=Work(),
     )
     return application(_routes(state), config)

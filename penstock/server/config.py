@@ -49,6 +49,11 @@ class ServerConfig(LimitConfig):
     enable_force_include_usage: bool = option(
         False, "End every stream with the usage, and put it into every chunk, whatever stream_options says."
     )
+    strict_fields: bool = option(
+        False,
+        "Refuse requests with fields that are not known, instead of serving them and naming the fields in "
+        "X-Penstock-Ignored.",
+    )
     enable_log_requests: bool = option(
         False, "Log a line for every request: id, token counts, parameters; never its text."
     )

@@ -213,14 +213,13 @@ def _converted(given: Mapping[str, Any], shape: type[Body]) -> dict[str, Any]:
     }
 
 
-_WHERE = re.compile(r"^(?P<what>.*?)(?: - at `\$\.?(?P<path>.*)`)?$", re.DOTALL)
 _MISSING = re.compile(r"Object missing required field `(?P<field>[^`]*)`")
 
 
 def _invalid(message: str, given: Mapping[str, Any], shape: type[Body]) -> InvalidRequest:
     """msgspec's "Expected `int`, got `str` - at `$.n`" as an error of the field."""
-    found = _WHERE.match(message)
-    what, path = (found["what"], found["path"] or "") if found else (message, "")
+    what, found, path = message.rpartition(" - at `$")  # the value may be 10 MB, and hold anything
+    what, path = (what, path.removeprefix(".").removesuffix("`")) if found else (message, "")
     if missing := _MISSING.match(what):
         field = ".".join(part for part in (path, missing["field"]) if part)
         return InvalidRequest(f"Missing required parameter: {field}.", param=field)

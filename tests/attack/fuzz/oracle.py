@@ -13,7 +13,7 @@ from urllib.parse import unquote
 import msgspec
 
 from .cases import GETS, Case
-from .requests import CHAT, DETOKENIZE, TEXT, TOKENIZE
+from .requests import CHAT, DETOKENIZE, INVOCATIONS, TEXT, TOKENIZE
 
 MOST_WORDS = 1024
 """Bytes that an error may take, beside what surrounds its message."""
@@ -90,7 +90,7 @@ def _wrong_success(case: Case, answer: Answer) -> str | None:
         return None if b"vllm:" in answer.body else "plain text"
     body = msgspec.json.decode(answer.body)
     path = "/" + unquote(case.path).removeprefix("http://fuzz").strip("/")
-    if path in (CHAT, TEXT):
+    if path in (CHAT, TEXT, INVOCATIONS):
         return _wrong_generation(body)
     if path == TOKENIZE:
         return None if body["count"] == len(body["tokens"]) else "count is not that of the tokens"

@@ -37,7 +37,7 @@ class PenstockError(Exception):
     Attributes:
         status: HTTP status code.
         type: OpenAI's `error.type`.
-        code: OpenAI's `error.code`; a stable identifier, or None.
+        code: a stable identifier, or None; OpenAI's `error.code` where OpenAI has it (`http.errors`).
         param: the request field or command line flag at fault, or None.
         advice: what to do about it; appended to the message.
         retry_after: seconds for the `Retry-After` header, or None.

@@ -24,6 +24,8 @@ RANGES: dict[str, tuple[float, float]] = {
     "repetition_penalty": (1e-3, 1e3),
 }
 _BIAS = (-100.0, 100.0)
+_MOST_NAMED = 128
+"""vLLM's MAX_LOGPROB_TOKEN_IDS."""
 
 _MAY_BE_NONE = frozenset({"seed", "logprobs", "prompt_logprobs"})
 
@@ -60,9 +62,12 @@ class Sampling:
     ignore_eos: bool = False
     """Do not stop at the end-of-sequence token."""
     min_tokens: int = 0
-    """No end-of-sequence or stop token before this many tokens."""
+    """No end-of-sequence or stop token before this many tokens, also with ignore_eos."""
     logprobs: int | None = None
-    """Return the logprob of each token and of this many most probable ones; -1 means the whole vocabulary."""
+    """Return the logprob of each token and of this many most probable ones; -1 means the whole vocabulary.
+    With logprob_token_ids it is their number."""
+    logprob_token_ids: tuple[int, ...] | None = None
+    """Return the logprobs of these tokens instead of the most probable ones; at most 128, as in vLLM."""
     prompt_logprobs: int | None = None
     """The same for the tokens of the prompt."""
 
@@ -95,6 +100,7 @@ class Sampling:
             count = getattr(self, name)
             if count is not None and count < -1:
                 raise InvalidRequest(f"{name} must be -1 or at least 0, got {count}.", param=name)
+        self._check_named()
         if self.allowed_token_ids is not None and not self.allowed_token_ids:
             raise InvalidRequest("allowed_token_ids must not be empty.", param="allowed_token_ids")
 
@@ -106,12 +112,32 @@ class Sampling:
         ids: object = self.stop_token_ids
         if ids is None:
             object.__setattr__(self, "stop_token_ids", ())
-        for name in ("stop_token_ids", "allowed_token_ids"):
+        for name in ("stop_token_ids", "allowed_token_ids", "logprob_token_ids"):
             value = getattr(self, name)
             if value is not None and not isinstance(value, tuple):
                 object.__setattr__(self, name, tuple(value))
         if self.seed == -1:
             object.__setattr__(self, "seed", None)
+
+    def _check_named(self) -> None:
+        """logprob_token_ids: each once, and `logprobs` is their number."""
+        named = tuple(dict.fromkeys(self.logprob_token_ids or ()))
+        object.__setattr__(self, "logprob_token_ids", named or None)
+        if not named:
+            return
+        if len(named) > _MOST_NAMED:
+            raise InvalidRequest(
+                f"logprob_token_ids must be at most {_MOST_NAMED} token ids, got {len(named)}.",
+                param="logprob_token_ids",
+            )
+        if self.logprobs not in (None, len(named)):
+            raise InvalidRequest(
+                f"logprobs must be the number of logprob_token_ids ({len(named)}) where those are given, got "
+                f"{self.logprobs}.",
+                param="logprobs",
+                advice="Leave it out.",
+            )
+        object.__setattr__(self, "logprobs", len(named))
 
     @property
     def greedy(self) -> bool:
@@ -127,6 +153,7 @@ class Sampling:
             ("logit_bias", self.logit_bias),
             ("stop_token_ids", self.stop_token_ids),
             ("allowed_token_ids", self.allowed_token_ids or ()),
+            ("logprob_token_ids", self.logprob_token_ids or ()),
         ):
             for token in tokens:
                 if not 0 <= token < vocab_size:
@@ -137,9 +164,9 @@ class Sampling:
                     )
         for name in ("logprobs", "prompt_logprobs"):
             count = getattr(self, name)
-            if count is None or max_logprobs == -1:
+            if count is None or max_logprobs == -1 or (name == "logprobs" and self.logprob_token_ids):
                 continue
-            if count == -1 or count > max_logprobs:
+            if (vocab_size if count == -1 else count) > max_logprobs:
                 raise InvalidRequest(
                     f"{name} must be at most {max_logprobs}, got {count}.",
                     param=name,

@@ -1,6 +1,9 @@
 """From exceptions to OpenAI-shaped answers.
 
-    {"error": {"message": …, "type": …, "param": …, "code": …}}
+    {"error": {"message": …, "type": …, "param": …, "code": …, "reason": …}}
+
+`code` is a word where OpenAI defines it, which clients switch on; else the status as a number, as in vLLM,
+and the word that this project has for it, if any, is the `reason`.
 
 It knows the tree in `core.errors` and how ASGI sends a response. Whatever is not in that tree is a bug: it is
 logged with its trace under an error id, and the client gets the id and nothing else.
@@ -25,6 +28,20 @@ from .ids import acceptable
 from .sse import event
 
 logger = logging.getLogger("penstock.http")
+
+
+_OPENAI_CODES = frozenset(
+    {
+        "context_length_exceeded",
+        "invalid_api_key",
+        "invalid_type",
+        "model_not_found",
+        "unknown_parameter",
+        "unsupported_parameter",
+    }
+)
+_HEADERS = "penstock.headers"
+"""Key of a scope: headers for the answer."""
 
 
 class MethodNotAllowed(RouteNotFound):
@@ -81,9 +98,21 @@ class TooManyConnections(Unavailable):
     code = "too_many_connections"
 
 
-def error_object(error: PenstockError) -> dict[str, dict[str, str | None]]:
+def add_header(scope: Scope, name: bytes, value: bytes) -> None:
+    """Have the answer to a request carry a header, whatever it will be: whole, a stream or an error."""
+    scope.setdefault(_HEADERS, []).append((name, value))
+
+
+def error_object(error: PenstockError) -> dict[str, dict[str, str | int | None]]:
     """The OpenAI-shaped body of an error."""
-    return {"error": {"message": str(error), "type": error.type, "param": error.param, "code": error.code}}
+    body: dict[str, str | int | None] = {"message": str(error), "type": error.type, "param": error.param}
+    if error.code in _OPENAI_CODES:
+        body["code"] = error.code
+    else:
+        body["code"] = error.status
+        if error.code is not None:
+            body["reason"] = error.code
+    return {"error": body}
 
 
 def error_bytes(error: PenstockError) -> bytes:
@@ -141,6 +170,7 @@ class ErrorMiddleware:
                 ended = not message.get("more_body", False)
             else:
                 begun = message["headers"]
+                message["headers"] += scope.get(_HEADERS, ())
                 if self._id_header:
                     message["headers"].append(
                         (b"x-request-id", scope["request_id"].encode("latin-1", "replace"))

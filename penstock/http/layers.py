@@ -43,7 +43,7 @@ def application(routes: Sequence[Route], config: HttpConfig, observers: Sequence
             allow_methods=config.allowed_methods,
             allow_headers=config.allowed_headers,
             allow_credentials=config.allow_credentials,
-            expose_headers=("X-Request-Id",),
+            expose_headers=("X-Request-Id", "X-Penstock-Ignored"),
         )
     if not config.disable_uvicorn_access_log:
         observers = (*observers, AccessLog(config))

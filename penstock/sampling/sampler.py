@@ -72,7 +72,9 @@ class Sampler:
         if raw is not None and asking_at:
             chosen = raw if len(asking_at) == len(asking) else raw[list(asking_at.values())]
             counts = [states[i].params.logprobs or 0 for i in asking_at]
-            gathered = gather_logprobs(self._operations, chosen, [tokens[i] for i in asking_at], counts)
+            named = [states[i].params.logprob_token_ids for i in asking_at]
+            sampled = [tokens[i] for i in asking_at]
+            gathered = gather_logprobs(self._operations, chosen, sampled, counts, named)
             logprobs = dict(zip(asking_at, gathered, strict=True))
         return [
             Sampled(-1, error=broken[i]) if i in broken else Sampled(token, logprobs.get(i))

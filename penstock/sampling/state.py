@@ -111,7 +111,8 @@ class SamplingState:
     tokens: list[int]
     """Prompt and generated token ids; only ever appended to, by the executor."""
     eos_ids: tuple[int, ...] = ()
-    """End-of-sequence ids, which min_tokens holds back together with stop_token_ids."""
+    """End-of-sequence ids, which min_tokens holds back together with stop_token_ids, also with ignore_eos, as
+    in vLLM."""
     seed: int = 0
     """`params.seed`, or a random one that the executor drew for this request."""
     sharing: InitVar[SamplingState | None] = None

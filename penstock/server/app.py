@@ -30,7 +30,8 @@ from .chat import ChatFormat
 from .completions import CompletionFormat
 from .config import ServerConfig
 from .docs import DOCS, Document
-from .pipeline import generate
+from .ignored import IgnoredLog
+from .pipeline import generate, generate_any
 from .state import State
 from .work import Work
 
@@ -40,6 +41,7 @@ Handler = Callable[[State, Scope, Receive, Send], Awaitable[None]]
 ROUTES: tuple[tuple[str, str, Handler], ...] = (
     ("/v1/chat/completions", "POST", partial(generate, ChatFormat())),
     ("/v1/completions", "POST", partial(generate, CompletionFormat())),
+    ("/invocations", "POST", partial(generate_any, (ChatFormat(), CompletionFormat()))),
     ("/v1/models", "GET", models.list_models),
     ("/v1/models/{name:path}", "GET", models.get_model),
     ("/tokenize", "POST", tokenize.tokenize),
@@ -116,6 +118,7 @@ def create_app(
         created=int(wall()),
         monotonic=monotonic,
         wall=wall,
+        ignored_log=IgnoredLog(monotonic),
         work=Work(),
     )
     routes = [*ROUTES]

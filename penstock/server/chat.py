@@ -12,10 +12,12 @@ from typing import Any
 from msgspec.json import encode
 
 from penstock.core.errors import InvalidRequest
+from penstock.text.chat_template import words
 from penstock.text.output import decode_prompt_logprobs
 
 from .conversation import normalise
 from .generation import Choice, Generation
+from .ignored import Ignored
 from .limits import check_messages, told_logprobs
 from .logprobs import array, chat_logprobs
 from .openai import OpenAIFormat, OpenAIWriter
@@ -33,19 +35,19 @@ class ChatFormat(OpenAIFormat):
     prompt = "messages"
     empty = "The chat template made an empty prompt of the messages."
 
-    async def ask(self, state: State, request: ChatRequest) -> Ask:
+    async def ask(self, state: State, request: ChatRequest, ignored: Ignored) -> Ask:
         """See Format."""
-        check_generate(request, state.config)
-        top = _logprobs(request, state.config.max_logprobs)
+        check_generate(request, state.config, ignored)
+        top = _logprobs(request, state.config.max_logprobs, state.engine.info.vocab_size)
         limit = "max_tokens" if request.max_completion_tokens is None else "max_completion_tokens"
         asked = getattr(request, limit)
         if asked is not None and asked < 1:
             raise InvalidRequest(f"{limit} must be at least 1, got {asked}.", param=limit)
         params = sampling_params(
-            state, request, max_tokens=asked, logprobs=top, prompt_logprobs=request.prompt_logprobs
+            state, request, max_tokens=asked, logprobs=top, prompt_logprobs=_prompt_logprobs(request)
         )
         check_messages(request.messages, state.config)
-        messages = normalise(request.messages, as_parts=state.content_parts)
+        messages = read_messages(state, request, ignored)
         default = state.default_sampling.get("max_tokens")
         return Ask(
             inputs=[await render(state, request, messages)],
@@ -54,7 +56,7 @@ class ChatFormat(OpenAIFormat):
             limit=limit,
             default=None if default is None else int(default),
             told=Told(
-                logprobs=told_logprobs(request.prompt_logprobs, state.engine.info.vocab_size),
+                logprobs=told_logprobs(_prompt_logprobs(request), state.engine.info.vocab_size),
                 ids=int(request.return_token_ids),
                 text=int(request.return_prompt_text),
             ),
@@ -63,6 +65,15 @@ class ChatFormat(OpenAIFormat):
     def writer(self, state: State, request: ChatRequest, id: str, generation: Generation) -> ChatWriter:
         """See Format."""
         return ChatWriter(state, request, id)
+
+
+def read_messages(
+    state: State, request: ChatRequest | TokenizeChatRequest, ignored: Ignored
+) -> list[dict[str, Any]]:
+    """The messages as the template reads them. Raises InvalidRequest, naming the place."""
+    own, template = request.chat_template, state.chat_template
+    known = template.words if own is None or own in template.sources else words(own)
+    return normalise(request.messages, ignored, as_parts=state.content_parts, words=known)
 
 
 async def render(
@@ -96,6 +107,7 @@ async def render(
         options["documents"] = request.documents
         if request.reasoning_effort is not None:
             options["reasoning_effort"] = request.reasoning_effort
+            options["enable_thinking"] = request.reasoning_effort != "none"
     # as in vLLM, the request's own arguments of the template have the last word, the server's the first
     defaults = state.config.default_chat_template_kwargs or {}
     arguments = {**defaults, **options, **variables}
@@ -190,19 +202,28 @@ class ChatWriter(OpenAIWriter):
         request = self._request
         if not request.logprobs:
             return None
-        return chat_logprobs(entries, request.top_logprobs, as_ids=self._state.tokens_as_ids(request))
+        top = -1 if request.logprob_token_ids else request.top_logprobs
+        return chat_logprobs(entries, top, as_ids=self._state.tokens_as_ids(request))
 
 
 def _content(text: str) -> bytes:
     return b'"delta":{"content":' + encode(text) + b"}"
 
 
-def _logprobs(request: ChatRequest, most: int) -> int | None:
-    """SamplingParams.logprobs for the chat API's pair of fields."""
+def _prompt_logprobs(request: ChatRequest) -> int | None:
+    """With echo and logprobs, those of the prompt as well, as in vLLM."""
+    if request.prompt_logprobs is None and request.echo and request.logprobs and not request.stream:
+        return request.top_logprobs
+    return request.prompt_logprobs
+
+
+def _logprobs(request: ChatRequest, most: int, vocab_size: int) -> int | None:
+    """SamplingParams.logprobs for the chat API's fields."""
     top = request.top_logprobs
     if top != 0 and not request.logprobs:
         raise InvalidRequest("top_logprobs is only allowed when logprobs is true.", param="top_logprobs")
-    if top < -1 or (most != -1 and (top == -1 or top > most)):
+    limited = most != -1 and not request.logprob_token_ids
+    if top < -1 or (limited and (vocab_size if top == -1 else top) > most):
         raise InvalidRequest(
             f"top_logprobs must be between 0 and {most}, got {top}.",
             param="top_logprobs",

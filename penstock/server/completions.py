@@ -10,7 +10,6 @@ from collections.abc import Iterator, Sequence
 from itertools import chain
 from typing import Any
 
-import msgspec
 from msgspec.json import encode
 
 from penstock.core.errors import InvalidRequest
@@ -18,6 +17,8 @@ from penstock.engine.messages import ModelInfo
 from penstock.text.output import DecodedLogprob, decode_prompt, decode_prompt_logprobs
 
 from .generation import Choice, Generation
+from .ignored import Ignored
+from .lax import convert
 from .limits import told_logprobs
 from .logprobs import CompletionLogprobs, array
 from .openai import OpenAIFormat, OpenAIWriter
@@ -38,15 +39,20 @@ class CompletionFormat(OpenAIFormat):
     prompt = "prompt"
     empty = "prompt must not be empty."
 
-    async def ask(self, state: State, request: CompletionRequest) -> Ask:
+    async def ask(self, state: State, request: CompletionRequest, ignored: Ignored) -> Ask:
         """See Format."""
-        check_generate(request, state.config)
-        asked, default = _max_tokens(request)
+        check_generate(request, state.config, ignored)
+        asked = request.max_tokens
         prompt_only = request.echo and asked == 0
+        if prompt_only and request.logprob_token_ids:
+            raise InvalidRequest(
+                "logprob_token_ids is not supported with echo and max_tokens=0, which generate nothing.",
+                param="logprob_token_ids",
+            )
         params = sampling_params(
             state,
             request,
-            max_tokens=1 if prompt_only else default if asked is None else asked,
+            max_tokens=1 if prompt_only else _DEFAULT_MAX_TOKENS if asked is None else asked,
             logprobs=request.logprobs,
             prompt_logprobs=_prompt_logprobs(request),
         )
@@ -55,7 +61,7 @@ class CompletionFormat(OpenAIFormat):
             params=params,
             max_tokens=asked,
             limit="max_tokens",
-            default=default,
+            default=_DEFAULT_MAX_TOKENS,
             shows_prompt=request.echo,
             prompt_only=prompt_only,
             told=Told(
@@ -145,7 +151,8 @@ class CompletionWriter(OpenAIWriter):
             return None
         pieces = self._logprobs.get(choice.index)
         if pieces is None:
-            pieces = CompletionLogprobs(request.logprobs, as_ids=self._state.tokens_as_ids(request))
+            top = -1 if request.logprob_token_ids else request.logprobs
+            pieces = CompletionLogprobs(top, as_ids=self._state.tokens_as_ids(request))
             self._logprobs[choice.index] = pieces
         if not (first and request.echo):
             return pieces.piece(entries)
@@ -158,13 +165,6 @@ class CompletionWriter(OpenAIWriter):
         """The prompt's logprobs are computed once, by the first of its n choices."""
         leader = self._choices[choice.index - choice.index % self._request.n]
         return leader.prompt_logprobs or ()
-
-
-def _max_tokens(request: CompletionRequest) -> tuple[int | None, int | None]:
-    """(what the client asked for, what applies if it asked for nothing); None: up to the context length."""
-    if request.max_tokens is msgspec.UNSET:
-        return None, _DEFAULT_MAX_TOKENS
-    return request.max_tokens, None
 
 
 def _prompt_logprobs(request: CompletionRequest) -> int | None:
@@ -193,7 +193,7 @@ def _inputs(request: CompletionRequest, info: ModelInfo) -> list[str | list[int]
     if not prompt:  # vLLM's words; prompt_embeds are refused by name before they get here
         raise InvalidRequest("Either prompt or prompt_embeds must be provided and non-empty.", param="prompt")
     longest = info.max_model_len if request.truncate_prompt_tokens is None else None
-    if isinstance(prompt, str) or type(prompt[0]) is int:
+    if isinstance(prompt, str) or not {int, float, bool}.isdisjoint(map(type, prompt)):
         return [_input(prompt, info.vocab_size, longest, "prompt")]
     return [_input(each, info.vocab_size, longest, f"prompt[{i}]") for i, each in enumerate(prompt)]
 
@@ -208,5 +208,16 @@ def _input(prompt: Any, vocab_size: int, longest: int | None, where: str) -> str
     if isinstance(prompt, list):
         if longest is not None:  # before each of a million ids is looked at
             check_length(len(prompt), longest, prompt="prompt")
-        check_ids(prompt, vocab_size, where)
+        return _checked_ids(prompt, vocab_size, where)
     return prompt
+
+
+def _checked_ids(given: list[Any], vocab_size: int, where: str) -> list[int]:
+    """Token ids; 1.0 and "1" are converted as in vLLM, where that is needed."""
+    try:
+        check_ids(given, vocab_size, where)
+        return given
+    except InvalidRequest:
+        ids: list[int] = convert(given, list[int])
+        check_ids(ids, vocab_size, where)
+        return ids

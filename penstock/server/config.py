@@ -59,6 +59,11 @@ class ServerConfig(LimitConfig):
     show_hidden_metrics_for_version: str | None = option(
         None, "A version of vLLM, such as 0.10, whose old names of metrics are shown beside today's."
     )
+    strict_fields: bool = option(
+        False,
+        "Refuse requests with fields that are not known, instead of serving them and naming the fields in "
+        "X-Penstock-Ignored.",
+    )
     enable_log_requests: bool = option(
         False, "Log a line for every request: id, token counts, parameters; never its text."
     )

@@ -68,6 +68,7 @@ _LISTS = {
     "logit_bias": "max_listed_tokens",
     "allowed_token_ids": "max_listed_tokens",
     "stop_token_ids": "max_listed_tokens",
+    "logprob_token_ids": "max_listed_tokens",
     "messages": "max_messages",
     "tokens": "max_tokenize_length",
 }
@@ -122,7 +123,7 @@ def check_lists(raw: Mapping[str, Any], values: int, config: LimitConfig) -> Non
     prompt = raw.get("prompt")
     ids = 0
     if isinstance(prompt, list) and prompt:
-        if type(prompt[0]) is int:
+        if isinstance(prompt[0], int | float):
             ids = len(prompt)
         elif len(prompt) > config.max_choices:
             raise too_much("The number of prompts", len(prompt), config, "max_choices", "prompt")

@@ -13,11 +13,15 @@ from penstock.core.errors import ContextLengthExceeded, InvalidRequest, quote
 from penstock.core.sampling_params import SamplingParams
 from penstock.http.ids import acceptable
 
+from .ignored import Ignored
+from .lax import number
 from .limits import LimitConfig, check_stop
 from .protocol import GenerateRequest, Request
 from .state import State
 from .tokens import Usable
 
+_CACHE_SALT = re.compile(r"[^@/\\\x00]{1,128}", re.DOTALL)
+"""vLLM's rule: salts end up in keys and paths of external caches."""
 _TOKEN_ID = re.compile(r"0|-?[1-9][0-9]{0,17}")
 
 #: Fields that generation_config.json may give a default for, and OpenAI's or vLLM's value where it does not.
@@ -27,6 +31,8 @@ _DEFAULTS: dict[str, float | int] = {
     "top_k": 0,
     "min_p": 0.0,
     "repetition_penalty": 1.0,
+    "presence_penalty": 0.0,
+    "frequency_penalty": 0.0,
 }
 
 
@@ -47,11 +53,10 @@ def sampling_params(
     for name, fallback in _DEFAULTS.items():
         value = getattr(request, name)
         chosen[name] = value if value is not None else state.default_sampling.get(name, fallback)
+    named = _named_tokens(request, logprobs)
     params = SamplingParams(
         **chosen,
         n=request.n,
-        presence_penalty=request.presence_penalty,
-        frequency_penalty=request.frequency_penalty,
         logit_bias=_logit_bias(request.logit_bias, info.vocab_size),
         allowed_token_ids=None if request.allowed_token_ids is None else tuple(request.allowed_token_ids),
         seed=None if request.seed == -1 else request.seed,  # vLLM's way to say "no seed"
@@ -61,8 +66,9 @@ def sampling_params(
         ignore_eos=request.ignore_eos,
         min_tokens=request.min_tokens,
         max_tokens=max_tokens,
-        logprobs=logprobs,
+        logprobs=None if named else logprobs,
         prompt_logprobs=prompt_logprobs,
+        logprob_token_ids=named,
         skip_special_tokens=request.skip_special_tokens,
         spaces_between_special_tokens=request.spaces_between_special_tokens,
     )
@@ -82,11 +88,6 @@ def truncate(ids: Sequence[int], request: Request, room: int) -> tuple[int, ...]
     -1 means as many as fit: `room` tokens.
     """
     keep = request.truncate_prompt_tokens
-    if request.truncation_side not in ("left", "right"):
-        raise InvalidRequest(
-            f"truncation_side must be left or right, got {quote(request.truncation_side)}.",
-            param="truncation_side",
-        )
     if keep is None:
         return tuple(ids)
     if keep < -1 or keep == 0:
@@ -155,9 +156,11 @@ def check_common(request: Request, scheduling_policy: str) -> None:
             param="priority",
             advice="Start it with --scheduling-policy priority.",
         )
-    if request.cache_salt is not None and not 1 <= len(request.cache_salt) <= 1024:
+    if request.cache_salt is not None and not _CACHE_SALT.fullmatch(request.cache_salt):
         raise InvalidRequest(
-            f"cache_salt must have 1 to 1024 characters, got {len(request.cache_salt)}.", param="cache_salt"
+            "cache_salt must have 1 to 128 characters, none of them @, /, \\ or NUL, got "
+            f"{quote(request.cache_salt)} ({len(request.cache_salt)} characters).",
+            param="cache_salt",
         )
     if request.request_id is not None and not acceptable(request.request_id):
         raise InvalidRequest(
@@ -167,19 +170,37 @@ def check_common(request: Request, scheduling_policy: str) -> None:
         )
 
 
-def check_generate(request: GenerateRequest, config: LimitConfig) -> None:
-    """What all endpoints refuse that generate text. Raises InvalidRequest, naming the field."""
+def check_generate(request: GenerateRequest, config: LimitConfig, ignored: Ignored) -> None:
+    """What all endpoints refuse, or ignore, that generate text. Raises InvalidRequest, naming the field."""
     if request.stream_options is not None and not request.stream:
-        raise InvalidRequest("stream_options is only allowed when stream is true.", param="stream_options")
+        if ignored.strict:
+            raise InvalidRequest(
+                "stream_options is only allowed when stream is true.", param="stream_options"
+            )
+        ignored.add("stream_options")
     if request.stream_interval is not None and request.stream_interval < 1:
         raise InvalidRequest(
             f"stream_interval must be at least 1, got {request.stream_interval}.", param="stream_interval"
         )
     check_stop([request.stop] if isinstance(request.stop, str) else request.stop, config)
-    if request.stream and request.prompt_logprobs is not None:
+    if request.stream and request.prompt_logprobs:
         raise InvalidRequest(
             "prompt_logprobs are not available when stream is true.", param="prompt_logprobs"
         )
+
+
+def _named_tokens(request: GenerateRequest, logprobs: int | None) -> tuple[int, ...] | None:
+    """logprob_token_ids, with vLLM's conditions."""
+    ids = request.logprob_token_ids
+    if not ids:
+        return None
+    if logprobs is None:
+        raise InvalidRequest(
+            "logprob_token_ids is only allowed with logprobs.",
+            param="logprob_token_ids",
+            advice="Set logprobs.",
+        )
+    return tuple(ids)
 
 
 def _check_sampleable(params: SamplingParams, eos_ids: Sequence[int], vocab_size: int) -> None:
@@ -187,7 +208,7 @@ def _check_sampleable(params: SamplingParams, eos_ids: Sequence[int], vocab_size
     allowed = params.allowed_token_ids
     if params.min_tokens == 0:
         return
-    ends = {*params.stop_token_ids, *(() if params.ignore_eos else eos_ids)}
+    ends = {*params.stop_token_ids, *eos_ids}
     if allowed is None and ends.issuperset(range(vocab_size)):
         raise InvalidRequest(
             f"stop_token_ids are all ids of the vocabulary, which min_tokens={params.min_tokens} forbids: "
@@ -210,8 +231,9 @@ def _logit_bias(raw: Mapping[str, Any], vocab_size: int) -> dict[int, float]:
         raise InvalidRequest(
             f"logit_bias maps token ids to numbers, got the keys {_listed(malformed)}.", param="logit_bias"
         )
-    for key, value in raw.items():
-        if isinstance(value, bool) or not isinstance(value, int | float):
+    values = {key: number(value) for key, value in raw.items()}
+    for key, value in values.items():
+        if not isinstance(value, float):
             error = InvalidRequest(
                 f"logit_bias must map token ids to numbers, got {type(value).__name__} for the key "
                 f"{quote(key)}.",
@@ -219,7 +241,7 @@ def _logit_bias(raw: Mapping[str, Any], vocab_size: int) -> dict[int, float]:
             )
             error.code = "invalid_type"
             raise error
-    biases = {int(key): value for key, value in raw.items()}
+    biases = {int(key): value for key, value in values.items()}
     if outside := [token for token in biases if not 0 <= token < vocab_size]:
         raise InvalidRequest(
             f"logit_bias contains out-of-vocab token ids {_listed(outside)}; the vocabulary has ids 0 to "

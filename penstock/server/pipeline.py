@@ -27,16 +27,10 @@ from penstock.http.exchange import ClientGone, until_disconnect
 from penstock.http.ids import response_id
 
 from .answer import Writer, answer
+from .config import ServerConfig
 from .generation import Generation, Prompt
-from .limits import (
-    LOGPROB_BYTES,
-    TOKEN_BYTES,
-    LimitConfig,
-    check_answer,
-    check_body,
-    check_choices,
-    check_lists,
-)
+from .ignored import Ignored
+from .limits import LOGPROB_BYTES, TOKEN_BYTES, check_answer, check_body, check_choices, check_lists
 from .orca import with_load
 from .params import check_common, check_length, output_budget, truncate, usable_tokens, without_text
 from .protocol import Body, Request, decode
@@ -110,8 +104,9 @@ class Format(Protocol[R]):
     empty: str
     """What to say of a prompt without tokens."""
 
-    async def ask(self, state: State, request: R) -> Ask:
-        """What the request asks for. Raises InvalidRequest, naming the field at fault."""
+    async def ask(self, state: State, request: R, ignored: Ignored) -> Ask:
+        """What the request asks for. What it asks for in vain goes into `ignored`. Raises InvalidRequest,
+        naming the field at fault."""
         ...
 
     def error(self, error: PenstockError) -> bytes:
@@ -123,24 +118,50 @@ class Format(Protocol[R]):
         ...
 
 
-async def generate(format: Format[R], state: State, scope: Scope, receive: Receive, send: Send) -> None:
+async def generate(format: Format[Any], state: State, scope: Scope, receive: Receive, send: Send) -> None:
     """Serve one request."""
-    scope["error_body"] = format.error
+    await generate_any((format,), state, scope, receive, send)
+
+
+async def generate_any(
+    formats: Sequence[Format[Any]], state: State, scope: Scope, receive: Receive, send: Send
+) -> None:
+    """Serve one request, in the first of `formats` whose prompt it has."""
+    scope["error_body"] = formats[0].error
     body = await whole_body(state, scope, receive)
     arrived_at = state.monotonic()
     state.check_accepting()
-    request = await decoded(state, body, lambda _: format.shape)
+    request, ignored = await decoded(state, body, lambda fields: _chosen(formats, fields).shape)
+    format = next(each for each in formats if each.shape is type(request))
+    scope["error_body"] = format.error
     state.check_model(request.model)
     check_common(request, state.scheduling_policy)
     # who leaves while templates or tokens are worked on is not waited for either
     send = with_load(state, scope, send)
-    await until_disconnect(receive, _serve(format, state, scope, request, arrived_at, send))
+    await until_disconnect(receive, _serve(format, state, scope, request, ignored, arrived_at, send))
+
+
+def _chosen(formats: Sequence[Format[Any]], fields: Mapping[str, Any]) -> Format[Any]:
+    if len(formats) == 1:
+        return formats[0]
+    for format in formats:
+        if fields.get(format.prompt) is not None:
+            return format
+    names = " or ".join(format.prompt for format in formats)
+    raise InvalidRequest(f"Missing required parameter: {names}.", param=formats[0].prompt)
 
 
 async def _serve(
-    format: Format[R], state: State, scope: Scope, request: R, arrived_at: float, send: Send
+    format: Format[R],
+    state: State,
+    scope: Scope,
+    request: R,
+    ignored: Ignored,
+    arrived_at: float,
+    send: Send,
 ) -> None:
-    ask = await format.ask(state, request)
+    ask = await format.ask(state, request, ignored)
+    ignored.tell(scope, state.ignored_log)
     prompts = await _prompts(format, state, request, ask)
     longest = max(prompt.max_tokens for prompt in prompts)
     id = response_id(format.prefix, scope, request.request_id)
@@ -178,19 +199,27 @@ async def whole_body(state: State, scope: Scope, receive: Receive) -> bytes:
         raise
 
 
-async def decoded(state: State, body: bytes, choose: Callable[[Mapping[str, Any]], type[S]]) -> S:
-    """The typed request in a body that is within `limits`. choose: its shape, by its fields."""
+async def decoded(
+    state: State, body: bytes, choose: Callable[[Mapping[str, Any]], type[S]]
+) -> tuple[S, Ignored]:
+    """The typed request in a body that is within `limits`, and what is ignored in it.
+
+    choose: its shape, by its fields.
+    """
     if len(body) <= _LONG_BODY:
         return _decoded(body, state.config, choose)
     state.work.spent(len(body))
     return await state.work.run(len(body) // _BODY_SHARE, _decoded, body, state.config, choose)
 
 
-def _decoded(body: bytes, config: LimitConfig, choose: Callable[[Mapping[str, Any]], type[S]]) -> S:
+def _decoded(
+    body: bytes, config: ServerConfig, choose: Callable[[Mapping[str, Any]], type[S]]
+) -> tuple[S, Ignored]:
     values = check_body(body, config)
     raw = parse_object(body)
     check_lists(raw, values, config)
-    return decode(raw, choose(raw))
+    ignored = Ignored(strict=config.strict_fields)
+    return decode(raw, choose(raw), ignored), ignored
 
 
 async def _prompts(format: Format[R], state: State, request: R, ask: Ask) -> list[Prompt]:

@@ -9,17 +9,20 @@ from __future__ import annotations
 import functools
 import re
 from collections.abc import Mapping
-from typing import Any, ClassVar, TypeVar, get_type_hints
+from typing import Any, ClassVar, Literal, TypeVar, get_args, get_type_hints
 
 import msgspec
 
-from penstock.core.errors import InvalidRequest
+from penstock.core.errors import InvalidRequest, quote
 
-from .fields import CHAT_NEUTRAL, COMPLETION_NEUTRAL, TOKENIZE_NEUTRAL, Rule, check, made_up
+from .fields import CHAT_NEUTRAL, COMPLETION_NEUTRAL, IGNORED, OTHERS, TOKENIZE_NEUTRAL, Rule, check
+from .ignored import Ignored
+from .lax import convert
+from .near import Names
 
 
-class StreamOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """`stream_options`."""
+class StreamOptions(msgspec.Struct, frozen=True):
+    """`stream_options`. Unknown names in it are the business of `fields`."""
 
     include_usage: bool | None = False
     """Send one more chunk, with empty choices, that carries the usage."""
@@ -29,13 +32,17 @@ class StreamOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """OpenAI's padding against traffic analysis; accepted, not done."""
 
 
+ReasoningEffort = Literal["none", "minimal", "low", "medium", "high", "xhigh", "max"]
+"""vLLM 0.32's."""
+
+
 class Body(msgspec.Struct, frozen=True, kw_only=True):
     """Any body that `decode` takes."""
 
     neutral: ClassVar[Mapping[str, Rule]] = {}
     """Fields that the API has and this server does not, and what must be true of their values (`fields`)."""
-    null_has_meaning: ClassVar[frozenset[str]] = frozenset()
-    """Fields in which null is not the same as nothing."""
+    numbers_only: ClassVar[frozenset[str]] = frozenset()
+    """Fields in which vLLM reads no text as a number."""
 
 
 class Request(Body, frozen=True, kw_only=True):
@@ -44,7 +51,7 @@ class Request(Body, frozen=True, kw_only=True):
     model: str | None = None
     add_special_tokens: bool = True
     truncate_prompt_tokens: int | None = None
-    truncation_side: str = "left"
+    truncation_side: Literal["left", "right"] = "left"
     priority: int = 0
     cache_salt: str | None = None
     request_id: str | None = None
@@ -64,8 +71,8 @@ class GenerateRequest(Request, frozen=True, kw_only=True):
     top_k: int | None = None
     min_p: float | None = None
     repetition_penalty: float | None = None
-    presence_penalty: float = 0.0
-    frequency_penalty: float = 0.0
+    presence_penalty: float | None = None
+    frequency_penalty: float | None = None
     logit_bias: dict[str, Any] = {}
     allowed_token_ids: list[int] | None = None
     seed: int | None = None
@@ -75,6 +82,8 @@ class GenerateRequest(Request, frozen=True, kw_only=True):
     ignore_eos: bool = False
     min_tokens: int = 0
     prompt_logprobs: int | None = None
+    logprob_token_ids: list[int] | None = None
+    """Of these tokens, beside the sampled one, instead of the most probable ones; with `logprobs`."""
     skip_special_tokens: bool = True
     spaces_between_special_tokens: bool = True
 
@@ -89,12 +98,12 @@ class CompletionRequest(GenerateRequest, frozen=True, kw_only=True):
     """POST /v1/completions."""
 
     neutral: ClassVar[Mapping[str, Rule]] = COMPLETION_NEUTRAL
-    null_has_meaning: ClassVar[frozenset[str]] = frozenset({"max_tokens"})
+    numbers_only: ClassVar[frozenset[str]] = frozenset({"prompt_logprobs", "logprobs"})
 
     prompt: str | list[Any] | None = None
     """Text, texts, token ids, or lists of token ids; required."""
-    max_tokens: int | msgspec.UnsetType | None = msgspec.UNSET
-    """16 if not given; null means up to the context length, as in vLLM."""
+    max_tokens: int | None = None
+    """16 if not given, or null."""
     logprobs: int | None = None
 
 
@@ -102,6 +111,7 @@ class ChatRequest(GenerateRequest, frozen=True, kw_only=True):
     """POST /v1/chat/completions."""
 
     neutral: ClassVar[Mapping[str, Rule]] = CHAT_NEUTRAL
+    numbers_only: ClassVar[frozenset[str]] = frozenset({"prompt_logprobs", "top_logprobs"})
 
     messages: list[dict[str, Any]]
     max_tokens: int | None = None
@@ -115,8 +125,8 @@ class ChatRequest(GenerateRequest, frozen=True, kw_only=True):
     documents: list[dict[str, str]] | None = None
     chat_template: str | None = None
     chat_template_kwargs: dict[str, Any] = {}
-    reasoning_effort: str | None = None
-    """Handed to the chat template, as in vLLM."""
+    reasoning_effort: ReasoningEffort | None = None
+    """Handed to the chat template, which it also tells whether to think, as in vLLM."""
     return_prompt_text: bool = False
 
 
@@ -155,56 +165,70 @@ class DetokenizeRequest(Body, frozen=True, kw_only=True):
 
 
 @functools.cache
-def _integer_fields(shape: type[Body]) -> frozenset[str]:
-    """Fields that take integers, or lists of them, but no other numbers."""
-    hints = {name: str(hint) for name, hint in get_type_hints(shape).items()}
-    return frozenset(
-        name
-        for name, hint in hints.items()
-        if name in shape.__struct_fields__ and re.search(r"\bint\b", hint) and "float" not in hint
-    )
+def _names(shape: type[Body]) -> Names:
+    """What may be meant by a name that is none of the shape's; the names of other shapes are not."""
+    shapes = _shapes(Body)
+    elsewhere = {name for each in shapes for name in (*each.__struct_fields__, *each.neutral)}
+    own = {*shape.__struct_fields__, *IGNORED, *shape.neutral}
+    return Names(own, OTHERS | elsewhere - own)
+
+
+def _shapes(shape: type[Body]) -> list[type[Body]]:
+    return [shape, *(each for below in shape.__subclasses__() for each in _shapes(below))]
+
+
+@functools.cache
+def _kinds(shape: type[Body]) -> dict[str, Any]:
+    """The annotations of the fields."""
+    hints = get_type_hints(shape)
+    return {name: hints[name] for name in shape.__struct_fields__}
 
 
 R = TypeVar("R", bound=Body)
 
 
-def decode(raw: Mapping[str, Any], shape: type[R]) -> R:
-    """A typed request of the fields in `raw`. Raises InvalidRequest, naming the field."""
-    integers = _integer_fields(shape)
-    given = {
-        name: _integral(value) if name in integers else value
-        for name, value in raw.items()
-        if value is not None or name in shape.null_has_meaning
-    }
-    implemented = check(given, shape.__struct_fields__, shape.neutral)
+def decode(raw: Mapping[str, Any], shape: type[R], ignored: Ignored) -> R:
+    """A typed request of the fields in `raw`; the names of those that do nothing here go into `ignored`.
+
+    Values of other types are converted as vLLM converts them (`lax`). Raises InvalidRequest, naming the
+    field.
+    """
+    given = {name: value for name, value in raw.items() if value is not None}
+    implemented = check(given, shape.__struct_fields__, shape.neutral, _names(shape), ignored)
     try:
         return msgspec.convert(implemented, shape)
+    except msgspec.ValidationError:
+        pass
+    try:
+        return msgspec.convert(_converted(implemented, shape), shape)
     except msgspec.ValidationError as error:
-        raise _invalid(str(error)) from None
+        raise _invalid(str(error), implemented, shape) from None
 
 
-def _integral(value: Any) -> Any:
-    """5 for 5.0, as in JSON Schema; also in a list."""
-    if isinstance(value, list):
-        return [_integral(each) for each in value]
-    return int(value) if isinstance(value, float) and value.is_integer() else value
+def _converted(given: Mapping[str, Any], shape: type[Body]) -> dict[str, Any]:
+    kinds = _kinds(shape)
+    return {
+        name: value if name in shape.numbers_only and isinstance(value, str) else convert(value, kinds[name])
+        for name, value in given.items()
+    }
 
 
-_WHERE = re.compile(r"^(?P<what>.*?)(?: - at `\$\.?(?P<path>.*)`)?$", re.DOTALL)
 _MISSING = re.compile(r"Object missing required field `(?P<field>[^`]*)`")
-_UNKNOWN = re.compile(r"Object contains unknown field `(?P<field>[^`]*)`")
 
 
-def _invalid(message: str) -> InvalidRequest:
+def _invalid(message: str, given: Mapping[str, Any], shape: type[Body]) -> InvalidRequest:
     """msgspec's "Expected `int`, got `str` - at `$.n`" as an error of the field."""
-    found = _WHERE.match(message)
-    what, path = (found["what"], found["path"] or "") if found else (message, "")
+    what, found, path = message.rpartition(" - at `$")  # the value may be 10 MB, and hold anything
+    what, path = (what, path.removeprefix(".").removesuffix("`")) if found else (message, "")
     if missing := _MISSING.match(what):
         field = ".".join(part for part in (path, missing["field"]) if part)
         return InvalidRequest(f"Missing required parameter: {field}.", param=field)
-    if unknown := _UNKNOWN.match(what):
-        field = ".".join(part for part in (path, made_up(unknown["field"])) if part)
-        return InvalidRequest(f"Unrecognized request argument supplied: {field}.", param=field)
+    if what.startswith("Invalid enum value"):
+        choices = [each for kind in get_args(_kinds(shape)[path]) for each in get_args(kind)]
+        choices = choices or list(get_args(_kinds(shape)[path]))
+        return InvalidRequest(
+            f"{path} must be one of {', '.join(choices)}, got {quote(given[path])}.", param=path
+        )
     what = what.replace("`", "")
     error = InvalidRequest(f"Invalid type for {path}: {what[:1].lower()}{what[1:]}.", param=path or None)
     error.code = "invalid_type"

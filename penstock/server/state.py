@@ -15,6 +15,7 @@ from penstock.text.chat_template import ChatTemplate
 from penstock.text.tokenizer import Tokenizer
 
 from .config import ServerConfig
+from .ignored import IgnoredLog
 from .protocol import GenerateRequest
 from .work import Work
 
@@ -47,6 +48,7 @@ class State:
     """The engine's clock, seconds."""
     wall: Callable[[], float]
     """Unix time, seconds."""
+    ignored_log: IgnoredLog
     work: Work
     """Where everything goes that would hold up the event loop."""
 

@@ -13,8 +13,7 @@ from starlette.types import Receive, Scope, Send
 
 from penstock.http.exchange import respond
 
-from .chat import render
-from .conversation import normalise
+from .chat import read_messages, render
 from .limits import check_messages, too_much
 from .pipeline import decoded, whole_body
 from .protocol import DetokenizeRequest, TokenizeChatRequest, TokenizeCompletionRequest
@@ -25,13 +24,14 @@ from .tokens import check_ids, decode_ids
 async def tokenize(state: State, scope: Scope, receive: Receive, send: Send) -> None:
     """`{"prompt"}` or `{"messages"}` → `{"count", "max_model_len", "tokens", "token_strs"}`."""
     body = await whole_body(state, scope, receive)
-    request = await decoded(state, body, _shape)
+    request, ignored = await decoded(state, body, _shape)
     state.check_model(request.model)
     if isinstance(request, TokenizeChatRequest):
         check_messages(request.messages, state.config)
-        text = await render(state, request, normalise(request.messages, as_parts=state.content_parts))
+        text = await render(state, request, read_messages(state, request, ignored))
     else:
         text = request.prompt
+    ignored.tell(scope, state.ignored_log)
     if len(text) > state.config.max_tokenize_length:
         what = "The number of characters to tokenize"
         field = "messages" if isinstance(request, TokenizeChatRequest) else "prompt"
@@ -58,8 +58,9 @@ def _tokenized(state: State, text: str, request: TokenizeChatRequest | TokenizeC
 async def detokenize(state: State, scope: Scope, receive: Receive, send: Send) -> None:
     """`{"tokens"}` → `{"prompt"}`, special tokens included."""
     body = await whole_body(state, scope, receive)
-    request = await decoded(state, body, lambda _: DetokenizeRequest)
+    request, ignored = await decoded(state, body, lambda _: DetokenizeRequest)
     state.check_model(request.model)
+    ignored.tell(scope, state.ignored_log)
     check_ids(request.tokens, state.engine.info.vocab_size, "tokens")
     text = await decode_ids(state, request.tokens, skip_special_tokens=False)
     await respond(send, encode({"prompt": text}))

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import copy
 import functools
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -21,6 +22,7 @@ from penstock.files import TEMPLATE_BYTES, read_text, shown
 from .template_pool import Limits, TemplateError, pool
 from .tokenizer import Tokenizer
 
+_WORD = re.compile(r"\w+")
 _DEFAULT = "default"
 _TOOL_USE = "tool_use"
 _TAG = "CONTINUE_FINAL_MESSAGE_TAG "
@@ -54,6 +56,8 @@ class ChatTemplate:
         self._limits = limits or Limits()
         self.sources = dict(templates)
         self._special_tokens = dict(special_tokens or {})
+        self.words = frozenset(word for text in self.sources.values() for word in words(text))
+        """What occurs in them: a key of a message that is none of these is read by none."""
         self._formats = {name: self._inspect(name, text) for name, text in self.sources.items()}
 
     @classmethod
@@ -234,6 +238,11 @@ class ChatTemplate:
             param="messages",
             advice="Use /v1/completions, or start the server with --chat-template FILE.",
         )
+
+
+def words(text: str) -> set[str]:
+    """The words of a template: letters, digits and underscores."""
+    return set(_WORD.findall(text))
 
 
 def read_override(value: str) -> str:

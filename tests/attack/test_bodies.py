@@ -200,12 +200,27 @@ REFUSED: dict[str, tuple[str, Callable[[], bytes], str]] = {
         "--max-tokenize-length",
     ),
     "to detokenize": (DETOKENIZE, lambda: body({}, tokens=filled(b"7,")), "--max-tokenize-length"),
-    "an unknown name": (TEXT, lambda: b'{"prompt":"a",' + filled(b"k", b'"', b'":1}'), "Unrecognized"),
+    "names that nobody knows": (
+        TEXT,
+        lambda: body({"prompt": "a", **{f"unheard of {i}": 1 for i in range(60_000)}}),
+        "more than 64 fields",
+    ),
+    "names in messages that nobody knows": (
+        CHAT,
+        lambda: body({"messages": [{**HI[0], f"unheard of {i}": 1, f"_{i}": 1} for i in range(8000)]}),
+        "more than 64 fields",
+    ),
+    "numbers as texts": (
+        TEXT,
+        lambda: body({"prompt": "a", "stop_token_ids": ["9" * 400] * 10_000}),
+        "stop_token_ids contains token id",
+    ),
+    "token ids as fractions": (TEXT, lambda: body({}, prompt=filled(b"7.0,")), "maximum context length"),
     "a model's name": (TEXT, lambda: body({"prompt": "a"}, model=filled(b"m", b'"', b'"')), "does not exist"),
     "a role": (
         CHAT,
         lambda: body({}, messages=b'[{"role":' + filled(b"u", b'"', b'"') + b"}]"),
-        "must be one of",
+        "1 to 64 characters",
     ),
 }
 
@@ -270,6 +285,16 @@ SERVED: dict[str, tuple[str, dict[str, Any]]] = {
     "messages": (CHAT, {"messages": [{"role": "user", "content": ""}] * 300, "max_tokens": 1}),
     "a text to tokenize": (TOKENIZE, {"prompt": "a b c d e " * 52_000, "return_token_strs": True}),
     "tokens to detokenize": (DETOKENIZE, {"tokens": [7] * 520_000}),
+    "an unknown name": (TEXT, {"prompt": "a", "k" * 5_000_000: 1, "max_tokens": 1}),
+    "an unknown name in each message": (
+        CHAT,
+        {
+            "messages": [{**HI[0], "content": "", "unknown": 1}] * 8000,
+            "truncate_prompt_tokens": 5,
+            "max_tokens": 1,
+        },
+    ),
+    "token ids as texts": (TEXT, {"prompt": [[7.0] * 1000] * 4, "max_tokens": 1}),
     "the end of a long text": (
         TEXT,
         {"prompt": "hello wo " * 1_000_000, "truncate_prompt_tokens": 20, "max_tokens": 1},

@@ -154,7 +154,7 @@ def test_more_busy_connections_than_descriptors(narrow: Server) -> None:
                         break
                     more.enter_context(connected(narrow, 1, HALF))
                 assert refused[0] == 503
-                assert error_of(refused)["code"] == "too_many_connections"
+                assert error_of(refused)["reason"] == "too_many_connections"
         deadline = time.monotonic() + PATIENCE
         while not works(narrow):
             assert time.monotonic() < deadline, "the connections are not given back"

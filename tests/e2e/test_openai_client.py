@@ -226,6 +226,24 @@ def test_chat_logprobs(client: openai.OpenAI, stream: bool) -> None:
         assert sum(math.exp(top.logprob) for top in entry.top_logprobs) <= 1.0 + 1e-4
 
 
+def test_logprobs_of_named_tokens(client: openai.OpenAI) -> None:
+    """They are the values that a list of the most probable ones has for them."""
+    named = {"return_tokens_as_token_ids": True}
+    (entry,) = (
+        chat(client, logprobs=True, top_logprobs=20, max_tokens=1, extra_body=named)
+        .choices[0]
+        .logprobs.content
+    )
+    best = [(int(top.token.removeprefix("token_id:")), top.logprob) for top in entry.top_logprobs]
+    wanted = best[19:4:-3]
+    body = {**named, "logprob_token_ids": [token for token, _ in wanted]}
+    (other,) = chat(client, logprobs=True, max_tokens=1, extra_body=body).choices[0].logprobs.content
+    assert (other.token, other.logprob) == (entry.token, entry.logprob)
+    told = [(int(top.token.removeprefix("token_id:")), top.logprob) for top in other.top_logprobs]
+    assert [token for token, _ in told] == [best[0][0], *(token for token, _ in wanted)]
+    assert [value for _, value in told] == pytest.approx([best[0][1], *(v for _, v in wanted)], abs=1e-4)
+
+
 @both
 def test_completions(client: openai.OpenAI, stream: bool) -> None:
     options: dict[str, Any] = {"model": "demo", "max_tokens": 6, "temperature": 0}

@@ -477,3 +477,21 @@ def test_steps_in_flight_change_no_answer(
                 assert end.finish is FinishReason.ABORT or end.failure == Failure("RuntimeError: planted")
         assert scheduler.pool.available == blocks
         executor.close()
+
+
+def test_min_tokens_holds_the_end_back_although_it_is_ignored() -> None:
+    """As in vLLM: the end-of-sequence token cannot be generated before min_tokens, whether it would end the
+    output or not."""
+    end, executor = 9, torch_executor(num_blocks=32, block_size=4, device="cpu")
+    asked = {"logit_bias": {end: 100.0}, "min_tokens": 2}
+    for ignoring in (False, True):
+        first = admission("a", PROMPT, ignore_eos=ignoring, **asked)
+        admitted = replace(first, spec=replace(first.spec, eos_ids=(end,)))
+        tokens = [run(executor, Plan(0, (admitted,), (item("a", 0, len(PROMPT), (5, 2, 7), 1),)))["a"]]
+        for step in (1, 2, 3):
+            plan = Plan(step, items=(item("a", len(PROMPT) + step - 1, 1, (), 1),))
+            tokens.append(run(executor, plan)["a"])
+        assert [token == end for token in tokens] == [False, False, True, True]
+        executor.close()
+        executor = torch_executor(num_blocks=32, block_size=4, device="cpu")
+    executor.close()

@@ -111,8 +111,12 @@ class Response:
     def error(self) -> dict[str, Any]:
         """The error object, checked for its shape."""
         body = self.json
-        assert set(body["error"]) == {"message", "type", "param", "code"}
+        assert set(body["error"]) - {"reason"} == {"message", "type", "param", "code"}
         assert isinstance(body["error"]["message"], str)
+        # OpenAI's words, or the status; our own words are the reason
+        code, status = body["error"]["code"], self.status
+        assert isinstance(code, str) if code != status else code >= 400
+        assert code == status or "reason" not in body["error"]
         error: dict[str, Any] = body["error"]
         return error
 

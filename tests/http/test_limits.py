@@ -58,7 +58,7 @@ OVERSIZED = {
 def test_headers_that_are_too_large(small: Live, status: int, data: bytes) -> None:
     answer = parse(small.raw(data))
     assert answer.status == status
-    assert answer.error["code"] == {431: "headers_too_large", 414: "uri_too_long"}[status]
+    assert answer.error["reason"] == {431: "headers_too_large", 414: "uri_too_long"}[status]
     assert "--max-header-" in answer.error["message"]
     assert answer.headers["connection"] == "close"
 
@@ -116,7 +116,7 @@ def test_headers_that_do_not_end(hasty: Live, before: bytes, start: bytes) -> No
     if before:
         received = received[received.index(b"{}") + 2 :]
     answer = parse(received)
-    assert (answer.status, answer.error["code"]) == (408, "request_timeout")
+    assert (answer.status, answer.error["reason"]) == (408, "request_timeout")
     assert "--timeout-headers" in answer.error["message"]
 
 
@@ -133,7 +133,7 @@ def test_headers_that_do_not_end(hasty: Live, before: bytes, start: bytes) -> No
 )
 def test_bodies_that_do_not_end(hasty: Live, start: bytes) -> None:
     answer = parse(hasty.raw(POST + start))
-    assert (answer.status, answer.error["code"]) == (408, "request_timeout")
+    assert (answer.status, answer.error["reason"]) == (408, "request_timeout")
     assert "--timeout-body" in answer.error["message"]
 
 
@@ -241,7 +241,7 @@ def test_probes_are_answered_when_all_connections_are_busy(caplog: pytest.LogCap
             for path in ("/health", "/health/"):
                 assert server.get(path).status == 200
             answer = server.post("/echo", {})
-            assert (answer.status, answer.error["code"]) == (503, "too_many_connections")
+            assert (answer.status, answer.error["reason"]) == (503, "too_many_connections")
             assert answer.headers["retry-after"] == "1"
             # silent ones neither keep a probe out, nor each other
             silent = [server.connect() for _ in range(3 * RESERVE)]

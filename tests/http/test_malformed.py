@@ -67,7 +67,7 @@ MALFORMED = {
 @pytest.mark.parametrize("data", MALFORMED.values(), ids=MALFORMED.keys())
 def test_what_is_malformed_is_a_400(server: Live, data: bytes) -> None:
     answer = parse(server.raw(data))
-    assert (answer.status, answer.error["code"]) == (400, "malformed_request")
+    assert (answer.status, answer.error["reason"]) == (400, "malformed_request")
     assert answer.headers["content-type"] == "application/json"
     assert answer.headers["connection"] == "close"
     assert "callback" not in answer.error["message"]
@@ -76,7 +76,7 @@ def test_what_is_malformed_is_a_400(server: Live, data: bytes) -> None:
 @pytest.mark.parametrize("coding", [b"gzip, chunked", b"gzip", b"xchunked", b"chunked;q=1"])
 def test_codings_that_nobody_decodes(server: Live, coding: bytes) -> None:
     answer = parse(server.raw(POST + b"Transfer-Encoding: " + coding + b"\r\n\r\n0\r\n\r\n"))
-    assert (answer.status, answer.error["code"]) in [
+    assert (answer.status, answer.error["reason"]) in [
         (501, "unsupported_transfer_encoding"),
         (400, "malformed_request"),  # of which the body's end cannot be told
     ]
@@ -86,7 +86,7 @@ def test_codings_that_nobody_decodes(server: Live, coding: bytes) -> None:
 @pytest.mark.parametrize("line", [b"GET /health HTTP/2.0", b"GET /health"])
 def test_other_versions(server: Live, line: bytes) -> None:
     answer = parse(server.raw(line + b"\r\nHost: x\r\n\r\n"))
-    assert (answer.status, answer.error["code"]) == (505, "unsupported_http_version")
+    assert (answer.status, answer.error["reason"]) == (505, "unsupported_http_version")
 
 
 WELL_FORMED = {

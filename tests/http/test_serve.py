@@ -139,10 +139,10 @@ def test_a_server_without_an_engine(caplog: pytest.LogCaptureFixture) -> None:
 
     (echoed, *refused), status = asyncio.run(life())
     assert (echoed.status, echoed.json) == (200, {"hello": "you"})
-    assert [(answer.status, answer.error["code"]) for answer in refused] == [
-        (400, "invalid_json"),
-        (401, "invalid_api_key"),
-        (404, None),
+    assert [(answer.status, answer.error["code"], answer.error.get("reason")) for answer in refused] == [
+        (400, 400, "invalid_json"),
+        (401, "invalid_api_key", None),
+        (404, 404, None),
     ]
     assert (status, upstreams.closed) == (1, True)
     assert "The gateway has died: nobody is left" in caplog.text

@@ -15,7 +15,7 @@ from .live import Live
 def test_a_large_body(server: Live) -> None:
     answer = server.post("/echo", b'{"messages": "' + b"x" * (10 * 1024 * 1024) + b'"}')
     assert answer.status == 413
-    assert answer.error["code"] == "payload_too_large"
+    assert answer.error["reason"] == "payload_too_large"
     assert str(10 * 1024 * 1024) in answer.error["message"]
 
 

@@ -27,6 +27,8 @@ def test_fields(tmp_path: Path) -> None:
         "top_k": 20,
         "min_p": None,
         "repetition_penalty": 1.1,
+        "presence_penalty": 1.5,
+        "frequency_penalty": -0.5,
         "max_new_tokens": 512,
         "do_sample": True,
         "transformers_version": "4.51.0",
@@ -37,6 +39,7 @@ def test_fields(tmp_path: Path) -> None:
     params = SamplingParams(**config.sampling)
     assert (params.temperature, params.top_p, params.top_k, params.min_p) == (0.6, 0.95, 20, 0.0)
     assert (params.repetition_penalty, params.max_tokens) == (1.1, 512)
+    assert (params.presence_penalty, params.frequency_penalty) == (1.5, -0.5)
 
 
 def test_a_single_eos(tmp_path: Path) -> None:
@@ -51,6 +54,8 @@ def test_a_single_eos(tmp_path: Path) -> None:
         ({"temperature": "hot"}, r"temperature='hot' must be a number"),
         ({"top_k": 2.5}, r"top_k=2.5 must be an integer"),
         ({"top_p": 1.5}, r"top_p must be in \(0, 1\], got 1.5.*Correct or remove"),
+        ({"presence_penalty": 2.5}, r"presence_penalty must be in \[-2, 2\], got 2.5"),
+        ({"frequency_penalty": "a"}, r"frequency_penalty='a' must be a number"),
         ({"max_new_tokens": 0}, r"max_tokens must be at least 1"),
     ],
 )

@@ -8,6 +8,7 @@ import torch
 from penstock.core.sampling_params import SamplingParams
 from penstock.kernels import torch_sampling
 from penstock.sampling import SamplingState, prompt_logprobs
+from penstock.sampling.logprobs import gather_logprobs
 
 from .current import sampler, table
 
@@ -70,6 +71,36 @@ def test_sampled_logprobs_are_of_the_raw_distribution():
     assert plain.logprob is not None
     assert plain.logprob.top == ()
     assert plain.logprob.logprob == pytest.approx(exact[2, plain.token].item())
+
+
+def test_logprobs_of_named_tokens():
+    """Their values are those of the whole list, and they take nothing from rows that ask for others."""
+    logits = random_logits(3, 500)
+    exact = logits.log_softmax(-1)
+    named = (7, 3, 499, 7, 250)
+    params = {"temperature": 0.0, "logit_bias": {250: 100.0}}
+    rows = [
+        SamplingState("a", SamplingParams(logprob_token_ids=named, **params), 1, [1]),
+        SamplingState("b", SamplingParams(logprobs=2, **params), 1, [1]),
+        SamplingState("c", SamplingParams(logprob_token_ids=(9,), temperature=0.0), 1, [1]),
+    ]
+    a, b, c = (each.logprob for each in sampler().sample(logits.clone(), rows))
+    assert None not in (a, b, c)
+    assert (a.token, a.rank) == (250, int((exact[0] >= exact[0, 250]).sum()))
+    assert [token for token, _ in a.top] == [250, 7, 3, 499]  # the sampled one stands first
+    assert [value for _, value in a.top] == pytest.approx(exact[0, [250, 7, 3, 499]].tolist(), abs=1e-5)
+    assert a.top[0] == (250, a.logprob)
+    assert [token for token, _ in b.top] == exact[1].topk(2).indices.tolist()
+    assert [token for token, _ in c.top] == [c.token, 9]
+
+
+def test_named_tokens_where_the_sampled_one_is_impossible():
+    """A bias can force a token that the model rules out: there is no difference of logits to it."""
+    logits = random_logits(1, 50)
+    logits[0, 7] = -math.inf
+    [entry] = gather_logprobs(table(), logits, [7], [0], [(7, 3)])
+    assert entry.top[0] == (7, -math.inf)
+    assert entry.top[1][1] == pytest.approx(logits.log_softmax(-1)[0, 3].item(), abs=1e-5)
 
 
 @pytest.mark.parametrize("asking", [(0,), (1,), (2,), (0, 2), (1, 2), (0, 1, 2)])

@@ -276,7 +276,9 @@ class FakeEngine:
         return Event(
             request=add.id,
             tokens=tuple(tokens),
-            logprobs=() if count is None else tuple(logprob(token, count) for token in tokens),
+            logprobs=()
+            if count is None
+            else tuple(logprob(token, count, add.params.logprob_token_ids) for token in tokens),
             prompt_logprobs=None
             if prompt is None or before
             else tuple(logprob(token, prompt) for token in add.prompt[1:]),
@@ -290,7 +292,11 @@ class FakeEngine:
         )
 
 
-def logprob(token: int, count: int) -> TokenLogprob:
-    """The token itself is the second most probable one; its neighbours are the others."""
+def logprob(token: int, count: int, named: Sequence[int] | None = None) -> TokenLogprob:
+    """The token itself is the second most probable one; its neighbours are the others. The logprob of a named
+    token is a hundredth of its id."""
+    if named:
+        others = [(other, -other / 100) for other in named if other != token]
+        return TokenLogprob(token=token, logprob=-0.5, rank=2, top=((token, -0.5), *others))
     top = [(token + 1, -0.25), (token, -0.5), *((token + i, -1.0 * i) for i in range(2, 30))]
     return TokenLogprob(token=token, logprob=-0.5, rank=2, top=tuple(top[:count]))

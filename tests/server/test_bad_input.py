@@ -27,17 +27,19 @@ REFUSED: list[tuple[str, dict[str, Any], str | None, str | None]] = [
     (CHAT, {"messages": "Hi"}, "messages", "invalid_type"),
     (CHAT, {"messages": [1]}, "messages[0]", "invalid_type"),
     (CHAT, {"messages": HI, "temperature": "hot"}, "temperature", "invalid_type"),
-    (CHAT, {"messages": HI, "temperature": True}, "temperature", "invalid_type"),
+    (CHAT, {"messages": HI, "temperature": []}, "temperature", "invalid_type"),
     (CHAT, {"messages": HI, "max_tokens": 1.5}, "max_tokens", "invalid_type"),
-    (CHAT, {"messages": HI, "stream": "yes"}, "stream", "invalid_type"),
+    (CHAT, {"messages": HI, "stream": "maybe"}, "stream", "invalid_type"),
+    (CHAT, {"messages": HI, "top_logprobs": "1", "logprobs": True}, "top_logprobs", "invalid_type"),
     (CHAT, {"messages": HI, "stop": [1]}, "stop[0]", "invalid_type"),
     (CHAT, {"messages": HI, "logprobs": 3}, "logprobs", "invalid_type"),
     (CHAT, {"messages": HI, "logit_bias": {"5": "x"}}, "logit_bias", "invalid_type"),
     (CHAT, {"messages": HI, "model": 5}, "model", "invalid_type"),
     (TEXT, {"prompt": {"a": 1}}, "prompt", "invalid_type"),
-    (TEXT, {"prompt": "a", "logprobs": True}, "logprobs", "invalid_type"),
+    (TEXT, {"prompt": "a", "logprobs": "1"}, "logprobs", "invalid_type"),
+    (TEXT, {"prompt": "a", "prompt_logprobs": "1"}, "prompt_logprobs", "invalid_type"),
     (TEXT, {"prompt": [1, "a"]}, "prompt", None),
-    (TEXT, {"prompt": [True]}, "prompt[0]", None),
+    (TEXT, {"prompt": [1.5]}, "prompt", None),
     (TEXT, {"prompt": [[1, 2.5]]}, "prompt[0]", None),
     (TEXT, {"prompt": ["a", {}]}, "prompt[1]", None),
     # missing and empty
@@ -80,11 +82,10 @@ REFUSED: list[tuple[str, dict[str, Any], str | None, str | None]] = [
     ),
     *((path, body | {"stop": ["x" * 40_000, "y" * 40_000]}, "stop", None) for path, body in ASKS),
     *((path, body | {"n": 1.5}, "n", "invalid_type") for path, body in ASKS),
-    (CHAT, {"messages": HI, "seed": 1e19}, "seed", None),
+    (CHAT, {"messages": HI, "seed": 1e19}, "seed", "invalid_type"),
     (CHAT, {"messages": HI, "stream_interval": 0}, "stream_interval", None),
     (CHAT, {"messages": HI, "truncate_prompt_tokens": 0}, "truncate_prompt_tokens", None),
     (CHAT, {"messages": HI, "truncation_side": "up"}, "truncation_side", None),
-    (CHAT, {"messages": HI, "stream_options": {"include_usage": True}}, "stream_options", None),
     (TEXT, {"prompt": "a", "max_tokens": 0}, "max_tokens", None),
     (TEXT, {"prompt": "a", "logprobs": 21}, "logprobs", None),
     (TEXT, {"prompt": "a", "n": 128, "best_of": 128} | {"prompt": ["a"] * 33}, "prompt", None),
@@ -96,7 +97,6 @@ REFUSED: list[tuple[str, dict[str, Any], str | None, str | None]] = [
         (CHAT, {"messages": HI, "logit_bias": {k: 1}}, "logit_bias", None)
         for k in (" 1", "01", "1_0", "+1", "٣")
     ),
-    (CHAT, {"messages": HI, "logit_bias": {"5": True}}, "logit_bias", "invalid_type"),
     (CHAT, {"messages": HI, "stop_token_ids": [-1]}, "stop_token_ids", None),
     (CHAT, {"messages": HI, "allowed_token_ids": []}, "allowed_token_ids", None),
     (TEXT, {"prompt": [320]}, "prompt", None),
@@ -112,10 +112,8 @@ REFUSED: list[tuple[str, dict[str, Any], str | None, str | None]] = [
     ),
     (TEXT, {"prompt": [1] * 256}, "prompt", "context_length_exceeded"),
     (TEXT, {"prompt": [1] * 250, "max_tokens": 7}, "max_tokens", "context_length_exceeded"),
-    # unknown fields
+    # typing errors: see test_fields
     (CHAT, {"messages": HI, "temprature": 1}, "temprature", "unknown_parameter"),
-    (TEXT, {"prompt": "a", "max_completion_tokens": 5}, "max_completion_tokens", "unknown_parameter"),
-    (CHAT, {"messages": HI, "stream": True, "stream_options": {"a": 1}}, "stream_options.a", None),
     # known fields that are not implemented
     (CHAT, {"messages": HI, "tools": [{"type": "function"}]}, "tools", "unsupported_parameter"),
     (CHAT, {"messages": HI, "tool_choice": "required"}, "tool_choice", "unsupported_parameter"),
@@ -125,7 +123,7 @@ REFUSED: list[tuple[str, dict[str, Any], str | None, str | None]] = [
     (CHAT, {"messages": HI, "guided_json": {}}, "guided_json", "unsupported_parameter"),
     (CHAT, {"messages": HI, "bad_words": ["x"]}, "bad_words", "unsupported_parameter"),
     (CHAT, {"messages": HI, "use_beam_search": True}, "use_beam_search", "unsupported_parameter"),
-    (CHAT, {"messages": HI, "use_beam_search": 0}, "use_beam_search", "unsupported_parameter"),
+    (CHAT, {"messages": HI, "use_beam_search": 2}, "use_beam_search", "unsupported_parameter"),
     (
         CHAT,
         {"messages": HI, "response_format": {"type": "json_object"}},
@@ -139,7 +137,6 @@ REFUSED: list[tuple[str, dict[str, Any], str | None, str | None]] = [
         "unsupported_parameter",
     ),
     (TEXT, {"prompt": "a", "suffix": "b"}, "suffix", "unsupported_parameter"),
-    (TEXT, {"prompt": "a", "best_of": 2}, "best_of", "unsupported_parameter"),
     (TEXT, {"prompt": "a", "prompt_embeds": "x"}, "prompt_embeds", "unsupported_parameter"),
     (TEXT, {"prompt_embeds": "x"}, "prompt_embeds", "unsupported_parameter"),
     (TEXT, {"prompt": None, "prompt_embeds": []}, "prompt", None),
@@ -154,11 +151,12 @@ REFUSED: list[tuple[str, dict[str, Any], str | None, str | None]] = [
         None,
     ),
     # messages
-    (CHAT, {"messages": [{"role": "boss", "content": "a"}]}, "messages[0].role", None),
+    (CHAT, {"messages": [{"role": "", "content": "a"}]}, "messages[0].role", None),
+    (CHAT, {"messages": [{"role": 5, "content": "a"}]}, "messages[0].role", None),
+    (CHAT, {"messages": [{"role": "a" * 65, "content": "a"}]}, "messages[0].role", None),
     (CHAT, {"messages": [{"content": "a"}]}, "messages[0].role", None),
     (CHAT, {"messages": [*HI, {"role": "user"}]}, "messages[1].content", None),
     (CHAT, {"messages": [{"role": "user", "content": 5}]}, "messages[0].content", None),
-    (CHAT, {"messages": [{"role": "user", "content": []}]}, "messages[0].content", None),
     (
         CHAT,
         {"messages": [{"role": "user", "content": [{"type": "text"}]}]},
@@ -178,7 +176,7 @@ REFUSED: list[tuple[str, dict[str, Any], str | None, str | None]] = [
         None,
     ),
     ("/tokenize", {}, "prompt", None),
-    ("/tokenize", {"prompt": "a", "mesages": []}, "mesages", "unknown_parameter"),
+    ("/tokenize", {"prompt": "a", "modell": "b"}, "modell", "unknown_parameter"),
     ("/detokenize", {"tokens": [320]}, "tokens", None),
     ("/detokenize", {"tokens": ["a"]}, "tokens[0]", "invalid_type"),
 ]
@@ -193,7 +191,7 @@ def test_refused(
     error = answer.error
     assert error["type"] == "invalid_request_error"
     assert error["param"] == param
-    assert error["code"] == code
+    assert error["code"] == (code or 400)
     assert server.engine.adds == []
     assert server.post(CHAT, {"messages": HI}).status == 200  # and on it goes
 
@@ -240,7 +238,9 @@ def test_a_seed_of_minus_one_is_none(server: LiveServer) -> None:
 def test_ids_that_end_the_output_may_be_all_where_they_may_end_it(server: LiveServer) -> None:
     body = {"prompt": "a", "allowed_token_ids": [258]}
     assert server.post(TEXT, body).status == 200
-    assert server.post(TEXT, body | {"min_tokens": 1, "ignore_eos": True}).status == 200
+    # min_tokens holds them back with ignore_eos, too, as in vLLM
+    refused = server.post(TEXT, body | {"min_tokens": 1, "ignore_eos": True})
+    assert (refused.status, refused.error["param"]) == (400, "allowed_token_ids")
 
 
 def test_a_misspelt_field_gets_a_hint(server: LiveServer) -> None:
@@ -273,7 +273,7 @@ def test_a_misspelt_field_gets_a_hint(server: LiveServer) -> None:
 def test_bodies_that_are_no_json_object(server: LiveServer, body: bytes, why: str) -> None:
     answer = server.post(TEXT, body)
     assert answer.status == 400
-    assert answer.error["code"] == "invalid_json"
+    assert answer.error["reason"] == "invalid_json"
     assert why in answer.error["message"]
 
 
@@ -319,7 +319,7 @@ def test_unknown_paths_and_methods(server: LiveServer) -> None:
     wrong = server.get(CHAT)
     assert wrong.status == 405
     assert wrong.headers["allow"] == "POST"
-    assert wrong.error["code"] == "method_not_allowed"
+    assert wrong.error["reason"] == "method_not_allowed"
     assert server.request("DELETE", "/v1/models").status == 405
     assert server.post("/health", {}).status == 405
 
@@ -338,7 +338,7 @@ def test_a_full_queue(server: LiveServer, stream: bool) -> None:
     answer = server.post(CHAT, {"messages": HI, "stream": stream})
     assert answer.status == 503
     assert answer.headers["retry-after"] == "3"
-    assert answer.error["code"] == "queue_full"
+    assert answer.error["reason"] == "queue_full"
     assert answer.error["type"] == "service_unavailable"
 
 
@@ -347,7 +347,7 @@ def test_a_request_that_fails_at_once(server: LiveServer, stream: bool) -> None:
     server.engine.fail_at = 0
     answer = server.post(CHAT, {"messages": HI, "stream": stream, "n": 2})
     assert answer.status == 500
-    assert answer.error["code"] == RequestFailed.code
+    assert answer.error["reason"] == RequestFailed.code
     assert answer.error["message"] == "device says no"
 
 
@@ -360,7 +360,8 @@ def test_a_request_that_fails_in_mid_stream(server: LiveServer) -> None:
             "message": "device says no",
             "type": "internal_error",
             "param": None,
-            "code": "request_failed",
+            "code": 500,
+            "reason": "request_failed",
         }
     }
     assert server.post(CHAT, {"messages": HI}).status == 500
@@ -373,7 +374,7 @@ def test_a_bug_shows_an_id_and_no_trace(
     server.engine.crash = ZeroDivisionError("secret detail")
     answer = server.post(CHAT, {"messages": HI, "stream": stream})
     assert answer.status == 500
-    assert answer.error["code"] == "internal_error"
+    assert answer.error["reason"] == "internal_error"
     assert b"secret" not in answer.body
     assert b"Traceback" not in answer.body
     (record,) = [r for r in caplog.records if r.name == "penstock.http"]
@@ -386,4 +387,4 @@ def test_a_bug_shows_an_id_and_no_trace(
 def test_a_body_over_the_limit(tokenizer: Tokenizer, says: Any, path: str) -> None:
     with running(tokenizer, says(REPLY), max_body_bytes=1000) as server:
         answer = server.post(path, b'{"messages": "' + b"x" * 1000 + b'"}')
-        assert (answer.status, answer.error["code"]) == (413, "payload_too_large")
+        assert (answer.status, answer.error["reason"]) == (413, "payload_too_large")

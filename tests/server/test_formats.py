@@ -14,6 +14,7 @@ from penstock.core.request_spec import Pooling
 from penstock.server import app
 from penstock.server.fields import Rule
 from penstock.server.generation import Generation
+from penstock.server.ignored import Ignored
 from penstock.server.pipeline import Ask, generate
 from penstock.server.protocol import Request
 from penstock.server.state import State
@@ -46,7 +47,7 @@ class VectorFormat:
     prompt = "input"
     empty = "input must not be empty."
 
-    async def ask(self, state: State, request: VectorRequest) -> Ask:
+    async def ask(self, state: State, request: VectorRequest, ignored: Ignored) -> Ask:
         return Ask(inputs=list(request.input), params=Pooling(normalize=request.normalize))
 
     def error(self, error: PenstockError) -> bytes:

@@ -97,10 +97,10 @@ def test_while_loading(server: LiveServer) -> None:
 def test_while_draining(server: LiveServer) -> None:
     server.engine.draining = True
     ready = server.get("/readyz")
-    assert (ready.status, ready.json["error"]["code"]) == (503, "draining")
+    assert (ready.status, ready.json["error"]["reason"]) == (503, "draining")
     assert (server.get("/health").status, server.get("/livez").status) == (200, 200)
     refused = server.post(CHAT, {"messages": HI})
-    assert (refused.status, refused.error["code"]) == (503, "draining")
+    assert (refused.status, refused.error["reason"]) == (503, "draining")
     assert refused.headers["retry-after"] == "5"
 
 
@@ -119,7 +119,7 @@ def test_a_dead_engine_is_named_everywhere(server: LiveServer) -> None:
         assert answer.status == 503
         assert "killed by signal 9" in answer.json["error"]["message"]
     refused = server.post(TEXT, {"prompt": "a"})
-    assert (refused.status, refused.error["code"]) == (503, "engine_dead")
+    assert (refused.status, refused.error["reason"]) == (503, "engine_dead")
     assert "killed by signal 9" in refused.error["message"]
 
 
@@ -131,7 +131,7 @@ def test_an_engine_that_dies_under_a_waiting_request(server: LiveServer, stream:
         server.engine.die("out of memory")
         status, body = call.rest()
     assert status == 503
-    assert json.loads(body)["error"]["code"] == "engine_dead"
+    assert json.loads(body)["error"]["reason"] == "engine_dead"
 
 
 def test_an_engine_that_dies_in_mid_stream(server: LiveServer) -> None:
@@ -142,7 +142,7 @@ def test_an_engine_that_dies_in_mid_stream(server: LiveServer) -> None:
         _, body = call.rest()
     *_, error, done, _ = body.split(b"\n\n")
     assert done == b"data: [DONE]"
-    assert json.loads(error.removeprefix(b"data: "))["error"]["code"] == "engine_dead"
+    assert json.loads(error.removeprefix(b"data: "))["error"]["reason"] == "engine_dead"
 
 
 # ---- clients that leave ----

@@ -101,7 +101,7 @@ def test_a_drain_lets_streams_finish(serve: Callable[..., Served]) -> None:
     served.signal(signal.SIGTERM)
     assert served.line() == "draining"
     status, body = served.get("/readyz")
-    assert (status, body["error"]["code"]) == (503, "draining")
+    assert (status, body["error"]["reason"]) == (503, "draining")
     assert served.open(HELLO).status == 503
     served.signal(signal.SIGUSR1)  # the engine goes on
     assert b"data: [DONE]" in answer.read()
@@ -154,7 +154,7 @@ def test_who_is_cut_off_by_it_is_told_as_json(serve: Callable[..., Served]) -> N
     served.signal(signal.SIGTERM)
     answer = call.answer
     assert (answer.status, answer.headers["content-type"]) == (503, "application/json")
-    assert json.loads(answer.read())["error"]["code"] == "draining"
+    assert json.loads(answer.read())["error"]["reason"] == "draining"
     assert served.exit_status()[0] == 1
 
 
@@ -166,7 +166,7 @@ def test_who_reads_a_stream_is_told_by_it(serve: Callable[..., Served]) -> None:
     assert served.line() == "draining"
     served.signal(signal.SIGTERM)
     *_, last, end = answer.read().split(b"\n\n")
-    assert (json.loads(last.removeprefix(b"data: "))["error"]["code"], end) == ("draining", b"")
+    assert (json.loads(last.removeprefix(b"data: "))["error"]["reason"], end) == ("draining", b"")
     status, errors = served.exit_status()
     assert status == 1
     assert "Traceback" not in errors

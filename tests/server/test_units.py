@@ -22,6 +22,7 @@ from penstock.server.app import ROUTES
 from penstock.server.config import ServerConfig
 from penstock.server.conversation import normalise
 from penstock.server.generation import event_error
+from penstock.server.ignored import Ignored
 from penstock.server.openai import ChunkFormat
 from penstock.server.params import output_budget
 from penstock.server.protocol import ChatRequest, CompletionRequest
@@ -73,6 +74,7 @@ def test_the_public_surface() -> None:
         "GET /v1/models/{name:path}",
         "GET /version",
         "POST /detokenize",
+        "POST /invocations",
         "POST /ping",
         "POST /tokenize",
         "POST /v1/chat/completions",
@@ -185,8 +187,12 @@ def test_messages_that_make_no_sense(message: dict[str, Any], param: str) -> Non
 
 
 def test_messages_with_more_than_text() -> None:
+    message = {"role": "assistant", "content": "a", "audio": {"id": "x"}}
+    ignored = Ignored()
+    assert normalise([message], ignored) == [{"role": "assistant", "content": "a"}]
+    assert list(ignored.names) == ["messages[].audio"]
     with pytest.raises(UnsupportedParameter):
-        normalise([{"role": "assistant", "content": "a", "audio": {"id": "x"}}])
+        normalise([message], Ignored(strict=True))
 
 
 # ---- chunks ----

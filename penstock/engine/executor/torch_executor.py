@@ -349,7 +349,7 @@ def _keep(admission: Admission, sibling: SamplingState | None = None) -> _Kept:
             params=spec.sampling,
             prompt_len=len(ids),
             tokens=tokens,
-            eos_ids=() if spec.sampling.ignore_eos else spec.eos_ids,
+            eos_ids=spec.eos_ids,
             seed=spec.seed_of(admission.index) or 0,
             sharing=sibling,
         )

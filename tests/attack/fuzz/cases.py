@@ -185,7 +185,7 @@ def _strange(random: Random, number: int) -> Case:
 
 
 def _endpoint(random: Random) -> str:
-    return random.choices(POSTS, (4, 5, 2, 1))[0]
+    return random.choices(POSTS, (4, 5, 2, 1, 2))[0]
 
 
 # ---- fields ----

@@ -13,7 +13,7 @@ from urllib.parse import unquote
 import msgspec
 
 from .cases import GETS, Case
-from .requests import CHAT, DETOKENIZE, TEXT, TOKENIZE
+from .requests import CHAT, DETOKENIZE, INVOCATIONS, TEXT, TOKENIZE
 
 MOST_WORDS = 1024
 """Bytes that an error may take, beside what surrounds its message."""
@@ -51,12 +51,12 @@ def _wrong(case: Case, answer: Answer) -> str | None:
         return _wrong_success(case, answer)
     error = _error(answer)
     if status == 503:
-        return None if error["code"] in FULL else f"503 {error['code']}"
+        return None if error.get("reason") in FULL else f"503 {error.get('reason')}"
     if status not in REFUSALS:
         return f"{status} {error['code']}: {error['message'][:60]}"
     if case.must_serve:
         return f"a valid request refused: {error['message'][:80]}"
-    if case.field is not None and error["param"] is None and error["code"] != "invalid_json":
+    if case.field is not None and error["param"] is None and error.get("reason") != "invalid_json":
         return f"no param: {error['message'][:60]}"
     return None
 
@@ -66,10 +66,12 @@ def _error(answer: Answer) -> dict[str, Any]:
     if set(body) - {"status"} != {"error"}:  # probes say a status, too
         raise ValueError(f"keys {sorted(body)}")
     error: dict[str, Any] = body["error"]
-    if set(error) != {"message", "type", "param", "code"}:
+    if set(error) - {"reason"} != {"message", "type", "param", "code"}:
         raise ValueError(f"error keys {sorted(error)}")
     if not answer.headers["content-type"].startswith("application/json"):
         raise ValueError("an error that is not declared as JSON")
+    if error["code"] != answer.status and not isinstance(error["code"], str):
+        raise ValueError(f"code {error['code']} of {answer.status}")
     message = error["message"]
     if not isinstance(message, str) or not message.strip():
         raise ValueError("no message")
@@ -88,7 +90,7 @@ def _wrong_success(case: Case, answer: Answer) -> str | None:
         return None if b"vllm:" in answer.body else "plain text"
     body = msgspec.json.decode(answer.body)
     path = "/" + unquote(case.path).removeprefix("http://fuzz").strip("/")
-    if path in (CHAT, TEXT):
+    if path in (CHAT, TEXT, INVOCATIONS):
         return _wrong_generation(body)
     if path == TOKENIZE:
         return None if body["count"] == len(body["tokens"]) else "count is not that of the tokens"
@@ -125,10 +127,9 @@ def _wrong_stream(body: bytes) -> str | None:
             return "an event without data"
         chunk = msgspec.json.decode(event[6:])
         if "error" in chunk:
-            code = chunk["error"]["code"]
-            return (
-                None if code in FULL else f"a stream that ends with {code}: {chunk['error']['message'][:60]}"
-            )
+            error = chunk["error"]
+            reason = error.get("reason", error["code"])
+            return None if reason in FULL else f"a stream that ends with {reason}: {error['message'][:60]}"
         if chunk.get("usage") is not None and (problem := _wrong_usage(chunk["usage"])) is not None:
             return problem
         for choice in chunk["choices"]:

@@ -8,15 +8,16 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from random import Random
-from typing import Any
+from typing import Any, get_args
 
 import msgspec
 
-from penstock.server.fields import IGNORED
+from penstock.server.fields import HARMLESS, IGNORED, OTHERS
 from penstock.server.protocol import (
     ChatRequest,
     CompletionRequest,
     DetokenizeRequest,
+    ReasoningEffort,
     TokenizeChatRequest,
     TokenizeCompletionRequest,
 )
@@ -24,6 +25,7 @@ from penstock.server.protocol import (
 from .values import Raw
 
 CHAT, TEXT, TOKENIZE, DETOKENIZE = "/v1/chat/completions", "/v1/completions", "/tokenize", "/detokenize"
+INVOCATIONS = "/invocations"
 
 #: Endpoint → the Structs that its body may be.
 SHAPES: dict[str, tuple[type[msgspec.Struct], ...]] = {
@@ -31,6 +33,7 @@ SHAPES: dict[str, tuple[type[msgspec.Struct], ...]] = {
     TEXT: (CompletionRequest,),
     TOKENIZE: (TokenizeCompletionRequest, TokenizeChatRequest),
     DETOKENIZE: (DetokenizeRequest,),
+    INVOCATIONS: (ChatRequest, CompletionRequest),
 }
 
 PROSE = (
@@ -67,7 +70,7 @@ def _flag(random: Random) -> bool:
 #: Numbers at the borders of each range, and within.
 VALUES: dict[str, tuple[Any, ...]] = {
     "temperature": (0, -0.0, 5e-324, 9.9e-6, 1e-5, 0.7, 1, 2.5, 100, 100.0, None),
-    "top_p": (5e-324, 1e-45, 1e-7, 0.1, 0.9, 0.9999999999999999, 1, 1.0, None),
+    "top_p": (5e-324, 1e-45, 1e-7, 0.1, 0.9, 0.9999999999999999, 1, 1.0, "0.5", " 1e-3 ", True, None),
     "top_k": (-1, 0, 1, 2, 40, 2047, 2048, 2**31, 2**63 - 1, 3.0, None),
     "min_p": (0, 5e-324, 1e-45, 0.05, 0.999999, 1, None),
     "repetition_penalty": (0.001, 0.5, 1, 1.1, 999.99, 1000, None),
@@ -84,7 +87,7 @@ VALUES: dict[str, tuple[Any, ...]] = {
     "truncate_prompt_tokens": (-1, 1, 2, 40, 100, 2**63 - 1, None),
     "stream_interval": (1, 2, 5, 2**63 - 1, None),
     "prompt_logprobs": (0, 1, 20, None),
-    "min_tokens": (0, 1),
+    "min_tokens": (0, 1, "1", 1.0, True),
     "priority": (0, 0.0, -0.0, None),
 }
 
@@ -128,6 +131,16 @@ def _content(random: Random) -> Any:
     return [{"type": "text", "text": random.choice(PROSE)} for _ in range(random.randint(1, 3))]
 
 
+#: What a message of an earlier answer may have, and who else may speak.
+_ANSWERED: tuple[dict[str, Any], ...] = (
+    {"refusal": "no", "annotations": [{"type": "x"}], "audio": {"id": "a"}},
+    {"function_call": {"name": "f", "arguments": "{}"}, "content": None},
+    {"content": [{"type": "thinking", "thinking": "hm"}, {"type": "text", "text": "a", "cache_control": {}}]},
+    {"content": []},
+    {"role": "critic"},
+)
+
+
 def _messages(random: Random) -> list[Any]:
     messages: list[Any] = []
     if random.random() < 0.3:
@@ -135,6 +148,8 @@ def _messages(random: Random) -> list[Any]:
     for _ in range(random.choice((0, 0, 0, 1, 2))):
         messages.append({"role": "user", "content": _content(random)})
         messages.append({"role": "assistant", "content": random.choice(PROSE)})
+        if random.random() < 0.2:
+            messages[-1] |= random.choice(_ANSWERED)
         if random.random() < 0.3:
             arguments = random.choice(('{"a": 1}', "{}", "", None, {"a": [1]}, "[" * 60 + "]" * 60))
             call = {"id": "c", "type": "function", "function": {"name": "f", "arguments": arguments}}
@@ -154,7 +169,7 @@ _CHAT: dict[str, Make] = {
     "add_generation_prompt": _among(True, False, None),
     "documents": _among([], [{"title": "a", "text": "b"}], None),
     "chat_template_kwargs": _among({}, {"enable_thinking": False}, {"a": [1, {"b": None}], "é": 2**70}),
-    "reasoning_effort": _among("low", "none", "x"),
+    "reasoning_effort": _among(*get_args(ReasoningEffort), None),
     "return_prompt_text": _flag,
 }
 _TEXT: dict[str, Make] = {**_COMMON, "logprobs": _among(0, 1, 20, None)}
@@ -172,8 +187,13 @@ def _generating(random: Random, fields: dict[str, Make]) -> dict[str, Any]:
     if request.get("stream") and random.random() < 0.5:
         request["stream_options"] = {"include_usage": True, "continuous_usage_stats": random.random() < 0.5}
     if random.random() < 0.1:
-        request[random.choice(sorted(IGNORED))] = _harmless(random)
+        request[random.choice(_UNUSED)] = _harmless(random)
+    if random.random() < 0.1:
+        request |= {"logprob_token_ids": _ids(0, _VOCABULARY, 128)(random), "logprobs": 1}
     return request
+
+
+_UNUSED = sorted(IGNORED | (OTHERS - {"stream_options", "tool_choice"}) | HARMLESS)
 
 
 def _harmless(random: Random) -> Any:
@@ -220,4 +240,5 @@ VALID: dict[str, Callable[[Random], dict[str, Any]]] = {
     TEXT: completion,
     TOKENIZE: tokenize,
     DETOKENIZE: detokenize,
+    INVOCATIONS: lambda random: random.choice((chat, completion))(random),
 }

@@ -266,6 +266,8 @@ def of_type(random: Random, kind: inspect.Type) -> Any:
             return text(random)
         case inspect.NoneType():
             return None
+        case inspect.LiteralType():
+            return random.choice(kind.values)
         case inspect.ListType():
             return [of_type(random, kind.item_type) for _ in range(random.choice((0, 1, 1, 2, 3, 40)))]
         case inspect.DictType():

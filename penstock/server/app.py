@@ -24,6 +24,7 @@ from penstock.text.chat_template import ChatTemplate
 from penstock.text.tokenizer import Tokenizer
 
 from . import health, models, tokenize
+from .bills import Bills
 from .chat import ChatFormat
 from .completions import CompletionFormat
 from .config import ServerConfig
@@ -105,6 +106,7 @@ def create_app(
         created=int(wall()),
         monotonic=monotonic,
         wall=wall,
+        bills=Bills(),
         work=Work(),
     )
     return application(_routes(state), config)

@@ -14,6 +14,7 @@ from penstock.observe.metrics import Metrics
 from penstock.text.chat_template import ChatTemplate
 from penstock.text.tokenizer import Tokenizer
 
+from .bills import Bills
 from .config import ServerConfig
 from .protocol import GenerateRequest
 from .work import Work
@@ -47,6 +48,8 @@ class State:
     """The engine's clock, seconds."""
     wall: Callable[[], float]
     """Unix time, seconds."""
+    bills: Bills
+    """Final bills of requests, for a gateway."""
     work: Work
     """Where everything goes that would hold up the event loop."""
 

@@ -40,7 +40,8 @@ class Request:
     """Which of the specification's sequences it is."""
     id: str
     tokens: list[int]
-    """Known ones. Until it is first admitted, one list of the prompt is that of all siblings."""
+    """Known ones. Until it is first admitted, one list of the prompt is that of all siblings. A request that
+    another engine had begun has generated some before it comes."""
     stops: frozenset[int]
     """Token ids that end it; one set for all of the specification's sequences."""
     prompt_len: int = field(init=False)
@@ -88,8 +89,9 @@ class Request:
     scheduled_at: float | None = None
 
     def __post_init__(self) -> None:
-        self.prompt_len = len(self.tokens)
-        self.max_tokens = self.spec.prompt_of(self.index).max_tokens
+        prompt = self.spec.prompt_of(self.index)
+        self.prompt_len = len(prompt.token_ids)
+        self.max_tokens = prompt.max_tokens
         self.max_len = self.prompt_len + self.max_tokens
 
     @classmethod
@@ -105,7 +107,7 @@ class Request:
         requests: list[Request] = []
         ids = iter(spec.ids)
         for first, prompt in zip(range(0, len(spec.prompts) * spec.n, spec.n), spec.prompts, strict=True):
-            tokens = list(prompt.token_ids)
+            tokens = [*prompt.token_ids, *prompt.generated]
             leader = cls(spec, first, next(ids), tokens, stops)
             requests.append(leader)
             for index in range(first + 1, first + spec.n):

@@ -50,6 +50,9 @@ class Prompt:
     """Most tokens to generate, already cut to the context length; 0 where nothing is (pooling)."""
     inputs: tuple[InputSpan, ...] = ()
     """In ascending order."""
+    generated: tuple[int, ...] = ()
+    """What another engine had generated when it was lost: the sequence goes on behind it, as after a
+    preemption. They count as generated wherever that matters: max_tokens, penalties, the random numbers."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -148,12 +151,26 @@ class RequestSpec:
         for prompt in self.prompts:
             if not prompt.token_ids:
                 raise InvalidRequest("the prompt is empty.", param="prompt")
+            if prompt.generated:
+                self._check_resumed(prompt)
             if (prompt.max_tokens > 0) == (self.sampling is None):
                 raise InvalidRequest(
                     f"max_tokens is {prompt.max_tokens}: a request that samples needs 1 or more, "
                     "one that pools 0.",
                     param="max_tokens",
                 )
+
+    def _check_resumed(self, prompt: Prompt) -> None:
+        if self.sampling is None or self.n > 1:
+            raise InvalidRequest("only a request that samples one sequence can be resumed.", param="n")
+        if self.sampling.prompt_logprobs is not None:
+            raise InvalidRequest("a resumed request gives no prompt_logprobs.", param="prompt_logprobs")
+        if len(prompt.generated) >= prompt.max_tokens:
+            raise InvalidRequest(
+                f"{len(prompt.generated)} tokens were generated, of at most {prompt.max_tokens}: "
+                "nothing is left to do.",
+                param="max_tokens",
+            )
 
 
 def _in_64_bits(seed: int) -> int:

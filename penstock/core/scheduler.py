@@ -388,9 +388,10 @@ class Scheduler:
         self._epochs += 1
         if request.cached is None:
             request.tokens = request.tokens.copy()  # until now its prompt's, which all siblings share
-            request.cached = request.reached = request.computed
+            request.reached = request.computed
+            request.cached = min(request.computed, request.prompt_len)
             request.scheduled_at = now
-            self.totals.cached_tokens += request.computed
+            self.totals.cached_tokens += request.cached
             self.totals.prefix_queries += len(request.tokens)
             self.totals.prefix_hits += request.computed
         generated = tuple(request.tokens[request.prompt_len :])

@@ -26,6 +26,7 @@ from penstock.text.chat_template import ChatTemplate
 from penstock.text.tokenizer import Tokenizer
 
 from . import health, models, tokenize
+from .bills import Bills
 from .chat import ChatFormat
 from .completions import CompletionFormat
 from .config import ServerConfig
@@ -119,6 +120,7 @@ def create_app(
         monotonic=monotonic,
         wall=wall,
         ignored_log=IgnoredLog(monotonic),
+        bills=Bills(),
         work=Work(),
     )
     routes = [*ROUTES]

@@ -23,15 +23,23 @@ from contextlib import aclosing
 from dataclasses import dataclass, field
 from typing import Any
 
-from penstock.core.errors import BY_NAME, EngineDead, PenstockError, QueueFull, RequestFailed
+from penstock.core.errors import (
+    BY_NAME,
+    EngineDead,
+    InvalidRequest,
+    PenstockError,
+    QueueFull,
+    RequestFailed,
+)
 from penstock.core.plan import Event, Failure, TokenLogprob
-from penstock.core.request_spec import FinishReason, Pooling, RequestSpec
+from penstock.core.request_spec import FinishReason, Pooling, RequestSpec, ServiceClass
 from penstock.core.request_spec import Prompt as EnginePrompt
 from penstock.core.sampling_params import SamplingParams
 from penstock.observe.metrics import RequestFigures
 from penstock.text.output import OutputProcessor, Pending
 from penstock.text.stop import StopStrings
 
+from .bills import Bill
 from .limits import LOGPROB_BYTES, TOKEN_BYTES, check_answer, told_logprobs
 from .state import State
 
@@ -45,6 +53,8 @@ class Prompt:
     """As given, as rendered, or (to be shown) as decoded; else empty."""
     max_tokens: int
     """Most tokens to generate, within the context length."""
+    generated: tuple[int, ...] = ()
+    """Of these, what another server had generated and told when it was lost."""
 
 
 @dataclass(slots=True, eq=False)
@@ -66,6 +76,8 @@ class Choice:
     """Of the prompt, where it is pooled."""
     settled: bool = False
     """The engine's last event has come: the figures are final."""
+    ended: str = ""
+    """How, once it is settled."""
 
     # ---- figures, from the latest event ----
     cached: int = 0
@@ -87,6 +99,9 @@ class Generation:
         *,
         id: str,
         arrived_at: float,
+        request_id: str = "",
+        tenant: str = "",
+        service_class: ServiceClass = ServiceClass.REALTIME,
         asked_max_tokens: int | None = None,
         priority: int = 0,
         cache_salt: str | None = None,
@@ -98,11 +113,15 @@ class Generation:
             params: of the request, with its n; the engine gets its part of them.
             id: of the engine's request.
             arrived_at: seconds of the engine's clock.
+            request_id: the client's, for the bill.
+            tenant: whose it is, as a trusted gateway says.
+            service_class: who waits for it, likewise.
             asked_max_tokens: as the client gave it, for the metrics.
             drop_output: only the prompts are wanted (echo with max_tokens 0): the one token that the engine
                 has to generate for them is not shown.
         """
         self._state = state
+        self._request_id = request_id
         self._asked_max_tokens = asked_max_tokens
         self._drop_output = drop_output
         sampling = params if isinstance(params, SamplingParams) else None
@@ -112,12 +131,16 @@ class Generation:
         """Tokens of all choices."""
         self._spec = RequestSpec(
             id=id,
-            prompts=tuple(EnginePrompt(prompt.ids, prompt.max_tokens) for prompt in prompts),
+            prompts=tuple(
+                EnginePrompt(prompt.ids, prompt.max_tokens, generated=prompt.generated) for prompt in prompts
+            ),
             sampling=None if sampling is None else sampling.sampling,
             pooling=params if isinstance(params, Pooling) else None,
             n=1 if sampling is None else sampling.n,
             arrived_at=arrived_at,
             priority=priority,
+            service_class=service_class,
+            tenant=tenant,
             cache_salt=cache_salt or "",
         )
         self.choices: list[Choice] = []
@@ -127,6 +150,11 @@ class Generation:
             processor = (
                 None if sampling is None else OutputProcessor(state.tokenizer, prompt.ids, sampling, stops)
             )
+            if prompt.generated and processor is not None and not processor.resume(prompt.generated):
+                raise InvalidRequest(
+                    "the generated tokens end with a stop string: the answer was whole.",
+                    param="generated_token_ids",
+                )
             self.choices.append(Choice(index, name, prompt, processor))
         self._by_id = {choice.id: choice for choice in self.choices}
         self._refused = False
@@ -198,7 +226,7 @@ class Generation:
         if failed and isinstance(event_error(event), QueueFull):
             self._refused = True
         if self._refused and choice.scheduled_at is None:
-            choice.settled = True
+            self._close(choice, "error")
         else:
             self._settle(choice, "error" if failed else "abort")
 
@@ -235,7 +263,8 @@ class Generation:
         if event.finish is FinishReason.ERROR:
             error = event_error(event)
             if isinstance(error, QueueFull):
-                self._refused = choice.settled = True
+                self._refused = True
+                self._close(choice, "error")
             raise error
         if event.pooled is not None:
             choice.vector = event.pooled
@@ -260,13 +289,14 @@ class Generation:
             pending.clear()
             pending.finish_reason, pending.stop_reason = _unless_aborted(pending.finish_reason), None
         else:
-            self._produced += processor.generated - choice.generated
-            choice.generated = processor.generated
+            generated = processor.generated - len(choice.prompt.generated)
+            self._produced += generated - choice.generated
+            choice.generated = generated
         if processor.finished and event.finish is None:  # a stop string: the engine goes on without us
             self._state.engine.abort([choice.id])
 
     def _settle(self, choice: Choice, reason: str) -> None:
-        choice.settled = True
+        self._close(choice, reason)
         first, last = choice.first_token_at, choice.last_token_at
         self._state.metrics.observe_sequence(
             RequestFigures(
@@ -288,6 +318,27 @@ class Generation:
         siblings = self.choices[start : start + n]
         if all(other.settled for other in siblings):
             self._state.metrics.observe_prompt(n, max(other.generated for other in siblings))
+
+    def _close(self, choice: Choice, reason: str) -> None:
+        """Its figures are final; with those of the last choice, the bill is. What never ran has none."""
+        choice.settled, choice.ended = True, reason
+        if all(each.settled for each in self.choices) and any(
+            each.scheduled_at is not None for each in self.choices
+        ):
+            self._state.bills.add(self._bill())
+
+    def _bill(self) -> Bill:
+        usage = self.usage()
+        return Bill(
+            request_id=self._request_id,
+            tenant=self._spec.tenant,
+            finish_reasons=tuple(choice.ended for choice in self.choices),
+            prompt_tokens=usage["prompt_tokens"],
+            cached_tokens=usage["prompt_tokens_details"]["cached_tokens"],
+            completion_tokens=usage["completion_tokens"],
+            device_seconds=usage["device_seconds"],
+            ended_at=self._state.wall(),
+        )
 
 
 def event_error(event: Event) -> PenstockError:

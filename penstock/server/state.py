@@ -14,6 +14,7 @@ from penstock.observe.metrics import Metrics
 from penstock.text.chat_template import ChatTemplate
 from penstock.text.tokenizer import Tokenizer
 
+from .bills import Bills
 from .config import ServerConfig
 from .ignored import IgnoredLog
 from .protocol import GenerateRequest
@@ -49,6 +50,8 @@ class State:
     wall: Callable[[], float]
     """Unix time, seconds."""
     ignored_log: IgnoredLog
+    bills: Bills
+    """Final bills of requests, for a gateway."""
     work: Work
     """Where everything goes that would hold up the event loop."""
 

@@ -99,6 +99,12 @@ class OutputProcessor:
         self.finished = False
         """Whether the sequence has ended, by a stop string or in the engine."""
 
+    def resume(self, tokens: Sequence[int]) -> bool:
+        """Take in what was generated and told elsewhere; what follows goes on from there, in the middle of a
+        character or of a stop string as well. False if the output was already whole."""
+        self.push(Event("", tuple(tokens)))
+        return not self.finished
+
     def push(self, event: Event, into: Pending | None = None) -> Pending:
         """Append what one event adds to `into`, or to a new Pending; returns it. After the end of the
         sequence nothing is added."""

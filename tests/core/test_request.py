@@ -95,6 +95,18 @@ def test_needs_are_named() -> None:
         (RequestSpec(id="r", prompts=(Prompt((1,)),), sampling=Sampling(), n=0), "n"),
         (RequestSpec(id="r", prompts=(Prompt((1,), 0),), sampling=Sampling()), "max_tokens"),
         (RequestSpec(id="r", prompts=(Prompt((1,), 5),), pooling=Pooling()), "max_tokens"),
+        (RequestSpec(id="r", prompts=(Prompt((1,), 0, generated=(2,)),), pooling=Pooling()), "n"),
+        (RequestSpec(id="r", prompts=(Prompt((1,), 2, generated=(2,)),), sampling=Sampling(), n=2), "n"),
+        (
+            RequestSpec(id="r", prompts=(Prompt((1,), 2, generated=(2, 3)),), sampling=Sampling()),
+            "max_tokens",
+        ),
+        (
+            RequestSpec(
+                id="r", prompts=(Prompt((1,), 2, generated=(2,)),), sampling=Sampling(prompt_logprobs=0)
+            ),
+            "prompt_logprobs",
+        ),
     ],
 )
 def test_what_can_never_be_served(wrong: RequestSpec, param: str | None) -> None:

@@ -495,3 +495,37 @@ def test_min_tokens_holds_the_end_back_although_it_is_ignored() -> None:
         executor.close()
         executor = torch_executor(num_blocks=32, block_size=4, device="cpu")
     executor.close()
+
+
+lost = st.fixed_dictionaries(
+    {},
+    optional={
+        "temperature": st.sampled_from([0.0, 0.9]),
+        "seed": st.integers(0, 99),
+        "frequency_penalty": st.sampled_from([0.0, 1.5]),
+        "presence_penalty": st.sampled_from([0.0, 1.0]),
+        "repetition_penalty": st.sampled_from([1.0, 1.3]),
+        "min_tokens": st.integers(0, 8),
+        "logprobs": st.integers(0, 2),
+    },
+)
+
+
+@pytest.mark.parametrize("kind", ["fake", "simulated", "cpu"])
+@settings(max_examples=40, deadline=None)
+@given(sampling=lost, when=st.integers(1, 7), blocks=st.integers(5, 9), depth=st.integers(1, 2))
+def test_a_request_goes_on_where_another_engine_was_lost(
+    kind: str, sampling: dict[str, object], when: int, blocks: int, depth: int
+) -> None:
+    """With a seed or none drawn, penalties, a minimum: the rest is what the first engine would have said."""
+    whole = spec("a", PROMPT, 8, **{"temperature": 0.0, **sampling})  # type: ignore[arg-type]
+    whole = replace(whole, drawn_seed=5)
+    others = [spec("b", (*PROMPT, 9), 8, temperature=0.8, seed=1)]
+    first, _, _ = drive(new_executor(kind), [whole], 1, num_blocks=30)
+    if len(first["a"]) <= when:
+        return
+    rest = replace(whole, prompts=(replace(whole.prompts[0], generated=tuple(first["a"][:when])),))
+    again, ends, scheduler = drive(new_executor(kind), [*others, rest], depth, blocks)
+    assert again["a"] == first["a"][when:]
+    assert ends["a"].cached <= len(PROMPT)
+    assert scheduler.pool.available == blocks

@@ -89,6 +89,31 @@ def test_stop_strings_whatever_the_batches(tokenizers, text, stop, size, include
     assert sum(len(delta.token_ids) for delta in deltas) == used
 
 
+@pytest.mark.parametrize("kind", KINDS)
+@given(
+    text=st.text(alphabet="ab 😀é你", min_size=1, max_size=20),
+    stop=st.sampled_from(["", "ab", "é你", "a b"]),
+    told=st.integers(0, 40),
+)
+@settings(derandomize=True, max_examples=150, deadline=None)
+def test_who_resumes_says_the_rest(tokenizers, kind, text, stop, told):
+    """Also in the middle of a character, and of what may become a stop string."""
+    tokenizer = tokenizers[kind]
+    ids = tokenizer.encode(text, add_special_tokens=False)
+    told %= len(ids)
+    params = {"stop": (stop,)} if stop else {}
+    whole = make_processor(tokenizer, **params)
+    pieces = run(whole, [[token] for token in ids])
+    first, rest = make_processor(tokenizer, **params), make_processor(tokenizer, **params)
+    began = [first.push(Event("r", (token,))) for token in ids[:told]]
+    if not rest.resume(ids[:told]):
+        assert first.finished
+        return
+    ended = run(rest, [[token] for token in ids[told:]])
+    assert text_of([*began, *ended]) == text_of(pieces)
+    assert rest.generated == whole.generated
+
+
 def test_after_a_stop_string_nothing_more_comes(tokenizers):
     tokenizer = tokenizers["byte_level"]
     processor = make_processor(tokenizer, stop=("b",))

@@ -59,6 +59,13 @@ def run(args: argparse.Namespace) -> int:
     signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
     level = server_config.uvicorn_log_level.replace("trace", "debug")
     logging.basicConfig(level=level.upper(), format="%(levelname)-7s %(message)s", stream=sys.stderr)
+    from penstock.http.bind import bind
+
+    with bind(server_config) as sock:  # who cannot have the port need not load a model
+        return _run(engine_config, server_config, sock, level)
+
+
+def _run(engine_config: EngineConfig, server_config: ServerConfig, sock: socket.socket, level: str) -> int:
     from penstock.engine.remote import RemoteEngine
 
     try:
@@ -69,12 +76,10 @@ def run(args: argparse.Namespace) -> int:
             advice="It needs a writable directory for temporary files; TMPDIR names one.",
         ) from error
     try:
-        from penstock.http.serve import bind
         from penstock.text.template_pool import pool
 
         pool().start()  # it imports jinja2 while the engine loads
 
-        sock = bind(server_config)
         with asyncio.Runner(loop_factory=_loop_factory()) as runner:
             return runner.run(_serve(engine, engine_config, server_config, sock))
     except KeyboardInterrupt:

@@ -43,6 +43,8 @@ class Listener:
             make: a connection, from the client's address.
             backlog: connections that may wait to be accepted.
         """
+        # its connections that have ended must not be in the way of the next server (`bind.claim`)
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         # here, since uvloop's create_server does not tell of a listen that fails
         sock.listen(backlog)
         sock.setblocking(False)

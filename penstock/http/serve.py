@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import errno
 import logging
 import signal
 import socket
@@ -27,11 +26,14 @@ from uvicorn.config import LOGGING_CONFIG
 
 from penstock.core.errors import PenstockError, StartupError
 
+from .bind import bind, bind_error, check_tls, load_tls
 from .config import HttpConfig
 from .connection import Connection
 from .layers import restricted
 from .limits import Connections, Limits, affordable
 from .listener import Listener
+
+__all__ = ["Lifecycle", "Server", "Worker", "bind", "serve"]
 
 logger = logging.getLogger("penstock.http")
 
@@ -70,36 +72,6 @@ class Worker(Protocol):
         ...
 
 
-def bind(config: HttpConfig) -> socket.socket:
-    """The server's socket, bound but not listening yet: call it before a slow start.
-
-    Raises StartupError: the port is in use or needs privileges, the host is unknown, a TLS file cannot be
-    read.
-    """
-    if config.ssl_certfile is not None:
-        _check_tls(config)
-    where = f"{config.host}:{config.port}"
-    try:
-        family, kind, protocol, _, address = socket.getaddrinfo(
-            config.host, config.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
-        )[0]
-    except OSError as error:
-        raise StartupError(
-            f"--host {config.host!r} cannot be resolved: {error.strerror}.",
-            param="--host",
-            advice="Use an address of this machine, 0.0.0.0 for all of them, or 127.0.0.1.",
-        ) from error
-    sock = socket.socket(family, kind, protocol)
-    sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-    try:
-        sock.bind(address)
-    except OSError as error:
-        sock.close()
-        raise _bind_error(where, config.port, error) from error
-    sock.setblocking(False)
-    return sock
-
-
 async def serve(
     app: ASGIApp,
     config: HttpConfig,
@@ -133,7 +105,7 @@ async def serve(
         await server.serve(sockets=[sock])
     except OSError as error:  # someone else has begun to listen since bind
         sock.close()
-        raise _bind_error(f"{config.host}:{config.port}", config.port, error) from error
+        raise bind_error(f"{config.host}:{config.port}", config.port, error) from error
     finally:
         for number in signals:
             loop.remove_signal_handler(number)
@@ -251,8 +223,8 @@ class Server(uvicorn.Server):
             logger.info("SIGHUP: there is nothing to read again; flags and keys hold until the next start.")
             return
         try:
-            _check_tls(config)
-            _load_tls(context, config)
+            check_tls(config)
+            load_tls(context, config)
         except (StartupError, OSError, ssl.SSLError) as error:
             logger.error("SIGHUP: the TLS files stay as they were. %s", error)
         else:
@@ -286,40 +258,4 @@ def _uvicorn_config(app: ASGIApp, config: HttpConfig, log_config: dict[str, Any]
         ssl_certfile=config.ssl_certfile,
         ssl_ca_certs=config.ssl_ca_certs,
         ssl_cert_reqs=config.ssl_cert_reqs,
-    )
-
-
-def _load_tls(context: ssl.SSLContext, config: HttpConfig) -> None:
-    context.load_cert_chain(str(config.ssl_certfile), config.ssl_keyfile)
-    if config.ssl_ca_certs is not None:
-        context.load_verify_locations(config.ssl_ca_certs)
-
-
-def _check_tls(config: HttpConfig) -> None:
-    try:
-        _load_tls(ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER), config)
-    except (OSError, ssl.SSLError) as error:
-        raise StartupError(
-            f"The TLS files cannot be used ({config.ssl_certfile}, {config.ssl_keyfile}): {error}.",
-            param="--ssl-certfile",
-        ) from error
-
-
-def _bind_error(where: str, port: int, error: OSError) -> StartupError:
-    if error.errno == errno.EADDRINUSE:
-        return StartupError(
-            f"Port {port} is in use ({where}).",
-            param="--port",
-            advice=f"Choose another with --port, such as --port {port + 1}, or stop what listens there.",
-        )
-    if error.errno in (errno.EACCES, errno.EPERM):
-        return StartupError(
-            f"Port {port} needs privileges that this process does not have.",
-            param="--port",
-            advice="Choose a port of 1024 or more with --port.",
-        )
-    return StartupError(
-        f"Cannot listen on {where}: {error.strerror}.",
-        param="--host",
-        advice="Use an address of this machine with --host, or 0.0.0.0 for all of them.",
     )

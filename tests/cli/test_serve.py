@@ -9,6 +9,8 @@ import pytest
 
 from penstock.cli.main import main
 from penstock.engine.remote import RemoteEngine
+from penstock.http.bind import bind
+from penstock.http.config import HttpConfig
 
 
 class Launched(Exception):
@@ -62,3 +64,13 @@ def test_a_blank_key_is_no_protection(monkeypatch: pytest.MonkeyPatch, capsys: A
     monkeypatch.setenv("VLLM_API_KEY", " ")
     assert main(["serve"]) == 2
     assert "--api-key must not be empty" in capsys.readouterr().err
+
+
+def test_a_port_that_another_server_has_is_refused_before_a_model_is_loaded(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """The other one still loads: it does not listen yet."""
+    with bind(HttpConfig(host="127.0.0.1", port=0)) as other:
+        port = other.getsockname()[1]
+        assert main(["serve", "--host", "127.0.0.1", "--port", str(port)]) == 2
+    assert f"Port {port} is in use (127.0.0.1:{port})" in capsys.readouterr().err

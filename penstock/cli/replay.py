@@ -30,7 +30,5 @@ def run(args: argparse.Namespace) -> int:
             return 1
     print(f"{len(recorded)} steps, all identical")
     if not ends_well(args.log):
-        print(
-            "The record is incomplete: its last line is missing (a full disk, or an engine that was killed)."
-        )
+        print("The record is incomplete: its last line is missing (a full disk, a killed engine).")
     return 0

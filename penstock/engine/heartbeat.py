@@ -1,9 +1,11 @@
-"""Progress of the engine, in a page of memory that both processes map: no messages, no threads, no polling.
+"""Progress of the engine, in a page of memory that all processes map: no messages, no threads, no polling.
 
     float64[4]   progress at   |   step began at (0: none)   |   its predicted seconds   |   steps ended
+    float64[…]   requests that each API process waits for
 
-Written by the engine around every step (less than a microsecond), read by the API process when somebody asks
-whether the engine lives. Doubles are written whole on every machine that Python runs on.
+The first line is written by the engine around every step (less than a microsecond), and read by an API
+process when somebody asks whether the engine lives. Doubles are written whole on every machine that Python
+runs on.
 """
 
 from __future__ import annotations
@@ -14,6 +16,10 @@ import struct
 from pathlib import Path
 
 _LAYOUT = struct.Struct("4d")
+_OWED = struct.Struct("d")
+SLOTS = 256
+"""API processes that can have a count."""
+_ALL_OWED = struct.Struct(f"{SLOTS}d")
 
 
 class Heartbeat:
@@ -43,6 +49,14 @@ class Heartbeat:
         """(progress at, step began at, predicted seconds, steps ended); all 0 before the first step."""
         values: tuple[float, float, float, float] = _LAYOUT.unpack_from(self._page, 0)
         return values
+
+    def set_owed(self, slot: int, requests: int) -> None:
+        """An API process waits for so many."""
+        _OWED.pack_into(self._page, _LAYOUT.size + slot * _OWED.size, requests)
+
+    def owed(self) -> int:
+        """Requests that all of them wait for."""
+        return int(sum(_ALL_OWED.unpack_from(self._page, _LAYOUT.size)))
 
     def close(self) -> None:
         """Unmap."""

@@ -198,7 +198,7 @@ class Generation:
         if failed and isinstance(event_error(event), QueueFull):
             self._refused = True
         if self._refused and choice.scheduled_at is None:
-            choice.settled = True
+            self._done(choice)
         else:
             self._settle(choice, "error" if failed else "abort")
 
@@ -235,7 +235,8 @@ class Generation:
         if event.finish is FinishReason.ERROR:
             error = event_error(event)
             if isinstance(error, QueueFull):
-                self._refused = choice.settled = True
+                self._refused = True
+                self._done(choice)
             raise error
         if event.pooled is not None:
             choice.vector = event.pooled
@@ -265,8 +266,11 @@ class Generation:
         if processor.finished and event.finish is None:  # a stop string: the engine goes on without us
             self._state.engine.abort([choice.id])
 
-    def _settle(self, choice: Choice, reason: str) -> None:
+    def _done(self, choice: Choice) -> None:
         choice.settled = True
+        self._state.engine.settled(choice.id)
+
+    def _settle(self, choice: Choice, reason: str) -> None:
         first, last = choice.first_token_at, choice.last_token_at
         self._state.metrics.observe_sequence(
             RequestFigures(
@@ -283,6 +287,7 @@ class Generation:
                 decode=_span(first, last),
             )
         )
+        self._done(choice)
         n = self._spec.n
         start = choice.index - choice.index % n
         siblings = self.choices[start : start + n]

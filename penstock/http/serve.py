@@ -17,7 +17,7 @@ import logging
 import signal
 import socket
 import ssl
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Mapping
 from typing import Any, Protocol
 
 import uvicorn
@@ -32,10 +32,14 @@ from .connection import Connection
 from .layers import restricted
 from .limits import Connections, Limits, affordable
 from .listener import Listener
+from .peers import Peers
 
-__all__ = ["Lifecycle", "Server", "Worker", "bind", "serve"]
+__all__ = ["Actions", "Lifecycle", "Server", "Worker", "bind", "serve"]
 
 logger = logging.getLogger("penstock.http")
+
+Actions = Mapping[signal.Signals, Callable[[], None]]
+"""What a signal does."""
 
 _POLL = 0.1
 """Seconds between two looks at the worker's health."""
@@ -81,6 +85,8 @@ async def serve(
     name: str = "worker",
     on_started: Callable[[], None] | None = None,
     handle_signals: bool = True,
+    on_actions: Callable[[Actions], None] | None = None,
+    peers: Peers | None = None,
     log_config: dict[str, Any] | None = LOGGING_CONFIG,
 ) -> int:
     """Serve until a signal or the worker's death. Returns the exit status: 0 after a complete drain, else 1.
@@ -91,15 +97,23 @@ async def serve(
         name: what the log calls the worker.
         on_started: called once the server listens.
         handle_signals: SIGTERM and SIGINT drain; needs the main thread.
+        on_actions: told what each signal does, where somebody else hears of them.
+        peers: other processes that accept on the same socket.
         log_config: for `logging.config`; None leaves logging as it is.
     """
-    server = Server(app, config, log_config=log_config, on_started=on_started)
+    server = Server(app, config, log_config=log_config, on_started=on_started, peers=peers)
     lifecycle = Lifecycle(server, worker, name, config.shutdown_timeout)
     loop = asyncio.get_running_loop()
-    actions = {signal.SIGTERM: lifecycle.stop, signal.SIGINT: lifecycle.stop, signal.SIGHUP: server.reload}
+    actions: Actions = {
+        signal.SIGTERM: lifecycle.stop,
+        signal.SIGINT: lifecycle.stop,
+        signal.SIGHUP: server.reload,
+    }
     signals = actions if handle_signals else {}
     for number, action in signals.items():
         loop.add_signal_handler(number, action)
+    if on_actions is not None:
+        on_actions(actions)
     watching = asyncio.create_task(lifecycle.watch())
     try:
         await server.serve(sockets=[sock])
@@ -178,12 +192,14 @@ class Server(uvicorn.Server):
         *,
         log_config: dict[str, Any] | None = None,
         on_started: Callable[[], None] | None = None,
+        peers: Peers | None = None,
     ) -> None:
         super().__init__(_uvicorn_config(app, config, log_config))
         self.config.load()
         logging.getLogger("uvicorn.access").addFilter(_without_query)
         self._http = config
         self._on_started = on_started
+        self._peers = peers
         try:
             self._limits = Limits.of(config, affordable(config.max_connections))
         except ValueError as error:
@@ -194,7 +210,7 @@ class Server(uvicorn.Server):
         yield
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
-        connections = Connections(self._limits, asyncio.get_running_loop().time)
+        connections = Connections(self._limits, asyncio.get_running_loop().time, self._peers)
 
         def make(address: str) -> Connection:
             return Connection(self.config, self.server_state, connections, address, restricted)

@@ -219,6 +219,8 @@ class EngineConnection:
             message = decode_from_engine(await self._inbox.recv())
             if isinstance(message, Output):
                 self._deliver(message)
+                if self._unread.much:  # what has come meanwhile is received without a pause
+                    await asyncio.sleep(0)
             elif isinstance(message, Ready):
                 self._info = message.info
                 self._started.set()

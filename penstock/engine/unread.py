@@ -72,10 +72,20 @@ class Unread:
         call.waiting = 0
 
     def put(self, call: Call, events: list[Event]) -> None:
-        """A batch of a call's events. What it holds may pass the bound once, by one batch: who reads in time
-        takes each batch before the next one comes."""
+        """A batch of a call's events.
+
+        The bounds are on what waits already: who reads in time takes each batch before the next one comes,
+        however large it is.
+        """
         if call.failure is None and call.waiting >= self._limit:
             self._cut(call, "more of it waits to be read than is kept")
+        elif self._waiting >= TOGETHER * self._limit:
+            late = [each for each in self._calls if each.failure is None and each.waiting]
+            if late:
+                most = max(late, key=lambda each: each.waiting)
+                self._cut(
+                    most, "more waits of all streams together than is kept, and most of it is this one's"
+                )
         if call.failure is not None:
             events = [_last(event, call.failure) for event in events if event.finish is not None]
             size = 0
@@ -85,12 +95,11 @@ class Unread:
             call.waiting += size
             self._waiting += size
             call._batches.put_nowait((events, size))
-        if self._waiting >= TOGETHER * self._limit:
-            whole = [each for each in self._calls if each.failure is None]
-            if whole and (most := max(whole, key=lambda each: each.waiting)).waiting:
-                self._cut(
-                    most, "more waits of all streams together than is kept, and most of it is this one's"
-                )
+
+    @property
+    def much(self) -> bool:
+        """Whether so much waits that readers should get their turn before more is put."""
+        return self._waiting >= self._limit // 2
 
     async def get(self, call: Call) -> list[Event]:
         """The next batch; an empty one if the engine has ended."""

@@ -83,7 +83,7 @@ class EngineConfig:
         None, "most prompt tokens that may wait: target TTFT x prefill rate", size=True
     )
     max_unread_tokens: int = option(
-        65_536,
+        32_768,
         "most tokens, each with its logprobs counted as further ones, of a stream whose client does not read",
         size=True,
     )

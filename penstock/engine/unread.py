@@ -2,11 +2,11 @@
 
     engine ──▶ Unread.put ──▶ (a queue for each call of generate) ──▶ Unread.get ──▶ a client that reads
 
-Counted in tokens, and each logprob that is told beside a token as one more: each takes some 200 bytes. Over
-its bound a call is cut off: what waits is dropped, its sequences are aborted, and their last events say
-why, with the bills. All calls together have a bound, too; over that, the one with most is cut off, also
-where its sequences have ended. The logprobs of a prompt, which come once, do not count: the server bounds
-them by --max-response-bytes.
+Counted in tokens, and each logprob that is told beside a token as one more: a token takes some 500 bytes, a
+logprob 100. Over its bound a call is cut off: what waits is dropped, its sequences are aborted, and their
+last events say why, with the bills. All calls together have a bound, too; over that, the one with most is
+cut off, also where its sequences have ended. The logprobs of a prompt, which come once, do not count: the
+server bounds them by --max-response-bytes.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from penstock.core.plan import Event, Failure
 from penstock.core.request_spec import FinishReason
 
 TOGETHER = 16
-"""All calls may hold so many times what one may."""
+"""All calls may hold so many times what one may: with the default, some 270 MB."""
 
 
 class Call:

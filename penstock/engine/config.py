@@ -84,7 +84,7 @@ class EngineConfig:
     )
     max_unread_tokens: int = option(
         32_768,
-        "most tokens, each with its logprobs counted as further ones, of a stream whose client does not read",
+        "most tokens, with their alternatives, of a stream whose client does not read",
         size=True,
     )
     gpu_memory_utilization: float | None = option(

@@ -141,19 +141,19 @@ class EngineConnection:
         """Stuck means: work waits, and neither a step's end nor its beginning is recent enough."""
         if self._failure is not None:
             return Liveness(False, str(self._failure))
-        if self._info is None or not self._owed:
+        owed, waiting_since = (0, 0.0) if self._closed else self._heartbeat.owed()
+        if self._info is None or not owed:
             return Liveness(True, "")
         progress, began, predicted, steps = self._heartbeat.read()
         now = time.monotonic()
         bound = self._config.liveness_grace + _SLACK * predicted
-        since = max(progress, self._waiting_since)
+        since = max(progress, waiting_since)
         if now - since <= bound:
             return Liveness(True, "")
         doing = f"step {int(steps)} began {now - began:.1f} s ago" if began else "no step began"
         return Liveness(
             False,
-            f"{len(self._owed)} requests wait, but {doing} "
-            f"(predicted {predicted:.3f} s, bound {bound:.1f} s).",
+            f"{owed} requests wait, but {doing} (predicted {predicted:.3f} s, bound {bound:.1f} s).",
         )
 
     @property
@@ -174,7 +174,7 @@ class EngineConnection:
     @property
     def load(self) -> int:
         """Requests that the engine has taken and not finished, those of other API processes included."""
-        return 0 if self._closed else self._heartbeat.owed()
+        return 0 if self._closed else self._heartbeat.owed()[0]
 
     @property
     def stats(self) -> EngineStats:
@@ -194,7 +194,7 @@ class EngineConnection:
     def _count(self) -> None:
         """Tell everybody how many we wait for."""
         if not self._closed:
-            self._heartbeat.set_owed(self._slot, len(self._owed))
+            self._heartbeat.set_owed(self._slot, len(self._owed), self._waiting_since)
 
     def _orphan(self, ids: set[str], call: Call, on_orphan: Callable[[Event], None]) -> None:
         """The caller has gone: abort what runs, pass on the last events, also those that are here already."""

@@ -115,7 +115,7 @@ class RemoteEngine(EngineConnection):
         """That process is gone. What it had is aborted; `on_lost` hears of each sequence that it has not
         counted."""
         if self._failure is None and not self._closed:
-            self._heartbeat.set_owed(slot, 0)
+            self._heartbeat.set_owed(slot, 0, 0.0)
             self._outbox.send(encode(Leave(client)))
         for address in addresses(self._directory, client):
             Path(address.removeprefix("ipc://")).unlink(missing_ok=True)

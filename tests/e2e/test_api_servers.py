@@ -111,12 +111,14 @@ def check_bills(server: Server) -> None:
 
 
 def test_two_processes_serve_the_official_client_and_one_page_counts_it_all(tmp_path: Path) -> None:
-    with two(tmp_path) as server:
+    with two(tmp_path, "--api-key", "a-secret") as server:
         assert len(apis(server)) == 2
         tokens: list[int] = []
 
         def ask(number: int) -> int:
-            with openai.OpenAI(base_url=f"{server.url}/v1", api_key="-", max_retries=0, timeout=60) as client:
+            with openai.OpenAI(
+                base_url=f"{server.url}/v1", api_key="a-secret", max_retries=0, timeout=60
+            ) as client:
                 fields: dict[str, Any] = {
                     "model": "demo",
                     "messages": [{"role": "user", "content": f"What is a Pod? ({number})"}],
@@ -151,9 +153,12 @@ def test_two_processes_serve_the_official_client_and_one_page_counts_it_all(tmp_
         for name in ("api 1", "api 2"):
             assert f"{name}: 127.0.0.1" in log, "each has served"
         assert sum("POST /v1/chat/completions" in line for line in log.splitlines()) == 48
-        for once in ("serving demo at", "no API key is required", "Memory (cpu)", "engine ready"):
+        for once in ("serving demo at", "an API key is required", "Memory (cpu)", "engine ready"):
             assert log.count(once) == 1
         assert "Traceback" not in log
+        assert "a-secret" not in "".join(
+            Path(f"/proc/{pid}/{file}").read_text() for pid in apis(server) for file in ("cmdline", "environ")
+        ), "keys are told to processes in private"
         mapped = Path(f"/proc/{apis(server)[0]}/maps").read_text().split()
         (heartbeat,) = (Path(name) for name in mapped if name.endswith("/heartbeat"))
         server.process.kill()  # all others end with it: `two` looks

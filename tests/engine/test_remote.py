@@ -339,10 +339,30 @@ def test_an_engine_that_is_killed_leaves_nobody_without_a_last_event() -> None:
     play(scenario)
 
 
+def test_any_client_notices_that_the_requests_of_another_are_stuck() -> None:
+    async def scenario(engine: RemoteEngine) -> None:
+        idle, waits = await attached(engine, 1), await attached(engine, 2)
+        stream = waits.generate(ask("a", max_tokens=480))
+        await anext(stream)
+        assert idle.liveness().alive
+        os.kill(engine.pid, signal.SIGSTOP)
+        try:
+            await until(lambda: not idle.liveness().alive)
+            assert "1 requests wait" in idle.liveness().reason
+        finally:
+            os.kill(engine.pid, signal.SIGCONT)
+        await until(lambda: idle.liveness().alive)
+        await stream.aclose()
+        for client in (idle, waits):
+            await client.close()
+
+    play(scenario, config(liveness_grace=0.3))
+
+
 async def attached(engine: RemoteEngine, client: int) -> AttachedEngine:
     """Another API process's view of the engine."""
     engine.join(client)
-    other = AttachedEngine(engine.directory, config(), client, client)
+    other = AttachedEngine(engine.directory, engine._config, client, client)
     await other.start()
     return other
 

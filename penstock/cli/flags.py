@@ -55,6 +55,7 @@ REMOVED = {
 #: Our names of flags → other names that mean the same.
 ALIASES: dict[str, tuple[str, ...]] = {
     "--tensor-parallel-size": ("-tp",),
+    "--api-server-count": ("-asc",),
     "--quantization": ("-q",),
     # vLLM's names: they say what its HTTP server's parser is, which is not ours
     "--max-header-bytes": ("--h11-max-incomplete-event-size",),

@@ -15,6 +15,7 @@ def run(args: argparse.Namespace) -> int:
     """0 if every plan is identical, 1 with the first difference otherwise."""
     from penstock.core.errors import StartupError
     from penstock.engine.replay import replay
+    from penstock.engine.trace import ends_well
 
     try:
         with args.log.open(encoding="utf-8") as lines:
@@ -28,4 +29,6 @@ def run(args: argparse.Namespace) -> int:
             print(f"step {number} differs\nrecorded: {old}\nreplayed: {new}")
             return 1
     print(f"{len(recorded)} steps, all identical")
+    if not ends_well(args.log):
+        print("The record is incomplete: its last line is missing (a full disk, a killed engine).")
     return 0

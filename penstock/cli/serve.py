@@ -1,5 +1,7 @@
 """`penstock serve MODEL`: an engine in a process of its own, and the HTTP API in this one.
 
+With --api-server-count, the API has processes of its own as well (api_servers).
+
 The engine's process starts first, so that it imports torch and reads weights while this one imports the
 server and the tokenizer.
 """
@@ -8,14 +10,13 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import contextlib
 import importlib.util
 import logging
 import os
 import signal
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Coroutine, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -31,9 +32,6 @@ if TYPE_CHECKING:
     import socket
 
     from penstock.engine.remote import RemoteEngine
-    from penstock.model.generation import GenerationConfig
-    from penstock.text.chat_template import ChatTemplate
-    from penstock.text.tokenizer import Tokenizer
 
 logger = logging.getLogger("penstock.server")
 
@@ -60,6 +58,13 @@ def run(args: argparse.Namespace) -> int:
     signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
     level = server_config.uvicorn_log_level.replace("trace", "debug")
     logs.configure("api", level=level, format=server_config.log_format)
+    from penstock.http.bind import bind
+
+    with bind(server_config) as sock:  # who cannot have the port need not load a model
+        return _run(engine_config, server_config, sock, level)
+
+
+def _run(engine_config: EngineConfig, server_config: ServerConfig, sock: socket.socket, level: str) -> int:
     from penstock.engine.remote import RemoteEngine
 
     try:
@@ -70,14 +75,20 @@ def run(args: argparse.Namespace) -> int:
             advice="It needs a writable directory for temporary files; TMPDIR names one.",
         ) from error
     try:
-        from penstock.http.serve import bind
-        from penstock.text.template_pool import pool
+        from .api import loop_factory
 
-        pool().start()  # it imports jinja2 while the engine loads
+        work: Coroutine[None, None, int]
+        if server_config.api_server_count > 1:
+            from .api_servers import ApiServers
 
-        sock = bind(server_config)
-        with contextlib.closing(sock), asyncio.Runner(loop_factory=_loop_factory()) as runner:
-            return runner.run(_serve(engine, engine_config, server_config, sock))
+            work = ApiServers(engine, engine_config, server_config, sock).run()
+        else:
+            from penstock.text.template_pool import pool
+
+            pool().start()  # it imports jinja2 while the engine loads
+            work = _serve(engine, engine_config, server_config, sock)
+        with asyncio.Runner(loop_factory=loop_factory()) as runner:
+            return runner.run(work)
     except KeyboardInterrupt:
         logger.info("stopped while loading")
         return 128 + signal.SIGINT
@@ -125,91 +136,19 @@ def _need_engine() -> None:
 async def _serve(
     engine: RemoteEngine, engine_config: EngineConfig, server_config: ServerConfig, sock: socket.socket
 ) -> int:
-    from penstock.http.serve import address, serve
-    from penstock.server.app import create_app
+    from penstock.http.serve import serve
     from penstock.server.stats_log import StatsLog
+
+    from .api import announce, create
 
     loop, task = asyncio.get_running_loop(), asyncio.current_task()
     if task is not None:
         loop.add_signal_handler(signal.SIGTERM, task.cancel)
     try:
-        tokenizer, template, generation = await _load(engine, engine_config, server_config)
+        app, template = await create(engine, engine_config, server_config)
     finally:
         loop.remove_signal_handler(signal.SIGTERM)
-    info = engine.info
-    app = create_app(
-        engine,
-        tokenizer,
-        template.for_context(info.max_model_len),
-        server_config,
-        default_sampling=generation.sampling,
-        scheduling_policy=engine_config.scheduling_policy,
-        enable_prefix_caching=engine_config.enable_prefix_caching,
-    )
     if not engine_config.disable_log_stats:
         engine.on_stats(StatsLog(time.monotonic))
-    if not template.available:
-        logger.warning("the model has no chat template: /v1/chat/completions will answer 400")
-    if keys := len(server_config.api_key):
-        logger.info("an API key is required: %d %s accepted", keys, "key is" if keys == 1 else "keys are")
-    else:
-        logger.warning("no API key is required: whoever reaches this server may use it (--api-key)")
-    names, where = ", ".join(server_config.served_model_name), address(server_config, sock)
-
-    def started() -> None:
-        logger.info("serving %s at %s%s", names, where, "" if server_config.uds else "/v1")
-
-    return await serve(app, server_config, engine, sock, name="engine", on_started=started)
-
-
-async def _load(
-    engine: RemoteEngine, config: EngineConfig, server_config: ServerConfig
-) -> tuple[Tokenizer, ChatTemplate, GenerationConfig]:
-    """What the API needs of the model, while the engine starts.
-
-    What is wrong with the model's files is found here, before the engine has imported torch: nobody waits for
-    that, nor for weights whose tokenizer is broken.
-    """
-    from penstock.model.checkpoint import find_safetensors
-    from penstock.model.config import load_config
-    from penstock.model.generation import generation_defaults
-    from penstock.model.hub import is_local, resolve_model
-    from penstock.text.chat_template import ChatTemplate
-    from penstock.text.template_pool import Limits
-    from penstock.text.tokenizer import Tokenizer
-
-    def load(directory: Path) -> tuple[Tokenizer, ChatTemplate, GenerationConfig]:
-        load_config(directory)
-        generation = generation_defaults(config.generation_config, directory)
-        if config.load_format != "dummy":
-            find_safetensors(directory)
-        tokenizer = Tokenizer.from_directory(directory)
-        limits = Limits(server_config.chat_template_timeout)
-        template = ChatTemplate.from_tokenizer(tokenizer, server_config.chat_template, limits)
-        return tokenizer, template, generation
-
-    if not is_local(config.model):  # the engine downloads it; then there is a directory
-        await engine.start()
-        return await asyncio.to_thread(load, Path(engine.info.path))
-    directory = resolve_model(config.model, config.revision, config.download_dir)
-    starting = asyncio.ensure_future(engine.start())
-    loading = asyncio.ensure_future(asyncio.to_thread(load, directory))
-    try:
-        await asyncio.wait((starting, loading), return_when=asyncio.FIRST_EXCEPTION)
-        if loading.done():
-            loading.result()
-        await starting
-        return await loading
-    finally:
-        for task in (starting, loading):
-            task.cancel()
-            with contextlib.suppress(Exception, asyncio.CancelledError):
-                await task
-
-
-def _loop_factory() -> Callable[[], asyncio.AbstractEventLoop] | None:
-    if importlib.util.find_spec("uvloop") is None:
-        return None
-    import uvloop
-
-    return uvloop.new_event_loop
+    serving = announce(server_config, sock, template=template)
+    return await serve(app, server_config, engine, sock, name="engine", on_started=serving)

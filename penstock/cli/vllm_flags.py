@@ -123,11 +123,7 @@ _TABLE: dict[str, tuple[tuple[str, str], ...]] = {
             "the choice of memory nodes and cores from outside: start the server with numactl or taskset",
             "--numa-bind=off --numa-bind-nodes+ --numa-bind-cpus+",
         ),
-        (
-            "several API processes: not implemented",
-            "--api-server-count,-asc=1",
-        ),
-        ("there is one API process", "--disable-frontend-multiprocessing=any"),
+        ("the engine always has a process of its own", "--disable-frontend-multiprocessing=any"),
     ),
     "Mixture of experts": (
         (

@@ -7,6 +7,7 @@
     │  ├─ AuthenticationFailed          401  invalid_api_key
     │  ├─ ModelNotFound                 404  model_not_found
     │  ├─ RouteNotFound                 404 (405 where the path exists with another method)
+    │  ├─ SlowReader                    408  slow_reader: the client does not read its stream
     │  └─ PayloadTooLarge               413  payload_too_large
     ├─ Unavailable                      503  try again later, or elsewhere
     │  ├─ QueueFull                     503  queue_full, with retry_after
@@ -121,6 +122,13 @@ class RouteNotFound(InvalidRequest):
     """No such path, or not with this method."""
 
     status = 404
+
+
+class SlowReader(InvalidRequest):
+    """More of a stream waits for its client to read it than is kept."""
+
+    status = 408
+    code = "slow_reader"
 
 
 class PayloadTooLarge(InvalidRequest):
@@ -239,6 +247,7 @@ BY_NAME: dict[str, type[PenstockError]] = {
         InvalidRequest,
         ContextLengthExceeded,
         UnsupportedParameter,
+        SlowReader,
         Unavailable,
         QueueFull,
         Draining,

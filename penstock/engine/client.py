@@ -47,6 +47,11 @@ class EngineClient(Protocol):
         """End these sequences; each still yields a last event that carries its final figures."""
         ...
 
+    def settled(self, id: str) -> None:
+        """The figures of this sequence's last event are counted: nobody else needs to, whatever happens to
+        this process. To be called once for each last event that was yielded or given to `on_orphan`."""
+        ...
+
     def liveness(self) -> Liveness:
         """Judge progress now: not alive when work waits and no step ended within the bound."""
         ...
@@ -68,7 +73,7 @@ class EngineClient(Protocol):
 
     @property
     def load(self) -> int:
-        """Requests that the engine has taken and not finished."""
+        """Requests that the engine has taken and not finished, those of other API processes included."""
         ...
 
     @property
@@ -77,7 +82,7 @@ class EngineClient(Protocol):
         ...
 
     def on_stats(self, callback: Callable[[EngineStats], None]) -> None:
-        """Call back with the statistics of every step (for metrics)."""
+        """Call back with the statistics of every step (for metrics); one client of an engine hears them."""
         ...
 
     async def drain(self, timeout: float) -> None:

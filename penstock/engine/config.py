@@ -82,6 +82,11 @@ class EngineConfig:
     max_num_queued_tokens: int | None = option(
         None, "most prompt tokens that may wait: target TTFT x prefill rate", size=True
     )
+    max_unread_tokens: int = option(
+        32_768,
+        "most tokens, with their alternatives, of a stream whose client does not read",
+        size=True,
+    )
     gpu_memory_utilization: float | None = option(
         None, "share of the device's memory to use; default 0.92 of a GPU, 0.5 of free RAM on CPU"
     )
@@ -122,6 +127,7 @@ class EngineConfig:
             ("block_size", 1),
             ("max_num_queued_reqs", 0),
             ("max_num_queued_tokens", 0),
+            ("max_unread_tokens", 1),
             ("long_prefill_token_threshold", 0),
             ("max_num_mixed_prefill_tokens", 0),
             ("kv_cache_memory_bytes", 1),

@@ -1,9 +1,15 @@
 """What travels between the API process and the engine process: msgpack over ZeroMQ, plain data only.
 
-    API ── Add · Abort · Drain ──▶ engine
-    API ◀── Ready · Failed · Output ── engine
+    API ── Add · Abort · Settled ──▶ engine
+    API ◀── Ready · Output ── engine
 
-Times are CLOCK_MONOTONIC seconds, which both processes of one machine share.
+    starter ── Join · Leave · Drain ──▶ engine
+    starter ◀── Ready · Failed · Output · Lost ── engine
+
+The starter is the process that has started the engine. Where it is the only API process, it is both of these;
+else each API process has sockets of its own (engine.clients).
+
+Times are CLOCK_MONOTONIC seconds, which all processes of one machine share.
 """
 
 from __future__ import annotations
@@ -35,6 +41,27 @@ class Abort(msgspec.Struct, tag=True, frozen=True):
     def sequences(self) -> int:
         """How many it is about."""
         return len(self.ids)
+
+
+class Settled(msgspec.Struct, tag=True, frozen=True):
+    """The figures of the last events of these sequences are counted."""
+
+    ids: tuple[str, ...]
+
+
+class Join(msgspec.Struct, tag=True, frozen=True):
+    """An API process talks to the engine from now on; it binds these addresses."""
+
+    client: int
+    """Never that of an earlier one."""
+    inbox: str
+    outbox: str
+
+
+class Leave(msgspec.Struct, tag=True, frozen=True):
+    """An API process is gone: its sequences end, and their last events go to the starter, as Lost."""
+
+    client: int
 
 
 class Drain(msgspec.Struct, tag=True, frozen=True):
@@ -87,8 +114,25 @@ class Output(msgspec.Struct, tag=True, frozen=True):
     stats: EngineStats | None = None
 
 
-ToEngine = Add | Abort | Drain
-FromEngine = Ready | Failed | Output
+class LostSequence(msgspec.Struct, frozen=True):
+    """A sequence whose client has gone before it had counted the figures."""
+
+    last: Event
+    """Its last event, without tokens."""
+    prompt_tokens: int
+    generation_tokens: int
+    max_tokens: int
+    arrived_at: float
+
+
+class Lost(msgspec.Struct, tag=True, frozen=True):
+    """Somebody else has to count these."""
+
+    sequences: list[LostSequence]
+
+
+ToEngine = Add | Abort | Settled | Join | Leave | Drain
+FromEngine = Ready | Failed | Output | Lost
 
 encode = msgspec.msgpack.Encoder().encode
 decode_to_engine = msgspec.msgpack.Decoder(ToEngine).decode

@@ -2,6 +2,7 @@
 
     python -m penstock.engine.process '{"config": {…}, "inbox": "ipc://…", "outbox": "ipc://…", …}'
 
+Its clients are the process that has started it, and those API processes that this one names (engine.clients).
 It sleeps in poll() while there is no work, and ends when told to drain, when it fails (after saying why), or
 when the process that started it is gone: then the pipe `parent` reaches its end.
 """
@@ -28,9 +29,10 @@ from penstock.core.plan import Event
 from penstock.kernels import start_build
 from penstock.observe import logs
 
+from .clients import STARTER, Clients
 from .config import EngineConfig
 from .heartbeat import Heartbeat
-from .messages import Abort, Drain, Failed, FromEngine, Output, Ready, decode_to_engine, encode
+from .messages import Abort, Add, Drain, Failed, FromEngine, Join, Leave, Output, Ready, Settled
 
 if TYPE_CHECKING:  # torch is imported when the sockets are there
     from .build import Engine
@@ -63,21 +65,17 @@ class EngineProcess:
     def __init__(self, launch: Launch) -> None:
         self._launch = launch
         self._context = zmq.Context()
-        self._inbox = self._context.socket(zmq.PULL)
-        self._inbox.connect(launch.inbox)
-        self._outbox = self._context.socket(zmq.PUSH)
-        self._outbox.set_hwm(0)  # a slow API process must not stop the engine
-        self._outbox.connect(launch.outbox)
         self._poller = zmq.Poller()
-        self._poller.register(self._inbox, zmq.POLLIN)
+        self._clients = Clients(self._context, self._poller, launch.inbox, launch.outbox)
         self._poller.register(launch.parent, zmq.POLLIN)
+        self._ready: Ready | None = None
         self._deadline: float | None = None
         self._checked = False
         """Whether the scheduler's invariants were checked since the last step."""
 
     def send(self, message: FromEngine) -> None:
-        """Queue a message for the API process."""
-        self._outbox.send(encode(message))
+        """Queue a message for the process that has started this one."""
+        self._clients.send(message)
 
     def run(self) -> None:
         """Load, then serve until drained. Raises whatever ends the engine."""
@@ -90,7 +88,8 @@ class EngineProcess:
         engine = build_engine(self._launch.config, Heartbeat(Path(self._launch.heartbeat)))
         gc.collect()
         gc.freeze()  # what is there now stays: collections need not look at it again
-        self.send(Ready(engine.info))
+        self._ready = Ready(engine.info)
+        self.send(self._ready)
         self.send(Output([], engine.loop.stats()))  # from here on, idle time is known
         loop: EngineLoop = engine.loop
         try:
@@ -125,7 +124,7 @@ class EngineProcess:
             logger.error("the last bills are lost: %s", another)
 
     def _publish(self, events: list[Event], loop: EngineLoop) -> None:
-        self.send(Output(events, loop.stats()))
+        self._clients.publish(events, loop.stats())
 
     def _receive(self, loop: EngineLoop, wait: bool) -> list[Event]:
         """Take in what has arrived, up to a bound; when there is nothing to do, sleep until something has."""
@@ -139,17 +138,33 @@ class EngineProcess:
             ready = self._poller.poll()
         if any(source == self._launch.parent for source, _ in ready):
             raise SystemExit("the API process is gone")
-        while taken < _MOST_BETWEEN_STEPS:
-            try:
-                message = decode_to_engine(self._inbox.recv(zmq.NOBLOCK))
-            except zmq.Again:
-                break
-            if isinstance(message, Drain):
-                self._deadline = time.monotonic() + message.timeout
-            else:
+        for client, message in self._clients.received():
+            if isinstance(message, Add):
                 taken += message.sequences
-                events += loop.handle(message)
+                if self._clients.brings(client, message.spec):
+                    events += loop.handle(message)
+            elif isinstance(message, Abort):
+                taken += message.sequences
+                if ids := self._clients.own(client, message.ids):
+                    events += loop.handle(Abort(ids))
+            elif isinstance(message, Settled):
+                self._clients.settled(client, message.ids)
+            elif client == STARTER:
+                events += self._obey(message, loop)
+            if taken >= _MOST_BETWEEN_STEPS:
+                break
         return events
+
+    def _obey(self, message: Join | Leave | Drain, loop: EngineLoop) -> list[Event]:
+        """What only the process that has started this one may say."""
+        if isinstance(message, Drain):
+            self._deadline = time.monotonic() + message.timeout
+        elif isinstance(message, Join):
+            greeting = [self._ready] if self._ready is not None else []
+            self._clients.join(message, *greeting, Output([], loop.stats()))
+        elif running := self._clients.leave(message.client):
+            return loop.handle(Abort(running))
+        return []
 
     def _dump(self, engine: Engine) -> None:
         """Keep the last steps: they show what led to the crash."""

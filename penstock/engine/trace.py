@@ -5,6 +5,9 @@
     {"now": s, "plan": {…}}                                               a step was planned and submitted
     {"now": s, "step": n, "seconds": s, "tokens": [[…], …], …}            and committed, one list per item
     {"now": s, "reset": [step, epoch]}                                    or lost, with all requests
+    {"end": n}                                                            last line: all n entries are there
+
+A record without its last line is incomplete: the disk was full, or the engine was killed.
 
 It is the replay format (`engine.replay`). A file that cannot be written any more is told of at once and once
 more at the end; serving goes on without it. The last entries are also kept in a ring, which is written out
@@ -38,6 +41,8 @@ logger = logging.getLogger("penstock.engine")
 _RING_ENTRIES = 512
 _LOOK_EVERY = 512
 """Entries after which it is looked whether the file still has a name."""
+_LAST_LINE = 64
+"""Bytes that hold the last line of a record."""
 _RING_TOKENS = 1 << 19
 """Most token ids of requests in the ring: 20 MB, where 256 prompts of 32k tokens would be 300."""
 
@@ -136,6 +141,7 @@ class StepLog:
         """Flush and close the file; an incomplete one is named in the log's last word of it."""
         if self._file:
             try:
+                self._file.write(json.dumps({"end": self._written}, separators=(",", ":")) + "\n")
                 self._look(self._file)
                 self._file.close()
             except OSError as error:
@@ -202,10 +208,18 @@ def open_log(path: str | None) -> TextIO | None:
         ) from error
 
 
+def ends_well(path: Path) -> bool:
+    """Whether a step log has its last line. Raises OSError if it cannot be read."""
+    with path.open("rb") as file:
+        file.seek(max(0, file.seek(0, os.SEEK_END) - _LAST_LINE))
+        *_, last = file.read().split(b"\n{")
+    return last.startswith(b'"end":') and last.endswith(b"}\n")
+
+
 def read_log(lines: Iterable[str]) -> tuple[dict[str, Any], list[dict[str, Any]]]:
     """(head, records) of a step log; a last line that was cut off by the end of its process is left out.
 
-    Raises ValueError if it is none, or if it begins in mid-run.
+    Raises ValueError if it is none, if it begins in mid-run, or if entries are missing.
     """
     entries: list[dict[str, Any]] = []
     broken = False
@@ -223,4 +237,6 @@ def read_log(lines: Iterable[str]) -> tuple[dict[str, Any], list[dict[str, Any]]
             f"it begins in mid-run, {entries[1]['dropped']} entries are missing (a crash leaves the last "
             "steps only; they can be read, but not replayed)"
         )
+    if "end" in entries[-1] and (count := entries.pop()["end"]) != len(entries) - 1:
+        raise ValueError(f"{len(entries) - 1} entries are left of {count}")
     return entries[0], entries[1:]

@@ -3,13 +3,20 @@
 from __future__ import annotations
 
 import itertools
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 from starlette.types import Scope
 
 _LONGEST = 256
 
-_numbers = itertools.count(1)
+_numbers: Iterator[str] = map(str, itertools.count(1))
+
+
+def number_as(process: int) -> None:
+    """From now on, numbers begin with this one: each of several processes before an engine has its own."""
+    global _numbers
+    _numbers = map(f"{process}.{{}}".format, itertools.count(1))
 
 
 @dataclass(frozen=True, slots=True)
@@ -19,7 +26,7 @@ class ResponseId:
     response: str
     """As the client sees it: `chatcmpl-…`."""
     engine: str
-    """Beginning of the engine's request ids: unique in this process, even when clients repeat theirs."""
+    """Beginning of the engine's request ids: unique, even when clients repeat theirs."""
 
 
 def acceptable(id: str) -> bool:

@@ -22,6 +22,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from .config import HttpConfig
+from .peers import Peers
 
 logger = logging.getLogger("penstock.http")
 
@@ -109,10 +110,11 @@ class Held(Protocol):
 
 
 class Connections:
-    """All connections of a server."""
+    """All connections of a server, or of one of its processes; `peers` hears of their number."""
 
-    def __init__(self, limits: Limits, clock: Callable[[], float]) -> None:
+    def __init__(self, limits: Limits, clock: Callable[[], float], peers: Peers | None = None) -> None:
         self.limits = limits
+        self.peers = peers
         self.log = OccasionalLog(clock)
         self._clock = clock
         self._open: set[Held] = set()
@@ -163,6 +165,8 @@ class Connections:
                     limits.connections,
                 )
         self._open.add(connection)
+        if self.peers is not None:
+            self.peers.tell(len(self._open))
         self._of_client[address] = self._of_client.get(address, 0) + 1
         self.idle(connection)
         return True
@@ -185,6 +189,8 @@ class Connections:
         if connection not in self._open:
             return
         self._open.discard(connection)
+        if self.peers is not None:
+            self.peers.tell(len(self._open))
         self._idle[connection.restricted].pop(connection, None)
         self._stalled.pop(connection, None)
         self._restricted -= connection.restricted

@@ -16,6 +16,7 @@ from collections.abc import Callable
 
 from .connection import Connection
 from .limits import Connections
+from .peers import CHECKS, PAUSE
 
 logger = logging.getLogger("penstock.http")
 
@@ -27,7 +28,8 @@ _EXHAUSTED = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM}
 
 
 class Listener:
-    """A listening socket. Has what uvicorn asks of an `asyncio.Server`."""
+    """A listening socket, which other processes may have as well (`peers`). Has what uvicorn asks of an
+    `asyncio.Server`."""
 
     def __init__(
         self,
@@ -43,6 +45,8 @@ class Listener:
             make: a connection, from the client's address.
             backlog: connections that may wait to be accepted.
         """
+        # its connections that have ended must not be in the way of the next server (`bind.claim`)
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         # here, since uvloop's create_server does not tell of a listen that fails
         sock.listen(backlog)
         sock.setblocking(False)
@@ -53,11 +57,18 @@ class Listener:
         self._loop = asyncio.get_running_loop()
         self._opening: dict[Connection, asyncio.Task[None]] = {}
         self._pause: asyncio.TimerHandle | None = None
+        self._left = 0
+        """How often what waits was left to other processes."""
+        if connections.peers is not None:
+            connections.peers.tell(len(connections))
         self._listen()
         self._sweeper = self._loop.call_later(connections.limits.interval, self._sweep)
 
     def close(self) -> None:
         """Accept no more."""
+        if self._connections.peers is not None:
+            self._connections.peers.leave()
+            self._connections.peers = None
         if self._pause is not None:
             self._pause.cancel()
         self._loop.remove_reader(self._sock)
@@ -71,9 +82,18 @@ class Listener:
     def _listen(self) -> None:
         self._loop.add_reader(self._sock, self._accept)
 
-    def _wait(self) -> None:
+    def _wait(self, seconds: float = _PAUSE) -> None:
         self._loop.remove_reader(self._sock)
-        self._pause = self._loop.call_later(_PAUSE, self._listen)
+        self._pause = self._loop.call_later(seconds, self._listen)
+
+    def _leaves_to_peers(self) -> bool:
+        """Whether another process has fewer connections, and gets some time to take the one that waits."""
+        peers = self._connections.peers
+        if peers is None or self._left == CHECKS or peers.fewest:
+            self._left = 0
+            return False
+        self._left += 1
+        return True
 
     def _sweep(self) -> None:
         self._sweeper = self._loop.call_later(self._connections.sweep(), self._sweep)
@@ -82,6 +102,9 @@ class Listener:
         for _ in range(_AT_ONCE):
             if not self._connections.receptive:
                 self._wait()
+                return
+            if self._leaves_to_peers():
+                self._wait(PAUSE)
                 return
             try:
                 client, address = self._sock.accept()

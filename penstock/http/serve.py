@@ -13,12 +13,11 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import errno
 import logging
 import signal
 import socket
 import ssl
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Mapping
 from typing import Protocol
 
 import uvicorn
@@ -26,14 +25,20 @@ from starlette.types import ASGIApp
 
 from penstock.core.errors import PenstockError, StartupError
 
+from .bind import bind, bind_error, check_tls, load_tls
 from .config import HttpConfig
 from .connection import Connection
 from .layers import restricted
 from .limits import Connections, Limits, affordable
 from .listener import Listener
-from .unix import UnixSocket
+from .peers import Peers
+
+__all__ = ["Actions", "Lifecycle", "Server", "Worker", "bind", "serve"]
 
 logger = logging.getLogger("penstock.http")
+
+Actions = Mapping[signal.Signals, Callable[[], None]]
+"""What a signal does."""
 
 _POLL = 0.1
 """Seconds between two looks at the worker's health."""
@@ -68,50 +73,6 @@ class Worker(Protocol):
         ...
 
 
-def bind(config: HttpConfig) -> socket.socket:
-    """The server's socket, bound but not listening yet: call it before a slow start.
-
-    Raises StartupError: the port is in use or needs privileges, the host is unknown, a Unix socket cannot be
-    had, a TLS file cannot be read.
-    """
-    if config.ssl_certfile is not None:
-        _check_tls(config)
-    if config.uds is not None:
-        unix = UnixSocket(config.uds)
-        unix.setblocking(False)
-        return unix
-    where = f"{config.host}:{config.port}"
-    try:
-        family, kind, protocol, _, address = socket.getaddrinfo(
-            config.host, config.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
-        )[0]
-    except OSError as error:
-        raise StartupError(
-            f"--host {config.host!r} cannot be resolved: {error.strerror}.",
-            param="--host",
-            advice="Use an address of this machine, 0.0.0.0 for all of them, or 127.0.0.1.",
-        ) from error
-    sock = socket.socket(family, kind, protocol)
-    sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-    try:
-        sock.bind(address)
-    except OSError as error:
-        sock.close()
-        raise _bind_error(where, config.port, error) from error
-    sock.setblocking(False)
-    return sock
-
-
-def address(config: HttpConfig, sock: socket.socket) -> str:
-    """Where a bound socket is reached, as people write it."""
-    if config.uds is not None:
-        return f"unix:{config.uds}"
-    host, port = sock.getsockname()[:2]
-    scheme = "https" if config.ssl_certfile else "http"
-    shown = "localhost" if host in ("0.0.0.0", "::") else f"[{host}]" if ":" in host else host
-    return f"{scheme}://{shown}:{port}"
-
-
 async def serve(
     app: ASGIApp,
     config: HttpConfig,
@@ -121,6 +82,8 @@ async def serve(
     name: str = "worker",
     on_started: Callable[[], None] | None = None,
     handle_signals: bool = True,
+    on_actions: Callable[[Actions], None] | None = None,
+    peers: Peers | None = None,
 ) -> int:
     """Serve until a signal or the worker's death. Returns the exit status: 0 after a complete drain, else 1.
 
@@ -130,20 +93,28 @@ async def serve(
         name: what the log calls the worker.
         on_started: called once the server listens.
         handle_signals: SIGTERM and SIGINT drain; needs the main thread.
+        on_actions: told what each signal does, where somebody else hears of them.
+        peers: other processes that accept on the same socket.
     """
-    server = Server(app, config, on_started=on_started)
+    server = Server(app, config, on_started=on_started, peers=peers)
     lifecycle = Lifecycle(server, worker, name, config.shutdown_timeout)
     loop = asyncio.get_running_loop()
-    actions = {signal.SIGTERM: lifecycle.stop, signal.SIGINT: lifecycle.stop, signal.SIGHUP: server.reload}
+    actions: Actions = {
+        signal.SIGTERM: lifecycle.stop,
+        signal.SIGINT: lifecycle.stop,
+        signal.SIGHUP: server.reload,
+    }
     signals = actions if handle_signals else {}
     for number, action in signals.items():
         loop.add_signal_handler(number, action)
+    if on_actions is not None:
+        on_actions(actions)
     watching = asyncio.create_task(lifecycle.watch())
     try:
         await server.serve(sockets=[sock])
     except OSError as error:  # someone else has begun to listen since bind
         sock.close()
-        raise _bind_error(f"{config.host}:{config.port}", config.port, error) from error
+        raise bind_error(f"{config.host}:{config.port}", config.port, error) from error
     finally:
         for number in signals:
             loop.remove_signal_handler(number)
@@ -215,11 +186,13 @@ class Server(uvicorn.Server):
         config: HttpConfig,
         *,
         on_started: Callable[[], None] | None = None,
+        peers: Peers | None = None,
     ) -> None:
         super().__init__(_uvicorn_config(app, config))
         self.config.load()
         self._http = config
         self._on_started = on_started
+        self._peers = peers
         try:
             self._limits = Limits.of(config, affordable(config.max_connections))
         except ValueError as error:
@@ -230,7 +203,7 @@ class Server(uvicorn.Server):
         yield
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
-        connections = Connections(self._limits, asyncio.get_running_loop().time)
+        connections = Connections(self._limits, asyncio.get_running_loop().time, self._peers)
 
         def make(address: str) -> Connection:
             return Connection(self.config, self.server_state, connections, address, restricted)
@@ -259,8 +232,8 @@ class Server(uvicorn.Server):
             logger.info("SIGHUP: there is nothing to read again; flags and keys hold until the next start.")
             return
         try:
-            _check_tls(config)
-            _load_tls(context, config)
+            check_tls(config)
+            load_tls(context, config)
         except (StartupError, OSError, ssl.SSLError) as error:
             logger.error("SIGHUP: the TLS files stay as they were. %s", error)
         else:
@@ -282,40 +255,4 @@ def _uvicorn_config(app: ASGIApp, config: HttpConfig) -> uvicorn.Config:
         ssl_certfile=config.ssl_certfile,
         ssl_ca_certs=config.ssl_ca_certs,
         ssl_cert_reqs=config.ssl_cert_reqs,
-    )
-
-
-def _load_tls(context: ssl.SSLContext, config: HttpConfig) -> None:
-    context.load_cert_chain(str(config.ssl_certfile), config.ssl_keyfile)
-    if config.ssl_ca_certs is not None:
-        context.load_verify_locations(config.ssl_ca_certs)
-
-
-def _check_tls(config: HttpConfig) -> None:
-    try:
-        _load_tls(ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER), config)
-    except (OSError, ssl.SSLError) as error:
-        raise StartupError(
-            f"The TLS files cannot be used ({config.ssl_certfile}, {config.ssl_keyfile}): {error}.",
-            param="--ssl-certfile",
-        ) from error
-
-
-def _bind_error(where: str, port: int, error: OSError) -> StartupError:
-    if error.errno == errno.EADDRINUSE:
-        return StartupError(
-            f"Port {port} is in use ({where}).",
-            param="--port",
-            advice=f"Choose another with --port, such as --port {port + 1}, or stop what listens there.",
-        )
-    if error.errno in (errno.EACCES, errno.EPERM):
-        return StartupError(
-            f"Port {port} needs privileges that this process does not have.",
-            param="--port",
-            advice="Choose a port of 1024 or more with --port.",
-        )
-    return StartupError(
-        f"Cannot listen on {where}: {error.strerror}.",
-        param="--host",
-        advice="Use an address of this machine with --host, or 0.0.0.0 for all of them.",
     )

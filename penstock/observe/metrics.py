@@ -1,8 +1,9 @@
 """The metrics of one engine as Prometheus objects, in a registry of their own.
 
 It knows the table in `names` and takes plain values; it does not know the engine, the server or the clock.
-All methods are called from one thread. `_created` series are switched off, as in vLLM: they double the page
-and no dashboard reads them.
+Where several processes serve (`shared`), each counts its requests, one of them the engine's steps, and a
+page of any has it all. All methods are called from one thread. `_created` series are switched off, as in
+vLLM: they double the page and no dashboard reads them.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from prometheus_client.exposition import CONTENT_TYPE_PLAIN_0_0_4, generate_late
 
 from penstock.core.stats import EngineStats, Totals
 
-from . import names
+from . import names, shared
 from .http_metrics import HttpMetrics
 from .names import LABEL_VALUES, METRICS, Kind, Metric
 from .old_names import OldNames
@@ -60,8 +61,11 @@ class Metrics:
         self.registry = CollectorRegistry()
         self._labels = {"model_name": model_name, "engine": engine}
         self._max_model_len = max_model_len
-        prometheus_client.ProcessCollector(registry=self.registry)
-        prometheus_client.PlatformCollector(registry=self.registry)
+        self._pages = shared.merged() if shared.shared() else self.registry
+        """What pages are made of: where other processes count as well, theirs included."""
+        if not shared.shared():  # else it would be another process's memory with each scrape
+            prometheus_client.ProcessCollector(registry=self.registry)
+        prometheus_client.PlatformCollector(registry=self._pages)
         self._gauges: dict[str, Gauge] = {}
         self._counters: dict[str, Counter] = {}
         self._histograms: dict[str, Histogram] = {}
@@ -69,7 +73,8 @@ class Metrics:
         for metric in METRICS:
             self._declare(metric, max_model_len)
         if old_names_of is not None:
-            self.registry.register(OldNames(old_names_of, self._families))
+            of = [shared.merged()] if shared.shared() else self._families.values()
+            self._pages.register(OldNames(old_names_of, of))
         self.http = HttpMetrics(self.registry)
         self._totals = Totals()
         """Of the last report."""
@@ -81,9 +86,13 @@ class Metrics:
 
     def page(self, now: float) -> bytes:
         """The page in text format 0.0.4 (`CONTENT_TYPE`); `now` is on the engine's clock, in seconds."""
-        if self._idle_since is not None:  # an idle engine reports nothing: its idle time goes on all the same
+        self.count_idle(now)
+        return generate_latest(self._pages)
+
+    def count_idle(self, now: float) -> None:
+        """An idle engine reports nothing: its idle time goes on all the same. For who hears of its steps."""
+        if self._idle_since is not None:
             self._count_device("idle", self._idle + max(0.0, now - self._idle_since))
-        return generate_latest(self.registry)
 
     def describe_cache(self, *, block_size: int, num_blocks: int, dtype: str, prefix_caching: bool) -> None:
         """Set the labels of cache_config_info. `block_size` in tokens; max_concurrency is the number of
@@ -189,7 +198,9 @@ class Metrics:
 
     def _declare(self, metric: Metric, max_model_len: int) -> None:
         if metric is names.CACHE_CONFIG_INFO:
-            self._info = Gauge(metric.name, metric.help, metric.labels, registry=self.registry)
+            self._info = Gauge(
+                metric.name, metric.help, metric.labels, registry=self.registry, multiprocess_mode="max"
+            )
             return
         if metric.buckets is not None:
             histogram = Histogram(
@@ -206,8 +217,13 @@ class Metrics:
             elif metric is names.INTER_TOKEN_LATENCY:
                 self._itl = self._histograms[metric.name]
             return
-        family = Gauge if metric.kind is Kind.GAUGE else Counter
-        parent = family(metric.name, metric.help, metric.labels, registry=self.registry)
+        parent: Gauge | Counter
+        if metric.kind is Kind.GAUGE:  # one process sets it; the others' zeros add nothing
+            parent = Gauge(
+                metric.name, metric.help, metric.labels, registry=self.registry, multiprocess_mode="sum"
+            )
+        else:
+            parent = Counter(metric.name, metric.help, metric.labels, registry=self.registry)
         self._families[metric.name] = parent
         own = metric.labels[2:]
         children = (

@@ -16,11 +16,16 @@ from penstock.observe.names import parse_version
 
 from .limits import LimitConfig
 
+MOST_API_SERVERS = 128
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ServerConfig(LimitConfig):
     """Configuration of the HTTP API. Raises StartupError, naming the flag, for values that cannot work."""
 
+    api_server_count: int = option(
+        1, "API processes before the engine, for many short requests; each takes memory of its own."
+    )
     served_model_name: tuple[str, ...] = option(
         (), "Names that requests may use for the model; the first stands in responses. Default: the model."
     )
@@ -83,6 +88,13 @@ class ServerConfig(LimitConfig):
             except ValueError as error:
                 flag = "--show-hidden-metrics-for-version"
                 raise StartupError(f"{flag} {error}.", param=flag) from None
+        at_least("--api-server-count", self.api_server_count, 1)
+        if self.api_server_count > MOST_API_SERVERS:
+            raise StartupError(
+                f"--api-server-count must be at most {MOST_API_SERVERS}, got {self.api_server_count}.",
+                param="--api-server-count",
+                advice="More than one for each core gains nothing.",
+            )
         at_least("--max-logprobs", self.max_logprobs, -1)
         if not 0.01 <= self.chat_template_timeout <= 3600:
             raise StartupError(

@@ -296,7 +296,6 @@ class Generation:
             self._state.engine.abort([choice.id])
 
     def _settle(self, choice: Choice, reason: str) -> None:
-        self._close(choice, reason)
         first, last = choice.first_token_at, choice.last_token_at
         self._state.metrics.observe_sequence(
             RequestFigures(
@@ -313,6 +312,7 @@ class Generation:
                 decode=_span(first, last),
             )
         )
+        self._close(choice, reason)
         n = self._spec.n
         start = choice.index - choice.index % n
         siblings = self.choices[start : start + n]
@@ -322,6 +322,7 @@ class Generation:
     def _close(self, choice: Choice, reason: str) -> None:
         """Its figures are final; with those of the last choice, the bill is. What never ran has none."""
         choice.settled, choice.ended = True, reason
+        self._state.engine.settled(choice.id)
         if all(each.settled for each in self.choices) and any(
             each.scheduled_at is not None for each in self.choices
         ):

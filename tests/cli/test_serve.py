@@ -11,6 +11,8 @@ import pytest
 
 from penstock.cli.main import main
 from penstock.engine.remote import RemoteEngine
+from penstock.http.bind import bind
+from penstock.http.config import HttpConfig
 
 
 class Launched(Exception):
@@ -91,3 +93,13 @@ def test_what_ends_a_start_is_json_where_that_is_asked_for(
 def test_a_format_that_is_none(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["serve", "--log-format", "xml"]) == 2
     assert "--log-format must be one of text, json, got 'xml'" in capsys.readouterr().err
+
+
+def test_a_port_that_another_server_has_is_refused_before_a_model_is_loaded(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """The other one still loads: it does not listen yet."""
+    with bind(HttpConfig(host="127.0.0.1", port=0)) as other:
+        port = other.getsockname()[1]
+        assert main(["serve", "--host", "127.0.0.1", "--port", str(port)]) == 2
+    assert f"Port {port} is in use (127.0.0.1:{port})" in capsys.readouterr().err

@@ -18,6 +18,7 @@ from penstock.core.errors import PenstockError
         ("AuthenticationFailed", 401, "invalid_request_error", "invalid_api_key"),
         ("ModelNotFound", 404, "invalid_request_error", "model_not_found"),
         ("RouteNotFound", 404, "invalid_request_error", None),
+        ("SlowReader", 408, "invalid_request_error", "slow_reader"),
         ("PayloadTooLarge", 413, "invalid_request_error", "payload_too_large"),
         ("Unavailable", 503, "service_unavailable", None),
         ("QueueFull", 503, "service_unavailable", "queue_full"),

@@ -159,7 +159,7 @@ def test_what_is_taken_in_between_two_steps_is_bounded(tmp_path: Path) -> None:
         sender.send(encode(Drain(60.0)))
         rounds = []
         while process._deadline is None:
-            assert process._inbox.poll(10_000)
+            assert process._poller.poll(10_000)
             process._receive(loop, wait=False)
             rounds.append(sum(taken))
             taken.clear()

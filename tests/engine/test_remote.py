@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import signal
 from collections.abc import AsyncIterator, Awaitable, Callable
@@ -10,11 +11,16 @@ from pathlib import Path
 
 import pytest
 
-from penstock.core.errors import Draining, EngineDead, ModelLoadError, PenstockError
+from penstock.core.errors import Draining, EngineDead, InvalidRequest, ModelLoadError, PenstockError
 from penstock.core.plan import Event
 from penstock.core.request_spec import FinishReason, RequestSpec
+from penstock.core.stats import EngineStats
+from penstock.engine.attached import AttachedEngine
 from penstock.engine.config import EngineConfig
+from penstock.engine.connection import EngineConnection
+from penstock.engine.messages import LostSequence
 from penstock.engine.remote import RemoteEngine
+from penstock.server.generation import event_error
 from tests.engine.build import checkpoint
 from tests.engine.fake import spec
 
@@ -52,7 +58,7 @@ def ask(name: str, length: int = 5, max_tokens: int = 4, **fields: object) -> Re
     return spec(name, range(1, length + 1), max_tokens, temperature=0.0, ignore_eos=True, **fields)  # type: ignore[arg-type]
 
 
-async def finish(engine: RemoteEngine, request: RequestSpec) -> list[Event]:
+async def finish(engine: EngineConnection, request: RequestSpec) -> list[Event]:
     return [event async for events in engine.generate(request) for event in events]
 
 
@@ -329,5 +335,123 @@ def test_an_engine_that_is_killed_leaves_nobody_without_a_last_event() -> None:
             assert event.finish is FinishReason.ERROR
             assert event.failure is not None
             assert event.failure.type == "EngineDead"
+
+    play(scenario)
+
+
+def test_any_client_notices_that_the_requests_of_another_are_stuck() -> None:
+    async def scenario(engine: RemoteEngine) -> None:
+        idle, waits = await attached(engine, 1), await attached(engine, 2)
+        stream = waits.generate(ask("a", max_tokens=480))
+        await anext(stream)
+        assert idle.liveness().alive
+        os.kill(engine.pid, signal.SIGSTOP)
+        try:
+            await until(lambda: not idle.liveness().alive)
+            assert "1 requests wait" in idle.liveness().reason
+        finally:
+            os.kill(engine.pid, signal.SIGCONT)
+        await until(lambda: idle.liveness().alive)
+        await stream.aclose()
+        for client in (idle, waits):
+            await client.close()
+
+    play(scenario, config(liveness_grace=0.3))
+
+
+async def attached(engine: RemoteEngine, client: int) -> AttachedEngine:
+    """Another API process's view of the engine."""
+    engine.join(client)
+    other = AttachedEngine(engine.directory, engine._config, client, client)
+    await other.start()
+    return other
+
+
+def test_several_clients_of_one_engine() -> None:
+    async def scenario(engine: RemoteEngine) -> None:
+        one, two = await attached(engine, 1), await attached(engine, 2)
+        assert one.ready
+        assert two.info == engine.info
+        lost: list[LostSequence] = []
+        engine.on_lost(lost.append)
+        steps: list[EngineStats] = []
+        engine.on_stats(steps.append)
+        mine, theirs = await asyncio.gather(
+            *(
+                asyncio.gather(*(finish(client, ask(f"{name}{i}")) for i in range(8)))
+                for client, name in ((one, "a"), (two, "b"))
+            )
+        )
+        for name, answers in (("a", mine), ("b", theirs)):
+            for number, events in enumerate(answers):
+                assert {event.request for event in events} == {f"{name}{number}"}
+                assert sum(len(event.tokens) for event in events) == 4
+                (one if name == "a" else two).settled(f"{name}{number}")
+        stream = two.generate(ask("long", max_tokens=400))
+        await anext(stream)
+        assert (one.load, two.load, engine.load) == (1, 1, 1), "the engine's, whoever asks"
+        one.abort(["long"])  # it is not its own
+        assert await finish(one, ask("c"))
+        assert (await anext(stream))[0].finish is None
+        (refused,) = await finish(one, ask("long"))
+        assert isinstance(event_error(refused), InvalidRequest)
+        assert "'long' is already in use" in str(event_error(refused))
+        await one.drain(5.0)
+        assert (await anext(stream))[0].finish is None, "the engine goes on"
+        two._context.destroy(linger=0)  # as SIGKILL leaves it
+        engine.leave(2, slot=2)
+        await until(lambda: len(lost) == 1)
+        (sequence,) = lost
+        assert sequence.last.request == "long"
+        assert sequence.last.finish is FinishReason.ABORT
+        assert (sequence.prompt_tokens, sequence.max_tokens) == (5, 400)
+        assert sequence.generation_tokens >= 3
+        assert engine.load == 0
+        bills = [events[-1].device_seconds for events in (*mine, *theirs)]
+        assert sequence.last.device_seconds > 0
+        await until(lambda: steps[-1].running == 0)
+        assert sum(bills) + sequence.last.device_seconds < steps[-1].busy  # "c" is not among them
+        two._owed.clear()
+        two._closed = True
+        with contextlib.suppress(Exception):
+            await stream.aclose()
+        await two._stop_receiving()
+        two._heartbeat.close()
+
+    play(scenario)
+
+
+def test_an_engine_that_dies_fails_the_requests_of_all() -> None:
+    async def scenario(engine: RemoteEngine) -> None:
+        one = await attached(engine, 1)
+        stream = one.generate(ask("a", max_tokens=480))
+        await anext(stream)
+        os.kill(engine.pid, signal.SIGKILL)
+        await engine.ended()
+        assert engine.failure is not None
+        await one.died(engine.failure)
+        with pytest.raises(EngineDead, match="SIGKILL"):
+            await anext_forever(stream)
+        assert not one.ready
+        await one.close()
+
+    play(scenario)
+
+
+def test_who_drains_has_the_rest_aborted_and_leaves_the_others_alone() -> None:
+    async def scenario(engine: RemoteEngine) -> None:
+        one, two = await attached(engine, 1), await attached(engine, 2)
+        aborted, runs = one.generate(ask("a", max_tokens=400)), two.generate(ask("b", max_tokens=400))
+        await anext(aborted)
+        await anext(runs)
+        draining = asyncio.create_task(one.drain(0.0))
+        rest = [event async for events in aborted for event in events]
+        assert rest[-1].finish is FinishReason.ABORT
+        await draining
+        with pytest.raises(Draining):
+            await finish(one, ask("c"))
+        assert (await anext(runs))[0].finish is None
+        await runs.aclose()
+        await two.close()
 
     play(scenario)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import resource
 import shutil
 import subprocess
@@ -10,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from penstock.cli.main import main
 from penstock.engine.loop import EngineLoop
 from penstock.engine.trace import StepLog
 from tests.attack.harness import post
@@ -71,6 +73,58 @@ def test_a_record_that_was_written_ends_without_a_word(
     serve_some(loop)
     log.close()
     assert not caplog.messages
+
+
+def replayed(path: Path, capsys: pytest.CaptureFixture[str]) -> str:
+    """What `penstock replay` prints of a record whose plans are the same again."""
+    assert main(["replay", str(path)]) == 0
+    shown = capsys.readouterr().out
+    assert "all identical" in shown
+    return shown
+
+
+def test_a_record_says_that_it_ends_well(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / "steps.jsonl"
+    loop, log = recorded(path)
+    serve_some(loop, 3)
+    log.close()
+    entries = path.read_text().splitlines()
+    assert json.loads(entries[-1]) == {"end": len(entries) - 2}
+    assert "incomplete" not in replayed(path, capsys)
+
+
+@pytest.mark.parametrize("left", [-1, -6, -7, -40, -200])
+def test_replay_tells_that_a_record_is_incomplete(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], left: int
+) -> None:
+    """Cut off anywhere: within its last line, before it, within an entry."""
+    path = tmp_path / "steps.jsonl"
+    loop, log = recorded(path)
+    serve_some(loop, 3)
+    log.close()
+    path.write_bytes(path.read_bytes()[:left])
+    assert "The record is incomplete: its last line is missing" in replayed(path, capsys)
+
+
+def test_a_record_of_a_full_disk_is_told_as_incomplete(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "steps.jsonl"
+    subprocess.run([sys.executable, "-c", _LIMITED, str(path)], capture_output=True, timeout=60, check=True)
+    assert "The record is incomplete" in replayed(path, capsys)
+
+
+def test_entries_that_are_missing_in_the_middle_are_no_record(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "steps.jsonl"
+    loop, log = recorded(path)
+    serve_some(loop, 3)
+    log.close()
+    entries = path.read_text().splitlines(keepends=True)
+    path.write_text("".join(entries[:4] + entries[5:]))
+    assert main(["replay", str(path)]) == 2
+    assert f"{len(entries) - 3} entries are left of {len(entries) - 2}" in capsys.readouterr().err
 
 
 _LIMITED = """

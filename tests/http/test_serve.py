@@ -44,10 +44,40 @@ def test_a_port_can_be_bound_again_after_use() -> None:
     bind(HttpConfig(host="127.0.0.1", port=port)).close()
 
 
+@pytest.mark.parametrize("host", ["127.0.0.1", "0.0.0.0"])
+@pytest.mark.parametrize("used", [False, True])
+def test_a_port_is_taken_from_the_beginning_and_answers_at_the_end(host: str, used: bool) -> None:
+    """While a model loads, nobody else can have the port, and no client can connect; `used`: whether
+    connections of an earlier server are still in TIME_WAIT there."""
+    first = bind(HttpConfig(host="127.0.0.1", port=0))
+    port = first.getsockname()[1]
+    if used:
+        first.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # as a listener does
+        first.listen()
+        first.setblocking(True)
+        with socket.create_connection(("127.0.0.1", port)) as client:
+            first.accept()[0].close()  # who closes first waits
+            assert not client.recv(1)
+        first.close()
+        first = bind(HttpConfig(host="127.0.0.1", port=port))
+    with first:
+        with pytest.raises(StartupError, match=f"Port {port} is in use"):
+            bind(HttpConfig(host=host, port=port))
+        with pytest.raises(ConnectionRefusedError):
+            socket.create_connection(("127.0.0.1", port), 5)
+
+
+def reusable(port: int) -> socket.socket:
+    """Bound, and in nobody's way until it listens."""
+    sock = socket.socket()
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    sock.bind(("127.0.0.1", port))
+    return sock
+
+
 @pytest.mark.parametrize("uvloop", [True, False])
 def test_of_two_servers_on_one_port_the_second_is_refused(uvloop: bool) -> None:
-    """Both can be bound, so that a port waits for nobody's TIME_WAIT; only one can listen. uvloop does not
-    tell."""
+    """Sockets that others have made may both be bound, and only one can listen. uvloop does not tell."""
     first = HttpConfig(host="127.0.0.1", port=0)
     factory = None
     if uvloop:
@@ -61,10 +91,10 @@ def test_of_two_servers_on_one_port_the_second_is_refused(uvloop: bool) -> None:
 
     async def both() -> None:
         started, never = asyncio.Event(), asyncio.Event()
-        one = bind(first)
+        one = reusable(0)
         port = one.getsockname()[1]
         second = HttpConfig(host="127.0.0.1", port=port)
-        other = bind(second)
+        other = reusable(port)
         serving = asyncio.create_task(start(first, one, upstreams := Upstreams(), started.set))
         await started.wait()
         with pytest.raises(StartupError, match=f"Port {port} is in use"):

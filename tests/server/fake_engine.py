@@ -101,6 +101,8 @@ class FakeEngine:
     gone: list[str] = field(default_factory=list)
     """Requests whose iterator was closed early."""
     aborted: list[str] = field(default_factory=list)
+    settled_ids: list[str] = field(default_factory=list)
+    """Sequences whose figures are counted."""
     draining: bool = False
     closed: bool = False
     failure: PenstockError | None = None
@@ -166,6 +168,9 @@ class FakeEngine:
             self._changed.notify_all()
         if self._wake is not None:
             self._wake.set()
+
+    def settled(self, id: str) -> None:
+        self.settled_ids.append(id)
 
     def liveness(self) -> Liveness:
         return Liveness(alive=not self.stuck, reason=self.stuck)

@@ -25,7 +25,8 @@ class Bills:
     def __init__(self, tokenizer: Tokenizer) -> None:
         self.metrics = Metrics("m", 256)
         aborted: list[str] = []
-        engine = SimpleNamespace(abort=aborted.extend)
+        self.settled: list[str] = []
+        engine = SimpleNamespace(abort=aborted.extend, settled=self.settled.append)
         self.feed = Feed()
         state = SimpleNamespace(
             engine=engine, tokenizer=tokenizer, metrics=self.metrics, bills=self.feed, wall=lambda: 7.0
@@ -75,6 +76,7 @@ def test_one_prompt_is_refused_while_another_is_computed(tokenizer: Tokenizer) -
     bills.late(event(1, 0.0, FinishReason.ABORT))
     assert (bills.sample("sum"), bills.sample("count")) == (0.5, 1), "who never ran is not counted"
     assert bills.told() == [(("abort", "error", "error"), 0.5)]
+    assert sorted(bills.settled) == ["r:0", "r:1", "r:2"], "but nobody else has to count it"
 
 
 def test_a_last_event_that_cannot_be_digested_is_counted(
@@ -87,9 +89,11 @@ def test_a_last_event_that_cannot_be_digested_is_counted(
         bills.batch(
             event(0, 0.25, FinishReason.STOP, tokens=(5,)), event(1, 0.5, FinishReason.STOP, tokens=(5,))
         )
+    assert sorted(bills.settled) == ["r:0", "r:1"]
     bills.late(event(2, 1.0, FinishReason.ABORT))
     assert (bills.sample("sum"), bills.sample("count")) == (1.75, 3)
     assert bills.told() == [(("error", "error", "abort"), 1.75)]
+    assert sorted(bills.settled) == ["r:0", "r:1", "r:2"]
 
 
 def test_an_engine_that_dies_leaves_what_is_known(tokenizer: Tokenizer) -> None:

@@ -25,15 +25,13 @@ from starlette.types import ASGIApp
 
 from penstock.core.errors import PenstockError, StartupError
 
-from .bind import bind, bind_error, check_tls, load_tls
+from .bind import bind_error, check_tls, load_tls
 from .config import HttpConfig
 from .connection import Connection
 from .layers import restricted
 from .limits import Connections, Limits, affordable
 from .listener import Listener
 from .peers import Peers
-
-__all__ = ["Actions", "Lifecycle", "Server", "Worker", "bind", "serve"]
 
 logger = logging.getLogger("penstock.http")
 

@@ -12,8 +12,9 @@ from typing import Any
 
 from starlette.types import ASGIApp
 
+from penstock.http.bind import bind
 from penstock.http.config import HttpConfig
-from penstock.http.serve import Server, bind
+from penstock.http.serve import Server
 
 PATIENCE = 20.0
 """Seconds after which a wait in a test counts as a hang."""

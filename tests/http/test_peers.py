@@ -11,9 +11,10 @@ import pytest
 
 from penstock.core.errors import PenstockError, Unavailable
 from penstock.http import ids
+from penstock.http.bind import bind
 from penstock.http.config import HttpConfig
 from penstock.http.peers import Peers
-from penstock.http.serve import bind, serve
+from penstock.http.serve import serve
 
 from .conftest import make_app
 
@@ -72,7 +73,6 @@ def test_connections_are_shared_out_equally_and_a_busy_process_holds_nobody_up(t
             sock.dup(),
             on_started=serving[index].set,
             handle_signals=False,
-            log_config=None,
             peers=peers[index],
         )
 

@@ -12,8 +12,9 @@ from pathlib import Path
 import pytest
 
 from penstock.core.errors import PenstockError, StartupError, Unavailable
+from penstock.http.bind import bind
 from penstock.http.config import HttpConfig
-from penstock.http.serve import bind, serve
+from penstock.http.serve import serve
 
 from .conftest import make_app
 from .live import Response, exchange

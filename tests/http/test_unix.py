@@ -15,8 +15,9 @@ from pathlib import Path
 import pytest
 
 from penstock.core.errors import StartupError
+from penstock.http.bind import address, bind
 from penstock.http.config import HttpConfig
-from penstock.http.serve import Server, address, bind
+from penstock.http.serve import Server
 from penstock.http.unix import UnixSocket
 
 from .conftest import make_app

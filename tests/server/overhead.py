@@ -18,7 +18,7 @@ from typing import Any
 import uvicorn
 from msgspec.structs import replace
 
-from penstock.http.serve import bind
+from penstock.http.bind import bind
 from penstock.server.app import create_app
 from penstock.server.config import ServerConfig
 from penstock.text.chat_template import ChatTemplate

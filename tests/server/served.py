@@ -11,7 +11,8 @@ import logging
 import signal
 from functools import partial
 
-from penstock.http.serve import bind, serve
+from penstock.http.bind import bind
+from penstock.http.serve import serve
 from penstock.server.app import create_app
 from penstock.server.config import ServerConfig
 from penstock.text.chat_template import ChatTemplate

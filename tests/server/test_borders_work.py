@@ -16,9 +16,9 @@ from penstock.core.errors import InvalidRequest
 from penstock.core.plan import Event
 from penstock.core.request_spec import FinishReason
 from penstock.core.stats import EngineStats, Totals
-from penstock.server import tokens
+from penstock.server import tokens, work
 from penstock.server.config import ServerConfig
-from penstock.server.limits import check_body, check_lists, check_messages
+from penstock.server.limits import check_answer, check_body, check_lists, check_messages
 from penstock.server.state import State
 from penstock.server.stats_log import StatsLog
 from penstock.server.tokens import Usable, check_ids, encode_texts
@@ -34,9 +34,75 @@ from .tiny import REPLY
 
 def test_the_event_loop_does_what_is_short_and_threads_what_is_longer() -> None:
     async def scene() -> None:
-        work, mine = Work(), threading.get_ident()
-        assert await work.do(IN_THREAD, threading.get_ident) == mine
-        assert await work.do(IN_THREAD + 1, threading.get_ident) != mine
+        here, mine = Work(), threading.get_ident()
+        assert await here.do(IN_THREAD, threading.get_ident) == mine
+        assert await here.do(IN_THREAD + 1, threading.get_ident) != mine
+
+    asyncio.run(scene())
+
+
+def test_a_million_characters_are_worked_on_at_a_time() -> None:
+    """Whatever they are a part of: it is what bounds the memory."""
+    entered: list[int] = []
+
+    def enter(number: int, wait: threading.Event) -> None:
+        entered.append(number)
+        assert wait.wait(20)
+
+    async def scene() -> None:
+        million, gates = Work(), [threading.Event(), threading.Event(), threading.Event()]
+        callers = [
+            asyncio.create_task(million.run(size, enter, number, gates[number]))
+            for number, size in enumerate((600_000, 400_000, 60_000))
+        ]
+        while len(entered) < 2:
+            await asyncio.sleep(0.001)
+        assert sorted(entered) == [0, 1]
+        assert million._free == 2**20 - 1_000_000
+        gates[1].set()
+        await callers[1]
+        while len(entered) < 3:
+            await asyncio.sleep(0.001)
+        gates[0].set()
+        gates[2].set()
+        await asyncio.gather(*callers)
+        assert million._free == 2**20
+
+    asyncio.run(asyncio.wait_for(scene(), 20))
+
+
+def test_who_has_left_the_queue_holds_nobody_up() -> None:
+    """Not even who wanted more than there will be for long."""
+    ends = {name: threading.Event() for name in ("one", "two", "large", "small")}
+
+    async def scene() -> None:
+        ten = Work(10)
+        one, two, large, small = (
+            asyncio.create_task(ten.run(size, ends[name].wait, 20))
+            for name, size in (("one", 5), ("two", 5), ("large", 10), ("small", 5))
+        )
+        await asyncio.sleep(0)
+        large.cancel()
+        ends["small"].set()
+        ends["one"].set()
+        assert await small  # while the other one still runs
+        assert not two.done()
+        ends["two"].set()
+        assert await one
+        assert await two
+
+    asyncio.run(asyncio.wait_for(scene(), 20))
+
+
+def test_the_memory_of_work_is_given_back_by_its_size() -> None:
+    async def scene() -> None:
+        mine = Work()
+        enough = work._WORTH_A_TRIM // work._BYTES
+        await mine.run(enough - 1, len, "")
+        assert mine._trim is None
+        await mine.run(1, len, "")
+        assert mine._trim is not None
+        mine._trim.cancel()
 
     asyncio.run(scene())
 
@@ -58,9 +124,10 @@ def test_batches_are_neighbours_and_as_many_as_fit(lengths: list[int], extra: in
 
 
 class Encoder:
-    """Two characters are a token; every text that it got is noted."""
+    """So many characters are a token; every text that it got is noted."""
 
-    def __init__(self) -> None:
+    def __init__(self, chars: int = 2) -> None:
+        self.chars = chars
         self.got: list[list[str]] = []
         self.threads: set[int] = set()
 
@@ -68,11 +135,11 @@ class Encoder:
         assert add_special_tokens
         self.got.append(list(texts))
         self.threads.add(threading.get_ident())
-        return [[ord(text[i]) for i in range(0, len(text), 2)] for text in texts]
+        return [[ord(text[i]) for i in range(0, len(text), self.chars)] for text in texts]
 
 
-def encoded(texts: list[str], usable: Usable | None) -> tuple[Encoder, list[list[int]]]:
-    encoder = Encoder()
+def encoded(texts: list[str], usable: Usable | None, chars: int = 2) -> tuple[Encoder, list[list[int]]]:
+    encoder = Encoder(chars)
 
     async def scene() -> list[list[int]]:
         state = SimpleNamespace(tokenizer=encoder, work=Work())
@@ -109,6 +176,18 @@ def test_of_a_long_text_not_much_more_is_read_than_is_used(side: str, most: int)
     longest = max(len(part) for batch in encoder.got for part in batch)
     assert longest <= max(IN_THREAD, 16 * most)
     assert longest < len(text)
+
+
+def test_of_a_text_with_few_tokens_parts_are_read_that_double() -> None:
+    """Until there are enough, or until it ends."""
+    most = 2000
+    encoder, [ids] = encoded(["x" * 1_000_000], Usable(most, "right", "prompt"), chars=40)
+    lengths = [len(part) for [part] in encoder.got]
+    assert lengths == [32_000, 64_000, 128_000, 256_000]
+    assert len(ids) == 6400
+    encoder, [ids] = encoded(["x" * 100_000], Usable(most, None, "prompt"), chars=40)
+    assert [len(part) for [part] in encoder.got] == [32_000, 64_000, 100_000]
+    assert len(ids) == 2500
 
 
 def test_a_text_that_is_not_long_for_its_use_is_read_at_once() -> None:
@@ -171,6 +250,13 @@ def test_the_refusal_says_how_many_values_there_are_without_token_ids() -> None:
         check_lists({"prompt": [[1] * 100, [2] * 3, "a"]}, 114, SMALL)
     check_lists({"prompt": [1] * 100}, 110, SMALL)
     check_lists({"tokens": [1] * 100}, 110, SMALL)
+
+
+def test_an_answer_that_would_be_too_large_may_be_streamed() -> None:
+    check_answer(1000, ServerConfig(max_response_bytes=1000), "n")
+    with pytest.raises(InvalidRequest, match=r"at most 1000, got 1001\. .* or for a stream\.") as caught:
+        check_answer(1001, ServerConfig(max_response_bytes=1000), "n")
+    assert caught.value.param == "n"
 
 
 # ---- bills ----

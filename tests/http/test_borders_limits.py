@@ -62,7 +62,9 @@ def test_a_client_beyond_its_share_is_restricted_and_others_are_not(caplog: pyte
     assert not any(each.restricted for each in own)
     [third] = busy(connections, 1)
     assert third.restricted
-    assert lines(caplog) == ["a has 2 connections (--max-connections-per-client): it gets 503 on further ones."]
+    assert lines(caplog) == [
+        "a has 2 connections (--max-connections-per-client): it gets 503 on further ones."
+    ]
     [other] = busy(connections, 1, "b")
     assert not other.restricted
     # those that are restricted count for the client, too

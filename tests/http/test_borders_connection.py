@@ -486,7 +486,6 @@ async def test_an_answer_that_has_begun_is_cut_where_its_request_breaks() -> Non
 @pytest.mark.parametrize(
     ("data", "status", "words"),
     [
-        (b"CONNECT /a HTTP/1.1\r\nHost: x\r\n\r\n", 400, "CONNECT is not served here."),
         (b"CONNECT x:1 HTTP/1.1\r\nHost: x\r\n\r\n", 400, "The request target has no path."),
         (b"GET / HTTP/2.0\r\nHost: x\r\n\r\n", 505, "HTTP/2.0 is not spoken here. Use HTTP/1.1."),
         (b"GET / HTTP/1.1\r\n\r\n", 400, "A request has one Host header, this one has 0."),
@@ -567,6 +566,16 @@ async def test_an_offer_is_taken_out_and_everything_else_stays() -> None:
     wire.feed(GET + b"\r\n")
     await wire.settle()
     assert (wire.answers, wire.transport.ended) == (2, "")
+
+
+@scene
+async def test_nothing_is_spoken_after_connect() -> None:
+    """The application answers it, once, as it answers any method that it does not know."""
+    wire = Wire()
+    wire.feed(b"CONNECT /a HTTP/1.1\r\nHost: x\r\n\r\n" + GET + b"\r\n")
+    await wire.settle()
+    assert [scope["method"] for scope in wire.scopes] == ["CONNECT"]
+    assert (wire.answers, wire.transport.ended) == (1, "close")
 
 
 # ---- after an answer ----

@@ -163,6 +163,12 @@ async def end_events(send: Send) -> None:
     await stream.close(event(DONE.encode()))
 
 
+async def end_by_default(send: Send) -> None:
+    """A message that does not say whether more follows is the last one."""
+    await EventStream(send).send(event(b"1"))
+    await send({"type": "http.response.body", "body": event(DONE.encode())})
+
+
 def test_an_error_is_openais_with_its_status_and_headers() -> None:
     answer = called(raising(QueueFull("full.", retry_after=7)), scope_of())
     assert (answer.status, answer.headers["retry-after"]) == (503, "7")
@@ -229,10 +235,9 @@ def test_who_is_cut_off_by_the_end_of_the_server_is_told_in_the_shape_of_the_ans
     assert json.loads(last)["error"]["message"] == "The server is shutting down."
     assert begun.sent[-1]["more_body"] is False
     # a whole stream stays whole, and what has no events gets none
-    assert EventDecoder().feed(called(raising(asyncio.CancelledError(), end_events), scope_of()).body) == [
-        "1",
-        DONE,
-    ]
+    for ended in (end_events, end_by_default):
+        whole = called(raising(asyncio.CancelledError(), ended), scope_of())
+        assert EventDecoder().feed(whole.body) == ["1", DONE]
     assert called(raising(asyncio.CancelledError(), begin_json), scope_of()).body == b""
 
 
@@ -294,6 +299,10 @@ def test_what_nobody_serves_is_named() -> None:
     assert (wrong.status, wrong.error["code"]) == (405, "method_not_allowed")
     assert wrong.headers["allow"] == "DELETE, GET, HEAD"
     assert wrong.error["message"] == "POST is not allowed for /a. Use DELETE, GET, HEAD."
+
+
+def test_what_is_no_http_is_not_answered() -> None:
+    assert called(served(), {"type": "websocket", "path": "/b", "headers": []}).sent == []
 
 
 def test_layers_are_there_where_they_are_asked_for() -> None:

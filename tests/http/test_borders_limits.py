@@ -110,7 +110,7 @@ def test_the_longest_idle_goes_first_and_nobody_who_has_just_come(
     assert (new.is_cut, later.restricted) == (True, False)
 
 
-def test_in_the_reserve_the_silent_make_room_as_well() -> None:
+def test_in_the_reserve_the_silent_make_room_as_well(caplog: pytest.LogCaptureFixture) -> None:
     connections, clock = table(max_connections=1)
     busy(connections, 1)
     reserve = busy(connections, RESERVE)
@@ -123,6 +123,7 @@ def test_in_the_reserve_the_silent_make_room_as_well() -> None:
     assert connections.admit(new)
     assert (reserve[5].is_cut, new.restricted) == (True, True)
     assert sum(each.is_cut for each in reserve) == 1
+    assert not [line for line in lines(caplog) if "longest idle" in line], "nobody's work is cut off by that"
     assert len(connections) == 1 + RESERVE
 
 
@@ -136,6 +137,49 @@ def test_an_idle_ordinary_one_is_room_for_anybody() -> None:
     new = Stub()
     assert connections.admit(new)
     assert (ordinary.is_cut, new.restricted) == (True, False)
+
+
+def test_each_kind_of_trouble_is_counted_by_its_name(caplog: pytest.LogCaptureFixture) -> None:
+    connections, clock = table(max_connections=1, max_connections_per_client=2, timeout_send=1.0)
+    for _ in range(3):  # the first one has room, each of the others takes it from the one before
+        clock.now += 1.0
+        assert connections.admit(Stub())
+    clock.now += 1.0
+    silent, *_ = busy(connections, 1)
+    for number in range(RESERVE):
+        busy(connections, 1, f"b{number}")
+    for _ in range(2):
+        assert not connections.admit(Stub("c"))
+    busy_a = [Stub("a") for _ in range(2)]
+    assert not any(connections.admit(stub) for stub in busy_a)
+    for left in (5, 5):
+        silent.left = left
+        connections.sweep()
+        clock.now += 1.0
+        connections.sweep()
+    silent.left = 0
+    clock.now += 60.0
+    caplog.clear()
+    connections.sweep()
+    told = lines(caplog)
+    assert "The same (evicted) happened 2 more times." in told
+    assert f"The same (full) happened {RESERVE - 1} more times." in told
+    assert "The same (refused) happened 3 more times." in told
+    assert any(line.startswith("The same (send) happened ") for line in told)
+
+
+def test_nothing_is_kept_of_who_has_gone() -> None:
+    connections, clock = table(timeout_send=10.0)
+    stubs = busy(connections, 3)
+    for stub in stubs:
+        stub.left = 5
+    connections.sweep()
+    clock.now += 1.0
+    connections.sweep()
+    for stub in stubs:
+        connections.forget(stub)
+    assert (len(connections), connections._stalled, connections._of_client) == (0, {}, {})
+    assert connections._idle == ({}, {})
 
 
 # ---- times ----

@@ -38,7 +38,8 @@ def test_the_limit_is_reached_then_the_reserve_then_nobody_is_heard(caplog: pyte
     beyond = busy(connections, RESERVE)
     assert all(each.restricted for each in beyond)
     assert lines(caplog) == [
-        "All 3 connections are busy (--max-connections): only health and metrics are answered on further ones."
+        "All 3 connections are busy (--max-connections): only health and metrics are answered on further "
+        "ones."
     ]
     assert len(connections) == 3 + RESERVE
     assert not connections.receptive
@@ -180,6 +181,80 @@ def test_nothing_is_kept_of_who_has_gone() -> None:
         connections.forget(stub)
     assert (len(connections), connections._stalled, connections._of_client) == (0, {}, {})
     assert connections._idle == ({}, {})
+
+
+# ---- descriptors ----
+
+
+@pytest.fixture
+def files(monkeypatch: pytest.MonkeyPatch) -> Any:
+    """A process with these limits (soft, hard) and so many open files; its limits after that."""
+    import resource
+
+    def having(soft: int, hard: int, used: int, *, raises: bool = False) -> list[tuple[int, int]]:
+        now = [(soft, hard)]
+
+        def set_limit(kind: int, wanted: tuple[int, int]) -> None:
+            if raises:
+                raise ValueError("not allowed to raise maximum limit")
+            now.append(wanted)
+
+        monkeypatch.setattr(resource, "getrlimit", lambda kind: now[-1])
+        monkeypatch.setattr(resource, "setrlimit", set_limit)
+        monkeypatch.setattr(limits, "_in_use", lambda: used)
+        return now
+
+    return having
+
+
+def test_as_many_connections_as_descriptors_are_left(files: Any, caplog: pytest.LogCaptureFixture) -> None:
+    taken = 100 + limits._SPARE_DESCRIPTORS + RESERVE
+    now = files(1000, 5000, 100)
+    assert limits.affordable(10_000) == 5000 - taken
+    assert now == [(1000, 5000), (5000, 5000)]
+    assert lines(caplog) == [
+        f"--max-connections 10000 is lowered to {5000 - taken}: the process may have 5000 open files "
+        "(`ulimit -n`)."
+    ]
+    caplog.clear()
+    for wanted in (5000 - taken, 8, 1):
+        assert limits.affordable(wanted) == wanted
+    assert lines(caplog) == []
+    files(1000, 5000, 100, raises=True)
+    assert limits.affordable(10_000) == 1000 - taken
+    now = files(5000, 5000, 100)
+    assert limits.affordable(10) == 10
+    assert now == [(5000, 5000)]
+
+
+def test_a_few_connections_there_must_be(files: Any) -> None:
+    taken = 100 + limits._SPARE_DESCRIPTORS + RESERVE
+    files(taken + 8, taken + 8, 100)
+    assert limits.affordable(10_000) == 8
+    files(taken + 7, taken + 7, 100)
+    assert limits.affordable(7) == 7
+    for wanted in (8, 10_000):
+        with pytest.raises(ValueError, match=f"limit of {taken + 7} open files .* raise `ulimit -n`"):
+            limits.affordable(wanted)
+
+
+def test_without_a_limit_there_is_none(files: Any) -> None:
+    import resource
+
+    files(resource.RLIM_INFINITY, resource.RLIM_INFINITY, 100)
+    assert limits.affordable(10**9) == 10**9
+
+
+def test_open_files_are_counted_where_the_system_lists_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    for there, count in (("/proc/self/fd", 3), ("/dev/fd", 5), ("nowhere", 64)):
+
+        def listdir(path: str, there: str = there, count: int = count) -> list[str]:
+            if path != there:
+                raise FileNotFoundError(path)
+            return ["1"] * count
+
+        monkeypatch.setattr(limits.os, "listdir", listdir)
+        assert limits._in_use() == count
 
 
 # ---- times ----

@@ -120,7 +120,7 @@ def test_the_table_word_by_word() -> None:
 def test_the_models_context_is_the_longest(length: int | None) -> None:
     assert plan(max_model_len=length).max_model_len == 40960
     assert plan(max_model_len=40960).max_model_len == 40960
-    with pytest.raises(MemoryBudgetError, match="Use --max-model-len 40960 or less.") as caught:
+    with pytest.raises(MemoryBudgetError, match=r"Use --max-model-len 40960 or less\.") as caught:
         plan(max_model_len=40961)
     assert caught.value.param == "--max-model-len"
 

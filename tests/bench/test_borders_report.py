@@ -192,44 +192,58 @@ def test_every_key_of_a_report() -> None:
     assert rows == [
         {
             **fine,
-            **{
-                "index": 0,
-                "intended_time": 0.0,
-                "start_time": 0.0,
-                "ttft": 1.0,
-                "latency": 2.0,
-                "itl": [1.0],
-            },
-            **{"prompt_len": 10, "output_tokens": 3, "cached_tokens": None, "device_seconds": None},
+            "index": 0,
+            "intended_time": 0.0,
+            "start_time": 0.0,
+            "ttft": 1.0,
+            "latency": 2.0,
+            "itl": [1.0],
+            "prompt_len": 10,
+            "output_tokens": 3,
+            "cached_tokens": None,
+            "device_seconds": None,
             "finish_reason": "stop",
         },
         {
             **fine,
-            **{
-                "index": 1,
-                "intended_time": 0.5,
-                "start_time": 1.0,
-                "ttft": 2.0,
-                "latency": 4.0,
-                "itl": [2.0],
-            },
-            **{"prompt_len": None, "output_tokens": 2, "cached_tokens": 4, "device_seconds": 0.25},
+            "index": 1,
+            "intended_time": 0.5,
+            "start_time": 1.0,
+            "ttft": 2.0,
+            "latency": 4.0,
+            "itl": [2.0],
+            "prompt_len": None,
+            "output_tokens": 2,
+            "cached_tokens": 4,
+            "device_seconds": 0.25,
             "finish_reason": None,
         },
         {
             **nothing,
-            **{"index": 2, "outcome": "failed", "intended_time": 1.0, "start_time": 1.0},
-            **{"cause": "HTTP 503", "error": "message 2"},
+            "index": 2,
+            "outcome": "failed",
+            "intended_time": 1.0,
+            "start_time": 1.0,
+            "cause": "HTTP 503",
+            "error": "message 2",
         },
         {
             **nothing,
-            **{"index": 3, "outcome": "unfinished", "intended_time": 2.0, "start_time": 4.5},
-            **{"cause": None, "error": None},
+            "index": 3,
+            "outcome": "unfinished",
+            "intended_time": 2.0,
+            "start_time": 4.5,
+            "cause": None,
+            "error": None,
         },
         {
             **nothing,
-            **{"index": 4, "outcome": "unfinished", "intended_time": 3.0, "start_time": None},
-            **{"cause": None, "error": None},
+            "index": 4,
+            "outcome": "unfinished",
+            "intended_time": 3.0,
+            "start_time": None,
+            "cause": None,
+            "error": None,
         },
     ]
 
@@ -284,10 +298,9 @@ def test_every_line_of_the_table() -> None:
         "Latency in ms",
         "mean p50 p99.9",
         "Time to first token 1,500.00 1,500.00 1,999.00",
-        "Time per output token 1,250.00 1,250.00 1,999.25"[:0] or printed(found)[21],
+        "Time per output token 1,250.00 1,250.00 1,998.50",
         "1 failed: HTTP 503, for example: message 2",
     ]
-    assert printed(found)[21].startswith("Time per output token 1,250.00 ")
 
 
 def test_what_there_is_not_has_no_line() -> None:
@@ -333,9 +346,11 @@ def test_the_machine_is_the_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
     assert list(found["versions"]) == ["python", "penstock", "aiohttp"]
     assert found["versions"]["python"] == platform.python_version()
     texts.clear()
-    monkeypatch.setattr(
-        module.os, "sysconf", lambda name: 1 / 0 if not name else (_ for _ in ()).throw(OSError())
-    )
+
+    def no_sysconf(name: str) -> int:
+        raise OSError(name)
+
+    monkeypatch.setattr(module.os, "sysconf", no_sysconf)
     monkeypatch.setattr(module.os, "cpu_count", lambda: None)
 
     def no_version(name: str) -> str:
@@ -343,7 +358,7 @@ def test_the_machine_is_the_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr(module.metadata, "version", no_version)
     found = describe_machine()
-    assert found["cpu"] == platform.processor() or platform.machine()
+    assert found["cpu"] == (platform.processor() or platform.machine())
     assert (found["memory_bytes"], found["cores"]) == (None, 0)
     assert found["versions"]["aiohttp"] == "not installed as a package"
 

@@ -578,7 +578,23 @@ async def test_nothing_is_spoken_after_connect() -> None:
     assert (wire.answers, wire.transport.ended) == (1, "close")
 
 
+@scene
+async def test_what_is_closing_is_not_written_to() -> None:
+    wire = Wire()
+    wire.transport.close()
+    wire.feed(b"nonsense\r\n\r\n")
+    assert (wire.transport.sent, wire.transport.ended) == (b"", "close")
+
+
 # ---- after an answer ----
+
+
+@scene
+async def test_nothing_runs_that_was_sent_ahead_after_the_last_request() -> None:
+    wire = Wire()
+    wire.feed(GET + b"Connection: close\r\n\r\n" + GET + b"\r\n")
+    await wire.settle()
+    assert (len(wire.scopes), wire.answers, wire.transport.ended) == (1, 1, "close")
 
 
 @scene

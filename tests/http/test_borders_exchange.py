@@ -495,6 +495,7 @@ def test_a_stream_begins_with_its_first_event() -> None:
     }
     assert answer.body == b"data: 1\n\nevent: more\ndata: 2\n\ndata: 3\n\n"
     assert [message.get("more_body") for message in answer.sent] == [None, True, True, False]
+    assert {message["type"] for message in answer.sent[1:]} == {"http.response.body"}
     assert EventDecoder().feed(answer.body) == ["1", "2", "3"]
 
 

@@ -19,7 +19,7 @@ from penstock.http import serve as module
 from penstock.http.config import HttpConfig
 from penstock.http.limits import Connections, Limits
 from penstock.http.listener import Listener
-from penstock.http.serve import Lifecycle, _bind_error, _uvicorn_config, _without_query, bind
+from penstock.http.serve import Lifecycle, Server, _bind_error, _uvicorn_config, _without_query, bind
 
 from .live import PATIENCE
 
@@ -220,6 +220,42 @@ def test_a_dead_worker_leaves_a_moment_for_its_last_words(
 
 def test_without_a_signal_there_is_nothing_to_finish() -> None:
     asyncio.run(life(Upstreams())[0].finish())
+
+
+def test_a_server_that_is_forced_to_end_cancels_what_runs() -> None:
+    async def scene() -> None:
+        server = Server(None, HttpConfig(), log_config=None)  # type: ignore[arg-type]
+        started: list[bool] = []
+        server._on_started = lambda: started.append(server.started)
+        await server.startup(None)
+        assert (server.servers, started) == ([], [True])
+        ended: list[str] = []
+
+        async def handler() -> None:
+            try:
+                await asyncio.Event().wait()
+            finally:
+                ended.append("it had a moment to say goodbye")
+
+        task = asyncio.create_task(handler())
+        await settle()
+        server.server_state.tasks.add(task)
+        server.force_exit = True
+        await server.shutdown([])
+        assert task.cancelled()
+        assert len(ended) == 1
+
+    asyncio.run(asyncio.wait_for(scene(), PATIENCE))
+
+
+def test_a_server_without_descriptors_names_its_flag(monkeypatch: pytest.MonkeyPatch) -> None:
+    def none(wanted: int) -> int:
+        raise ValueError("there is no room")
+
+    monkeypatch.setattr(module, "affordable", none)
+    with pytest.raises(StartupError, match=r"Cannot serve: there is no room\.") as caught:
+        Server(None, HttpConfig(), log_config=None)  # type: ignore[arg-type]
+    assert caught.value.param == "--max-connections"
 
 
 # ---- who is accepted ----

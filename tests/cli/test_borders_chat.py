@@ -124,7 +124,7 @@ def test_errors_come_with_what_to_do(
     monkeypatch.setattr(server, "models", lambda: ["a", "b"])
     answer = b'{"error": {"message": "said so"}}'
     assert server._explain(status, answer, body) == f"HTTP {status} from http://h/v1: {ending}"
-    monkeypatch.setattr(server, "models", lambda: [])
+    monkeypatch.setattr(server, "models", list)
     if status == 404 and body is not None:
         assert server._explain(status, answer, body).endswith("said so; it has: no models (--model)")
 

@@ -161,7 +161,7 @@ def help_on(capsys: pytest.CaptureFixture[str], word: str) -> list[str]:
 def test_help_has_a_line_for_each_flag(capsys: pytest.CaptureFixture[str]) -> None:
     lines = help_on(capsys, "--help")
     assert lines[0] == "usage: tool [MODEL] [flags]"
-    assert [line for line in lines if line.startswith("--") or line.startswith("name")] == [
+    assert [line for line in lines if line.startswith(("--", "name"))] == [
         "--config FILE flags from a YAML file, `max-model-len: 8192`; those of the command line win",
         "name what to serve (default: demo)",
         "--some-count N how many (default: 3)",
@@ -263,7 +263,7 @@ def test_entries_of_a_file(tmp_path: Path, text: str, entries: list[tuple[str, l
 def test_files_that_are_none_name_the_place(tmp_path: Path, text: str, why: str) -> None:
     file = tmp_path / "f.yaml"
     file.write_text(text)
-    with pytest.raises(ValueError) as caught:  # noqa: PT011
+    with pytest.raises(ValueError) as caught:
         read_config(str(file), switches=[])
     assert str(caught.value).startswith(f"{file}: {why}")
 
@@ -281,16 +281,11 @@ def test_a_file_that_cannot_be_read(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("text", "size"),
-    [("0", 0), ("-1", -1), ("1k", 1000), ("1K", 1024), ("1m", 10**6), ("1M", 1 << 20), ("1g", 10**9)]
-    + [
-        ("1G", 1 << 30),
-        ("1t", 10**12),
-        ("1T", 1 << 40),
-        ("1ki", 1 << 10),
-        ("1Mi", 1 << 20),
-        ("1gib", 1 << 30),
-    ]
-    + [("1TIB", 1 << 40), ("0.5KiB", 512), ("2 k", 2000), ("-0.001k", -1)],
+    [
+        *(("0", 0), ("-1", -1), ("1k", 1000), ("1K", 1024), ("1m", 10**6), ("1M", 1 << 20), ("1g", 10**9)),
+        *(("1G", 1 << 30), ("1t", 10**12), ("1T", 1 << 40), ("1ki", 1 << 10), ("1Mi", 1 << 20)),
+        *(("1gib", 1 << 30), ("1TIB", 1 << 40), ("0.5KiB", 512), ("2 k", 2000), ("-0.001k", -1)),
+    ],
 )
 def test_sizes(text: str, size: int) -> None:
     assert parse_size(text) == size

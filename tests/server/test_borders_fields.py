@@ -11,7 +11,13 @@ from penstock.core.errors import InvalidRequest, StartupError, UnsupportedParame
 from penstock.server.config import ServerConfig
 from penstock.server.conversation import normalise
 from penstock.server.fields import CHAT_NEUTRAL, COMPLETION_NEUTRAL, TOKENIZE_NEUTRAL, check
-from penstock.server.protocol import ChatRequest, CompletionRequest, decode
+from penstock.server.protocol import (
+    ChatRequest,
+    CompletionRequest,
+    TokenizeChatRequest,
+    _integer_fields,
+    decode,
+)
 
 TABLES = {"chat": CHAT_NEUTRAL, "completions": COMPLETION_NEUTRAL, "tokenize": TOKENIZE_NEUTRAL}
 
@@ -69,6 +75,12 @@ def test_what_changes_nothing_is_taken_and_everything_else_refused(table: str, n
         with pytest.raises(UnsupportedParameter, match=name) as caught:
             check({name: value}, (), TABLES[table])
         assert caught.value.param == name
+
+
+def test_every_one_of_them_is_known() -> None:
+    shapes = (ChatRequest, CompletionRequest, TokenizeChatRequest)
+    implemented = {name for shape in shapes for name in shape.__struct_fields__}
+    assert set(VALUES) <= implemented.union(*TABLES.values())
 
 
 @pytest.mark.parametrize(("n", "best_of", "fine"), [(3, 3, True), (3, 1, False), (1, 1, True)])
@@ -177,6 +189,13 @@ def test_a_wrong_type_is_named_as_json_has_it(fields: dict[str, Any], message: s
         decode({"prompt": "a", **fields}, CompletionRequest)
     assert str(caught.value) == message
     assert str(caught.value.param) in message
+
+
+def test_fields_of_whole_numbers_are_those_that_take_no_others() -> None:
+    found = _integer_fields.__wrapped__(CompletionRequest)
+    assert {"n", "seed", "top_k", "max_tokens", "logprobs", "stop_token_ids", "priority"} <= found
+    others = {"temperature", "top_p", "stream", "stop", "truncation_side", "logit_bias", "neutral", "echo"}
+    assert not others & found
 
 
 def test_what_is_missing_is_named() -> None:

@@ -332,7 +332,8 @@ def test_the_most_frequent_error_comes_first_whatever_it_says() -> None:
 def test_the_machine_is_the_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
     texts = {"/proc/cpuinfo": "processor: 0\nmodel name\t: A: B \nmodel name\t: C\n"}
 
-    def read_text(self: Path, *args: object, **kwargs: object) -> str:
+    def read_text(self: Path, encoding: str | None = None) -> str:
+        assert encoding == "utf-8"
         if str(self) not in texts:
             raise FileNotFoundError(self)
         return texts[str(self)]
@@ -351,6 +352,8 @@ def test_the_machine_is_the_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
         raise OSError(name)
 
     monkeypatch.setattr(module.os, "sysconf", no_sysconf)
+    monkeypatch.setattr(module.os, "cpu_count", lambda: 7)
+    assert describe_machine()["cores"] == 7
     monkeypatch.setattr(module.os, "cpu_count", lambda: None)
 
     def no_version(name: str) -> str:

@@ -8,7 +8,10 @@ import json
 import math
 import socket
 import sys
+import tempfile
+import time
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -17,11 +20,14 @@ from hypothesis import strategies as st
 from rich.console import Console
 
 from penstock.bench import startup
+from penstock.bench.client import open_session
 from penstock.bench.errors import BenchError
 from penstock.bench.load import Stop, arrival_times, closed_loop, open_loop, stop_after
 from penstock.bench.prompts import FIRST_TOKEN_ID, WORDS, Prompt, RandomPrompts, read_jsonl
 from penstock.bench.serve import ServeBench
 from penstock.bench.startup import StartupBench, StartupTimes, bench_startup, free_port, print_startup
+
+from .fake_server import FakeServer
 
 # ---- arrivals ----
 
@@ -384,3 +390,53 @@ def test_the_last_fifteen_lines_are_told() -> None:
     silent = StartupBench((sys.executable, "-S", "-E", "-c", ""), bench.base_url, repeats=1)
     with pytest.raises(BenchError, match=r"ended with status 0 .*; it printed nothing$"):
         bench_startup(silent)
+
+
+def test_the_first_request_is_short_and_greedy() -> None:
+    with FakeServer().running() as server:
+        bench = StartupBench(("x",), server.url, headers={"X-A": "1"})
+        started = time.perf_counter()
+        process: Any = SimpleNamespace(poll=lambda: None)
+        host, port = startup._address(server.url)
+        with tempfile.TemporaryFile() as output:
+            watch = startup._Watch(bench, process, output, started)
+            found = asyncio.run(asyncio.wait_for(watch.times(host, port), 20))
+    assert 0 <= found.port_open_s <= found.healthy_s <= found.first_token_s <= time.perf_counter() - started
+    [request] = server.requests
+    assert (request["prompt"], request["max_tokens"]) == ("What is a Pod?", 2)
+    assert (request["temperature"], request["model"], request["stream"]) == (0, "fake-model", True)
+    assert server.headers[0]["X-A"] == "1"
+
+
+def test_a_server_has_a_session_and_no_input_of_its_callers() -> None:
+    code = "import os, sys; print(repr(sys.stdin.read()), os.getsid(0) == os.getpid())"
+    bench = StartupBench((sys.executable, "-S", "-E", "-c", code), "http://127.0.0.1:1")
+    with tempfile.TemporaryFile() as output:
+        with startup._server(bench, output) as process:
+            assert process.wait(20) == 0
+        output.seek(0)
+        assert output.read() == b"'' True\n"
+    with (
+        pytest.raises(BenchError, match="cannot run '/nowhere': "),
+        tempfile.TemporaryFile() as output,
+        startup._server(StartupBench(("/nowhere",), "http://h"), output),
+    ):
+        pass
+
+
+def test_a_server_is_healthy_when_it_says_so() -> None:
+    async def scene() -> None:
+        async with open_session() as session:
+            assert not await startup._healthy(session, f"http://127.0.0.1:{free_port()}")
+            with FakeServer().running() as server:
+                assert await startup._healthy(session, server.url)
+                assert not await startup._healthy(session, f"{server.url}/nowhere")
+
+    asyncio.run(scene())
+
+
+def test_the_command_of_our_own_server() -> None:
+    assert startup.serve_command("m", ["--a", "1"], 5) == (
+        *(sys.executable, "-m", "penstock", "serve", "m"),
+        *("--host", "127.0.0.1", "--port", "5", "--a", "1"),
+    )

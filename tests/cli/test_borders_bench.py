@@ -238,8 +238,18 @@ def test_help_says_what_each_flag_takes_and_its_default(capsys: pytest.CaptureFi
     with pytest.raises(SystemExit):
         parsed("--help")
     text = capsys.readouterr().out
+    assert "usage: penstock bench [-h] COMMAND ..." in text
     assert "put load on any" in text
     assert "measure a server from exec" in text
+
+
+def test_every_flag_explains_itself() -> None:
+    parser = argparse.ArgumentParser()
+    bench.add_arguments(parser)
+    [commands] = [each for each in parser._actions if isinstance(each, argparse._SubParsersAction)]
+    for command in commands.choices.values():
+        for action in command._actions:
+            assert action.help, action.option_strings
 
 
 # ---- the table and the files ----
@@ -267,8 +277,9 @@ def test_rows_of_the_table() -> None:
     ],
 )
 def test_results_have_vllms_names(words: tuple[str, ...], paths: list[str]) -> None:
-    result = {"model_id": "org/m", "request_rate": "inf", "date": "DATE"}
-    assert _result_paths(parsed("serve", *words), result) == [Path(path) for path in paths]
+    for model in ("m", "org/m", "a/b/m"):
+        result = {"model_id": model, "request_rate": "inf", "date": "DATE"}
+        assert _result_paths(parsed("serve", *words), result) == [Path(path) for path in paths]
 
 
 def test_a_result_is_written_into_folders_that_are_not_there(
@@ -331,6 +342,10 @@ def test_flags_behind_a_model_are_ours_where_we_know_them(monkeypatch: pytest.Mo
     assert found.command[4] == "m"
     assert found.command[-2:] == ("--seed", "1")
     assert re.fullmatch(r"http://127\.0\.0\.1:\d+", found.base_url)
+    # what is ours only in part, or help, is the server's
+    found = started(monkeypatch, "m", "--repeat", "9", "-h")
+    assert found.repeats == 3
+    assert found.command[-3:] == ("--repeat", "9", "-h")
 
 
 @pytest.mark.parametrize("flag", ["--host", "--port", "--port=5", "--host=x"])

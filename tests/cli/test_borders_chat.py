@@ -67,6 +67,7 @@ def test_help_says_what_each_flag_takes(
         ("http://h/", "http://h/v1"),
         ("http://h//", "http://h/v1"),
         ("http://h/x/", "http://h/x"),
+        ("http://h/X", "http://h/X"),
         ("https://h:1/v1", "https://h:1/v1"),
     ],
 )

@@ -228,6 +228,40 @@ def test_what_fails_or_says_nothing_is_forgotten_and_what_is_stopped_is_kept() -
     assert server.closed == 1
 
 
+def test_a_stop_in_a_pipe_ends_the_line(capsys: pytest.CaptureFixture[str]) -> None:
+    class Stopped(Scripted):
+        def chat(self, body: dict[str, Any]) -> Any:
+            yield HI
+            raise KeyboardInterrupt
+
+    assert chat._answer(talk(Stopped()), "one") == 130
+    assert capsys.readouterr().out == "Hi\n"
+
+
+@pytest.mark.parametrize(("terminal", "prompt", "status"), [(True, "> ", 0), (False, "", 1)])
+def test_a_prompt_is_for_a_terminal_and_a_status_for_a_script(
+    terminal: bool, prompt: str, status: int, monkeypatch: pytest.MonkeyPatch, capsys: Any
+) -> None:
+    prompts: list[str] = []
+    lines = iter(["one", ""])
+
+    def typed(text: str = "") -> str:
+        prompts.append(text)
+        try:
+            return next(lines)
+        except StopIteration:
+            raise EOFError from None
+
+    monkeypatch.setattr("builtins.input", typed)
+    monkeypatch.setattr(chat.sys.stdin, "isatty", lambda: terminal)
+    monkeypatch.setattr(chat.sys.stdout, "isatty", lambda: terminal)
+    assert chat._converse(talk(Scripted(Chunk(error="died")))) == status
+    assert prompts == [prompt] * 3
+    shown = capsys.readouterr()
+    assert ("m at http://h/v1; /help lists the commands" in shown.out) == terminal
+    assert shown.err == "penstock chat: the server reported an error: died\n"
+
+
 @pytest.mark.parametrize(
     ("timing", "line"),
     [

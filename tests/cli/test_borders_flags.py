@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import argparse
+import runpy
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -10,10 +12,14 @@ from typing import Any
 
 import pytest
 
+import penstock
+from penstock.cli import main
 from penstock.cli.config_file import read_config
 from penstock.cli.flags import REMOVED, Parser, add_config, add_config_file, add_vllm_flags, make_config
+from penstock.cli.flags_page import render
 from penstock.cli.values import or_word, parse_json_object, parse_list, parse_origins, parse_size
 from penstock.cli.vllm_flags import VllmFlag, _flag
+from penstock.core.errors import StartupError
 
 
 def option(default: Any, help: str, **more: Any) -> Any:
@@ -38,6 +44,7 @@ class Config(Shared):
     some_text: str | None = option(None, "A text.", metavar="WORD")
     a_switch: bool = option(False, "A switch.")
     another_switch: bool = option(True, "Another one, default on.")
+    switch_on: bool = option(True, "On.")
     third_switch: bool | None = option(None, "A third.")
     many_names: tuple[str, ...] = option(("a", "b"), "Several.")
     no_names: tuple[str, ...] = option((), "None so far.")
@@ -136,6 +143,7 @@ def test_what_was_not_given_can_be_filled_in() -> None:
         (("--some", "1"), "unknown flag --some. Did you mean --some-count?"),
         (("--som", "1"), "unknown flag --som. Did you mean --some-count?"),
         (("--so", "1"), "unknown flag --so. See tool --help."),
+        (("--no-max-loras",), "unknown flag --no-max-loras. Did you mean "),
         (("--swap-space", "1"), f"--swap-space is not a flag here: {REMOVED['--swap-space']}"),
         (("--unknown.a", "1"), "unknown flag --unknown.a. See tool --help."),
     ],
@@ -170,6 +178,7 @@ def test_help_has_a_line_for_each_flag(capsys: pytest.CaptureFixture[str]) -> No
         "--some-text WORD a text",
         "--[no-]a-switch a switch (default: off)",
         "--[no-]another-switch another one, default on",
+        "--[no-]switch-on on (default: on)",
         "--[no-]third-switch a third",
         "--many-names NAME [NAME ...] several (default: a b)",
         "--no-names NAME [NAME ...] none so far",
@@ -189,6 +198,10 @@ def test_help_has_a_line_for_each_flag(capsys: pytest.CaptureFixture[str]) -> No
 
 def test_help_on_a_word(capsys: pytest.CaptureFixture[str]) -> None:
     assert help_on(capsys, "--help=SOME_SH") == ["--some-share X GPU share (default: 0.5)"]
+    assert help_on(capsys, "--help=one-of") == [
+        "--one-of OF left|right: a side (default: left)",
+        "--one-of-more WAY up|down: a way (default: up)",
+    ]
     assert help_on(capsys, "--help=xyzzy") == ["No flag has 'xyzzy' in its name. See tool --help."]
     everything, theirs = help_on(capsys, "--help=all"), help_on(capsys, "--help=vllm")
     assert everything[0].startswith("usage: tool")
@@ -256,7 +269,8 @@ def test_entries_of_a_file(tmp_path: Path, text: str, entries: list[tuple[str, l
         ("a-b: 1\na_b: 3", "a_b stands there twice."),
         ("a: 1\na.b: 2", "a.b: a is given in one piece already."),
         ("a: {b: {c: 1, c: 2}}", "line 1: c stands there twice."),
-        ("a: [", "line 1: "),
+        ("a: [", "line 1: expected the node content, but found '<stream end>'."),
+        ("? [a]\n: 1\n? [b]\n: 2", "line 1: found unhashable key."),
         ("a: 1\n\tb: 2", "line 2: "),
     ],
 )
@@ -391,3 +405,52 @@ def test_what_is_served_and_what_is_answered() -> None:
     assert one.answer("--a", "y" * 59).startswith(f"--a {'y' * 59} is")
     assert one.answer("--a", "y" * 60).startswith(f"--a {'y' * 56}... is")
     assert "secret" not in _flag("--hf-token", "x").answer("--hf-token", "secret")
+
+
+# ---- the commands ----
+
+
+def test_the_page_is_printed_by_its_module(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.delitem(sys.modules, "penstock.cli.flags_page")
+    runpy.run_module("penstock.cli.flags_page", run_name="__main__")
+    assert capsys.readouterr().out == render()
+
+
+def test_the_command_line_is_that_of_the_process(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("sys.argv", ["penstock", "--version"])
+    with pytest.raises(SystemExit):
+        main.main()
+    assert capsys.readouterr().out == f"penstock {penstock.__version__}\n"
+    with pytest.raises(SystemExit):
+        main.main(["chat", "--help"])
+    text = capsys.readouterr().out
+    assert main.COMMANDS["chat"][1:] in text
+    for name, summary in main.COMMANDS.items():
+        assert main._sentence(summary) == summary[0].upper() + summary[1:] + "."
+        assert name in ("serve", "chat", "bench", "replay")
+
+
+@pytest.mark.parametrize(
+    ("error", "status", "said"),
+    [
+        (StartupError("no port.", advice="Choose one."), 2, "penstock chat: no port. Choose one.\n"),
+        (KeyboardInterrupt(), 130, ""),
+    ],
+)
+def test_a_command_that_ends_by_an_error(
+    error: BaseException,
+    status: int,
+    said: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    def run(args: argparse.Namespace) -> int:
+        raise error
+
+    monkeypatch.setattr("penstock.cli.chat.run", run)
+    assert main.main(["chat"]) == status
+    assert capsys.readouterr().err == said

@@ -24,13 +24,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the subcommands `serve` and `startup`."""
     commands = parser.add_subparsers(dest="bench_command", metavar="COMMAND", required=True)
     about = "put load on any OpenAI-compatible server; report latency, throughput and goodput"
-    _add_serve_arguments(commands.add_parser("serve", help=about, description=about.capitalize() + "."))
+    _add_serve_arguments(
+        commands.add_parser("serve", help=about, description=about[0].upper() + about[1:] + ".")
+    )
     about = "measure a server from exec to its first token"
     _add_startup_arguments(
         commands.add_parser(
             "startup",
             help=about,
-            description=about.capitalize() + ".",
+            description=about[0].upper() + about[1:] + ".",
             usage="penstock bench startup [options] MODEL [flags of penstock serve]\n"
             "       penstock bench startup [options] --base-url URL -- COMMAND [ARG ...]",
         )

@@ -288,9 +288,6 @@ def _common(reader: _Reader, **special: Any) -> ModelConfig:
     fields: dict[str, Any] = {
         "path": reader.path,
         "vocab_size": vocab,
-        "hidden_size": reader.integer("hidden_size"),
-        "num_layers": reader.integer("num_hidden_layers"),
-        "num_heads": reader.integer("num_attention_heads"),
         "max_position_embeddings": reader.integer("max_position_embeddings", default=2048),
         "attention_bias": False,
         "output_bias": False,
@@ -300,6 +297,10 @@ def _common(reader: _Reader, **special: Any) -> ModelConfig:
         "bos_id": next(iter(reader.token_ids("bos_token_id", vocab)), None),
         "raw": raw,
     } | special
+    sizes = (("hidden_size", "hidden_size"), ("num_layers", "num_hidden_layers"))
+    for name, key in (*sizes, ("num_heads", "num_attention_heads")):
+        if name not in fields:  # Falcon has other keys for them
+            fields[name] = reader.integer(key)
     heads, hidden = fields["num_heads"], fields["hidden_size"]
     if "num_kv_heads" not in fields:
         fields["num_kv_heads"] = reader.integer("num_key_value_heads", default=heads)

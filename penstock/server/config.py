@@ -51,8 +51,7 @@ class ServerConfig(LimitConfig):
     )
     strict_fields: bool = option(
         False,
-        "Refuse requests with fields that are not known, instead of serving them and naming the fields in "
-        "X-Penstock-Ignored.",
+        "Refuse fields that are not known, instead of naming them in X-Penstock-Ignored.",
     )
     enable_log_requests: bool = option(
         False, "Log a line for every request: id, token counts, parameters; never its text."

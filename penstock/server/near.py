@@ -19,6 +19,8 @@ LONGEST = 64
 """Characters of a name that is compared; all known ones are shorter."""
 _REMEMBERED = 1024
 """Names whose answer is kept: those of clients that send the same ones again and again."""
+_UNASKED = ""
+"""No name."""
 
 
 class Names:
@@ -34,11 +36,14 @@ class Names:
         """The known name that `name` seems to mean; None if there is none."""
         if name in self._never or len(name) > LONGEST:
             return None
-        if name not in self._answers:
-            if len(self._answers) >= _REMEMBERED:
-                self._answers.clear()
-            self._answers[name] = self._find(_plain(name))
-        return self._answers[name]
+        known = self._answers.get(name, _UNASKED)
+        if known is not _UNASKED:
+            return known
+        found = self._find(_plain(name))
+        if len(self._answers) >= _REMEMBERED:  # other threads may be here, too
+            self._answers.clear()
+        self._answers[name] = found
+        return found
 
     def _find(self, plain: str) -> str | None:
         best, nearest = LONGEST, None

@@ -331,7 +331,7 @@ def test_wrong_input_is_answered_in_openais_way(client: openai.OpenAI) -> None:
         ({"max_tokens": -1}, "max_tokens"),
         ({"messages": []}, "messages"),
         ({"logit_bias": {"999999": 1}}, "logit_bias"),
-        ({"extra_body": {"no_such_field": 1}}, "no_such_field"),
+        ({"extra_body": {"temprature": 1}}, "temprature"),
         ({"extra_body": {"priority": 1}}, "priority"),
     ]
     for fields, param in cases:
@@ -344,4 +344,11 @@ def test_wrong_input_is_answered_in_openais_way(client: openai.OpenAI) -> None:
         chat(client, messages=[{"role": "user", "content": "word " * 5000}])
     assert caught.value.code == "context_length_exceeded"
     assert "2048" in caught.value.message
+    raw = client.chat.completions.with_raw_response.create(
+        model="demo",
+        messages=QUESTION,
+        verbosity="low",
+        extra_body={"no_such_field": 1},  # type: ignore[arg-type]
+    )
+    assert sorted(raw.headers["x-penstock-ignored"].split(", ")) == ["no_such_field", "verbosity"]
     assert texts(client, False)[0]

@@ -151,8 +151,7 @@ def test_a_stream_that_is_never_read_ends(
         "stream": True,
         "ignore_eos": True,
     }
-    flags += ("--max-logprobs", "200")
-    with serving(*flags, log=tmp_path / "log") as server:
+    with serving(*flags, "--max-logprobs", "200", log=tmp_path / "log") as server:
         client = reads_nothing(server.port, json.dumps(body).encode())
         with client:
             eventually(lambda: "does not read its stream" in server.log, 60)

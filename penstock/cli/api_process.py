@@ -38,6 +38,8 @@ class ApiProcess:
         self._engine = AttachedEngine(Path(setup.directory), setup.engine, setup.client, setup.index)
         self._listen = asyncio.Event()
         self._actions: Any = {}
+        self._early: list[int] = []
+        """Signals that came before there was anything to do for them."""
 
     async def run(self) -> int:
         """Load, wait until all have, serve. Returns the exit status."""
@@ -73,14 +75,21 @@ class ApiProcess:
 
     def _take_actions(self, actions: Any) -> None:
         self._actions = actions
+        for number in self._early:
+            self._act(number)
+
+    def _act(self, number: int) -> None:
+        if not self._actions:
+            self._early.append(number)
+        elif action := self._actions.get(number):
+            action()
 
     async def _hear(self) -> None:
         while (message := await self._channel.hear()) is not None:
             if isinstance(message, Listen):
                 self._listen.set()
             elif isinstance(message, Signal):
-                if action := self._actions.get(message.number):
-                    action()
+                self._act(message.number)
             elif isinstance(message, Died):
                 await self._engine.died(message.failure.exception())
         os._exit(1)  # nobody is left to serve for, or to tell

@@ -114,6 +114,8 @@ class ApiServers:
             await self._start()
             return await self._serve()
         finally:
+            for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+                asyncio.get_running_loop().remove_signal_handler(number)
             await self._kill()
 
     # ------------------------------------------------------------------ the start
@@ -139,13 +141,18 @@ class ApiServers:
             if not self._engine_config.disable_log_stats:
                 self._engine.on_stats(StatsLog(time.monotonic))
             serving = announce(self._config, self._sock, template=apis[0].loaded.result().template)
-            for api in apis:
-                api.channel.tell(Listen())
-            await _all([api.serving for api in apis])
         finally:
             loop.remove_signal_handler(signal.SIGTERM)
-        serving()
-        logger.info("%d API processes accept on this port", self._count)
+        # from the first answer on, a signal is for a server that serves
+        loop.add_signal_handler(signal.SIGTERM, self._stop, signal.SIGTERM)
+        loop.add_signal_handler(signal.SIGINT, self._stop, signal.SIGINT)
+        loop.add_signal_handler(signal.SIGHUP, self._pass_on, signal.SIGHUP)
+        for api in apis:
+            api.channel.tell(Listen())
+        await _all([api.serving for api in apis])
+        if not self._stopping:
+            serving()
+            logger.info("%d API processes accept on this port", self._count)
 
     async def _launch(self, index: int, *, first: bool = True) -> _Api:
         """Start a process at a place. first: at all, so that it tells of the model's files."""
@@ -194,6 +201,8 @@ class ApiServers:
                 api.fail(error)
         status = await api.process.wait()
         api.channel.close()
+        if self._stopping and not api.serving.done():
+            api.serving.set_result(None)
         api.fail(StartupError(f"{api.name} ended {_how(status)} before it served."))
         if self._apis.get(api.index) is api:
             del self._apis[api.index]
@@ -230,10 +239,6 @@ class ApiServers:
 
     async def _serve(self) -> int:
         """Until all have ended, and the engine."""
-        loop = asyncio.get_running_loop()
-        loop.add_signal_handler(signal.SIGTERM, self._stop, signal.SIGTERM)
-        loop.add_signal_handler(signal.SIGINT, self._stop, signal.SIGINT)
-        loop.add_signal_handler(signal.SIGHUP, self._pass_on, signal.SIGHUP)
         ticking = asyncio.create_task(self._tick())
         dying = asyncio.create_task(self._tell_of_death())
         try:
@@ -245,8 +250,6 @@ class ApiServers:
         finally:
             ticking.cancel()
             dying.cancel()
-            for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
-                loop.remove_signal_handler(number)
         return 1 if self._engine.failure is not None else self._status
 
     def _stop(self, number: signal.Signals) -> None:
@@ -257,7 +260,7 @@ class ApiServers:
             limit = self._config.shutdown_timeout + self._engine_config.liveness_grace + _GOODBYE
             asyncio.get_running_loop().call_later(limit, self._end_now)
         for api in self._apis.values():
-            if not api.serving.done():  # it has nothing to drain
+            if not api.loaded.done():  # it has nothing to drain
                 api.process.kill()
         self._pass_on(number)
 

@@ -60,7 +60,7 @@ def announce(config: ServerConfig, sock: socket.socket, *, template: bool) -> Ca
     """Say who may use the server and for what; returns what says that it serves, for when it does."""
     if not template:
         logger.warning("the model has no chat template: /v1/chat/completions will answer 400")
-    if keys := len(config.api_key):
+    if keys := len(config.api_key) + len(config.gateway_key):
         logger.info("an API key is required: %d %s accepted", keys, "key is" if keys == 1 else "keys are")
     else:
         logger.warning("no API key is required: whoever reaches this server may use it (--api-key)")

@@ -31,7 +31,8 @@ enable-prefix-caching: false
 
 Sizes are vLLM's: `8k` is 8,000, `8K` is 8,192 (k, m, g, t are decimal; K, M, G, T binary, whole numbers
 only); beside them `8KiB`, `1.5GiB`. `8KB` may mean either, and is refused. Keys for the API come from
-`--api-key`, or from the environment: `PENSTOCK_API_KEY` (several, with commas) and `VLLM_API_KEY` (one).
+`--api-key`, or from the environment: `PENSTOCK_API_KEY` (several, with commas) and `VLLM_API_KEY` (one);
+`--gateway-key` from `PENSTOCK_GATEWAY_KEY`.
 """
 
 _THEIRS = """

@@ -47,7 +47,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Serve until a signal. Returns 0 after a complete drain."""
     engine_config: EngineConfig = make_config(EngineConfig, args)
-    server_config: ServerConfig = make_config(ServerConfig, args, api_key=environment_keys(os.environ))
+    server_config: ServerConfig = make_config(
+        ServerConfig,
+        args,
+        api_key=environment_keys(os.environ),
+        gateway_key=_split(os.environ.get("PENSTOCK_GATEWAY_KEY", "")),
+    )
     _check_files(engine_config, server_config)
     if not server_config.served_model_name:
         server_config = replace(server_config, served_model_name=(engine_config.model,))
@@ -104,9 +109,13 @@ def environment_keys(environment: Mapping[str, str]) -> tuple[str, ...]:
 
     PENSTOCK_API_KEY holds several, with commas between them; VLLM_API_KEY is one, whatever it holds.
     """
-    ours = (key for key in environment.get("PENSTOCK_API_KEY", "").split(",") if key.strip())
+    ours = _split(environment.get("PENSTOCK_API_KEY", ""))
     theirs = environment.get("VLLM_API_KEY", "")
     return (*ours, *([theirs] if theirs else []))
+
+
+def _split(keys: str) -> tuple[str, ...]:
+    return tuple(key for key in keys.split(",") if key.strip())
 
 
 def _check_files(engine_config: EngineConfig, server_config: ServerConfig) -> None:

@@ -12,7 +12,7 @@ from hashlib import sha256
 
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from penstock.core.errors import AuthenticationFailed
+from penstock.core.errors import AuthenticationFailed, InvalidRequest
 
 from .exchange import header
 from .paths import PROBES
@@ -21,13 +21,28 @@ from .paths import PROBES
 OPEN_PATHS = PROBES | {"/docs", "/openapi.json"}
 
 
-class AuthMiddleware:
-    """Raises AuthenticationFailed for requests without one of `keys`. Paths are normal ones (`paths`)."""
+class PermissionDenied(InvalidRequest):
+    """Whoever asks is known, and may not have this."""
 
-    def __init__(self, app: ASGIApp, keys: Sequence[str]) -> None:
+    status = 403
+    type = "permission_error"
+    code = "permission_denied"
+
+
+def is_trusted(scope: Scope) -> bool:
+    """Whether the request came with a trusted key."""
+    return bool(scope.get("trusted_key"))
+
+
+class AuthMiddleware:
+    """Raises AuthenticationFailed for requests without one of `keys` or of `trusted`, whose holders may speak
+    for others (`is_trusted`). Paths are normal ones (`paths`)."""
+
+    def __init__(self, app: ASGIApp, keys: Sequence[str], trusted: Sequence[str] = ()) -> None:
         self._app = app
         # digests are of equal length: the comparison tells nothing about the length of a key either
-        self._digests = tuple(sha256(key.encode()).digest() for key in keys)
+        self._digests = tuple(sha256(key.encode()).digest() for key in (*keys, *trusted))
+        self._trusted = len(trusted)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "http" and scope["path"] not in OPEN_PATHS:
@@ -47,3 +62,4 @@ class AuthMiddleware:
         matches = [hmac.compare_digest(digest, known) for known in self._digests]  # all of them, always
         if not any(matches):
             raise AuthenticationFailed("The API key is wrong.")
+        scope["trusted_key"] = any(matches[len(matches) - self._trusted :])

@@ -28,12 +28,20 @@ from .exchanges import AccessLog, Observer, Watched
 from .paths import PROBES, Paths, normalised
 
 
-def application(routes: Sequence[Route], config: HttpConfig, observers: Sequence[Observer] = ()) -> ASGIApp:
-    """The application of these routes, with what `config` wants around it; `observers` hear of exchanges."""
+def application(
+    routes: Sequence[Route],
+    config: HttpConfig,
+    observers: Sequence[Observer] = (),
+    trusted_keys: Sequence[str] = (),
+) -> ASGIApp:
+    """The application of these routes, with what `config` wants around it; `observers` hear of exchanges.
+
+    trusted_keys: are keys, too; who has one may speak for others.
+    """
     paths = Paths(routes, config.root_path)
     app: ASGIApp = Router(routes, default=_no_route, redirect_slashes=False)
-    if config.api_key:
-        app = AuthMiddleware(app, config.api_key)
+    if config.api_key or trusted_keys:
+        app = AuthMiddleware(app, config.api_key, trusted_keys)
     app = normalised(_reserved(app), paths)
     app = ErrorMiddleware(app, id_header=config.enable_request_id_headers)
     if config.allowed_origins:

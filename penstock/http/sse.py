@@ -23,6 +23,11 @@ def event(payload: bytes, name: str | None = None) -> bytes:
     return start + b"data: " + payload + b"\n\n"
 
 
+def comment(text: str) -> bytes:
+    """A line that clients skip, at the beginning of the event that follows."""
+    return b": " + text.encode() + b"\n"
+
+
 END = event(DONE.encode())
 
 

@@ -18,7 +18,7 @@ from starlette.types import Send
 from penstock.core.errors import PenstockError
 from penstock.http.errors import internal
 from penstock.http.exchange import JSON, respond
-from penstock.http.sse import EventStream
+from penstock.http.sse import EventStream, comment
 
 from .generation import Choice, Generation
 from .work import IN_THREAD, Work
@@ -63,18 +63,21 @@ class Writer(Protocol):
         ...
 
 
-async def answer(work: Work, send: Send, id: str, generation: Generation, writer: Writer) -> None:
+async def answer(
+    work: Work, send: Send, id: str, generation: Generation, writer: Writer, *, tells_tokens: bool = False
+) -> None:
     """Run `generation` and answer. Cancelling it stops the generation.
 
     Args:
         work: where long answers are written.
         id: the response's, for the log.
+        tells_tokens: in a stream, the ids of each chunk's tokens stand before it in a comment.
     """
     stream = writer.stream
     if stream is None:
         await _whole(work, send, generation, writer)
     else:
-        await _stream(work, send, id, generation, stream)
+        await _stream(work, send, id, generation, stream, tells_tokens)
 
 
 async def _whole(work: Work, send: Send, generation: Generation, writer: Writer) -> None:
@@ -103,9 +106,11 @@ def _next(pieces: Iterator[bytes]) -> bytes:
     return b"".join(taken)
 
 
-async def _stream(work: Work, send: Send, id: str, generation: Generation, writer: Stream) -> None:
+async def _stream(
+    work: Work, send: Send, id: str, generation: Generation, writer: Stream, tells_tokens: bool
+) -> None:
     stream = EventStream(send)
-    outbox = _Outbox(writer)
+    outbox = _Outbox(writer, tells_tokens)
     try:
         async with aclosing(generation.batches(outbox.add)) as batches:
             async for _ in batches:
@@ -129,7 +134,8 @@ class _Outbox:
     many together as the interval says. Tokens whose text is held back (half a character, what may become a
     stop string) are due like others, with empty text: clients take the first event for the first token."""
 
-    def __init__(self, writer: Stream) -> None:
+    def __init__(self, writer: Stream, tells_tokens: bool) -> None:
+        self._tells_tokens = tells_tokens
         self._due: dict[int, Choice] = {}
         self._writer = writer
         self._opened: set[int] = set()
@@ -164,6 +170,8 @@ class _Outbox:
                 events.append(self._writer.opening(choice))
             if choice.pending.token_ids or choice.pending.finish_reason:
                 self._begun.add(choice.index)
+                if self._tells_tokens:  # in the same event: whoever has its text has its tokens
+                    events.append(comment("tokens " + ",".join(map(str, choice.pending.token_ids))))
                 events.append(self._writer.chunks(choice))
                 choice.pending.clear()
         return b"".join(events)

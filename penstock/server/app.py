@@ -25,7 +25,7 @@ from penstock.observe.names import parse_version
 from penstock.text.chat_template import ChatTemplate
 from penstock.text.tokenizer import Tokenizer
 
-from . import health, models, tokenize
+from . import behalf, health, models, tokenize
 from .bills import Bills
 from .chat import ChatFormat
 from .completions import CompletionFormat
@@ -45,6 +45,7 @@ ROUTES: tuple[tuple[str, str, Handler], ...] = (
     ("/invocations", "POST", partial(generate_any, (ChatFormat(), CompletionFormat()))),
     ("/v1/models", "GET", models.list_models),
     ("/v1/models/{name:path}", "GET", models.get_model),
+    ("/v1/bills", "GET", behalf.list_bills),
     ("/tokenize", "POST", tokenize.tokenize),
     ("/detokenize", "POST", tokenize.detokenize),
     ("/health", "GET", health.health),
@@ -141,7 +142,7 @@ def create_app(
             exchange.response_bytes,
         )
 
-    return application(_routes(state, routes), config, [observe])
+    return application(_routes(state, routes), config, [observe], config.gateway_key)
 
 
 @dataclass(frozen=True, slots=True)

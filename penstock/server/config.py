@@ -64,6 +64,9 @@ class ServerConfig(LimitConfig):
     show_hidden_metrics_for_version: str | None = option(
         None, "A version of vLLM, such as 0.10, whose old names of metrics are shown beside today's."
     )
+    gateway_key: tuple[str, ...] = option(
+        (), "Keys of gateways: who presents one may speak for tenants, and reads the bills (/v1/bills)."
+    )
     strict_fields: bool = option(
         False,
         "Refuse unknown fields of requests, instead of naming them in X-Penstock-Ignored.",
@@ -74,7 +77,15 @@ class ServerConfig(LimitConfig):
 
     def __post_init__(self) -> None:
         LimitConfig.__post_init__(self)  # super() does not find its class where slots=True has replaced it
-        as_tuple(self, "served_model_name")
+        for name in ("served_model_name", "gateway_key"):
+            as_tuple(self, name)
+        if any(not key.strip() for key in self.gateway_key):
+            raise StartupError("--gateway-key must not be empty.", param="--gateway-key")
+        if self.gateway_key and self.api_server_count > 1:
+            raise StartupError(
+                "--gateway-key needs --api-server-count 1: each API process has the bills of its requests.",
+                param="--gateway-key",
+            )
         for name in ("chat_template", "messages"):
             if name in (self.default_chat_template_kwargs or {}):
                 raise StartupError(

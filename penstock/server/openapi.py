@@ -20,6 +20,7 @@ from penstock.core.sampling_params import RANGES
 from penstock.http.auth import OPEN_PATHS
 
 from . import protocol, shapes
+from .bills import Page
 
 _REF = "#/components/schemas/{name}"
 _ERRORS = {
@@ -81,6 +82,7 @@ OPERATIONS: Mapping[str, Operation] = {
         gives=shapes.Text,
         tag="Tokens",
     ),
+    "/v1/bills": Operation(summary="Final bills of requests behind a cursor", gives=Page, tag="Gateways"),
     "/tokenizer_info": Operation(gives=shapes.TokenizerInfo, tag="Tokens"),
     "/health": _PROBE,
     "/ping": _PROBE,

@@ -27,6 +27,7 @@ from penstock.http.exchange import ClientGone, until_disconnect
 from penstock.http.ids import response_id
 
 from .answer import Writer, answer
+from .behalf import Behalf, resumed
 from .config import ServerConfig
 from .generation import Generation, Prompt
 from .ignored import Ignored
@@ -160,6 +161,7 @@ async def _serve(
     arrived_at: float,
     send: Send,
 ) -> None:
+    behalf = Behalf.of(scope)
     ask = await format.ask(state, request, ignored)
     ignored.tell(scope, state.ignored_log)
     prompts = await _prompts(format, state, request, ask)
@@ -171,6 +173,9 @@ async def _serve(
         ask.params,
         id=id.engine,
         arrived_at=arrived_at,
+        request_id=scope["request_id"],
+        tenant=behalf.tenant,
+        service_class=behalf.service_class,
         asked_max_tokens=longest if ask.max_tokens is None else ask.max_tokens,
         priority=request.priority,
         cache_salt=request.cache_salt,
@@ -187,7 +192,7 @@ async def _serve(
             writer.stream is not None,
             without_text(ask.params) if isinstance(ask.params, SamplingParams) else ask.params,
         )
-    await answer(state.work, send, id.response, generation, writer)
+    await answer(state.work, send, id.response, generation, writer, tells_tokens=behalf.tells_tokens)
 
 
 async def whole_body(state: State, scope: Scope, receive: Receive) -> bytes:
@@ -231,6 +236,7 @@ async def _prompts(format: Format[R], state: State, request: R, ask: Ask) -> lis
     texts = [given for given in ask.inputs if isinstance(given, str)]
     usable = usable_tokens(request, room, max_model_len, prompt=format.prompt)
     encoded = iter(await encode_texts(state, texts, request.add_special_tokens, usable))
+    generated = resumed(request, len(ask.inputs), state.engine.info.vocab_size)
     prompts = []
     size = 0
     for given in ask.inputs:
@@ -252,7 +258,12 @@ async def _prompts(format: Format[R], state: State, request: R, ask: Ask) -> lis
         )
         if ask.shows_prompt and (text is None or len(kept) < len(ids)):
             text = await decode_ids(state, kept, skip_special_tokens=False)
-        prompts.append(Prompt(ids=kept, text=text or "", max_tokens=budget))
+        if len(generated) >= budget:
+            raise InvalidRequest(
+                f"{len(generated)} tokens were generated, of at most {budget}: nothing is left to do.",
+                param=ask.limit,
+            )
+        prompts.append(Prompt(ids=kept, text=text or "", max_tokens=budget, generated=generated))
         size += ask.told.size(prompts[-1])
     check_answer(size, state.config, "prompt_logprobs" if ask.told.logprobs else format.prompt)
     return prompts

@@ -90,6 +90,8 @@ class GenerateRequest(Request, frozen=True, kw_only=True):
     # ---- answer ----
     echo: bool = False
     return_token_ids: bool = False
+    generated_token_ids: list[int] = []
+    """What another engine had generated: the answer goes on behind it."""
     return_tokens_as_token_ids: bool | None = None
     """By default, what the server is configured to do."""
 

@@ -230,8 +230,10 @@ def read_log(lines: Iterable[str]) -> tuple[dict[str, Any], list[dict[str, Any]]
             entries.append(json.loads(line))
         except json.JSONDecodeError:
             broken = True
-    if not entries or not {"config", "capacity"} <= entries[0].keys():
+    if not entries or not isinstance(entries[0], dict) or not {"config", "capacity"} <= entries[0].keys():
         raise ValueError("the first line is not the head of a step log")
+    if not all(isinstance(entry, dict) for entry in entries):
+        raise ValueError("a line is not a JSON object")
     if len(entries) > 1 and "dropped" in entries[1]:
         raise ValueError(
             f"it begins in mid-run, {entries[1]['dropped']} entries are missing (a crash leaves the last "

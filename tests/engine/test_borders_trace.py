@@ -168,6 +168,11 @@ def test_a_last_line_may_be_cut_off_and_no_other() -> None:
     for nothing in ([], ["{"], ['{"config": {}}'], ['{"capacity": {}, "a": 1}']):
         with pytest.raises(ValueError, match="not the head of a step log"):
             read_log(nothing)
+    for line in ("5", "[]", '"dropped"'):
+        with pytest.raises(ValueError, match="not the head of a step log"):
+            read_log([line])
+        with pytest.raises(ValueError, match="a line is not a JSON object"):
+            read_log([HEAD, line])
     with pytest.raises(ValueError, match="begins in mid-run, 7 entries are missing"):
         read_log([HEAD, '{"dropped": 7}', '{"now": 1}'])
     assert read_log([HEAD, '{"now": 1}', '{"dropped": 7}'])[1] == [{"now": 1}, {"dropped": 7}]

@@ -265,6 +265,8 @@ class _Server:
         items: dict[str, pytest.Item],
         functions: dict[str, list[FunctionType]],
     ) -> tuple[str, str]:
+        if not job.tests:  # pytest would collect everything there is, and time out
+            return "survived", "no test runs it"
         file = Path(job.path).resolve()
         before = file.read_text()
         known = functions.get(str(file), [])

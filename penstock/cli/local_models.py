@@ -46,8 +46,8 @@ class LocalPlan:
 def plan(spec: Spec, key: str, environment: Mapping[str, str] = os.environ) -> LocalPlan:
     """Decide everything. `key`: the bearer token of the engines. Downloads models that are not here.
 
-    Raises StartupError, saying which model: a flag that is wrong, a file that is missing, an engine that is not
-    installed, devices that are not there, memory that is not enough.
+    Raises StartupError, saying which model: a flag that is wrong, a file that is missing, an engine that is
+    not installed, devices that are not there, memory that is not enough.
     """
     configs = {name: _checked(name, model, spec.pools[model.pool]) for name, model in spec.models.items()}
     programs = {"vllm": (_vllm(spec, environment), "serve")} if _uses(spec, "vllm") else {}
@@ -103,8 +103,8 @@ def _vllm(spec: Spec, environment: Mapping[str, str]) -> str:
     name = next(name for name, model in spec.models.items() if model.engine == "vllm")
     raise StartupError(
         f"models.{name}: engine: vllm needs the command vllm, which is not on PATH.",
-        advice="Install vLLM, best in an environment of its own, and put its folder of commands on PATH; or use "
-        "engine: penstock.",
+        advice="Install vLLM, best in an environment of its own, and put its folder of commands on PATH; "
+        "or use engine: penstock.",
     )
 
 
@@ -207,7 +207,7 @@ def _need(name: str, model: Model, config: EngineConfig | None) -> Need:
         need = preview(like_ours, device="cpu", name=name, replicas=model.replicas)
         return replace(need, process=_VLLM_PROCESS)
     except ModelLoadError as error:
-        # an architecture that only vLLM knows: the files say how large it is, and nobody how large its cache is
+        # an architecture that only vLLM knows: its files say how large it is, and nothing how large its cache
         if model.memory is None or not is_local(model.weights):
             raise StartupError(
                 f"how much memory it takes cannot be reckoned ({error.message})",

@@ -26,12 +26,12 @@ _HEAD = """\
 <!-- made by `python -m penstock.cli.spec_page > docs/spec.md`; a test compares them -->
 
 One file says what runs, where, for whom, and at what price. `penstock gateway` and `penstock up` read it, and
-what plans, compiles and simulates reads the same one. `penstock init` writes a commented example that runs as it
-is; `penstock schema > penstock.schema.json` gives editors completion, with a first line of
+what plans, compiles and simulates reads the same one. `penstock init` writes a commented example that runs as
+it is; `penstock schema > penstock.schema.json` gives editors completion, with a first line of
 `# yaml-language-server: $schema=penstock.schema.json`.
 
-- All errors of a file are told at once, each with its line. An unknown key is one, and the nearest known key is
-  suggested; so is a name that leads nowhere, a key that stands twice, and what cannot be true together.
+- All errors of a file are told at once, each with its line. An unknown key is one, and the nearest known key
+  is suggested; so is a name that leads nowhere, a key that stands twice, and what cannot be true together.
 - Secrets are never in the file: `api_key_env` and its like name environment variables.
 - YAML's aliases (`*name`) are not read. Mappings and lists nest up to 32 deep, a file has a mebibyte at most.
 

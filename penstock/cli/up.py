@@ -18,14 +18,14 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from penstock.core.errors import PenstockError, StartupError
+from penstock.core.errors import StartupError
 from penstock.spec import Spec, load
 
 if TYPE_CHECKING:
     import socket
 
     from penstock.gateway.door import Door
-    from penstock.gateway.local.fleet import LocalFleet
+    from penstock.gateway.fleet import Fleet
     from penstock.http.config import HttpConfig
 
     from .local_models import LocalPlan
@@ -47,6 +47,7 @@ def run(args: argparse.Namespace) -> int:
             advice="`penstock gateway` serves what is under upstreams:.",
         )
     logging.basicConfig(level="INFO", format="%(levelname)-7s %(message)s", stream=sys.stderr)
+    logging.getLogger("alembic").setLevel(logging.WARNING)
     from penstock.http.serve import bind
 
     from .local_models import plan
@@ -57,8 +58,8 @@ def run(args: argparse.Namespace) -> int:
     try:
         if spec.gateway.workers > 1:
             logger.warning(
-                "gateway.workers is %d; `penstock up` runs one process of the gateway, which has the engines. "
-                "`penstock gateway` runs more.",
+                "gateway.workers is %d; `penstock up` runs one process of the gateway, which has the "
+                "engines. `penstock gateway` runs more.",
                 spec.gateway.workers,
             )
         key = secrets.token_urlsafe(32)
@@ -97,6 +98,39 @@ async def _serve(spec: Spec, config: HttpConfig, planned: LocalPlan, key: str, s
         return status
     finally:
         await fleet.close()
+
+
+def http_config(spec: Spec) -> HttpConfig:
+    """How the gateway listens."""
+    from penstock.http.config import HttpConfig
+
+    gateway = spec.gateway
+    return HttpConfig(
+        host=gateway.host,
+        port=gateway.port,
+        max_body_bytes=gateway.max_body_bytes,
+        ssl_certfile=gateway.ssl_certfile,
+        ssl_keyfile=gateway.ssl_keyfile,
+        disable_uvicorn_access_log=True,  # the ledger has a row for each request
+    )
+
+
+async def open_door(spec: Spec, fleet: Fleet) -> tuple[Door, str | None]:
+    """A door with the keys and the meter of the spec's ledger; and the first key, if it was made now."""
+    from penstock.gateway.door import Door
+    from penstock.gateway.metering import LedgerMeter
+    from penstock.gateway.records import Principal
+    from penstock.gateway.stations import Stations
+
+    stations = Stations(spec, fleet)
+    meter = await LedgerMeter.open(spec.ledger)
+    secret = "sk-ps-" + secrets.token_urlsafe(32)
+
+    class Temporary:
+        async def principal(self, given: str) -> Principal | None:
+            return Principal(key_id="first", key_name="first") if given == secret else None
+
+    return Door(spec, Temporary(), meter, stations, fleet), secret
 
 
 def _url(config: HttpConfig, sock: socket.socket) -> str:

@@ -23,8 +23,8 @@ from penstock.model.together import Need
 from .config import EngineConfig, step_limits
 
 _PROCESS = {"cpu": 400 << 20, "cuda": 700 << 20}
-"""Measured: API process 60 MiB, engine 180 and for a moment 190 more, templates 20, keeper 10. On CUDA: of the
-device, for its context and its libraries."""
+"""Measured: API process 60 MiB, engine 180 and for a moment 190 more, templates 20, keeper 10. On CUDA: of
+the device, for its context and its libraries."""
 _BITS = {"int8": 8.25, "w8a8": 8.25, "int4": 4.5}
 """Of a quantised weight with its scales."""
 _PLENTY = 1 << 62

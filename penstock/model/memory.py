@@ -84,7 +84,8 @@ class MemoryBudget:
             (
                 "",
                 None,
-                f"{self.num_blocks:,} blocks of {self.block_size}, {format_size(self.kv_bytes_per_token)}/token",
+                f"{self.num_blocks:,} blocks of {self.block_size}, "
+                f"{format_size(self.kv_bytes_per_token)}/token",
             ),
             ("limit", self.limit, limit),
             ("free", self.free, f"of {format_size(self.available)} available"),
@@ -282,14 +283,14 @@ def _refusal(plan: MemoryBudget, needed: int, advice: list[str]) -> MemoryBudget
     if left > 0:
         message = (
             f"--max-model-len {plan.max_model_len} needs {format_size(needed)} of KV cache for one request, "
-            f"but {format_size(left)} of {format_size(plan.limit)} is left beside weights ({format_size(plan.weights)}) "
-            f"and activations ({format_size(plan.activations)})."
+            f"but {format_size(left)} of {format_size(plan.limit)} is left beside weights "
+            f"({format_size(plan.weights)}) and activations ({format_size(plan.activations)})."
         )
     else:
         message = (
-            f"The weights take {format_size(plan.weights)}, a step of {plan.max_num_batched_tokens} tokens up to "
-            f"{format_size(plan.activations)}: of the {format_size(plan.limit)} that may be used, nothing is left for "
-            "the KV cache."
+            f"The weights take {format_size(plan.weights)}, a step of {plan.max_num_batched_tokens} tokens "
+            f"up to {format_size(plan.activations)}: of the {format_size(plan.limit)} that may be used, "
+            "nothing is left for the KV cache."
         )
     return MemoryBudgetError(message, param="--max-model-len", advice=_use(advice))
 
@@ -298,9 +299,9 @@ def _too_large(plan: MemoryBudget, size: int, spared: int, advice: list[str]) ->
     """An exact size that is not there: what takes the memory; and the flags that would help."""
     others = f", {format_size(spared)} for the rest of the machine" if spared else ""
     message = (
-        f"--kv-cache-memory-bytes {size} ({format_size(size)}) is more than fits: of the {format_size(plan.available)} "
-        f"that are free, the weights take {format_size(plan.weights)}, a step of {plan.max_num_batched_tokens} "
-        f"tokens up to {format_size(plan.activations)}{others}."
+        f"--kv-cache-memory-bytes {size} ({format_size(size)}) is more than fits: of the "
+        f"{format_size(plan.available)} that are free, the weights take {format_size(plan.weights)}, "
+        f"a step of {plan.max_num_batched_tokens} tokens up to {format_size(plan.activations)}{others}."
     )
     return MemoryBudgetError(message, param="--kv-cache-memory-bytes", advice=_use(advice))
 

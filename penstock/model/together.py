@@ -7,8 +7,8 @@
           │ KV caches that are shared   │  one request of max_model_len each; then the rest in proportion
           └─────────────────────────────┘  to what each could use
 
-Each engine is then told its size (--kv-cache-memory-bytes): what is printed is what happens, in whatever order
-they start. Pure arithmetic; see memory.py for one engine.
+Each engine is then told its size (--kv-cache-memory-bytes): what is printed is what happens, in whatever
+order they start. Pure arithmetic; see memory.py for one engine.
 """
 
 from __future__ import annotations
@@ -113,7 +113,8 @@ def share(needs: Sequence[Need], *, device: str, available: int, utilization: fl
     if least.total > most:
         raise MemoryBudgetError(
             f"The models do not fit together: they take {format_size(least.total)} at least, and "
-            f"{format_size(most)} of the {format_size(available)} that are free may be used.\n{least.render()}",
+            f"{format_size(most)} of the {format_size(available)} that are free may be used.\n"
+            f"{least.render()}",
             advice="Use fewer replicas, a smaller max_model_len or memory, quantization, or fewer models.",
         )
     open_ = [need for need in needs if need.given is None]

@@ -97,7 +97,8 @@ def loads(text: str, name: str = "penstock.yaml") -> Spec:
     except yaml.reader.ReaderError as error:
         line = text.count("\n", 0, error.position) + 1
         raise SpecError(
-            f"{name}:{line}: cannot be read as YAML: there is the character U+{ord(text[error.position]):04X}."
+            f"{name}:{line}: cannot be read as YAML: there is the character "
+            f"U+{ord(text[error.position]):04X}."
         ) from None
     try:
         node = loader.get_single_node()

@@ -84,8 +84,8 @@ class Model(Part):
     quantization: str | None = None
     """As `--quantization`."""
     memory: Bytes | None = None
-    """KV cache of each replica in bytes, as `--kv-cache-memory-bytes`. If not given, `penstock up` shares what
-    is free among all models."""
+    """KV cache of each replica in bytes, as `--kv-cache-memory-bytes`. If not given, `penstock up` shares
+    what is free among all models."""
     slo: Slo | None = None
     """Targets, for planning, alerts and reports."""
     start: Literal["eager", "lazy"] = "eager"

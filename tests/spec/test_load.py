@@ -1,4 +1,4 @@
-"""What is wrong with a spec is told with its line; whatever is in the file, it is an error and no traceback."""
+"""What is wrong with a spec is told with its line."""
 
 from __future__ import annotations
 
@@ -58,14 +58,26 @@ def test_a_good_one() -> None:
         ("hardware: cpu", "hardwear: cpu", "2: pools.here.hardwear: unknown key. Did you mean hardware?"),
         ("hardware: cpu", "zzz: 1", "2: pools.here.zzz: unknown key."),
         ("pool: here}", "pool: her}", "5: models.demo.pool: there is no pool her. Did you mean here?"),
-        ("pool: here}", "pool: gpus, replicas: 3}", "3: pools.gpus.count: 2 devices, but the models on it take 3"),
+        (
+            "pool: here}",
+            "pool: gpus, replicas: 3}",
+            "3: pools.gpus.count: 2 devices, but the models on it take 3",
+        ),
         ("weights: demo, ", "", "5: models.demo.weights: is required."),
         ("{model: demo}]", "{model: dem}]", "14: routes.assistant.targets.0.model: there is no model dem."),
-        ("input: 1,", "input: -1,", "10: upstreams.cloud.models.large.price.input: input should be greater than"),
+        (
+            "input: 1,",
+            "input: -1,",
+            "10: upstreams.cloud.models.large.price.input: input should be greater than",
+        ),
         ("input: 1,", "input: 0.0000000001,", "of at most nine decimals"),
         ("input: 1,", "input: 1e999999999,", "is no amount of less than nine billion US dollars"),
         ("input: 1,", "input: .nan,", "is no amount of"),
-        ("as_of: 2026-01-01", "as_of: 2026-13-01", "10: cannot be read as YAML: '2026-13-01' cannot be read: month"),
+        (
+            "as_of: 2026-01-01",
+            "as_of: 2026-13-01",
+            "10: cannot be read as YAML: '2026-13-01' cannot be read: month",
+        ),
         ("as_of: 2026-01-01, ", "", "10: upstreams.cloud.models.large.price.as_of: is required."),
         ("https://api", "file:///etc", "8: upstreams.cloud.url: string should match pattern"),
         ("https://api", "https://user:pass@api", "8: upstreams.cloud.url: string should match pattern"),
@@ -73,16 +85,36 @@ def test_a_good_one() -> None:
         ("  assistant:", "  assistant: &a", ""),
         ("[{model: demo}]", "*a", "14: cannot be read as YAML: aliases (*name) are not supported."),
         ("routes:", "pools:", "1: pools: stands twice, again in line 12."),
-        ("[{model: demo}]", "[{model: demo]", "14: cannot be read as YAML: expected ',' or '}', but got ']'."),
+        (
+            "[{model: demo}]",
+            "[{model: demo]",
+            "14: cannot be read as YAML: expected ',' or '}', but got ']'.",
+        ),
         ("cpu}", "cpu\x07}", "2: cannot be read as YAML: there is the character U+0007."),
-        ("pool: here}", "pool: here, flags: {port: 1}}", "5: models.demo.flags.port: is decided by whoever starts"),
-        ("pool: here}", "pool: here, flags: {max_model_len: 1}}", "write max_model_len: beside weights: instead."),
-        ("pool: here}", "pool: here, flags: {--x: 1}}", "5: models.demo.flags.--x: string should match pattern"),
+        (
+            "pool: here}",
+            "pool: here, flags: {port: 1}}",
+            "5: models.demo.flags.port: is decided by whoever starts",
+        ),
+        (
+            "pool: here}",
+            "pool: here, flags: {max_model_len: 1}}",
+            "write max_model_len: beside weights: instead.",
+        ),
+        (
+            "pool: here}",
+            "pool: here, flags: {--x: 1}}",
+            "5: models.demo.flags.--x: string should match pattern",
+        ),
         ("pool: here}", "pool: here, keep_alive: 5m}", "5: models.demo.keep_alive: needs start: lazy"),
-        ("pool: here}", "pool: here, memory: 3 cakes}", "'3 cakes' is no size; write 4096, 512MiB, 80GB or 40GiB"),
+        (
+            "pool: here}",
+            "pool: here, memory: 3 cakes}",
+            "'3 cakes' is no size; write 4096, 512MiB, 80GB or 40GiB",
+        ),
         ("pool: here}", f"pool: here, memory: {'9' * 5000}}}", "5: cannot be read as YAML: "),
     ],
-)  # fmt: skip
+)
 def test_what_is_wrong_is_told_with_its_line(before: str, after: str, expected: str) -> None:
     text = GOOD.replace(before, after, 1)
     if not expected:

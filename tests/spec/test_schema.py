@@ -42,7 +42,10 @@ def accepted(text: str) -> bool:
 
 
 MODEL = "pools: {here: {}}\nmodels: {m: {weights: demo, pool: here, %s}}"
-PRICE = "upstreams: {c: {url: 'http://c', models: {m: {price: {input: %s, output: 1, as_of: 2026-01-01, source: x}}}}}"
+PRICE = (
+    "upstreams: {c: {url: 'http://c', models: "
+    "{m: {price: {input: %s, output: 1, as_of: 2026-01-01, source: x}}}}}"
+)
 
 
 @pytest.mark.parametrize(

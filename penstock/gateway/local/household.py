@@ -1,4 +1,4 @@
-"""The gateway and the engines behind it as one Worker of `http.serve`: they drain in this order, and end together."""
+"""The gateway and the engines behind it as one Worker of `http.serve`: they drain in this order."""
 
 from __future__ import annotations
 

@@ -42,7 +42,7 @@ class LiveServer(Live):
         self.engine = engine
 
     def events(self, path: str, body: dict[str, Any]) -> list[Any]:
-        """The events of a stream, decoded; `[DONE]` is left out. It is there unless the last one is an error."""
+        """The events of a stream, decoded; `[DONE]` is left out; it is there unless the last is an error."""
         answer = self.post(path, {**body, "stream": True})
         assert answer.status == 200, answer.body
         assert answer.headers["content-type"].startswith("text/event-stream")

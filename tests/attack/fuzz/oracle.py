@@ -127,9 +127,9 @@ def _wrong_stream(body: bytes) -> str | None:
         chunk = msgspec.json.decode(event[6:])
         if "error" in chunk:
             code = chunk["error"]["code"]
-            return (
-                None if code in FULL and failed else f"a stream that ends with {code}: {chunk['error']['message'][:60]}"
-            )
+            if code in FULL and failed:
+                return None
+            return f"a stream that ends with {code}: {chunk['error']['message'][:60]}"
         if chunk.get("usage") is not None and (problem := _wrong_usage(chunk["usage"])) is not None:
             return problem
         for choice in chunk["choices"]:

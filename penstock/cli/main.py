@@ -19,6 +19,9 @@ COMMANDS = {
     "chat": "talk to any OpenAI-compatible server from the terminal",
     "bench": "measure any OpenAI-compatible server, or the start of ours",
     "replay": "run a recorded step log again and compare the plans",
+    "init": "write a commented penstock.yaml that `penstock up` runs as it is",
+    "up": "run what a penstock.yaml describes on this machine: engines, and the gateway in front of them",
+    "schema": "print the JSON Schema of penstock.yaml, for editors",
 }
 
 

@@ -22,6 +22,8 @@ Share = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 """A weight, relative to those beside it."""
 Variable = Annotated[str, Field(pattern=r"^[A-Za-z_][A-Za-z0-9_]*$")]
 """Name of an environment variable. Secrets are never in the file."""
+Flag = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9_.-]*$")]
+"""Name of a flag, without its dashes."""
 
 
 class Part(BaseModel):
@@ -53,12 +55,15 @@ class Slo(Part):
     ttft_p95: Seconds | None = None
     """Time to the first token."""
     ttft_p99: Seconds | None = None
+    """The same, of all but one in a hundred."""
     itl_p95: Seconds | None = None
     """Time between tokens."""
     itl_p99: Seconds | None = None
+    """The same, of all but one in a hundred."""
     e2e_p95: Seconds | None = None
     """Time of a whole answer."""
     e2e_p99: Seconds | None = None
+    """The same, of all but one in a hundred."""
 
 
 class Model(Part):
@@ -79,14 +84,15 @@ class Model(Part):
     quantization: str | None = None
     """As `--quantization`."""
     memory: Bytes | None = None
-    """KV cache of each replica in bytes, as `--kv-cache-memory-bytes`; the engine's default if not given."""
+    """KV cache of each replica in bytes, as `--kv-cache-memory-bytes`. If not given, `penstock up` shares
+    what is free among all models."""
     slo: Slo | None = None
     """Targets, for planning, alerts and reports."""
     start: Literal["eager", "lazy"] = "eager"
     """Start with `penstock up`, or with the first request that wants it."""
     keep_alive: Seconds | None = None
     """Leave memory after so long without a request; never if not given."""
-    flags: dict[str, Any] = {}
+    flags: dict[Flag, Any] = {}
     """More flags of the engine, by name without dashes: `max-num-seqs: 64`."""
 
 
@@ -229,15 +235,21 @@ class Limits(Part):
     """How much one key, team or tag may use. What is not given is not limited."""
 
     requests_per_minute: Annotated[int, Field(ge=0)] | None = None
+    """In the last sixty seconds, at any time."""
     tokens_per_minute: Annotated[int, Field(ge=0)] | None = None
     """Input and output tokens together."""
     concurrent_requests: Annotated[int, Field(ge=0)] | None = None
+    """Under way at the same time."""
     dollars_per_day: Dollars | None = None
+    """A day is UTC's."""
     dollars_per_month: Dollars | None = None
+    """A month is UTC's."""
     device_seconds_per_day: Seconds | None = None
+    """Seconds of one device; a request on two devices takes two each second."""
     gpu_hours_per_day: Annotated[float, Field(ge=0, allow_inf_nan=False)] | None = None
     """Device-hours; the same budget as `device_seconds_per_day`, in other words."""
     gpu_hours_per_month: Annotated[float, Field(ge=0, allow_inf_nan=False)] | None = None
+    """The same for a month."""
 
 
 class Team(Part):
@@ -257,6 +269,7 @@ class Tag(Part):
     """One value of a tag, as the feature `search`."""
 
     limits: Limits = Limits()
+    """Of all requests with it together."""
     local_only: bool = False
     """Requests with it never leave the house."""
 
@@ -271,6 +284,7 @@ class Hook(Part):
     python: Annotated[str, Field(pattern=r"^[A-Za-z_][\w.]*:[A-Za-z_]\w*$")] | None = None
     """a callable, as `package.module:function`."""
     timeout: Seconds = 1.0
+    """How long its answer is waited for."""
     on_failure: Literal["open", "closed"] = "closed"
     """Whether requests pass when the hook fails."""
     routes: tuple[Name, ...] | None = None
@@ -287,17 +301,23 @@ class Gateway(Part):
     """The door itself."""
 
     host: str = "127.0.0.1"
+    """Address to listen on; 0.0.0.0 for all of this machine."""
     port: Annotated[int, Field(ge=0, le=65535)] = 8080
+    """0 takes a free one."""
     workers: Annotated[int, Field(ge=1, le=64)] = 1
     """Processes behind the port."""
     ssl_certfile: str | None = None
+    """Certificate file (PEM), to serve HTTPS; read again when it changes."""
     ssl_keyfile: str | None = None
+    """Its private key (PEM)."""
     trusted_proxies: tuple[str, ...] = ()
     """Addresses or networks whose X-Forwarded-For is believed."""
     admin_key_env: Variable | None = None
     """Environment variable with the key of the admin API; without it there is none."""
     max_body_bytes: Bytes = 10 * 1024 * 1024
+    """Largest request body; more is answered with 413."""
     hooks: tuple[Hook, ...] = ()
+    """In this order."""
     tag_headers: dict[str, str] = {"feature": "x-penstock-feature"}
     """Tag → header that it is read from (a key's own tags win)."""
     expose_routing: bool = True
@@ -321,15 +341,22 @@ class Spec(Part):
     """One `penstock.yaml`."""
 
     version: Literal[1] = 1
+    """Of this format."""
     pools: dict[Name, Pool] = {}
+    """Devices, and what they cost."""
     models: dict[Name, Model] = {}
+    """What engines of ours serve."""
     upstreams: dict[Name, Upstream] = {}
+    """Servers that are there already, and clouds."""
     routes: dict[Name, Route] = {}
     """Models without a route of their own can be asked for by their name."""
     teams: dict[Name, Team] = {}
+    """Who pays."""
     tags: dict[str, dict[str, Tag]] = {}
     """Tag → value → what holds for it."""
     limits: Limits = Limits()
     """Of each key that has no others."""
     gateway: Gateway = Gateway()
+    """Where it listens, and whom it believes."""
     ledger: Ledger = Ledger()
+    """Where its rows are."""

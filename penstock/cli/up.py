@@ -1,0 +1,150 @@
+"""`penstock up penstock.yaml`: the engines that a spec has on this machine, and the gateway in front of them.
+
+    spec ─▶ port bound ─▶ plan (flags, devices, memory: local_models) ─▶ engines start ─▶ gateway listens
+         ─▶ its URL and, the first time, a key ─▶ SIGTERM: the gateway drains, then the engines
+
+What is wrong is said before anything is started, or ends all that has been.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import logging
+import os
+import secrets
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from penstock.core.errors import StartupError
+from penstock.spec import Spec, load
+
+if TYPE_CHECKING:
+    import socket
+
+    from penstock.gateway.door import Door
+    from penstock.gateway.fleet import Fleet
+    from penstock.http.config import HttpConfig
+
+    from .local_models import LocalPlan
+
+logger = logging.getLogger("penstock.up")
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the file."""
+    parser.add_argument("file", nargs="?", default="penstock.yaml", help="default: penstock.yaml")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Run until a signal. Returns 0 after a complete drain."""
+    spec = load(Path(args.file))
+    if not spec.models:
+        raise StartupError(
+            f"{args.file}: there is nothing under models: that could be started here.",
+            advice="`penstock gateway` serves what is under upstreams:.",
+        )
+    logging.basicConfig(level="INFO", format="%(levelname)-7s %(message)s", stream=sys.stderr)
+    logging.getLogger("alembic").setLevel(logging.WARNING)
+    from penstock.http.serve import bind
+
+    from .local_models import plan
+    from .serve import loop_factory
+
+    config = http_config(spec)
+    sock = bind(config)
+    try:
+        if spec.gateway.workers > 1:
+            logger.warning(
+                "gateway.workers is %d; `penstock up` runs one process of the gateway, which has the "
+                "engines. `penstock gateway` runs more.",
+                spec.gateway.workers,
+            )
+        key = secrets.token_urlsafe(32)
+        planned = plan(spec, key)
+        for table in planned.tables:
+            print(table, file=sys.stderr, flush=True)
+        with asyncio.Runner(loop_factory=loop_factory()) as runner:
+            return runner.run(_serve(spec, config, planned, key, sock))
+    finally:
+        sock.close()
+
+
+async def _serve(spec: Spec, config: HttpConfig, planned: LocalPlan, key: str, sock: socket.socket) -> int:
+    from penstock.gateway.app import create_app
+    from penstock.gateway.local.fleet import LocalFleet
+    from penstock.gateway.local.household import Household
+    from penstock.http.serve import serve
+
+    fleet = LocalFleet(planned.parts, key=key, show=_show, environment=without_secrets(spec, os.environ))
+    try:
+        door, first_key = await open_door(spec, fleet)
+        fleet.start()
+        household = Household(door, fleet)
+        url = _url(config, sock)
+
+        def started() -> None:
+            print(f"The gateway is at {url}/v1", flush=True)
+            if first_key is not None:
+                print(f"The first key, shown this once: {first_key}", flush=True)
+
+        status = await serve(
+            create_app(door, config), config, household, sock, name="gateway", on_started=started
+        )
+        if fleet.refusal is not None:
+            raise fleet.refusal
+        return status
+    finally:
+        await fleet.close()
+
+
+def http_config(spec: Spec) -> HttpConfig:
+    """How the gateway listens."""
+    from penstock.http.config import HttpConfig
+
+    gateway = spec.gateway
+    return HttpConfig(
+        host=gateway.host,
+        port=gateway.port,
+        max_body_bytes=gateway.max_body_bytes,
+        ssl_certfile=gateway.ssl_certfile,
+        ssl_keyfile=gateway.ssl_keyfile,
+        disable_uvicorn_access_log=True,  # the ledger has a row for each request
+    )
+
+
+async def open_door(spec: Spec, fleet: Fleet) -> tuple[Door, str | None]:
+    """A door with the keys and the meter of the spec's ledger; and the first key, if it was made now."""
+    from penstock.gateway.door import Door
+    from penstock.gateway.metering import LedgerMeter
+    from penstock.gateway.records import Principal
+    from penstock.gateway.stations import Stations
+
+    stations = Stations(spec, fleet)
+    meter = await LedgerMeter.open(spec.ledger)
+    secret = "sk-ps-" + secrets.token_urlsafe(32)
+
+    class Temporary:
+        async def principal(self, given: str) -> Principal | None:
+            return Principal(key_id="first", key_name="first") if given == secret else None
+
+    return Door(spec, Temporary(), meter, stations, fleet), secret
+
+
+def _url(config: HttpConfig, sock: socket.socket) -> str:
+    host, port = sock.getsockname()[:2]
+    shown = "localhost" if host in ("0.0.0.0", "::") else f"[{host}]" if ":" in host else host
+    return f"{'https' if config.ssl_certfile else 'http'}://{shown}:{port}"
+
+
+def _show(line: str) -> None:
+    print(line, file=sys.stderr, flush=True)
+
+
+def without_secrets(spec: Spec, environment: Mapping[str, str]) -> dict[str, str]:
+    """What engines get of the environment: not the keys of clouds, of the admin API and of the database."""
+    secret = {upstream.api_key_env for upstream in spec.upstreams.values()}
+    secret |= {spec.gateway.admin_key_env, "PENSTOCK_LEDGER_PASSWORD"}
+    return {name: value for name, value in environment.items() if name not in secret}

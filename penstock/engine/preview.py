@@ -1,0 +1,123 @@
+"""What an engine will take of memory, before it is started: from its configuration and its files' headers.
+
+    EngineConfig ─▶ model directory ─▶ ModelConfig, names and shapes of tensors ─▶ Need
+
+No torch, and no weights are read: the process that is about to start several engines asks. Weights are
+reckoned from shapes and types; what packing adds on a device is an estimate, of at most some percent.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from pathlib import Path
+
+from penstock.core.errors import ModelLoadError
+from penstock.files import shown
+from penstock.model.checkpoint import find_safetensors
+from penstock.model.config import ModelConfig, load_config
+from penstock.model.hub import resolve_model
+from penstock.model.memory import kv_bytes_per_token, plan_memory
+from penstock.model.together import Need
+
+from .config import EngineConfig, step_limits
+
+_PROCESS = {"cpu": 400 << 20, "cuda": 700 << 20}
+"""Measured: API process 60 MiB, engine 180 and for a moment 190 more, templates 20, keeper 10. On CUDA: of
+the device, for its context and its libraries."""
+_BITS = {"int8": 8.25, "w8a8": 8.25, "int4": 4.5}
+"""Of a quantised weight with its scales."""
+_PLENTY = 1 << 62
+
+
+def preview(config: EngineConfig, *, device: str, name: str, replicas: int = 1) -> Need:
+    """What one replica takes. Downloads the model if it is to come from a hub.
+
+    Args:
+        device: "cpu" or "cuda".
+        name: what the table calls it.
+
+    Raises:
+        StartupError subclasses, as the engine's start would.
+    """
+    path = resolve_model(config.model, config.revision, config.download_dir)
+    model = load_config(path)
+    width = 4 if _dtype(config.dtype, model, device) == "float32" else 2
+    seqs, tokens = step_limits(config, device)
+    length = config.max_model_len
+    block = kv_bytes_per_token(model, width) * config.block_size
+    plan = plan_memory(
+        model,
+        weight_bytes=_weights(path, model, config, width, device),
+        dtype_bytes=width,
+        device=device,
+        available_bytes=_PLENTY,
+        total_bytes=_PLENTY,
+        utilization=1.0,
+        max_model_len=length,
+        max_num_seqs=seqs,
+        max_num_batched_tokens=tokens,
+        block_size=config.block_size,
+    )
+    # auto: the longest that fits, so a block will do
+    blocks = 1 if length == -1 else math.ceil(plan.max_model_len / config.block_size)
+    return Need(
+        name=name,
+        replicas=replicas,
+        process=_PROCESS[device],
+        weights=plan.weights,
+        activations=plan.activations,
+        least=blocks * block,
+        most=max(blocks * block, plan.kv_cache),
+        block=block,
+        given=config.kv_cache_memory_bytes,
+    )
+
+
+def _dtype(wanted: str, model: ModelConfig, device: str) -> str:
+    """As the engine chooses it."""
+    name = model.dtype if wanted == "auto" else wanted
+    return "bfloat16" if wanted == "auto" and name == "float16" and device == "cpu" else name
+
+
+def _weights(path: Path, model: ModelConfig, config: EngineConfig, width: int, device: str) -> int:
+    """Bytes of all weights as loaded."""
+    embedding = model.vocab_size * model.hidden_size
+    if config.load_format == "dummy":
+        q, kv = model.num_heads * model.head_dim, model.num_kv_heads * model.head_dim
+        layer = model.hidden_size * (2 * q + 2 * kv + 3 * model.intermediate_size)
+        matrices, rest = model.num_layers * layer, embedding
+        if not model.tie_word_embeddings:
+            matrices += embedding
+    else:
+        matrices = rest = 0
+        for name, shape in _tensors(path):
+            if model.tie_word_embeddings and name == "lm_head.weight":
+                continue
+            size = math.prod(shape)
+            # a table of the vocabulary that is not the output layer is looked up, not multiplied
+            if len(shape) == 2 and not (shape[0] == model.vocab_size and "head" not in name):
+                matrices += size
+            else:
+                rest += size
+    bits = _BITS.get(config.quantization, 8 * width)
+    head = 0.0
+    if model.tie_word_embeddings and device == "cpu":  # packed once more, for the products
+        head = embedding * (_BITS["int8"] if config.quantization != "none" else 8 * width) / 8
+    return math.ceil(matrices * bits / 8 + rest * width + head)
+
+
+def _tensors(path: Path) -> Iterable[tuple[str, tuple[int, ...]]]:
+    """Name and shape of each tensor."""
+    from safetensors import SafetensorError, safe_open
+
+    _, files = find_safetensors(path)
+    for file in files:
+        try:
+            with safe_open(file, framework="np") as opened:
+                for name in opened.keys():  # noqa: SIM118
+                    yield name, tuple(opened.get_slice(name).get_shape())
+        except (SafetensorError, OSError, ValueError) as error:
+            raise ModelLoadError(
+                f"{shown(file)} cannot be read: {error}.", advice="Download it again."
+            ) from error

@@ -166,6 +166,9 @@ class Door:
         targets, fallback = way.places(caller.local_only)
         return order(targets, fallback, [self.draw() for _ in targets])
 
+    def start(self) -> None:
+        """Begin what runs beside requests: probes."""
+
     # ---- Worker ----
 
     @property

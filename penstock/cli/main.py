@@ -21,6 +21,7 @@ COMMANDS = {
     "replay": "run a recorded step log again and compare the plans",
     "init": "write a commented penstock.yaml that `penstock up` runs as it is",
     "up": "run what a penstock.yaml describes on this machine: engines, and the gateway in front of them",
+    "gateway": "one governed URL in front of the upstreams of a penstock.yaml",
     "schema": "print the JSON Schema of penstock.yaml, for editors",
 }
 

@@ -115,7 +115,7 @@ def http_config(spec: Spec) -> HttpConfig:
     )
 
 
-async def open_door(spec: Spec, fleet: Fleet) -> tuple[Door, str | None]:
+async def open_door(spec: Spec, fleet: Fleet | None) -> tuple[Door, str | None]:
     """A door with the keys and the meter of the spec's ledger; and the first key, if it was made now."""
     from penstock.gateway.door import Door
     from penstock.gateway.metering import LedgerMeter

@@ -78,8 +78,8 @@ class Exchange:
     first_byte_at: float | None = None
     refused: bool = False
     """Whether the upstream said what is wrong with the request."""
-    error: PenstockError | None = None
-    """Why the stream broke, which the client has been told in it."""
+    broken: Failed | None = None
+    """Why the stream broke, of which the client has been told in it."""
 
 
 Headers = Callable[[], list[tuple[bytes, bytes]]]
@@ -99,7 +99,7 @@ class Relay:
         self, body: bytes, headers: dict[str, str], *, usage_wanted: bool, stream: bool, extra: Headers
     ) -> None:
         """Ask, and answer the client. Raises Failed before the client has seen anything; after that a stream
-        ends with an error event, and `Exchange.error` says so.
+        ends with an error event, and `Exchange.broken` says so.
 
         Args:
             headers: of the request to the upstream.
@@ -250,9 +250,8 @@ class Relay:
         """Raise, or end the stream with an error where it has begun."""
         if not self._exchange.begun:
             raise failed from None
-        error = failed.error(self._station.id)
-        self._exchange.error = error
-        last = self._endpoint.error_event(error)
+        self._exchange.broken = failed
+        last = self._endpoint.error_event(failed.error(self._station.id))
         await self._send({"type": "http.response.body", "body": last, "more_body": False})
 
     def _idle(self, timer: asyncio.Timeout) -> None:

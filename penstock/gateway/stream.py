@@ -68,6 +68,7 @@ class StreamFilter:
     def _look(self, events: bytes) -> bytes:
         if self._endpoint.ended(events):
             self.ended = True
+            self._tally.events -= 1
         if self._hide and b"null" in events:
             events = _NULL_USAGE.sub(b"", events)
             if not (b'"usage"' in events or b'"error"' in events):
@@ -79,6 +80,10 @@ class StreamFilter:
             start = match.end()
             if self._event(event):
                 kept.append(event)
+            if self.failed is not None:  # engines say [DONE] even then
+                self._tally.events -= 1 + events[start:].count(b"data:") - self.ended
+                self.ended = False
+                break
         return b"".join(kept)
 
     def _event(self, event: bytes) -> bool:

@@ -1,7 +1,7 @@
 """What an upstream says that a request has used, in any dialect, taken out of the bytes of its answer.
 
     OpenAI      usage.prompt_tokens · completion_tokens · prompt_tokens_details.cached_tokens
-    Responses   usage.input_tokens · output_tokens · input_tokens_details.cached_tokens (response.usage of events)
+    Responses   usage.input_tokens · output_tokens · input_tokens_details (response.usage of events)
     Anthropic   usage.input_tokens + cache_read_input_tokens + cache_creation_input_tokens · output_tokens
                 (message.usage in the first event, usage in the last but one)
     ours        usage.device_seconds

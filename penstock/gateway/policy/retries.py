@@ -10,9 +10,9 @@ from dataclasses import dataclass
 from typing import Literal
 
 Fault = Literal["busy", "connect", "reset", "slow", "stalled", "status", "invalid", "cut", "error"]
-"""How an upstream fails: all its places are taken; no connection; it was lost before an answer; no headers in
-time; no further piece in time; an error status; an answer that is none; one that ends too early; an event that
-says so."""
+"""How an upstream fails: all its places are taken; no connection; lost before an answer; no headers in time;
+no further piece in time; an error status; an answer that is none; one that ends too early; an event that says
+so."""
 
 RETRIED_STATUS = frozenset({408, 425, 429, 500, 502, 503, 504, 520, 521, 522, 523, 524, 529})
 """Answers that another attempt may better."""

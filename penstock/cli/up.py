@@ -83,6 +83,7 @@ async def _serve(spec: Spec, config: HttpConfig, planned: LocalPlan, key: str, s
         door, first_key = await open_door(spec, fleet)
         fleet.start()
         household = Household(door, fleet)
+        door.start()
         url = _url(config, sock)
 
         def started() -> None:

@@ -2,10 +2,10 @@
 
     python -m benchmarks.gateway.load --port N [--key K] [--stream] (--concurrency C | --rate R) --requests N
 
-Closed loop: C connections, each with one request after the other. Open loop: R requests a second, whatever the
-answers do, each on a connection that is free, or on a new one; times count from when a request was due.
-Prints JSON: requests per second, errors, and percentiles of the time to the first byte and of the whole answer,
-in milliseconds.
+Closed loop: C connections, each with one request after the other. Open loop: R requests a second, whatever
+the answers do, each on a connection that is free, or on a new one; times count from when a request was due.
+Prints JSON: requests per second, errors, and percentiles of the time to the first byte and of the whole
+answer, in milliseconds.
 """
 
 from __future__ import annotations

@@ -87,6 +87,7 @@ async def _serve(spec: Spec, config: HttpConfig, planned: LocalPlan, key: str, s
         fleet.start()
         door.start()
         household = Household(door, fleet)
+        door.start()
         url = _url(config, sock)
 
         def started() -> None:

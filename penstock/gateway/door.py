@@ -16,6 +16,7 @@ import random
 import secrets
 import time
 from collections.abc import Callable
+from typing import Any
 
 from starlette.types import Receive, Scope, Send
 
@@ -34,6 +35,7 @@ from .meter import LimitReached, Meter
 from .metrics import Metrics
 from .policy.limits import Entitlements
 from .policy.routes import Book, Place, Way, order, shadows
+from .probes import Prober
 from .request import Caller, Request
 from .stations import Stations
 
@@ -53,7 +55,7 @@ class Door:
         self,
         spec: Spec,
         keys: Keys,
-        meter: Meter,
+        meter: Meter[Any],
         stations: Stations,
         fleet: Fleet | None = None,
         *,
@@ -77,6 +79,7 @@ class Door:
         self.entitlements = Entitlements(spec)
         self.metrics = metrics or Metrics()
         self.monotonic, self.wall, self.draw = monotonic, wall, draw
+        self.prober = Prober(stations, monotonic)
         self._running: set[asyncio.Task[None]] = set()
         self._shadows: set[asyncio.Task[None]] = set()
         self._draining = False
@@ -167,7 +170,8 @@ class Door:
         return order(targets, fallback, [self.draw() for _ in targets])
 
     def start(self) -> None:
-        """Begin what runs beside requests: probes."""
+        """Begin what runs beside requests, in the running loop: probes."""
+        self.prober.start()
 
     # ---- Worker ----
 
@@ -196,6 +200,7 @@ class Door:
 
     async def close(self) -> None:
         """Write what is written behind, and end all connections."""
+        await self.prober.stop()
         await self.meter.close()
         await self.stations.close()
 

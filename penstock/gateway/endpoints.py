@@ -14,6 +14,16 @@ from penstock.http.errors import error_bytes, error_object
 from penstock.http.sse import event
 
 
+def has_line(events: bytes, start: bytes) -> bool:
+    """Whether a line of whole events begins so. In the text of a JSON value no line begins."""
+    return events.startswith(start) or b"\n" + start in events
+
+
+def count_lines(events: bytes, start: bytes) -> int:
+    """How many lines of whole events begin so."""
+    return events.count(b"\n" + start) + events.startswith(start)
+
+
 @dataclass(frozen=True, slots=True)
 class Endpoint:
     """One POST endpoint that is metered."""
@@ -41,7 +51,7 @@ class Endpoint:
 
     def ended(self, events: bytes) -> bool:
         """Whether the last of these events of a stream is the one that a whole stream ends with."""
-        return b"data: [DONE]" in events or b"data:[DONE]" in events
+        return has_line(events, b"data: [DONE]") or has_line(events, b"data:[DONE]")
 
 
 class _Responses(Endpoint):
@@ -53,7 +63,7 @@ class _Responses(Endpoint):
 
     def ended(self, events: bytes) -> bool:
         return any(
-            b"event: response." + last in events or b'"type":"response.' + last in events
+            has_line(events, b"event: response." + last) or b'"type":"response.' + last in events
             for last in (b"completed", b"incomplete", b"failed", b"cancelled")
         )
 
@@ -81,7 +91,7 @@ class _Messages(Endpoint):
         return event(self.error(error), "error")
 
     def ended(self, events: bytes) -> bool:
-        return b"event: message_stop" in events or b'"type":"message_stop"' in events
+        return has_line(events, b"event: message_stop") or b'"type":"message_stop"' in events
 
 
 _CHAT_CAPS = ("max_completion_tokens", "max_tokens")

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import re
 
-from .endpoints import Endpoint
+from .endpoints import Endpoint, count_lines
 from .usage import Tally, read_event
 
 MOST = 4 << 20
@@ -60,7 +60,7 @@ class StreamFilter:
             piece = piece[:end]
         if not piece:
             return b""
-        self._tally.events += piece.count(b"data:")
+        self._tally.events += count_lines(piece, b"data:")
         if b'"usage"' in piece or b'"error"' in piece or self._endpoint.ended(piece):
             return self._look(piece)
         return piece
@@ -81,7 +81,7 @@ class StreamFilter:
             if self._event(event):
                 kept.append(event)
             if self.failed is not None:  # engines say [DONE] even then
-                self._tally.events -= 1 + events[start:].count(b"data:") - self.ended
+                self._tally.events -= 1 + count_lines(events[start:], b"data:") - self.ended
                 self.ended = False
                 break
         return b"".join(kept)

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from penstock.cli.flags import Parser, make_config
-from penstock.cli.local_models import LocalPlan, plan
+from penstock.cli.local_models import LocalPlan, plan, warnings
 from penstock.cli.serve import add_arguments
 from penstock.cli.up import without_secrets
 from penstock.core.errors import StartupError
@@ -160,6 +160,13 @@ def test_replicas_on_accelerators_get_devices_of_their_own(tmp_path: Path) -> No
     assert understood(command(made, "o"))[0].device == "cpu"
     with pytest.raises(StartupError, match="have 5 accelerators; this machine has 4"):
         planned("{m: {weights: demo, pool: a}}", "{a: {hardware: L4, count: 5}}", PATH=path)
+
+
+def test_engines_that_share_one_device_are_named() -> None:
+    models = "models: {m: {weights: demo, pool: here, replicas: 2}}"
+    (said,) = warnings(loads(f"pools: {{here: {{}}}}\n{models}"))
+    assert "pools.here: 2 engines share 1 device(s)" in said
+    assert warnings(loads(f"pools: {{here: {{count: 2}}}}\n{models}")) == []
 
 
 def test_engines_do_not_get_the_secrets_of_the_gateway() -> None:

@@ -176,6 +176,11 @@ def test_a_port_in_use_is_said_before_anything_starts(tmp_path: Path) -> None:
         ),
         ("upstreams: {}", "there is nothing under models: that could be started here"),
         ("models: {m: {weights: demo, pool: her}}", "penstock.yaml:1: models.m.pool: there is no pool her"),
+        (
+            "pools: {here: {}}\nmodels: {m: {weights: demo, pool: here, memory: 9MiB}}\n"
+            "ledger: {url: 'sqlite:////nonexistent/x.db'}",
+            "The ledger's URL cannot be used: there is no folder /nonexistent.",
+        ),
         (FAKE % "", "engine: vllm needs the command vllm, which is not on PATH"),
     ],
 )

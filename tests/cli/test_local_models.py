@@ -142,6 +142,19 @@ def test_vllm_is_started_by_its_own_command(tmp_path: Path) -> None:
     assert command(made).probe == "/health"
 
 
+def test_memory_of_an_architecture_that_only_vllm_knows(tmp_path: Path) -> None:
+    path = tool(tmp_path, "vllm", "")
+    weights = tmp_path / "model"
+    weights.mkdir()
+    (weights / "config.json").write_text('{"architectures": ["NewModel"], "model_type": "new"}')
+    (weights / "model.safetensors").write_bytes(b"\0" * 1000)
+    model = f"weights: {weights}, pool: here, engine: vllm"
+    with pytest.raises(StartupError, match="models.m: how much memory it takes cannot be reckoned"):
+        planned(f"{{m: {{{model}}}}}", PATH=path)
+    (table,) = planned(f"{{m: {{{model}, memory: 64MiB}}}}", PATH=path).tables
+    assert table.splitlines()[2].split()[:9] == "m 2.00 GiB 1000 B 0 B 64.00 MiB".split()
+
+
 def test_replicas_on_accelerators_get_devices_of_their_own(tmp_path: Path) -> None:
     path = tool(tmp_path, "nvidia-smi", "for n in 0 1 2 3; do echo $n, NVIDIA L4, 22000, 23034; done")
     pools = "{a: {hardware: L4, count: 2}, b: {hardware: L4, count: 2}, here: {}}"

@@ -296,6 +296,41 @@ def test_a_model_that_nobody_used_after_its_start_leaves_too(tmp_path: Path) -> 
     run(go)
 
 
+def test_a_model_that_dies_comes_back_only_if_somebody_wants_it(tmp_path: Path) -> None:
+    async def go() -> None:
+        async with world(tmp_path, demo={"start": "lazy", "keep_alive": 1000}) as here:
+            with here.fleet.use("demo"):
+                await here.fleet.ready("demo", timeout=20)
+                kill(here.starts()[0])
+                await here.until(lambda: len(here.starts()) == 2)
+                await here.fleet.ready("demo", timeout=20)
+            kill(here.starts()[1])
+            await here.until(lambda: here.state().state == "asleep")
+            assert len(here.starts()) == 2
+            with here.fleet.use("demo"):
+                await here.fleet.ready("demo", timeout=20)
+            assert len(here.starts()) == 3
+
+    run(go)
+
+
+def test_a_command_that_cannot_even_be_written_down(tmp_path: Path) -> None:
+    async def go() -> None:
+        wrong = Command(arguments=("a\0b",), probe="/", alive="/")
+        part = Part(model=Model(weights="x", pool="here"), hardware="cpu", commands=[lambda port: wrong])
+        fleet = LocalFleet({"x": part}, key="", show=lambda line: None, environment=os.environ, timing=FAST)
+        whys: set[str] = set()
+        fleet.subscribe(lambda replica: whys.add(replica.why))
+        fleet.start()
+        async with asyncio.timeout(20):
+            while fleet.replicas("x")[0].restarts < 2:
+                await asyncio.sleep(0.005)
+        assert "its process cannot be started: ValueError: embedded null byte" in whys
+        await fleet.close()
+
+    run(go)
+
+
 def test_a_request_that_comes_while_a_model_goes_wakes_it_again(tmp_path: Path) -> None:
     async def go() -> None:
         async with world(tmp_path, demo={"start": "lazy", "keep_alive": 0.05}) as here:

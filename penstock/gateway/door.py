@@ -201,6 +201,9 @@ class Door:
     async def close(self) -> None:
         """Write what is written behind, and end all connections."""
         await self.prober.stop()
+        for task in self._shadows:
+            task.cancel()
+        await asyncio.gather(*self._shadows, return_exceptions=True)
         await self.meter.close()
         await self.stations.close()
 

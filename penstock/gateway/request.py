@@ -96,6 +96,7 @@ class Request:
         self.place: Place | None = None
         self.reserved = Amounts()
         self._reservation: Reservation | None = None
+        self._is_copy = False
         self._notes: list[str] = []
         self._used: Amounts | None = None
         self._shared = 0.0
@@ -117,7 +118,8 @@ class Request:
         if self.endpoint.metered:
             self._reservation = await door.meter.reserve(row, limits, self.reserved)
         try:
-            door.shadow(self)
+            if not self._is_copy:
+                door.shadow(self)
             await self._attempts()
             self._end("upstream_failed" if self.exchange.broken is not None else "done", self.exchange.status)
         except asyncio.CancelledError:
@@ -144,7 +146,7 @@ class Request:
         copy.row.id = secrets.token_hex(16)
         copy.row.at, copy.started = self.row.at, self.started
         copy.row.note = f"shadow of {self.row.id}"
-        copy._salt = self._salt
+        copy._salt, copy._is_copy = self._salt, True
         return copy
 
     # ---- attempts ----

@@ -264,6 +264,8 @@ class Upstream:
         self._loop.call_soon_threadsafe(self._go.set)
 
     def stop(self) -> None:
+        if not self._thread.is_alive():
+            return
         self._loop.call_soon_threadsafe(self._stop.set)
         self._thread.join(10)
 

@@ -33,7 +33,7 @@ it is; `penstock schema > penstock.schema.json` gives editors completion, with a
 - All errors of a file are told at once, each with its line. An unknown key is one, and the nearest known key
   is suggested; so is a name that leads nowhere, a key that stands twice, and what cannot be true together.
 - Secrets are never in the file: `api_key_env` and its like name environment variables.
-- YAML's aliases (`*name`) are not read. Mappings and lists nest up to 32 deep, a file has a mebibyte at most.
+- YAML's aliases (`*name`) are not read. Mappings and lists nest up to 32 deep, a file has 256 KiB at most.
 
 | written | means |
 |---|---|

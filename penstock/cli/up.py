@@ -21,6 +21,8 @@ from typing import TYPE_CHECKING
 from penstock.core.errors import StartupError
 from penstock.spec import Spec, load
 
+from . import gateway
+
 if TYPE_CHECKING:
     import socket
 
@@ -34,8 +36,8 @@ logger = logging.getLogger("penstock.up")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add the file."""
-    parser.add_argument("file", nargs="?", default="penstock.yaml", help="default: penstock.yaml")
+    """Add the file, and the flags of the gateway's listener."""
+    gateway.add_arguments(parser)
 
 
 def run(args: argparse.Namespace) -> int:
@@ -46,14 +48,15 @@ def run(args: argparse.Namespace) -> int:
             f"{args.file}: there is nothing under models: that could be started here.",
             advice="`penstock gateway` serves what is under upstreams:.",
         )
-    logging.basicConfig(level="INFO", format="%(levelname)-7s %(message)s", stream=sys.stderr)
+    config = gateway.http_config(spec, args)
+    level = config.uvicorn_log_level.replace("trace", "debug")
+    logging.basicConfig(level=level.upper(), format="%(levelname)-7s %(message)s", stream=sys.stderr)
     logging.getLogger("alembic").setLevel(logging.WARNING)
     from penstock.http.serve import bind
 
     from .local_models import plan
     from .serve import loop_factory
 
-    config = http_config(spec)
     sock = bind(config)
     try:
         if spec.gateway.workers > 1:
@@ -82,6 +85,7 @@ async def _serve(spec: Spec, config: HttpConfig, planned: LocalPlan, key: str, s
     try:
         door, first_key = await open_door(spec, fleet)
         fleet.start()
+        door.start()
         household = Household(door, fleet)
         door.start()
         url = _url(config, sock)
@@ -99,21 +103,6 @@ async def _serve(spec: Spec, config: HttpConfig, planned: LocalPlan, key: str, s
         return status
     finally:
         await fleet.close()
-
-
-def http_config(spec: Spec) -> HttpConfig:
-    """How the gateway listens."""
-    from penstock.http.config import HttpConfig
-
-    gateway = spec.gateway
-    return HttpConfig(
-        host=gateway.host,
-        port=gateway.port,
-        max_body_bytes=gateway.max_body_bytes,
-        ssl_certfile=gateway.ssl_certfile,
-        ssl_keyfile=gateway.ssl_keyfile,
-        disable_uvicorn_access_log=True,  # the ledger has a row for each request
-    )
 
 
 async def open_door(spec: Spec, fleet: Fleet | None) -> tuple[Door, str | None]:

@@ -25,8 +25,8 @@ from .config import EngineConfig, step_limits
 _PROCESS = {"cpu": 400 << 20, "cuda": 700 << 20}
 """Measured: API process 60 MiB, engine 180 and for a moment 190 more, templates 20, keeper 10. On CUDA: of
 the device, for its context and its libraries."""
-_BITS = {"int8": 8.25, "w8a8": 8.25, "int4": 4.5}
-"""Of a quantised weight with its scales."""
+_GROUP = 128
+"""Inputs are padded to a multiple of it where weights are quantised; int4 has a scale for each group."""
 _PLENTY = 1 << 62
 
 
@@ -82,29 +82,43 @@ def _dtype(wanted: str, model: ModelConfig, device: str) -> str:
 
 def _weights(path: Path, model: ModelConfig, config: EngineConfig, width: int, device: str) -> int:
     """Bytes of all weights as loaded."""
-    embedding = model.vocab_size * model.hidden_size
-    if config.load_format == "dummy":
-        q, kv = model.num_heads * model.head_dim, model.num_kv_heads * model.head_dim
-        layer = model.hidden_size * (2 * q + 2 * kv + 3 * model.intermediate_size)
-        matrices, rest = model.num_layers * layer, embedding
-        if not model.tie_word_embeddings:
-            matrices += embedding
-    else:
-        matrices = rest = 0
-        for name, shape in _tensors(path):
-            if model.tie_word_embeddings and name == "lm_head.weight":
-                continue
-            size = math.prod(shape)
-            # a table of the vocabulary that is not the output layer is looked up, not multiplied
-            if len(shape) == 2 and not (shape[0] == model.vocab_size and "head" not in name):
-                matrices += size
-            else:
-                rest += size
-    bits = _BITS.get(config.quantization, 8 * width)
-    head = 0.0
+    scheme = config.quantization
+    head_scheme = "none" if scheme == "none" else "int8"
+    total = 0
+    for name, shape in _shapes(model) if config.load_format == "dummy" else _tensors(path):
+        if len(shape) != 2:
+            total += math.prod(shape) * width
+        elif shape[0] != model.vocab_size:
+            total += _linear(*shape, scheme, width)
+        elif "head" not in name or "embed" in name:  # looked up, not multiplied
+            total += math.prod(shape) * width
+        elif not model.tie_word_embeddings:
+            total += _linear(*shape, head_scheme, width)
     if model.tie_word_embeddings and device == "cpu":  # packed once more, for the products
-        head = embedding * (_BITS["int8"] if config.quantization != "none" else 8 * width) / 8
-    return math.ceil(matrices * bits / 8 + rest * width + head)
+        total += _linear(model.vocab_size, model.hidden_size, head_scheme, width)
+    return total
+
+
+def _linear(outs: int, ins: int, scheme: str, width: int) -> int:
+    """Bytes of a linear layer's weight; see kernels/quantization.py."""
+    padded = -(-ins // _GROUP) * _GROUP
+    if scheme == "none":
+        return outs * ins * width
+    if scheme == "int4":
+        return outs * (padded // 2 + 3 * padded // _GROUP)  # scale and zero of each group
+    return outs * (padded + 4)
+
+
+def _shapes(model: ModelConfig) -> Iterable[tuple[str, tuple[int, ...]]]:
+    """The tensors that random weights stand for; biases and norms are no weight to speak of."""
+    hidden, inner = model.hidden_size, model.intermediate_size
+    q, kv = model.num_heads * model.head_dim, model.num_kv_heads * model.head_dim
+    layer = [(q, hidden), (kv, hidden), (kv, hidden), (hidden, q)]
+    layer += [(inner, hidden), (inner, hidden), (hidden, inner)]
+    yield "embed", (model.vocab_size, hidden)
+    yield "lm_head", (model.vocab_size, hidden)
+    for shape in model.num_layers * layer:
+        yield "layer", shape
 
 
 def _tensors(path: Path) -> Iterable[tuple[str, tuple[int, ...]]]:

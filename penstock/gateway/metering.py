@@ -63,14 +63,12 @@ class LedgerMeter:
         journal: Journal,
         thread: StoreThread,
         counters: Counters[Any],
-        clock: Callable[[], float] = time.time,
     ) -> None:
         self.store = store
         self.journal = journal
         self.thread = thread
         self.counters = counters
         self.writer = Writer(store, journal)
-        self._clock = clock
         self._failing = False
         self._tasks: list[asyncio.Task[None]] = []
         self._open = 0
@@ -94,7 +92,7 @@ class LedgerMeter:
         try:
             await thread.call(lambda: store.register(journal.worker, socket.gethostname()))
             counters = LeasedCounters(store, journal.worker, thread, clock=clock, on_beat=on_beat)
-            meter = cls(store, journal, thread, counters, clock)
+            meter = cls(store, journal, thread, counters)
             await thread.call(lambda: bury(store, spool))
             counters.start()
             meter._tasks = [asyncio.create_task(meter._write()), asyncio.create_task(meter._bury())]
@@ -117,7 +115,7 @@ class LedgerMeter:
 
     async def reserve(self, row: Row, limits: Sequence[Limit], worst: Amounts) -> Reserved:
         """Let a request through. Raises LimitReached, SpoolFull, Unavailable."""
-        ticket = self.counters.reserve_now(limits, worst, self._clock())
+        ticket = self.counters.reserve_now(limits, worst)
         if ticket is None:
             ticket = await self.counters.reserve(limits, worst)
         row.reserved_tokens = worst.tokens

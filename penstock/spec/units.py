@@ -57,7 +57,7 @@ def size(value: Any) -> int:
         value = int(Decimal(match[1]) * _BYTES[match[2]])
     if value >= _MOST:
         raise ValueError(f"{quote(value)} is no size of less than 8 EiB")
-    return value
+    return int(value)
 
 
 def nanodollars(value: Any) -> int:

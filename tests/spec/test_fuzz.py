@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from penstock.cli.init import example
 from penstock.spec import Spec, SpecError, loads
 
-KEYS = sorted({word for word in re.findall(r"[a-z_]+", example())} | {"here", "demo", "<<", "=", "~"})
+KEYS = sorted(set(re.findall(r"[a-z_]+", example())) | {"here", "demo", "<<", "=", "~"})
 SCALARS = st.one_of(
     st.none(),
     st.booleans(),

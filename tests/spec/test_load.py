@@ -181,7 +181,7 @@ def test_a_file(tmp_path: Path) -> None:
         ("missing.yaml", "cannot be read: No such file or directory. `penstock init` writes an example."),
         ("folder", "is a directory."),
         ("pipe", "is no regular file."),
-        ("large", "is over 1048576 bytes."),
+        ("large", "is over 262144 bytes."),
         ("latin", "is not UTF-8 at byte 2."),
         ("nu\0ll", "cannot be read: embedded null byte."),
     ],
@@ -189,7 +189,7 @@ def test_a_file(tmp_path: Path) -> None:
 def test_files_that_cannot_be_read(tmp_path: Path, name: str, expected: str) -> None:
     (tmp_path / "folder").mkdir()
     os.mkfifo(tmp_path / "pipe")
-    (tmp_path / "large").write_bytes(b"#" * ((1 << 20) + 1))
+    (tmp_path / "large").write_bytes(b"#" * ((256 << 10) + 1))
     (tmp_path / "latin").write_bytes(b"# \xe9")
     with pytest.raises(SpecError) as caught:
         load(tmp_path / name)

@@ -27,7 +27,7 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from penstock.core.errors import StartupError, Unavailable
 from penstock.gateway.policy.accounts import SPAN
-from penstock.gateway.policy.leases import TTL, Ask, Grant, Lease, counts, decide
+from penstock.gateway.policy.leases import TTL, Ask, Grant, Lease, counts, decide, lives
 from penstock.gateway.records import Row
 
 from .journal import Position
@@ -39,7 +39,8 @@ PASSWORD = "PENSTOCK_LEDGER_PASSWORD"
 """Environment variable with PostgreSQL's password."""
 _MIGRATION_LOCK = 0x70656E73746F636B
 _FORGET = 40 * 86_400
-"""Seconds after which what remains of dead workers and past windows is deleted; rows of the ledger never."""
+"""Seconds after which leases of past windows are deleted. Rows of the ledger never are, nor a dead worker's
+position in its journal: should that turn up again, nothing in it counts twice."""
 
 
 class StoreDown(Unavailable):
@@ -94,7 +95,7 @@ class Store:
         names = ", ".join(map(self.engine.dialect.identifier_preparer.quote, COLUMNS))
         marks = ", ".join(["?" if self._sqlite else "%s"] * len(COLUMNS))
         self._append_sql = f"INSERT INTO ledger ({names}) VALUES ({marks}) ON CONFLICT DO NOTHING"
-        self._insert: Any = sqlite.insert if self._sqlite else postgresql.insert
+        self.insert: Any = sqlite.insert if self._sqlite else postgresql.insert
 
     def open(self) -> None:
         """Reach the database and bring its tables up to date. Raises StartupError."""
@@ -117,7 +118,7 @@ class Store:
         with self.writing() as connection:
             now = self.now(connection)
             row = {"id": worker, "host": host, "seen": now}
-            connection.execute(self._insert(workers).values(row).on_conflict_do_nothing())
+            connection.execute(self.insert(workers).values(row).on_conflict_do_nothing())
             self._sweep(connection, now)
 
     def beat(self, worker: str, *, write: bool = True) -> Beat:
@@ -126,12 +127,9 @@ class Store:
             now = self.now(connection)
             if write:
                 connection.execute(workers.update().where(workers.c.id == worker).values(seen=now, gone=None))
-            others = connection.execute(_OTHERS, {"me": worker, "since": now - TTL}).scalar_one()
-            pressed = (
-                list(connection.execute(_PRESSED, {"me": worker, "since": now - TTL}).scalars())
-                if others
-                else []
-            )
+            about = {"me": worker, "since": now - TTL, "until": now + 1}
+            others = connection.execute(_OTHERS, about).scalar_one()
+            pressed = list(connection.execute(_PRESSED, about).scalars()) if others else []
             keys = connection.execute(_KEYS).scalar_one_or_none()
         return Beat(others, pressed, keys or 0)
 
@@ -140,12 +138,12 @@ class Store:
         ids = [ask.id for ask in asks]
         with self.writing() as connection:
             now = self.now(connection)
-            used: dict[str, int] = dict(connection.execute(_USED, {"ids": ids}).tuples().all())
+            used: dict[str, int] = dict(connection.execute(_USED, {"ids": ids}).all())
             new = [ask for ask in asks if ask.id not in used]
             if new:
                 rows = [_account(ask.id) for ask in sorted(new, key=lambda ask: ask.id)]
-                connection.execute(self._insert(accounts).on_conflict_do_nothing(), rows)
-                used = dict(connection.execute(_USED, {"ids": ids}).tuples().all())
+                connection.execute(self.insert(accounts).on_conflict_do_nothing(), rows)
+                used = dict(connection.execute(_USED, {"ids": ids}).all())
             mine: dict[str, float | None] = {}
             others: dict[str, list[Lease]] = {id: [] for id in ids}
             windows = {ask.id: ask.limit.window for ask in asks}
@@ -153,7 +151,7 @@ class Store:
                 if holder == worker:
                     mine[id] = since
                     continue
-                alive = gone is None and now < seen + TTL
+                alive = lives(gone=gone, seen=seen, now=now)
                 counted = counts(windows[id], gone=gone, seen=seen, now=now)
                 others[id].append(Lease(granted, touched, alive, counted))
             grants, rows = [], []
@@ -162,7 +160,7 @@ class Store:
                 grants.append(grant)
                 row = {"account": ask.id, "worker": worker, "granted": grant.granted, "touched": now}
                 rows.append({**row, "wanted_since": since})
-            statement = self._insert(leases)
+            statement = self.insert(leases)
             given = statement.excluded
             connection.execute(
                 statement.on_conflict_do_update(
@@ -252,11 +250,12 @@ class Store:
             ) from error
 
     def now(self, connection: sa.Connection) -> float:
-        """Unix time, the same for all: the database server's, or this machine's for SQLite."""
+        """By which clock workers are believed to live, the same for all: the database server's, or for SQLite
+        this machine's monotonic one, which nobody sets."""
         if self._clock is not None:
             return self._clock()
         if self._sqlite:
-            return time.time()
+            return time.monotonic()
         return float(connection.execute(_SERVER_TIME).scalar_one())
 
     def _append(self, connection: sa.Connection, worker: str, entries: Sequence[Entry]) -> None:
@@ -268,7 +267,7 @@ class Store:
         if not charged:
             return
         ordered = sorted(charged.items())  # as everybody locks them
-        statement = self._insert(accounts)
+        statement = self.insert(accounts)
         connection.execute(
             statement.on_conflict_do_update(
                 index_elements=["id"], set_={"used": accounts.c.used + statement.excluded.used}
@@ -281,19 +280,12 @@ class Store:
 
     def _sweep(self, connection: sa.Connection, now: float) -> None:
         """Delete what no longer counts for anybody."""
-        over = sa.select(workers.c.id).where(
-            sa.func.coalesce(workers.c.gone, workers.c.seen) < now - TTL - 2 * SPAN
-        )
+        heard = sa.func.coalesce(workers.c.gone, workers.c.seen)
+        over = sa.select(workers.c.id).where(sa.or_(heard < now - TTL - 2 * SPAN, heard > now + TTL))
         passing = sa.select(accounts.c.id).where(accounts.c.window.in_(("minute", "now")))
         connection.execute(leases.delete().where(leases.c.worker.in_(over), leases.c.account.in_(passing)))
-        past = sa.select(accounts.c.id).where(accounts.c.start.between(1, now - _FORGET))
+        past = sa.select(accounts.c.id).where(accounts.c.start.between(1, time.time() - _FORGET))
         connection.execute(leases.delete().where(leases.c.account.in_(past)))
-        holding = sa.select(leases.c.worker)
-        connection.execute(
-            workers.delete().where(
-                workers.c.done, workers.c.gone < now - _FORGET, workers.c.id.not_in(holding)
-            )
-        )
 
 
 _USED = (
@@ -326,11 +318,15 @@ _SHRINK = (
     )
 )
 _LIVE = sa.and_(
-    workers.c.id != sa.bindparam("me"), workers.c.gone.is_(None), workers.c.seen > sa.bindparam("since")
+    workers.c.id != sa.bindparam("me"),
+    workers.c.gone.is_(None),
+    workers.c.seen > sa.bindparam("since"),
+    workers.c.seen <= sa.bindparam("until"),
 )
 _OTHERS = sa.select(sa.func.count()).select_from(workers).where(_LIVE)
 _PRESSED = (
-    sa.select(sa.distinct(leases.c.account))
+    sa.select(leases.c.account)
+    .distinct()
     .join(workers, workers.c.id == leases.c.worker)
     .where(leases.c.wanted_since.is_not(None), _LIVE)
 )

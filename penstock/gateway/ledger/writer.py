@@ -60,7 +60,7 @@ class Writer:
 
 def bury(store: Store, spool: Path) -> list[tuple[str, list[Entry]]]:
     """Take over the journals of dead workers: requests without an end become `unsettled`, at what they had
-    reserved. Returns the workers with the rows that were added. Raises Unavailable, and may then be repeated."""
+    reserved. Returns the workers with the rows that were added. Raises Unavailable; may then be repeated."""
     found = []
     for worker, lock in dead(spool):
         try:

@@ -36,7 +36,7 @@ T = TypeVar("T", bound=Ticket)
 class Counters(Protocol[T]):
     """Whoever keeps the limits."""
 
-    def reserve_now(self, limits: Sequence[Limit], worst: Amounts, now: float) -> T | None:
+    def reserve_now(self, limits: Sequence[Limit], worst: Amounts) -> T | None:
         """Reserve without waiting, if that can be."""
         ...
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 import time
 from collections.abc import Callable, Coroutine, Mapping, Sequence
 from typing import Any, Protocol, TypeVar
@@ -72,8 +73,9 @@ class LeasedCounters:
         self._bank = bank
         self._worker = worker
         self._caller = caller
-        self._clock = clock
+        self._wall = clock
         self._monotonic = monotonic
+        self._offset = clock() - monotonic()
         self._on_beat = on_beat
         self._valid_until = float("-inf")
         self._wanted = asyncio.Event()
@@ -88,8 +90,19 @@ class LeasedCounters:
         """Begin to talk to the bank."""
         self._tasks = [asyncio.create_task(_forever(self._lease)), asyncio.create_task(_forever(self._pulse))]
 
-    def reserve_now(self, limits: Sequence[Limit], worst: Amounts, now: float) -> Ticket | None:
+    def now(self) -> float:
+        """Unix time that does not jump: where the clock is set, the accounts are told first."""
+        return self._offset + self._monotonic()
+
+    def _follow(self) -> None:
+        ahead = self._wall() - self.now()
+        if abs(ahead) >= 1:
+            self._offset += ahead
+            self.shares.shift(math.ceil(ahead))
+
+    def reserve_now(self, limits: Sequence[Limit], worst: Amounts) -> Ticket | None:
         """Within the lease."""
+        now = self.now()
         return self.shares.reserve(limits, worst, now, valid=self._monotonic() < self._valid_until)
 
     async def reserve(self, limits: Sequence[Limit], worst: Amounts) -> Ticket:
@@ -100,8 +113,8 @@ class LeasedCounters:
             while True:
                 if self._monotonic() >= self._valid_until:
                     await self._beat(write=True)
-                now = self._clock()
-                ticket = self.reserve_now(limits, worst, now)
+                now = self.now()
+                ticket = self.reserve_now(limits, worst)
                 if ticket is not None:
                     return ticket
                 short = self.shares.short(limits, worst, now)
@@ -125,11 +138,11 @@ class LeasedCounters:
 
     def settle(self, ticket: Ticket, used: Amounts) -> None:
         """A request has ended."""
-        self.shares.settle(ticket, used, self._clock())
+        self.shares.settle(ticket, used, self.now())
 
     def standings(self, ticket: Ticket) -> Sequence[Standing]:
         """What is left of each limit, as far as this worker knows."""
-        now = self._clock()
+        now = self.now()
         return [Left(share.limit, share.remaining(now), share.resets_at(now)) for share in ticket.shares]
 
     def folded(self, amounts: Mapping[str, int]) -> None:
@@ -141,7 +154,7 @@ class LeasedCounters:
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
-        asks = self.shares.give_back(self._clock())
+        asks = self.shares.give_back(self.now())
         if asks:
             try:
                 await self._caller.call(lambda: self._bank.lease(self._worker, asks), urgent=True)
@@ -166,7 +179,7 @@ class LeasedCounters:
         self._wanted.clear()
         told, self._round = self._round, asyncio.get_running_loop().create_future()
         failed: Unavailable | None = None
-        asks = self.shares.asks(self._clock())
+        asks = self.shares.asks(self.now())
         try:
             if asks:
                 self.rounds += 1
@@ -178,7 +191,13 @@ class LeasedCounters:
             self._heard()
         except Unavailable as error:
             failed = error
+            self.shares.lost(asks)
             self._lost(error)
+        except Exception as error:
+            failed = Unavailable("Limits cannot be counted.")
+            failed.__cause__ = error
+            self.shares.lost(asks)
+            raise
         finally:
             told.set_result(failed)
 
@@ -186,8 +205,9 @@ class LeasedCounters:
         """A sign of life, and then looks at what others need, as often as there are others."""
         begun = self._monotonic()
         try:
+            self._follow()
             await self._beat(write=True)
-            if self.shares.tick(self._clock()):
+            if self.shares.tick(self.now()):
                 self._wanted.set()
             while (rest := begun + PULSE - self._monotonic()) > 0:
                 await asyncio.sleep(rest if self.shares.alone else min(rest, POLL))
@@ -203,7 +223,7 @@ class LeasedCounters:
             if write:
                 self._valid_until = sent + TTL - PULSE
             self.shares.alone = beat.others == 0
-            if beat.pressed and self.shares.pressed(beat.pressed, self._clock()):
+            if beat.pressed and self.shares.pressed(beat.pressed, self.now()):
                 self._wanted.set()
             if self._on_beat is not None:
                 self._on_beat(beat)

@@ -59,6 +59,7 @@ class LocalFleet:
         timing: Timing | None = None,
     ) -> None:
         self.key = key
+        self._refusal: StartupError | None = None
         self._watchers: list[Callable[[Replica], None]] = []
         self._session: aiohttp.ClientSession | None = None
         self._ports: list[Port] = []
@@ -101,15 +102,11 @@ class LocalFleet:
     @property
     def refusal(self) -> StartupError | None:
         """Why an eager model cannot work as it is configured, if one has never run and said so."""
-        for model in self._models.values():
-            for each in model.supervisors:
-                if model.eager and each.refused:
-                    return StartupError(f"{each.replica.name} cannot be served: {each.replica.why}")
-        return None
+        return self._refusal
 
-    async def close(self) -> None:
-        """End all engines at the same time; return when they are gone."""
-        await asyncio.gather(*(model.close() for model in self._models.values()))
+    async def close(self, *, patient: bool = True) -> None:
+        """End all engines at the same time; return when they are gone. Without patience, they are killed."""
+        await asyncio.gather(*(model.close(patient) for model in self._models.values()))
         if self._session is not None:
             await self._session.close()
         for port in self._ports:
@@ -157,7 +154,11 @@ class LocalFleet:
         return self._session
 
     def _changed(self, replica: Replica) -> None:
-        self._models[replica.model].changed()
+        model = self._models[replica.model]
+        one = model.supervisors[replica.index]
+        if one.refused and one.start_seconds is None and model.eager and self._refusal is None:
+            self._refusal = StartupError(f"{replica.name} cannot be served: {replica.why}")
+        model.changed()
         for watcher in self._watchers:
             watcher(replica)
 
@@ -238,12 +239,12 @@ class _Model:
                 self._idle_since = asyncio.get_running_loop().time()
                 self._watch_idleness()
 
-    async def close(self) -> None:
+    async def close(self, patient: bool) -> None:
         self._closed = True
         if self._timer is not None:
             self._timer.cancel()
         self.changed()
-        await asyncio.gather(*(each.close() for each in self.supervisors))
+        await asyncio.gather(*(each.close(patient=patient) for each in self.supervisors))
 
     @property
     def _is_ready(self) -> bool:

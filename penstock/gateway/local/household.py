@@ -31,8 +31,9 @@ class Household:
         await self._fleet.close()
 
     async def close(self) -> None:
-        """End both now, and wait until they are gone."""
+        """End both now, and wait until they are gone. Engines that were not drained are killed: whoever
+        aborts (a second signal) does not want to wait for them."""
         try:
             await self._door.close()
         finally:
-            await self._fleet.close()
+            await self._fleet.close(patient=False)

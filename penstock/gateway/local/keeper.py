@@ -3,8 +3,9 @@
     python keeper.py GRACE COMMAND…
 
 What the command starts, and whatever outlives it, ends with it (PR_SET_CHILD_SUBREAPER: orphans are ours).
-Standard input is the life line: when it reaches its end, `up` is gone, even by kill -9, and so is the engine.
-And if this process itself is killed, the kernel kills the command (PR_SET_PDEATHSIG).
+Standard input is the life line, a socket: when it reaches its end, `up` is gone, even by kill -9, and so is
+the engine. A byte on it says that the command has ended, while its leftovers may take a moment longer. And if
+this process itself is killed, the kernel kills the command (PR_SET_PDEATHSIG).
 
     SIGTERM, SIGINT    are passed on, once: the command drains; after GRACE seconds it is killed
     SIGQUIT            kills at once
@@ -25,6 +26,7 @@ from types import FrameType
 
 _PR_SET_PDEATHSIG = 1
 _PR_SET_CHILD_SUBREAPER = 36
+_HANDLED = (signal.SIGTERM, signal.SIGINT, signal.SIGQUIT, signal.SIGCHLD)
 _ABANDONED = 3.0
 """Seconds that the command gets to end by itself when `up` is gone: nobody reads its answers any more."""
 _LEFTOVERS = 2.0
@@ -77,19 +79,27 @@ class Keeper:
                 self._end(_ABANDONED)
             if self._deadline is not None and time.monotonic() >= self._deadline:
                 self._signal(signal.SIGKILL)
+        try:
+            os.write(0, b".")
+        except OSError:  # nobody is there, or it is a pipe
+            pass
         self._clear()
         return status
 
     def _start(self, command: list[str]) -> int:
+        # a signal that comes between fork and exec waits: our handlers are not the command's
+        signal.pthread_sigmask(signal.SIG_BLOCK, _HANDLED)
         pid = os.fork()
         if pid:
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, _HANDLED)
             return pid
         try:
             self._libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
             if os.getppid() == 1:  # the keeper died in between
                 os._exit(128 + signal.SIGKILL)
-            for number in (signal.SIGTERM, signal.SIGINT, signal.SIGQUIT, signal.SIGCHLD, signal.SIGPIPE):
+            for number in (*_HANDLED, signal.SIGPIPE):
                 signal.signal(number, signal.SIG_DFL)
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, _HANDLED)
             null = os.open(os.devnull, os.O_RDONLY)
             os.dup2(null, 0)
             os.execvp(command[0], command)

@@ -108,6 +108,7 @@ class Supervisor:
         self._timing = timing or Timing()
         self._environment = {**environment, **command.environment}
         self._stop = asyncio.Event()
+        self._hurry = asyncio.Event()
         self._task: asyncio.Task[None] | None = None
         self._tail: deque[str] = deque(maxlen=_TAIL)
         self.pid: int | None = None
@@ -127,8 +128,11 @@ class Supervisor:
             self._stop.set()
             self._become("stopping")
 
-    async def close(self) -> None:
-        """End it, and wait until its process is gone."""
+    async def close(self, *, patient: bool = True) -> None:
+        """End it for good, and wait until its process is gone. Without patience, it is killed, also where it
+        was told to end before."""
+        if not patient:
+            self._hurry.set()
         self.sleep()
         if self._task is not None:
             await asyncio.wait({self._task})
@@ -164,30 +168,39 @@ class Supervisor:
         """One process, from start to end: (monotonic time since when it was ready, why it ended)."""
         began = _now()
         self._tail.clear()
+        ours, theirs = socket.socketpair()
+        ours.setblocking(False)
         try:
             process = await asyncio.create_subprocess_exec(
                 sys.executable, "-I", "-S", str(Path(keeper.__file__)), str(self._timing.grace),
                 *self._command.arguments,
-                stdin=asyncio.subprocess.PIPE,
+                stdin=theirs.fileno(),
                 stdout=asyncio.subprocess.PIPE,
                 stderr=asyncio.subprocess.STDOUT,
                 env=self._environment,
                 start_new_session=True,  # the terminal's Ctrl-C is for us
             )  # fmt: skip
         except OSError as error:
+            ours.close()
             return None, f"its process cannot be started: {error.strerror or error}"
+        finally:
+            theirs.close()
         self.pid = process.pid
         pump = asyncio.ensure_future(self._pump(process))
         ended = asyncio.ensure_future(process.wait())
+        told = asyncio.ensure_future(asyncio.get_running_loop().sock_recv(ours, 1))
         watching = asyncio.ensure_future(self._watch(began))
         stopping = asyncio.ensure_future(stop.wait())
         try:
-            await asyncio.wait({ended, watching, stopping}, return_when=asyncio.FIRST_COMPLETED)
+            await asyncio.wait({ended, told, watching, stopping}, return_when=asyncio.FIRST_COMPLETED)
             ready_since = self.replica.since if self.replica.state == "ready" else None
-            stuck = "" if ended.done() or not watching.done() else watching.result()
+            over = ended.done() or told.done()
+            stuck = "" if over or not watching.done() else watching.result()
+            if not stop.is_set():
+                self._become("stopping", stuck)
+            if over:  # its leftovers are the keeper's matter, and that is a matter of seconds
+                await asyncio.wait({ended}, timeout=self._timing.grace)
             if not ended.done():
-                if not stop.is_set():
-                    self._become("stopping", stuck)
                 await self._end(process, ended, patient=not stuck)
             await asyncio.wait({pump}, timeout=1.0)
             return ready_since, stuck or self._reason(ended.result(), ready_since)
@@ -195,22 +208,30 @@ class Supervisor:
             self.pid = None
             if process.returncode is None:
                 process.kill()  # then the kernel kills what it keeps
-            for task in (pump, ended, watching, stopping):
+            for task in (pump, ended, told, watching, stopping):
                 task.cancel()
-            if process.stdin is not None:
-                process.stdin.close()
+            await asyncio.wait({told})  # the loop lets go of the socket
+            ours.close()
 
     async def _end(
         self, process: asyncio.subprocess.Process, ended: asyncio.Future[int], *, patient: bool
     ) -> None:
-        """Have it end: gently, unless it is stuck; the keeper sees to the rest."""
-        steps = ((signal.SIGTERM, self._timing.grace), (signal.SIGQUIT, 5.0), (signal.SIGKILL, 5.0))
-        for number, seconds in steps if patient else steps[1:]:
-            with contextlib.suppress(ProcessLookupError):
-                process.send_signal(number)
-            await asyncio.wait({ended}, timeout=seconds)
-            if ended.done():
-                return
+        """Have it end: gently, unless it is stuck or there is no time; the keeper sees to the rest."""
+        hurry = asyncio.ensure_future(self._hurry.wait())
+        try:
+            if patient:
+                _send(process, signal.SIGTERM)
+                waiting = {ended, hurry}
+                await asyncio.wait(waiting, timeout=self._timing.grace, return_when=asyncio.FIRST_COMPLETED)
+            for number in (signal.SIGQUIT, signal.SIGKILL):
+                if ended.done():
+                    return
+                _send(process, number)
+                await asyncio.wait({ended}, timeout=5.0)
+        finally:
+            hurry.cancel()
+        if ended.done():
+            return
         logger.error("%s: process %d does not end.", self.replica.name, process.pid)
 
     async def _watch(self, began: float) -> str:
@@ -275,6 +296,11 @@ class Supervisor:
             return
         self.replica = msgspec.structs.replace(self.replica, state=state, since=_now(), why=why)
         self._on_change(self.replica)
+
+
+def _send(process: asyncio.subprocess.Process, number: signal.Signals) -> None:
+    with contextlib.suppress(ProcessLookupError):
+        process.send_signal(number)
 
 
 def _now() -> float:

@@ -49,7 +49,8 @@ def account_id(scope: str, unit: Unit, window: Window, start: int) -> str:
 
 
 class Account:
-    """One limit in one window. `now` is Unix time; where it goes backwards, nothing is forgotten for it."""
+    """One limit in one window. `now` is Unix time, and does not jump without `shift`; should it go backwards,
+    nothing is forgotten for it."""
 
     __slots__ = ("_at_once", "_slots", "cap", "end", "granted", "id", "limit", "reserved", "start", "used")
 
@@ -115,6 +116,11 @@ class Account:
                     return slot + SPAN + 1 - now
             return None
         return self.end - now if self.is_budget and amount <= self.cap else None
+
+    def shift(self, seconds: int) -> None:
+        """The clock was set by so much: what was used moves with it."""
+        for slot in self._slots or ():
+            slot[0] += seconds
 
     def _use(self, amount: int, now: float) -> None:
         self.used += amount

@@ -66,6 +66,11 @@ class Lease:
     """Whether it still counts; a dead worker's may."""
 
 
+def lives(*, gone: float | None, seen: float, now: float) -> bool:
+    """Whether a worker is believed to live."""
+    return gone is None and now - TTL < seen <= now + 1
+
+
 def counts(window: Window, *, gone: float | None, seen: float, now: float) -> bool:
     """Whether a lease counts whose worker was last heard of at `seen`, and is known to be dead since `gone`.
 
@@ -74,6 +79,8 @@ def counts(window: Window, *, gone: float | None, seen: float, now: float) -> bo
     if window in ("day", "month"):
         return True
     until = gone if gone is not None else seen + TTL
+    if until > now + TTL + 1:  # by a clock that has begun anew: the machine has started since
+        return False
     return now < until + (SPAN + 1 if window == "minute" else 0)
 
 

@@ -25,8 +25,10 @@ class Share(Account):
     """An account within a lease, and what the worker knows of the rest."""
 
     __slots__ = (
+        "asked",
         "demand",
         "first",
+        "known",
         "last",
         "pending",
         "refused",
@@ -39,6 +41,7 @@ class Share(Account):
 
     def __init__(self, limit: Limit, now: float) -> None:
         super().__init__(limit, now)
+        self.known: int | None = 0  # its lease as the store has it; None after an answer that was lost
         self.room = 0  # what nobody held when the store was last asked
         self.waiting: list[int] = []  # amounts of requests that wait for a lease, in their order
         self.taken = 0  # reserved since the last tick
@@ -48,7 +51,14 @@ class Share(Account):
         self.first = 0  # of `waiting`, when the store was last asked
         self.refused: int | None = None  # smallest amount that the last answer refused for good
         self.refused_until = 0.0  # for whoever drives this: how long that is believed
-        self.returning = False
+        self.asked = False  # an answer is under way
+        self.returning = False  # something is to be told: a lower lease, or only that it has been heard
+
+    def fold(self, amount: int) -> None:
+        """As for the account; the store has lowered the lease, too."""
+        super().fold(amount)
+        if self.known is not None:
+            self.known = max(0, self.known - amount)
 
     def remaining(self, now: float) -> int:
         """What is left of the cap as far as this worker knows."""
@@ -135,6 +145,7 @@ class Shares:
         """A request has ended."""
         for share, amount in zip(ticket.shares, ticket.amounts, strict=True):
             share.settle(amount, used.of(share.limit.unit), now)
+            share.refused = None  # what was refused may fit now
 
     def short(self, limits: Sequence[Limit], worst: Amounts, now: float) -> list[tuple[Share, int]]:
         """The accounts that do not let a request through at present, and the amounts."""
@@ -147,9 +158,9 @@ class Shares:
         for share in self:
             if share.returning and not share.waiting:
                 share.granted = max(share.held(now), 0)
-            if not share.waiting and not share.returning:
+            if not share.waiting and not share.returning and share.granted == share.known:
                 continue
-            share.returning = False
+            share.returning, share.asked = False, True
             free = max(0, share.free(now))
             need = max(0, sum(share.waiting) - free)
             share.first = share.waiting[0] if share.waiting else 0
@@ -165,8 +176,16 @@ class Shares:
         for ask, grant in zip(asks, grants, strict=True):
             share = shares[ask.id]
             short = grant.granted < ask.keep + ask.least
+            share.known, share.asked = grant.granted, False
             share.granted, share.room, share.pending = grant.granted, grant.room, grant.pending
             share.refused = share.first if short and not grant.pending else None
+
+    def lost(self, asks: Sequence[Ask]) -> None:
+        """No answer came to `asks`, and nobody knows whether the store has heard them."""
+        ids = {ask.id for ask in asks}
+        for share in self:
+            if share.id in ids:
+                share.known, share.returning, share.asked = None, True, False
 
     def folded(self, amounts: dict[str, int]) -> None:
         """The store has counted these amounts for good, by account, and lowered the leases by them."""
@@ -189,31 +208,36 @@ class Shares:
     def tick(self, now: float) -> bool:
         """Once a second: leases that are not used shrink, accounts that are not used are forgotten. Returns
         whether there is something to tell the store."""
-        told = False
         for key, share in list(self._shares.items()):
             share.demand, share.taken = share.taken, 0
-            told |= self._shrink(share, now)
-            if share.granted <= 0 and not share.waiting and share.held(now) == 0 and now - share.last > IDLE:
+            self._shrink(share, now)
+            if self._is_over(share, now) and now - share.last > IDLE:
                 del self._shares[key]
         for id, share in list(self._past.items()):
-            told |= self._shrink(share, now)
-            if share.granted <= 0 and not share.waiting and share.held(now) == 0:
+            self._shrink(share, now)
+            if self._is_over(share, now):
                 del self._past[id]
-        return told
+        return any(share.granted != share.known or share.returning for share in self)
 
-    def _shrink(self, share: Share, now: float) -> bool:
+    def _is_over(self, share: Share, now: float) -> bool:
+        idle = share.granted == share.known == 0 and not (share.waiting or share.asked)
+        return idle and share.held(now) == 0
+
+    def _shrink(self, share: Share, now: float) -> None:
         idle = share.free(now) - 2 * share.demand
         over = now >= share.end
         keeps = self.alone and share.limit.window != "minute" and not over
-        if idle <= 0 or share.waiting or (keeps and now - share.last < IDLE):
-            return False
-        share.granted -= idle
-        share.returning = True
-        return True
+        if idle > 0 and not share.waiting and not (keeps and now - share.last < IDLE):
+            share.granted -= idle
+
+    def shift(self, seconds: int) -> None:
+        """The clock was set by so much (Account.shift)."""
+        for share in self:
+            share.shift(seconds)
 
     def give_back(self, now: float) -> list[Ask]:
         """The worker ends: everything that is not in use goes back."""
         for share in self:
             share.waiting.clear()
-            share.returning = share.granted > 0 or share.room > 0
+            share.returning = True
         return self.asks(now)

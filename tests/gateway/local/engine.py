@@ -23,20 +23,34 @@ import sys
 import threading
 from pathlib import Path
 
+ANSWER = b"""{"id": "cmpl-1", "object": "text_completion", "created": 1, "model": "m",
+"choices": [{"index": 0, "text": "yes", "finish_reason": "stop", "logprobs": null}],
+"usage": {"prompt_tokens": 3, "completion_tokens": 1, "total_tokens": 4, "device_seconds": 0.25}}"""
 folder = Path(sys.argv[1])
 port = int(sys.argv[sys.argv.index("--port") + 1])
 
 
 class Handler(http.server.BaseHTTPRequestHandler):
-    """Probes, and POST /die."""
+    """Probes; POST /STATUS ends it; any other POST is a completion."""
+
+    protocol_version = "HTTP/1.1"
 
     def do_GET(self) -> None:
         bad = {"/readyz": "unready", "/livez": "stuck"}.get(self.path)
-        self.send_response(503 if bad is not None and (folder / bad).exists() else 200)
-        self.end_headers()
+        self._answer(503 if bad is not None and (folder / bad).exists() else 200, b"{}")
 
     def do_POST(self) -> None:
-        os._exit(int(self.path.rpartition("/")[2]))
+        self.rfile.read(int(self.headers["Content-Length"] or 0))
+        if self.path.strip("/").isdigit():
+            os._exit(int(self.path.strip("/")))
+        self._answer(200, ANSWER)
+
+    def _answer(self, status: int, body: bytes) -> None:
+        self.send_response(status)
+        self.send_header("Content-Type", "application/json")
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
 
     def log_message(self, format: str, *arguments: object) -> None:
         pass

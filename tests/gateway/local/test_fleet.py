@@ -325,6 +325,22 @@ def test_what_ignores_sigterm_is_killed_and_takes_its_children_along(tmp_path: P
     run(go)
 
 
+def test_who_is_in_a_hurry_need_not_wait_for_a_drain(tmp_path: Path) -> None:
+    async def go() -> None:
+        timing = Timing(grace=1000, poll=0.02, watch=0.02)
+        async with world(tmp_path, files={"deaf": ""}, timing=timing) as here:
+            here.fleet.start()
+            await here.fleet.ready("demo", timeout=20)
+            draining = asyncio.ensure_future(here.fleet.close())
+            await here.until(lambda: here.state().state == "stopping")
+            assert not draining.done()
+            await here.fleet.close(patient=False)
+            await draining
+            assert not alive(here.starts()[0])
+
+    run(go)
+
+
 def test_requests_that_wait_are_answered_when_all_ends(tmp_path: Path) -> None:
     async def go() -> None:
         async with world(tmp_path, files={"unready": ""}, demo={"start": "lazy"}) as here:

@@ -84,9 +84,8 @@ def http_config(spec: Spec, args: argparse.Namespace | None = None) -> HttpConfi
 
 async def _serve(spec: Spec, config: HttpConfig, sock: socket.socket) -> int:
     from penstock.gateway.app import create_app
+    from penstock.gateway.opening import open_door
     from penstock.http.serve import serve
-
-    from .up import open_door
 
     door, first_key = await open_door(spec, None)
     host, port = sock.getsockname()[:2]

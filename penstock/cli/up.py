@@ -26,8 +26,6 @@ from . import gateway
 if TYPE_CHECKING:
     import socket
 
-    from penstock.gateway.door import Door
-    from penstock.gateway.fleet import Fleet
     from penstock.http.config import HttpConfig
 
     from .local_models import LocalPlan
@@ -79,6 +77,7 @@ async def _serve(spec: Spec, config: HttpConfig, planned: LocalPlan, key: str, s
     from penstock.gateway.app import create_app
     from penstock.gateway.local.fleet import LocalFleet
     from penstock.gateway.local.household import Household
+    from penstock.gateway.opening import open_door
     from penstock.http.serve import serve
 
     fleet = LocalFleet(planned.parts, key=key, show=_show, environment=without_secrets(spec, os.environ))
@@ -103,24 +102,6 @@ async def _serve(spec: Spec, config: HttpConfig, planned: LocalPlan, key: str, s
         return status
     finally:
         await fleet.close()
-
-
-async def open_door(spec: Spec, fleet: Fleet | None) -> tuple[Door, str | None]:
-    """A door with the keys and the meter of the spec's ledger; and the first key, if it was made now."""
-    from penstock.gateway.door import Door
-    from penstock.gateway.metering import LedgerMeter
-    from penstock.gateway.records import Principal
-    from penstock.gateway.stations import Stations
-
-    stations = Stations(spec, fleet)
-    meter = await LedgerMeter.open(spec.ledger)
-    secret = "sk-ps-" + secrets.token_urlsafe(32)
-
-    class Temporary:
-        async def principal(self, given: str) -> Principal | None:
-            return Principal(key_id="first", key_name="first") if given == secret else None
-
-    return Door(spec, Temporary(), meter, stations, fleet), secret
 
 
 def _url(config: HttpConfig, sock: socket.socket) -> str:

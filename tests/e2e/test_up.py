@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import socket
 import sqlite3
 import time
@@ -97,6 +98,25 @@ def test_a_vllm_of_ones_own(tmp_path: Path) -> None:
         assert "Memory (cpu), all models together" in up.err
         assert up.stop() == 0
         assert "[fake/0] drained" in up.err
+
+
+def test_the_first_key_is_shown_once_and_others_are_made(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = scripted_vllm(tmp_path)
+    with running(tmp_path, FAKE % "", PATH=path) as up:
+        first = up.key
+        assert up.stop() == 0
+    (tmp_path / "up.out").unlink()
+    with running(tmp_path, PATH=path) as up:
+        assert up.post("/v1/completions", ASK, key=first)[0] == 200
+        assert "sk-ps-" not in up.out
+        monkeypatch.chdir(tmp_path)
+        assert main(["keys", "create", "second"]) == 0
+        (second,) = re.findall(r"sk-ps-\S+", capsys.readouterr().out)
+        assert up.post("/v1/completions", ASK, key=second)[0] == 200
+        eventually(lambda: len(rows(up)) == 2)
+        assert [row["key_name"] for row in rows(up)] == ["first", "second"]
 
 
 def test_nothing_is_left_when_up_is_killed(tmp_path: Path) -> None:

@@ -20,6 +20,7 @@ from collections import deque
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import aiohttp
 import msgspec
@@ -221,7 +222,7 @@ class Supervisor:
         try:
             if patient:
                 _send(process, signal.SIGTERM)
-                waiting = {ended, hurry}
+                waiting: set[asyncio.Future[Any]] = {ended, hurry}
                 await asyncio.wait(waiting, timeout=self._timing.grace, return_when=asyncio.FIRST_COMPLETED)
             for number in (signal.SIGQUIT, signal.SIGKILL):
                 if ended.done():

@@ -2,6 +2,7 @@
 
 POST  /v1/chat/completions, …   endpoints.ENDPOINTS     a key; metered
 GET   /v1/models[/NAME]         what the key may use    a key
+…     /v1/responses/NAME…       responses.manage          its owner's
 GET   /health /ping /livez /readyz /metrics             nobody's secret
 """
 

@@ -313,7 +313,7 @@ class Upstream:
             await behaviour(wire)
         finally:
             watch.cancel()
-        return behaviour is answer or getattr(behaviour, "__name__", "") == "behave"
+        return behaviour is answer or getattr(behaviour, "__name__", "behave") == "behave"
 
     async def _watch(self, wire: Wire) -> None:
         data = b""

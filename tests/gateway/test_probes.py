@@ -76,8 +76,7 @@ class Clock:
 
 
 METRICS = (
-    'vllm:num_requests_running{e="0"} %d\nvllm:num_requests_waiting{e="0"} 7\n'
-    "vllm:kv_cache_usage_perc 0.5\n"
+    'vllm:num_requests_running{e="0"} %d\nvllm:num_requests_waiting{e="0"} 7\nvllm:kv_cache_usage_perc 0.5\n'
 )
 DONE = "vllm:generation_tokens_total %d\n"
 

@@ -48,14 +48,29 @@ def run(args: argparse.Namespace) -> int:
     level = config.uvicorn_log_level.replace("trace", "debug")
     logging.basicConfig(level=level.upper(), format="%(levelname)-7s %(message)s", stream=sys.stderr)
     logging.getLogger("alembic").setLevel(logging.WARNING)
-    from penstock.http.serve import bind
+    from penstock.http.serve import bind, listen
 
     from .serve import loop_factory
 
+    def serve_one(announce: bool) -> int:
+        with asyncio.Runner(loop_factory=loop_factory()) as runner:
+            return runner.run(_serve(spec, config, sock, announce))
+
     sock = bind(config)
     try:
-        with asyncio.Runner(loop_factory=loop_factory()) as runner:
-            return runner.run(_serve(spec, config, sock))
+        if spec.gateway.workers == 1:
+            return serve_one(True)
+        from penstock.gateway import workers
+
+        def prepare() -> str | None:
+            """Migrate the database and make the first key, once for all workers."""
+            with asyncio.Runner(loop_factory=loop_factory()) as runner:
+                return runner.run(_prepare(spec))
+
+        first_key = workers.in_child(prepare)
+        listen(sock, config)  # who comes before a worker has started waits in the socket's queue
+        _announce(config, sock, first_key)
+        return workers.run(spec.gateway.workers, lambda: serve_one(False))
     finally:
         sock.close()
 
@@ -82,20 +97,33 @@ def http_config(spec: Spec, args: argparse.Namespace | None = None) -> HttpConfi
     return config
 
 
-async def _serve(spec: Spec, config: HttpConfig, sock: socket.socket) -> int:
+async def _prepare(spec: Spec) -> str | None:
+    from penstock.gateway.opening import open_door
+
+    door, first_key = await open_door(spec, None)
+    await door.close()
+    return first_key
+
+
+def _announce(config: HttpConfig, sock: socket.socket, first_key: str | None) -> None:
+    host, port = sock.getsockname()[:2]
+    shown = "localhost" if host in ("0.0.0.0", "::") else f"[{host}]" if ":" in host else host
+    scheme = "https" if config.ssl_certfile else "http"
+    print(f"The gateway is at {scheme}://{shown}:{port}/v1", flush=True)
+    if first_key is not None:
+        print(f"The first key, shown this once: {first_key}", flush=True)
+
+
+async def _serve(spec: Spec, config: HttpConfig, sock: socket.socket, announce: bool) -> int:
     from penstock.gateway.app import create_app
     from penstock.gateway.opening import open_door
     from penstock.http.serve import serve
 
     door, first_key = await open_door(spec, None)
-    host, port = sock.getsockname()[:2]
-    shown = "localhost" if host in ("0.0.0.0", "::") else f"[{host}]" if ":" in host else host
-    scheme = "https" if config.ssl_certfile else "http"
 
     def started() -> None:
-        print(f"The gateway is at {scheme}://{shown}:{port}/v1", flush=True)
-        if first_key is not None:
-            print(f"The first key, shown this once: {first_key}", flush=True)
+        if announce:
+            _announce(config, sock, first_key)
 
     door.start()
     return await serve(create_app(door, config), config, door, sock, name="gateway", on_started=started)

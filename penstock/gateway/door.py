@@ -33,11 +33,12 @@ from .fleet import Fleet
 from .keys import Keys
 from .meter import LimitReached, Meter
 from .metrics import Metrics
+from .owned import Owned
 from .policy.limits import Entitlements
 from .policy.routes import Book, Place, Way, order, shadows
 from .probes import Prober
 from .request import Caller, Request
-from .stations import Stations
+from .stations import Station, Stations
 
 logger = logging.getLogger("penstock.gateway")
 
@@ -63,12 +64,15 @@ class Door:
         monotonic: Callable[[], float] = time.monotonic,
         wall: Callable[[], int] = time.time_ns,
         draw: Callable[[], float] = random.random,
+        id_secret: bytes | None = None,
     ) -> None:
         """
         Args:
             monotonic: seconds.
             wall: Unix time in nanoseconds.
             draw: numbers of [0, 1), for weights, ties and pauses.
+            id_secret: what makes the ids of responses its own; all gateways in front of the same upstreams
+                have the same. Without one, ids end with this process.
         """
         self.spec = spec
         self.keys = keys
@@ -76,6 +80,7 @@ class Door:
         self.stations = stations
         self.fleet = fleet
         self.book = Book(spec)
+        self.owned = Owned(id_secret or secrets.token_bytes(32))
         self.entitlements = Entitlements(spec)
         self.metrics = metrics or Metrics()
         self.monotonic, self.wall, self.draw = monotonic, wall, draw
@@ -125,11 +130,13 @@ class Door:
             if self._draining:
                 raise Draining("The gateway is shutting down.", retry_after=1)
             envelope = Envelope(body, endpoint)
+            envelope.refuse(endpoint.refused)
             principal = caller.principal
             way = self.book.find(
                 envelope.model, caller.headers, caller.tags, principal.team, principal.routes
             )
             places = self._places(way, caller)
+            previous = self._previous(envelope, caller) if endpoint.owned else None
         except PenstockError as error:
             self.metrics.refused(error.code or str(error.status))
             raise
@@ -138,6 +145,7 @@ class Door:
         request.row.id = scope["request_id"]
         request.row.at = arrived
         request.started = started
+        request.previous = previous
         task = asyncio.current_task()
         assert task is not None
         self._running.add(task)
@@ -154,7 +162,7 @@ class Door:
     def shadow(self, request: Request) -> None:
         """Send copies to those who get one; nobody waits for them."""
         way = request.way
-        if not way.shadow:
+        if not way.shadow or request.previous is not None:  # what it continues is at one replica only
             return
         draws = [self.draw() for _ in way.shadow]
         for place in shadows(way, request.caller.local_only, draws):
@@ -164,6 +172,15 @@ class Door:
             task = asyncio.get_running_loop().create_task(_quietly(copy))
             self._shadows.add(task)
             task.add_done_callback(self._shadows.discard)
+
+    def _previous(self, envelope: Envelope, caller: Caller) -> tuple[str, str, Station] | None:
+        """What a response continues: its name, the upstream's id, its replica. Raises NotFound."""
+        name = envelope.text("previous_response_id")
+        if name is None:
+            return None
+        id, station = self.owned.read(name, self.stations.all(), caller.principal.key_id)
+        envelope.put("previous_response_id", id)
+        return name, id, station
 
     def _places(self, way: Way, caller: Caller) -> tuple[Place, ...]:
         targets, fallback = way.places(caller.local_only)
@@ -201,6 +218,9 @@ class Door:
     async def close(self) -> None:
         """Write what is written behind, and end all connections."""
         await self.prober.stop()
+        for task in self._shadows:
+            task.cancel()
+        await asyncio.gather(*self._shadows, return_exceptions=True)
         await self.meter.close()
         await self.stations.close()
 

@@ -40,6 +40,10 @@ class Endpoint:
     usage_option: bool = False
     """Whether `stream_options.include_usage` is asked for."""
     streams: bool = True
+    owned: bool = False
+    """Whether its answers have ids that only their owner may use."""
+    refused: tuple[str, ...] = ()
+    """Fields that would escape the meter, or reach what belongs to others."""
 
     def error(self, error: PenstockError) -> bytes:
         """The body of an error."""
@@ -99,7 +103,14 @@ _CHAT_CAPS = ("max_completion_tokens", "max_tokens")
 ENDPOINTS = (
     Endpoint("/v1/chat/completions", "messages", _CHAT_CAPS, "max_tokens", usage_option=True),
     Endpoint("/v1/completions", "prompt", ("max_tokens",), "max_tokens", usage_option=True),
-    _Responses("/v1/responses", "input", ("max_output_tokens",), "max_output_tokens"),
+    _Responses(
+        "/v1/responses",
+        "input",
+        ("max_output_tokens",),
+        "max_output_tokens",
+        owned=True,
+        refused=("background", "conversation"),
+    ),
     _Messages("/v1/messages", "messages", ("max_tokens",), "max_tokens"),
     _Messages("/v1/messages/count_tokens", "messages", metered=False, streams=False),
     Endpoint("/v1/embeddings", "input", streams=False),

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import secrets
+
+import sqlalchemy as sa
+
 from penstock.core.errors import PenstockError
 from penstock.spec.model import Spec
 
 from .door import Door
 from .fleet import Fleet
 from .ledger.keys import KeyCache, KeyStore
-from .ledger.store import Beat
+from .ledger.schema import meta
+from .ledger.store import Beat, Store
 from .metering import LedgerMeter
 from .stations import Stations
 
@@ -34,13 +39,27 @@ async def open_door(spec: Spec, fleet: Fleet | None) -> tuple[Door, str | None]:
         keys = KeyStore(meter.store)
         cache = KeyCache(keys, meter.thread)
         secret = await meter.thread.call(lambda: _first_key(keys))
+        ids = await meter.thread.call(lambda: _id_secret(meter.store))
     except PenstockError:
         await meter.close()
         raise
-    return Door(spec, cache, meter, stations, fleet), secret
+    return Door(spec, cache, meter, stations, fleet, id_secret=ids), secret
 
 
 def _first_key(keys: KeyStore) -> str | None:
     if keys.list():
         return None
     return keys.create(name=FIRST_KEY)[1]
+
+
+def _id_secret(store: Store) -> bytes:
+    """What makes ids this ledger's own (gateway/owned.py): made once, the same for all of its gateways. The
+    table holds whole numbers, so it is four of them, of 63 bits."""
+    names = [f"id_secret_{number}" for number in range(4)]
+    with store.writing(durable=True) as connection:
+        for name in names:
+            statement = store.insert(meta).values(name=name, value=secrets.randbits(63))
+            connection.execute(statement.on_conflict_do_nothing(index_elements=["name"]))
+        found = connection.execute(sa.select(meta.c.name, meta.c.value).where(meta.c.name.in_(names)))
+        values = dict(found.tuples().all())
+    return b"".join(int(values[name]).to_bytes(8) for name in names)

@@ -29,6 +29,8 @@ from .usage import Tally, read_answer
 MOST_BYTES = 128 << 20
 """Of a whole answer: it is held until its end, to be sure that it is one."""
 _MOST_ERROR = 64 << 10
+_FAREWELL = 1.0
+"""Seconds that an upstream gets to end its answer after a stream's last event."""
 _SHOWN = frozenset({"content-type", "openai-processing-ms", "retry-after"})
 
 
@@ -73,6 +75,8 @@ class Exchange:
     """Of the upstream's answer."""
     asked: bool = False
     """Whether the upstream may have begun to work on it."""
+    whole: bool = False
+    """Whether a stream has had its last event."""
     begun: bool = False
     """Whether the client has seen a byte."""
     first_byte_at: float | None = None
@@ -88,9 +92,18 @@ Headers = Callable[[], list[tuple[bytes, bytes]]]
 class Relay:
     """One attempt."""
 
-    def __init__(self, station: Station, endpoint: Endpoint, exchange: Exchange, send: Send) -> None:
+    def __init__(
+        self,
+        station: Station,
+        endpoint: Endpoint,
+        exchange: Exchange,
+        send: Send,
+        rename: Callable[[bytes], bytes] | None = None,
+    ) -> None:
+        """`rename` writes the client's ids into whole events, or a whole answer."""
         self._station = station
         self._endpoint = endpoint
+        self._rename = rename
         self._exchange = exchange
         self._send = send
         self._loop = asyncio.get_running_loop()
@@ -165,6 +178,8 @@ class Relay:
                 await self._tell(out)
                 await self._broken(failed)
                 return
+            if out and self._rename is not None:
+                out = self._rename(out)
             if not exchange.begun:
                 held = out = held + out
             if out and exchange.tally.events:
@@ -172,7 +187,8 @@ class Relay:
                 if not exchange.begun:
                     await self._begin(response, extra())
                 await send({"type": "http.response.body", "body": out, "more_body": True})
-            timer.reschedule(now() + idle)
+            exchange.whole = filter.ended
+            timer.reschedule(now() + (_FAREWELL if filter.ended else idle))
         if not filter.ended:
             await self._broken(Failed(Attempt("cut"), "broke off in the middle of its answer"))
             return
@@ -188,6 +204,8 @@ class Relay:
             raise Failed(Attempt("invalid"), f"sent an answer of over {MOST_BYTES} bytes")
         if not read_answer(body, self._exchange.tally):
             raise Failed(Attempt("invalid"), "sent an answer that is no JSON object")
+        if self._rename is not None:
+            body = self._rename(body)
         await self._answer(response, timer, body, extra)
 
     async def _refused(
@@ -250,6 +268,9 @@ class Relay:
         """Raise, or end the stream with an error where it has begun."""
         if not self._exchange.begun:
             raise failed from None
+        if self._exchange.whole:  # and then its connection broke, which the client need not know
+            await self._send({"type": "http.response.body", "body": b"", "more_body": False})
+            return
         self._exchange.broken = failed
         last = self._endpoint.error_event(failed.error(self._station.id))
         await self._send({"type": "http.response.body", "body": last, "more_body": False})

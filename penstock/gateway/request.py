@@ -27,6 +27,7 @@ from . import bill, quota
 from .endpoints import Endpoint
 from .envelope import Envelope
 from .meter import Reservation
+from .owned import Renamer
 from .policy.affinity import choose, prefix_hashes
 from .policy.amounts import NANO, Amounts, Limit
 from .policy.retries import ejects, pause
@@ -96,6 +97,9 @@ class Request:
         self.place: Place | None = None
         self.reserved = Amounts()
         self._reservation: Reservation | None = None
+        self._is_copy = False
+        self.previous: tuple[str, str, Station] | None = None
+        """What a response continues: its name, the upstream's id, and the only replica that knows it."""
         self._notes: list[str] = []
         self._used: Amounts | None = None
         self._shared = 0.0
@@ -117,7 +121,8 @@ class Request:
         if self.endpoint.metered:
             self._reservation = await door.meter.reserve(row, limits, self.reserved)
         try:
-            door.shadow(self)
+            if not self._is_copy:
+                door.shadow(self)
             await self._attempts()
             self._end("upstream_failed" if self.exchange.broken is not None else "done", self.exchange.status)
         except asyncio.CancelledError:
@@ -144,7 +149,7 @@ class Request:
         copy.row.id = secrets.token_hex(16)
         copy.row.at, copy.started = self.row.at, self.started
         copy.row.note = f"shadow of {self.row.id}"
-        copy._salt = self._salt
+        copy._salt, copy._is_copy = self._salt, True
         return copy
 
     # ---- attempts ----
@@ -190,7 +195,9 @@ class Request:
         for again in (False, True):
             for place in places:
                 stations = list(self.door.stations.of(place))
-                if not stations and not again and place.local:
+                if self.previous is not None:
+                    stations = [each for each in stations if each is self.previous[2]]
+                elif not stations and not again and place.local:
                     stations = await self._woken(place, used)
                 fresh = [each for each in stations if again or each.id not in tried]
                 if (index := self._choose(place, fresh, panic=again)) is not None:
@@ -252,7 +259,7 @@ class Request:
         row.upstream, row.replica, row.model, row.attempts = place.name, station.id, place.model, number
         row.waited = row.waited or round((now - self.started) * NANO)
         body = self.envelope.write(place, self._salt)
-        relay = Relay(station, self.endpoint, exchange, self.send)
+        relay = Relay(station, self.endpoint, exchange, self.send, self._renamer(station))
         station.in_flight += 1
         begun = station.share.begin(now)
         keep = door.fleet.use(place.name) if place.local and door.fleet else contextlib.nullcontext()
@@ -276,6 +283,12 @@ class Request:
         finally:
             station.in_flight -= 1
             self._shared = station.share.end(begun, door.monotonic())
+
+    def _renamer(self, station: Station) -> Renamer | None:
+        if not self.endpoint.owned:
+            return None
+        known = {} if self.previous is None else {self.previous[1]: self.previous[0]}
+        return Renamer(self.door.owned, station, self.row.key_id, known)
 
     def _failed(self, station: Station, failed: Failed) -> None:
         door, attempt = self.door, failed.attempt

@@ -39,7 +39,7 @@ upstreams:
   cloud:
     url: https://api.example.org/v1
     models:
-      large: {name: large-2026, price: {input: 1, output: 4, as_of: 2026-11-01, source: list}, context: 100000}
+      large: {name: large-2026, context: 100000, price: {input: 1, output: 4, as_of: 2026-11-01, source: x}}
       mini: {}
 routes:
   mix:

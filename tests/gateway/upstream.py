@@ -264,6 +264,8 @@ class Upstream:
         self._loop.call_soon_threadsafe(self._go.set)
 
     def stop(self) -> None:
+        if not self._thread.is_alive():
+            return
         self._loop.call_soon_threadsafe(self._stop.set)
         self._thread.join(10)
 
@@ -311,7 +313,7 @@ class Upstream:
             await behaviour(wire)
         finally:
             watch.cancel()
-        return behaviour is answer or getattr(behaviour, "__name__", "") == "behave"
+        return behaviour is answer or getattr(behaviour, "__name__", "behave") == "behave"
 
     async def _watch(self, wire: Wire) -> None:
         data = b""

@@ -162,9 +162,9 @@ def warnings(spec: Spec) -> list[str]:
         engines = sum(model.replicas for model in spec.models.values() if model.pool == name)
         if pool.hardware == "cpu" and engines > pool.count:
             said.append(
-                f"pools.{name}: {engines} engines share {pool.count} device(s), and each counts its time as a "
-                f"whole one: device-seconds may add up to more than the clock. With count: {engines}, and the "
-                "price of one such share, they do not."
+                f"pools.{name}: {engines} engines share {pool.count} device(s), and each counts its time as "
+                f"a whole one: device-seconds may add up to more than the clock. With count: {engines}, and "
+                "the price of one such share, they do not."
             )
     return said
 

@@ -149,7 +149,7 @@ def test_memory_of_an_architecture_that_only_vllm_knows(tmp_path: Path) -> None:
     (weights / "config.json").write_text('{"architectures": ["NewModel"], "model_type": "new"}')
     (weights / "model.safetensors").write_bytes(b"\0" * 1000)
     model = f"weights: {weights}, pool: here, engine: vllm"
-    with pytest.raises(StartupError, match="models.m: how much memory it takes cannot be reckoned"):
+    with pytest.raises(StartupError, match=r"models\.m: how much memory it takes cannot be reckoned"):
         planned(f"{{m: {{{model}}}}}", PATH=path)
     (table,) = planned(f"{{m: {{{model}, memory: 64MiB}}}}", PATH=path).tables
     assert table.splitlines()[2].split()[:9] == "m 2.00 GiB 1000 B 0 B 64.00 MiB".split()

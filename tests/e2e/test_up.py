@@ -7,6 +7,7 @@ import re
 import socket
 import sqlite3
 import time
+import urllib.request
 from pathlib import Path
 
 import pytest
@@ -146,6 +147,10 @@ def test_an_engine_that_dies_at_a_request_is_there_for_the_next(tmp_path: Path) 
         kill(starts(up)[0])
         assert up.post("/v1/completions", ASK)[0] == 200
         assert len(starts(up)) == 2
+        with urllib.request.urlopen(f"{up.url}/metrics", timeout=30) as answer:
+            page = answer.read().decode()
+        assert 'penstock:gateway_engine_restarts_total{replica="fake/0"} 1.0' in page
+        assert 'penstock:gateway_engine_ready{replica="fake/0"} 1.0' in page
 
 
 def test_a_model_that_cannot_work_ends_up(tmp_path: Path) -> None:

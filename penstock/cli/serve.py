@@ -53,10 +53,10 @@ def run(args: argparse.Namespace) -> int:
         api_key=environment_keys(os.environ),
         gateway_key=_split(os.environ.get("PENSTOCK_GATEWAY_KEY", "")),
     )
-    _check_files(engine_config, server_config)
+    check_files(engine_config, server_config)
     if not server_config.served_model_name:
         server_config = replace(server_config, served_model_name=(engine_config.model,))
-    _need_engine()
+    need_engine()
     # the server reads its TLS files again; until then, and in the engine's process, it is for nobody
     signal.signal(signal.SIGHUP, signal.SIG_IGN)
     # until the server drains on SIGTERM, it ends the start, cleanly
@@ -118,7 +118,7 @@ def _split(keys: str) -> tuple[str, ...]:
     return tuple(key for key in keys.split(",") if key.strip())
 
 
-def _check_files(engine_config: EngineConfig, server_config: ServerConfig) -> None:
+def check_files(engine_config: EngineConfig, server_config: ServerConfig) -> None:
     """Find what is wrong with files that are needed after the model: loading it may take minutes."""
     if server_config.chat_template is not None:
         from penstock.text.chat_template import read_override
@@ -130,7 +130,7 @@ def _check_files(engine_config: EngineConfig, server_config: ServerConfig) -> No
         generation_defaults(engine_config.generation_config, Path())
 
 
-def _need_engine() -> None:
+def need_engine() -> None:
     """The core package has no engine: say so before a process fails to import it."""
     missing = [
         name for name in ("torch", "tokenizers", "safetensors") if importlib.util.find_spec(name) is None

@@ -6,6 +6,8 @@ from typing import Literal
 
 import msgspec
 
+from penstock.spec.model import Limits
+
 Settlement = Literal["open", "settled", "estimated", "unsettled"]
 """Of a row: under way; what the upstream said at the end; reckoned from metrics or bytes; never told, and
 charged at its reservation."""
@@ -24,6 +26,8 @@ class Principal(msgspec.Struct, frozen=True):
     """Routes that it may use; None is all."""
     local_only: bool = False
     """Its requests never leave the house."""
+    limits: Limits | None = None
+    """Its own, in place of its team's key_limits and of the spec's; None where it has none."""
 
 
 class Row(msgspec.Struct, kw_only=True):

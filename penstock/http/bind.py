@@ -15,6 +15,9 @@ from penstock.core.errors import StartupError
 from .config import HttpConfig
 from .unix import UnixSocket
 
+_BACKLOG = 2048
+"""Connections that wait to be accepted; uvicorn's default."""
+
 
 def bind(config: HttpConfig) -> socket.socket:
     """The server's socket, bound but not listening yet: call it before a slow start.
@@ -49,6 +52,15 @@ def bind(config: HttpConfig) -> socket.socket:
         raise bind_error(where, config.port, error) from error
     sock.setblocking(False)
     return sock
+
+
+def listen(sock: socket.socket, config: HttpConfig) -> None:
+    """Listen on a bound socket at once, for workers that share it. Raises StartupError where somebody else
+    does so already."""
+    try:
+        sock.listen(_BACKLOG)
+    except OSError as error:
+        raise bind_error(f"{config.host}:{config.port}", config.port, error) from error
 
 
 def address(config: HttpConfig, sock: socket.socket) -> str:

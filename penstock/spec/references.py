@@ -7,6 +7,19 @@ from collections.abc import Collection, Iterator
 
 from .model import Route, Spec, Target
 
+_FIELDS = {
+    "max-model-len": "max_model_len",
+    "quantization": "quantization",
+    "tensor-parallel-size": "devices",
+    "kv-cache-memory-bytes": "memory",
+}
+"""Flags that are fields of a model."""
+_TAKEN = frozenset(
+    "model config host port uds api-key served-model-name device root-path "
+    "ssl-keyfile ssl-certfile ssl-ca-certs ssl-cert-reqs".split()
+)
+"""Flags that say where an engine is and who may use it."""
+
 Problem = tuple[tuple[str | int, ...], str]
 """Where, and what."""
 
@@ -25,6 +38,12 @@ def _models(spec: Spec) -> Iterator[Problem]:
         taken[model.pool] = taken.get(model.pool, 0) + model.replicas * model.devices
         if model.start == "eager" and model.keep_alive is not None:
             yield ("models", name, "keep_alive"), "needs start: lazy, so that the model can come back."
+        for flag in model.flags:
+            plain = flag.replace("_", "-")
+            if field := _FIELDS.get(plain):
+                yield ("models", name, "flags", flag), f"write {field}: beside weights: instead."
+            elif plain in _TAKEN:
+                yield ("models", name, "flags", flag), "is decided by whoever starts the engine."
     for name, devices in taken.items():
         pool = spec.pools[name]
         # a model on cpu shares its machine; accelerators are not shared

@@ -118,8 +118,9 @@ def _wrong_usage(usage: Any) -> str | None:
 
 
 def _wrong_stream(body: bytes) -> str | None:
-    *events, done, rest = body.split(b"\n\n")
-    if done != b"data: [DONE]" or rest:
+    *events, rest = body.split(b"\n\n")
+    failed = bool(events) and events[-1].startswith(b'data: {"error"')
+    if rest or not events or (not failed and events.pop() != b"data: [DONE]"):
         return "a stream without its end"
     ends: dict[int, str | None] = {}
     for event in events:
@@ -129,7 +130,9 @@ def _wrong_stream(body: bytes) -> str | None:
         if "error" in chunk:
             error = chunk["error"]
             reason = error.get("reason", error["code"])
-            return None if reason in FULL else f"a stream that ends with {reason}: {error['message'][:60]}"
+            if reason in FULL and failed:
+                return None
+            return f"a stream that ends with {reason}: {error['message'][:60]}"
         if chunk.get("usage") is not None and (problem := _wrong_usage(chunk["usage"])) is not None:
             return problem
         for choice in chunk["choices"]:

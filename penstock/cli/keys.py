@@ -1,0 +1,136 @@
+"""`penstock keys`: who may ask. A secret is printed once, when it is made."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import time
+from datetime import UTC, datetime
+from typing import Any
+
+import msgspec
+from pydantic import ValidationError
+
+from penstock.core.errors import InvalidRequest
+from penstock.gateway.ledger.keys import Key, KeyStore
+from penstock.gateway.policy.amounts import NANO
+from penstock.spec.model import Limits
+from penstock.spec.units import seconds
+
+from . import ledger_at
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add create, list, rotate and revoke."""
+    commands = parser.add_subparsers(dest="keys_command", metavar="COMMAND", required=True)
+    create = commands.add_parser("create", help="make a key and print its secret, once")
+    create.add_argument("name", nargs="?", default="", help="what to call it")
+    create.add_argument("--team", default="", help="who pays for it, as in the spec")
+    create.add_argument(
+        "--tag",
+        action="append",
+        default=[],
+        metavar="TAG=VALUE",
+        help="a tag of all its requests, as feature=search",
+    )
+    create.add_argument(
+        "--route", action="append", metavar="NAME", help="a route that it may use (default: all)"
+    )
+    create.add_argument("--local-only", action="store_true", help="its requests never leave the house")
+    create.add_argument("--expires", metavar="TIME", help="30d, 12h, or a date as 2027-01-31")
+    limits = create.add_argument_group("limits of its own, in place of its team's key_limits")
+    for name in Limits.model_fields:
+        limits.add_argument("--" + name.replace("_", "-"), metavar="N", default=argparse.SUPPRESS)
+    rotate = commands.add_parser("rotate", help="give a key a new secret")
+    rotate.add_argument("id")
+    rotate.add_argument(
+        "--grace", default="0", metavar="TIME", help="how long the old one works, as 1h (default: 0)"
+    )
+    revoke = commands.add_parser("revoke", help="let a key be refused, within two seconds")
+    revoke.add_argument("id")
+    listed = commands.add_parser("list", help="show all keys, without their secrets")
+    listed.add_argument("--json", action="store_true", help="as JSON")
+    for command in (create, rotate, revoke, listed):
+        ledger_at.add_arguments(command)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Do it; 0 if it was done."""
+    if args.keys_command == "create":
+        values = _create_values(args)  # before anything is opened
+        store = KeyStore(ledger_at.open_store(args, create=True))
+        _show_secret(*store.create(**values))
+        return 0
+    store = KeyStore(ledger_at.open_store(args))
+    if args.keys_command == "list":
+        _list(store.list(), as_json=args.json)
+    elif args.keys_command == "revoke":
+        key = store.revoke(args.id)
+        print(f"{key.id} is revoked.", file=sys.stderr)
+    else:
+        _show_secret(*store.rotate(args.id, grace=_duration(args.grace, "--grace")))
+    return 0
+
+
+def _create_values(args: argparse.Namespace) -> dict[str, Any]:
+    tags = {}
+    for each in args.tag:
+        name, equals, value = each.partition("=")
+        if not (name and equals and value):
+            raise InvalidRequest(f"--tag {each} is not TAG=VALUE.", advice="As --tag feature=search.")
+        tags[name] = value
+    given = {name: getattr(args, name) for name in Limits.model_fields if hasattr(args, name)}
+    try:
+        limits = Limits.model_validate(given) if given else None
+    except ValidationError as error:
+        first = error.errors()[0]
+        flag = "--" + str(first["loc"][0]).replace("_", "-")
+        raise InvalidRequest(f"{flag} {first['input']}: {first['msg']}.", param=flag) from None
+    return {
+        "name": args.name,
+        "team": args.team,
+        "tags": tags,
+        "routes": args.route,
+        "local_only": args.local_only,
+        "expires": None if args.expires is None else _moment(args.expires),
+        "limits": limits,
+    }
+
+
+def _moment(text: str) -> int:
+    """`30d` from now, or the beginning of a day (UTC), in Unix nanoseconds."""
+    try:
+        return round(datetime.fromisoformat(text).replace(tzinfo=UTC).timestamp()) * NANO
+    except ValueError:
+        return time.time_ns() + round(_duration(text, "--expires") * NANO)
+
+
+def _duration(text: str, flag: str) -> float:
+    try:
+        return seconds(text)
+    except ValueError as error:
+        raise InvalidRequest(f"{flag} {text}: {error}.", param=flag) from None
+
+
+def _show_secret(key: Key, secret: str) -> None:
+    print(f"{key.id} {key.name}".rstrip() + "; the secret is shown this once:", file=sys.stderr)
+    print(secret)
+
+
+def _list(keys: list[Key], *, as_json: bool) -> None:
+    now = time.time_ns()
+    if as_json:
+        rows = [{**msgspec.to_builtins(key), "state": key.state(now)} for key in keys]
+        print(json.dumps(rows, indent=2))
+        return
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table("id", "name", "team", "tags", "routes", "secret", "created", "state", box=None)
+    for key in keys:
+        tags = " ".join(f"{name}={value}" for name, value in sorted(key.tags.items()))
+        routes = "all" if key.routes is None else " ".join(key.routes)
+        day = datetime.fromtimestamp(key.created / NANO, UTC).strftime("%Y-%m-%d")
+        table.add_row(key.id, key.name, key.team, tags, routes, f"…{key.hint}", day, key.state(now))
+    Console(highlight=False, markup=False, soft_wrap=True).print(table)

@@ -1,0 +1,155 @@
+"""`penstock ledger`: what a gateway has written of each request, as a table, JSON lines or CSV."""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import json
+import sys
+import time
+from collections.abc import Iterable
+from datetime import UTC, datetime
+from decimal import Decimal
+from typing import Any
+
+from penstock.core.errors import InvalidRequest
+from penstock.gateway.ledger import report
+from penstock.gateway.ledger.report import COLUMNS, Filter
+from penstock.gateway.policy.amounts import NANO
+from penstock.spec.units import seconds
+
+from . import ledger_at
+
+_TABLE = ["time", "key", "team", "feature", "route", "inference.backend", "status", "settlement"]
+_TABLE += ["input_tokens", "output_tokens", "gpu_seconds", "dollars", "total_seconds"]
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add list, show and export."""
+    commands = parser.add_subparsers(dest="ledger_command", metavar="COMMAND", required=True)
+    listed = commands.add_parser("list", help="the newest rows, last first")
+    listed.add_argument("--limit", type=int, default=20, metavar="N", help="how many (default: 20)")
+    listed.add_argument("--json", action="store_true", help="as JSON lines")
+    show = commands.add_parser("show", help="everything about one request")
+    show.add_argument("id", help="request id, as in the header x-request-id")
+    export = commands.add_parser("export", help="all rows, oldest first, to standard output")
+    export.add_argument(
+        "--format", choices=("csv", "json"), default="csv", help="json: a line a row (default: csv)"
+    )
+    for command in (listed, export):
+        rows = command.add_argument_group("which rows")
+        rows.add_argument(
+            "--since", metavar="TIME", help="2026-11-21, 2026-11-21T08:30 (UTC), or 24h ago as 24h"
+        )
+        rows.add_argument("--until", metavar="TIME", help="rows before that")
+        rows.add_argument("--key", metavar="KEY", help="id or name of a key")
+        rows.add_argument("--team", metavar="TEAM")
+        rows.add_argument("--tag", action="append", default=[], metavar="TAG=VALUE", help="as feature=search")
+        rows.add_argument("--route", metavar="ROUTE")
+        rows.add_argument("--upstream", metavar="NAME", help="a model of ours, or an upstream")
+        rows.add_argument("--model", metavar="MODEL")
+        rows.add_argument("--settlement", choices=("settled", "estimated", "unsettled"))
+    for command in (listed, show, export):
+        ledger_at.add_arguments(command)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Read and print; 1 where `show` finds nothing."""
+    if args.ledger_command == "show":
+        found = list(report.rows(ledger_at.open_store(args), Filter(id=args.id)))
+        for row in found:
+            width = max(map(len, row))
+            print("\n".join(f"{name:{width}}  {_text(value)}" for name, value in row.items()), end="\n\n")
+        if not found:
+            print(f"penstock ledger: there is no request {args.id!r}.", file=sys.stderr)
+        return 0 if found else 1
+    wanted = _filter(args)
+    store = ledger_at.open_store(args)
+    if args.ledger_command == "list":
+        newest = report.rows(store, wanted, newest=args.limit)
+        _lines(newest) if args.json else _table(newest)
+    elif args.format == "json":
+        _lines(report.rows(store, wanted))
+    else:
+        writer = csv.DictWriter(sys.stdout, COLUMNS, lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(
+            {name: _cell(value) for name, value in row.items()} for row in report.rows(store, wanted)
+        )
+    return 0
+
+
+def _filter(args: argparse.Namespace) -> Filter:
+    tags = []
+    for each in args.tag:
+        name, equals, value = each.partition("=")
+        if not (name and equals):
+            raise InvalidRequest(f"--tag {each} is not TAG=VALUE.", advice="As --tag feature=search.")
+        tags.append((name, value))
+    return Filter(
+        since=_moment(args.since, "--since"),
+        until=_moment(args.until, "--until"),
+        key=args.key,
+        team=args.team,
+        tags=tuple(tags),
+        route=args.route,
+        upstream=args.upstream,
+        model=args.model,
+        settlement=args.settlement,
+    )
+
+
+def _moment(text: str | None, flag: str) -> int | None:
+    """A time in Unix nanoseconds: a date (UTC where it does not say), or so long ago."""
+    if text is None:
+        return None
+    try:
+        when = datetime.fromisoformat(text)
+        return round((when if when.tzinfo else when.replace(tzinfo=UTC)).timestamp() * 1000) * (NANO // 1000)
+    except ValueError:
+        pass
+    try:
+        return time.time_ns() - round(seconds(text) * NANO)
+    except ValueError:
+        raise InvalidRequest(
+            f"{flag} {text} is no time.", advice="Write 2026-11-21, or 24h for a day ago."
+        ) from None
+
+
+def _lines(rows: Iterable[dict[str, Any]]) -> None:
+    for row in rows:
+        # numbers, not texts: a float holds a nanodollar exactly enough up to millions of dollars
+        print(json.dumps(row, default=float, separators=(",", ":")))
+
+
+def _table(rows: Iterable[dict[str, Any]]) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(*_TABLE, box=None)
+    for row in rows:
+        table.add_row(*(_text(row[name]) for name in _TABLE))
+    Console(highlight=False, markup=False, soft_wrap=True).print(table)
+
+
+def _text(value: Any) -> str:
+    """For eyes: bounded, and without what a terminal would obey."""
+    if value is None:
+        return "-"
+    if isinstance(value, Decimal):
+        return f"{value:.9f}".rstrip("0").rstrip(".")
+    if isinstance(value, dict):
+        return " ".join(f"{name}={each}" for name, each in sorted(value.items())) or "-"
+    text = str(value)
+    return text if text.isprintable() else repr(text)[1:-1]
+
+
+def _cell(value: Any) -> Any:
+    """For a spreadsheet, which must not take a client's text for a formula."""
+    if value is None:
+        return ""
+    if isinstance(value, Decimal):
+        return f"{value:.9f}"
+    if isinstance(value, dict):
+        return json.dumps(value, separators=(",", ":"), sort_keys=True)
+    return f"'{value}" if isinstance(value, str) and value[:1] in ("=", "+", "-", "@", "\t", "\r") else value

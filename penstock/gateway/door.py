@@ -1,0 +1,238 @@
+"""The way of a metered request through the gateway, and what ends it.
+
+    who (key) ─▶ body ─▶ where (way, places) ─▶ may he (reserve) ─▶ attempts ─▶ row, commit
+                                                     a model that starts · a pause · the next replica
+
+Whatever happens after `reserve`, `commit` is called once: a request has one row. It knows the order of
+things; what is decided is in `policy`, what is sent in `relay`, what it costs in `bill`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import random
+import secrets
+import time
+from collections.abc import Callable
+from typing import Any
+
+from starlette.types import Receive, Scope, Send
+
+from penstock.core.errors import AuthenticationFailed, Draining, PenstockError
+from penstock.http.body import read_body
+from penstock.http.errors import send_error
+from penstock.http.exchange import ClientGone, until_disconnect
+from penstock.spec.model import Spec
+
+from . import quota
+from .endpoints import Endpoint
+from .envelope import Envelope
+from .fleet import Fleet
+from .keys import Keys
+from .meter import LimitReached, Meter
+from .metrics import Metrics
+from .owned import Owned
+from .policy.limits import Entitlements
+from .policy.routes import Book, Place, Way, order, shadows
+from .probes import Prober
+from .request import Caller, Request
+from .stations import Station, Stations
+
+logger = logging.getLogger("penstock.gateway")
+
+_TAG_LENGTH = 128
+_SHADOWS = 64
+"""Copies under way at most; more are not made."""
+
+
+class Door:
+    """All that requests share. It is the `Worker` of `http.serve`."""
+
+    failure: PenstockError | None = None
+
+    def __init__(
+        self,
+        spec: Spec,
+        keys: Keys,
+        meter: Meter[Any],
+        stations: Stations,
+        fleet: Fleet | None = None,
+        *,
+        metrics: Metrics | None = None,
+        monotonic: Callable[[], float] = time.monotonic,
+        wall: Callable[[], int] = time.time_ns,
+        draw: Callable[[], float] = random.random,
+        id_secret: bytes | None = None,
+    ) -> None:
+        """
+        Args:
+            monotonic: seconds.
+            wall: Unix time in nanoseconds.
+            draw: numbers of [0, 1), for weights, ties and pauses.
+            id_secret: what makes the ids of responses its own; all gateways in front of the same upstreams
+                have the same. Without one, ids end with this process.
+        """
+        self.spec = spec
+        self.keys = keys
+        self.meter = meter
+        self.stations = stations
+        self.fleet = fleet
+        self.book = Book(spec)
+        self.owned = Owned(id_secret or secrets.token_bytes(32))
+        self.entitlements = Entitlements(spec)
+        self.metrics = metrics or Metrics()
+        self.monotonic, self.wall, self.draw = monotonic, wall, draw
+        self.prober = Prober(stations, monotonic)
+        self._running: set[asyncio.Task[None]] = set()
+        self._shadows: set[asyncio.Task[None]] = set()
+        self._draining = False
+        self._idle = asyncio.Event()
+
+    # ---- who ----
+
+    async def caller(self, scope: Scope) -> Caller:
+        """Who asks. Raises AuthenticationFailed, with no hint as to what is wrong with the key."""
+        headers = {name.decode("latin-1"): value.decode("latin-1") for name, value in scope["headers"]}
+        secret = headers.get("x-api-key", "")
+        if given := headers.get("authorization"):
+            scheme, _, token = given.partition(" ")
+            secret = token.strip() if scheme.lower() == "bearer" else ""
+        if not secret:
+            raise AuthenticationFailed(
+                "No API key was provided.", advice="Send the header `Authorization: Bearer KEY`."
+            )
+        principal = await self.keys.principal(secret)
+        if principal is None:
+            raise AuthenticationFailed("The API key is wrong.")
+        tags = {}
+        for tag, name in self.spec.gateway.tag_headers.items():
+            value = headers.get(name.lower(), "")
+            if value and len(value) <= _TAG_LENGTH and value.isprintable():
+                tags[tag] = value
+        tags.update(principal.tags)
+        book = self.book
+        local_only = (
+            principal.local_only or book.team_local_only(principal.team) or book.tags_local_only(tags)
+        )
+        return Caller(principal, headers, tags, local_only)
+
+    # ---- one request ----
+
+    async def serve(self, endpoint: Endpoint, scope: Scope, receive: Receive, send: Send) -> None:
+        """Serve one request. Raises PenstockError where it is refused before it counts."""
+        arrived, started = self.wall(), self.monotonic()
+        scope["error_body"] = endpoint.error
+        try:
+            caller = await self.caller(scope)
+            body = await read_body(scope, receive, self.spec.gateway.max_body_bytes)
+            if self._draining:
+                raise Draining("The gateway is shutting down.", retry_after=1)
+            envelope = Envelope(body, endpoint)
+            envelope.refuse(endpoint.refused)
+            principal = caller.principal
+            way = self.book.find(
+                envelope.model, caller.headers, caller.tags, principal.team, principal.routes
+            )
+            places = self._places(way, caller)
+            previous = self._previous(envelope, caller) if endpoint.owned else None
+        except PenstockError as error:
+            self.metrics.refused(error.code or str(error.status))
+            raise
+        scope["request_id"] = _row_id(scope["client_request_id"])
+        request = Request(self, endpoint, envelope, caller, way, places, send)
+        request.row.id = scope["request_id"]
+        request.row.at = arrived
+        request.started = started
+        request.previous = previous
+        task = asyncio.current_task()
+        assert task is not None
+        self._running.add(task)
+        try:
+            await until_disconnect(receive, request.run())
+        except LimitReached as error:
+            self.metrics.refused(error.code or "")
+            await send_error(send, error, quota.refusal(error, self.wall()), body=endpoint.error)
+        finally:
+            self._running.discard(task)
+            if not self._running:
+                self._idle.set()
+
+    def shadow(self, request: Request) -> None:
+        """Send copies to those who get one; nobody waits for them."""
+        way = request.way
+        if not way.shadow or request.previous is not None:  # what it continues is at one replica only
+            return
+        draws = [self.draw() for _ in way.shadow]
+        for place in shadows(way, request.caller.local_only, draws):
+            if len(self._shadows) >= _SHADOWS:
+                return
+            copy = request.copy_for(place)
+            task = asyncio.get_running_loop().create_task(_quietly(copy))
+            self._shadows.add(task)
+            task.add_done_callback(self._shadows.discard)
+
+    def _previous(self, envelope: Envelope, caller: Caller) -> tuple[str, str, Station] | None:
+        """What a response continues: its name, the upstream's id, its replica. Raises NotFound."""
+        name = envelope.text("previous_response_id")
+        if name is None:
+            return None
+        id, station = self.owned.read(name, self.stations.all(), caller.principal.key_id)
+        envelope.put("previous_response_id", id)
+        return name, id, station
+
+    def _places(self, way: Way, caller: Caller) -> tuple[Place, ...]:
+        targets, fallback = way.places(caller.local_only)
+        return order(targets, fallback, [self.draw() for _ in targets])
+
+    def start(self) -> None:
+        """Begin what runs beside requests, in the running loop: probes."""
+        self.prober.start()
+
+    # ---- Worker ----
+
+    @property
+    def load(self) -> int:
+        """Requests under way."""
+        return len(self._running)
+
+    @property
+    def draining(self) -> bool:
+        """Whether new requests are refused."""
+        return self._draining
+
+    async def drain(self, timeout: float) -> None:
+        """Refuse new requests; return when all running ones have ended, or were ended after `timeout`."""
+        self._draining = True
+        self._idle.clear()
+        if self._running:
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self._idle.wait(), timeout)
+        tasks = set(self._running) | self._shadows
+        for task in tasks:
+            task.cancel()
+        if tasks:
+            await asyncio.wait(tasks, timeout=1.0)
+
+    async def close(self) -> None:
+        """Write what is written behind, and end all connections."""
+        await self.prober.stop()
+        for task in self._shadows:
+            task.cancel()
+        await asyncio.gather(*self._shadows, return_exceptions=True)
+        await self.meter.close()
+        await self.stations.close()
+
+
+async def _quietly(request: Request) -> None:
+    """Run a shadow: what becomes of it is in its row."""
+    with contextlib.suppress(PenstockError, ClientGone):
+        await request.run()
+
+
+def _row_id(given: str | None) -> str:
+    """A new id; the client's own is its beginning, so that it is found, and a repeated one is none twice."""
+    if given and len(given) <= 64 and given.isascii():
+        return f"{given}.{secrets.token_hex(4)}"
+    return secrets.token_hex(16)

@@ -1,0 +1,179 @@
+"""A request's body as the gateway sees it: a few fields, and raw bytes for all the rest.
+
+    {"model": "small", "messages": <raw>, "max_tokens": 9000, "stream": true}
+        ──read──▶ model, stream, cap …   ──write(place)──▶ the same with another model, cap and cache_salt
+
+Values that the gateway does not write are relayed byte by byte; a key that stands twice is sent once, with
+its last value, so that nobody reads another one than the gateway did.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+import msgspec
+
+from penstock.core.errors import InvalidRequest, UnsupportedParameter, quote
+from penstock.http.body import NotJson, parse_json
+from penstock.spec.model import TokenCap
+
+from .endpoints import Endpoint
+from .policy.price import Used
+from .policy.routes import Place
+
+_FIELDS = msgspec.json.Decoder(dict[str, msgspec.Raw])
+_TEMPLATE = 256
+"""Tokens that a chat template may add beyond one for each byte of the body."""
+UNBOUNDED = 32_768
+"""Tokens of an answer that are reckoned with where neither request, route nor context bounds them."""
+_MOST = (1 << 31) - 1
+
+
+class Envelope:
+    """One body. Raises InvalidRequest, naming the field, where one that the gateway reads is wrong."""
+
+    def __init__(self, body: bytes, endpoint: Endpoint) -> None:
+        self.endpoint = endpoint
+        self.size = len(body)
+        self._fields = _read(body)
+        self.model: str = self._value("model", str, "a string") or ""
+        if not self.model:
+            raise InvalidRequest("The field model is required.", param="model")
+        self.stream = endpoint.streams and bool(self._value("stream", bool, "true or false"))
+        self.cap: int | None = None
+        self._cap_field = endpoint.cap
+        for name in endpoint.caps:
+            given = self._value(name, int, "an integer")
+            if given is not None:
+                if not 0 <= given <= _MOST:
+                    raise InvalidRequest(f"{name} must be from 0 to {_MOST}, got {quote(given)}.", param=name)
+                self.cap, self._cap_field = int(given), name
+                break
+        self.choices = self._choices() if endpoint.caps else 1
+        self.usage_wanted = True
+        """Whether the client sees the usage of a stream."""
+        if endpoint.usage_option and self.stream:
+            options = self._value("stream_options", dict, "an object") or {}
+            self._options: dict[str, Any] = options
+            self.usage_wanted = bool(options.get("include_usage"))
+
+    @property
+    def prompt(self) -> bytes:
+        """What prefixes are taken of."""
+        return bytes(self._fields.get(self.endpoint.prompt, b""))
+
+    def limit(self, cap: TokenCap) -> None:
+        """Apply a route's ceiling and default to the tokens that may be generated."""
+        if not self.endpoint.caps:
+            return
+        default = cap.ceiling if cap.default is None else cap.default
+        if self.cap is None:
+            if default is not None:
+                self._write_cap(default)
+        elif cap.ceiling is not None and self.cap > cap.ceiling:
+            self._write_cap(cap.ceiling)
+
+    def worst(self, context: int | None) -> Used:
+        """Most tokens that it can use, of a model with so long a context.
+
+        A token is at least one byte of the body, whatever the tokenizer, but for what a template adds.
+        """
+        prompt = self.size + _TEMPLATE
+        if not self.endpoint.caps:
+            return Used(input=prompt)
+        cap = self.cap
+        if cap is None:
+            cap = UNBOUNDED if context is None else context
+        if context is not None:
+            prompt, cap = min(prompt, context), min(cap, context)
+        return Used(input=prompt, output=cap * self.choices)
+
+    def write(self, place: Place, salt: str | None) -> bytes:
+        """The body for a place.
+
+        Args:
+            salt: separates cached prefixes, for engines that know `cache_salt`; the client's own is dropped.
+        """
+        fields: dict[str, Any] = dict(self._fields)
+        fields["model"] = place.model
+        fields.pop("cache_salt", None)
+        if salt and place.kind in ("penstock", "vllm") and self.endpoint.metered:
+            fields["cache_salt"] = salt
+        if self.endpoint.usage_option and self.stream and not self.usage_wanted:
+            fields["stream_options"] = {**self._options, "include_usage": True}
+        return msgspec.json.encode(fields)
+
+    def text(self, name: str) -> str | None:
+        """A field that is a text. Raises InvalidRequest where it is none."""
+        value: str | None = self._value(name, str, "a string")
+        return value
+
+    def put(self, name: str, value: str) -> None:
+        """Write a text into a field."""
+        self._fields[name] = msgspec.Raw(msgspec.json.encode(value))
+
+    def refuse(self, names: Iterable[str]) -> None:
+        """Raise UnsupportedParameter for the first of these fields that asks for something."""
+        for name in names:
+            if bytes(self._fields.get(name, b"null")) not in (b"null", b"false"):
+                raise UnsupportedParameter(f"{name} is not supported by this gateway.", param=name)
+
+    def _write_cap(self, cap: int) -> None:
+        for name in self.endpoint.caps:
+            self._fields.pop(name, None)
+        self.cap = cap
+        self._fields[self._cap_field] = msgspec.Raw(str(cap).encode())
+
+    def _choices(self) -> int:
+        n = self._value("n", int, "an integer") or 1
+        best_of = self._value("best_of", int, "an integer") or 1
+        count = max(n, best_of)
+        if not 1 <= count <= 4096:
+            raise InvalidRequest(f"n must be from 1 to 4096, got {quote(count)}.", param="n")
+        # a list of prompts is as many requests, and a prompt takes a byte and a comma at least
+        prompt = self.prompt
+        if self.endpoint.prompt == "prompt" and prompt[:1] == b"[":
+            count *= _prompts(prompt)
+        return count
+
+    def _value(self, name: str, kind: type, what: str) -> Any:
+        raw = self._fields.get(name)
+        if raw is None:
+            return None
+        value = msgspec.json.decode(raw)
+        if value is None:
+            return None
+        if kind is int and isinstance(value, float) and value.is_integer():
+            value = int(value)
+        if not isinstance(value, kind) or (kind is int and isinstance(value, bool)):
+            raise InvalidRequest(f"{name} must be {what}, got {quote(value)}.", param=name)
+        return value
+
+
+def _prompts(raw: bytes) -> int:
+    """How many prompts a list holds: its texts or lists; numbers are the tokens of one."""
+    entries = msgspec.json.decode(raw, type=list[msgspec.Raw])
+    return max(1, sum(bytes(entry)[:1] in (b'"', b"[") for entry in entries))
+
+
+def _read(body: bytes) -> dict[str, Any]:
+    try:
+        body.decode()
+        fields: dict[str, Any] = _FIELDS.decode(body)
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
+        # the same words as the engine's server: it says where it breaks
+        try:
+            value = parse_json(body)
+        except NotJson as why:
+            raise _invalid(str(why)) from None
+        if not isinstance(value, dict):
+            raise _invalid("it must be an object") from None
+        return {name: msgspec.Raw(msgspec.json.encode(each)) for name, each in value.items()}
+    return fields
+
+
+def _invalid(why: str) -> InvalidRequest:
+    error = InvalidRequest(f"The request body cannot be read as JSON: {why}.")
+    error.code = "invalid_json"
+    return error

@@ -1,0 +1,136 @@
+"""Reading the ledger: rows by filters, under the names that exports and spans use.
+
+Money is in US dollars and device time in seconds there, exact to nine decimals; times are ISO 8601 in UTC.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from decimal import Decimal
+from typing import Any
+
+import sqlalchemy as sa
+
+from penstock.gateway.policy.amounts import NANO
+
+from .schema import ledger
+from .store import Store
+
+_PAGE = 1000
+
+
+@dataclass(frozen=True)
+class Filter:
+    """Which rows; what is None does not matter."""
+
+    since: int | None = None
+    """Unix nanoseconds; of the request's arrival."""
+    until: int | None = None
+    key: str | None = None
+    """Its id or its name."""
+    team: str | None = None
+    tags: tuple[tuple[str, str], ...] = ()
+    route: str | None = None
+    upstream: str | None = None
+    model: str | None = None
+    settlement: str | None = None
+    id: str | None = None
+
+    def conditions(self) -> list[sa.ColumnElement[bool]]:
+        """As SQL."""
+        columns = ledger.c
+        found: list[sa.ColumnElement[bool]] = []
+        if self.since is not None:
+            found.append(columns.at >= self.since)
+        if self.until is not None:
+            found.append(columns.at < self.until)
+        if self.key is not None:
+            found.append(sa.or_(columns.key_id == self.key, columns.key_name == self.key))
+        for name in ("team", "route", "upstream", "model", "settlement", "id"):
+            if (value := getattr(self, name)) is not None:
+                found.append(columns[name] == value)
+        for name, value in self.tags:
+            indexed = columns.feature if name == "feature" else columns.tags[name].as_string()
+            found.append(indexed == value)
+        return found
+
+
+def rows(store: Store, wanted: Filter, *, newest: int | None = None) -> Iterator[dict[str, Any]]:
+    """Rows in the order of their arrival, page by page; or the `newest` ones, last first."""
+    place = (ledger.c.at, ledger.c.worker, ledger.c.number)
+    query = sa.select(ledger).where(*wanted.conditions())
+    if newest is not None:
+        with store.reading() as connection:
+            latest = query.order_by(*(each.desc() for each in place)).limit(newest)
+            yield from (record(row) for row in connection.execute(latest).mappings())
+        return
+    after: tuple[Any, ...] | None = None
+    while True:
+        page = query if after is None else query.where(sa.tuple_(*place) > sa.tuple_(*map(sa.literal, after)))
+        with store.reading() as connection:
+            found = connection.execute(page.order_by(*place).limit(_PAGE)).mappings().all()
+        yield from (record(row) for row in found)
+        if len(found) < _PAGE:
+            return
+        after = (found[-1]["at"], found[-1]["worker"], found[-1]["number"])
+
+
+def record(row: Any) -> dict[str, Any]:
+    """One row under the names of exports, in their order."""
+    return {name: convert(row[column]) for name, (column, convert) in COLUMNS.items()}
+
+
+def decimal(amount: int | None) -> Decimal | None:
+    """Nanodollars in dollars, nanoseconds in seconds; exact."""
+    return None if amount is None else Decimal(amount) / NANO
+
+
+def moment(at: int) -> str:
+    """Unix nanoseconds as ISO 8601, to the microsecond."""
+    return datetime.fromtimestamp(at // 1000 / 1_000_000, UTC).isoformat(timespec="microseconds")
+
+
+def _same(value: Any) -> Any:
+    return value
+
+
+COLUMNS: dict[str, tuple[str, Callable[[Any], Any]]] = {
+    "time": ("at", moment),
+    "id": ("id", _same),
+    "key_id": ("key_id", _same),
+    "key": ("key_name", _same),
+    "team": ("team", _same),
+    "feature": ("feature", _same),
+    "tags": ("tags", _same),
+    "endpoint": ("endpoint", _same),
+    "route": ("route", _same),
+    "inference.backend": ("upstream", _same),
+    "replica": ("replica", _same),
+    "model": ("model", _same),
+    "status": ("status", _same),
+    "end": ("end", _same),
+    "settlement": ("settlement", _same),
+    "attempts": ("attempts", _same),
+    "input_tokens": ("input_tokens", _same),
+    "output_tokens": ("output_tokens", _same),
+    "cached_tokens": ("cached_tokens", _same),
+    "gpu_seconds": ("device_seconds", decimal),
+    "gpu_seconds_estimated": ("device_seconds_estimated", bool),
+    "device": ("device", _same),
+    "dollars": ("dollars", decimal),
+    "comparator_dollars": ("comparator_dollars", decimal),
+    "waited_seconds": ("waited", decimal),
+    "first_byte_seconds": ("first_byte", decimal),
+    "total_seconds": ("total", decimal),
+    "reserved_tokens": ("reserved_tokens", _same),
+    "reserved_dollars": ("reserved_dollars", decimal),
+    "reserved_gpu_seconds": ("reserved_device_seconds", decimal),
+    "escalated_from": ("escalated_from", _same),
+    "outcome": ("outcome", _same),
+    "note": ("note", _same),
+    "worker": ("worker", _same),
+    "number": ("number", _same),
+}
+"""Name in exports → column of the table, and how it is told."""

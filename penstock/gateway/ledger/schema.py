@@ -1,0 +1,160 @@
+"""The tables. Money is nanodollars, device time nanoseconds times devices, times Unix nanoseconds.
+
+    ledger ── one row a request, never changed but to settle what was unsettled
+    accounts ─┬─ leases ─── workers      the limits' counters (policy/leases.py)
+    keys      └─ used = Σ of the rows that were charged to it
+
+migrations/ makes them; a test compares the two.
+"""
+
+from __future__ import annotations
+
+from sqlalchemy import (
+    JSON,
+    BigInteger,
+    Boolean,
+    Column,
+    Float,
+    ForeignKey,
+    Index,
+    Integer,
+    LargeBinary,
+    MetaData,
+    Table,
+    Text,
+)
+
+metadata = MetaData(
+    naming_convention={
+        "ix": "ix_%(table_name)s_%(column_0_N_name)s",
+        "uq": "uq_%(table_name)s_%(column_0_N_name)s",
+        "fk": "fk_%(table_name)s_%(column_0_N_name)s",
+        "pk": "pk_%(table_name)s",
+    }
+)
+
+
+def _text(name: str) -> Column[str]:
+    return Column(name, Text, nullable=False, server_default="")
+
+
+def _count(name: str, kind: type[Integer] = BigInteger) -> Column[int]:
+    return Column(name, kind, nullable=False, server_default="0")
+
+
+def _flag(name: str) -> Column[bool]:
+    return Column(name, Boolean(create_constraint=False), nullable=False, server_default="0")
+
+
+ledger = Table(
+    "ledger",
+    metadata,
+    # which worker let the request through, and its number there: clients choose request ids, and repeat them
+    Column("worker", Text, primary_key=True),
+    Column("number", BigInteger, primary_key=True, autoincrement=False),
+    Column("id", Text, nullable=False),
+    Column("at", BigInteger, nullable=False),
+    _text("key_id"),
+    _text("key_name"),
+    _text("team"),
+    Column("feature", Text),  # the tag of that name, which reports group by
+    Column("tags", JSON, nullable=False),
+    _text("endpoint"),
+    _text("route"),
+    _text("upstream"),
+    _text("replica"),
+    _text("model"),
+    _count("status", Integer),
+    _text("end"),
+    _count("attempts", Integer),
+    _count("input_tokens"),
+    _count("output_tokens"),
+    _count("cached_tokens"),
+    Column("device_seconds", BigInteger),
+    _flag("device_seconds_estimated"),
+    _text("device"),
+    Column("dollars", BigInteger),
+    Column("comparator_dollars", BigInteger),
+    _count("waited"),
+    Column("first_byte", BigInteger),
+    Column("total", BigInteger),
+    _text("settlement"),
+    _count("reserved_tokens"),
+    _count("reserved_dollars"),
+    _count("reserved_device_seconds"),
+    Column("escalated_from", Text),
+    Column("outcome", Text),
+    _text("note"),
+    Column("charged", JSON, nullable=False),  # {account: amount}
+)
+Index("ix_ledger_at", ledger.c.at)
+Index("ix_ledger_id", ledger.c.id)
+for _name in ("key_id", "team", "feature", "route"):
+    Index(f"ix_ledger_{_name}_at", ledger.c[_name], ledger.c.at)
+
+accounts = Table(
+    "accounts",
+    metadata,
+    Column("id", Text, primary_key=True),  # scope|unit|window|start
+    Column("scope", Text, nullable=False),
+    Column("unit", Text, nullable=False),
+    Column("window", Text, nullable=False),
+    Column("start", BigInteger, nullable=False),
+    _count("used"),
+)
+
+workers = Table(
+    "workers",
+    metadata,
+    Column("id", Text, primary_key=True),
+    _text("host"),
+    Column("seen", Float, nullable=False),
+    Column("gone", Float),  # when it ended, or was found dead
+    # how far its journal is in the ledger
+    _count("segment"),
+    _count("offset"),
+    _flag("done"),
+)
+
+leases = Table(
+    "leases",
+    metadata,
+    Column("account", Text, ForeignKey("accounts.id"), primary_key=True),
+    Column("worker", Text, ForeignKey("workers.id"), primary_key=True),
+    _count("granted"),
+    Column("wanted_since", Float),  # short, and waiting for the others
+    Column("touched", Float, nullable=False),
+)
+Index("ix_leases_worker", leases.c.worker)
+Index(
+    "ix_leases_wanted_since",
+    leases.c.wanted_since,
+    sqlite_where=leases.c.wanted_since.is_not(None),
+    postgresql_where=leases.c.wanted_since.is_not(None),
+)
+
+keys = Table(
+    "keys",
+    metadata,
+    Column("id", Text, primary_key=True),
+    _text("name"),
+    _text("team"),
+    Column("tags", JSON, nullable=False),
+    Column("routes", JSON),  # null: all
+    Column("limits", JSON),  # as in the spec; null: the team's or everybody's
+    _flag("local_only"),
+    Column("digest", LargeBinary, nullable=False, unique=True),  # sha256 of the secret, which has 256 bits
+    Column("old_digest", LargeBinary, unique=True),  # of the secret before `rotate`
+    Column("old_until", BigInteger),
+    _text("hint"),  # the secret's last characters
+    Column("created", BigInteger, nullable=False),
+    Column("expires", BigInteger),
+    Column("revoked", BigInteger),
+)
+
+meta = Table(
+    "meta",
+    metadata,
+    Column("name", Text, primary_key=True),
+    Column("value", BigInteger, nullable=False),  # keys: grows with every change of a key
+)

@@ -1,0 +1,440 @@
+"""The ledger's database: rows, accounts, leases and workers, in SQLite or PostgreSQL.
+
+Every method is one transaction, and may be repeated after an error: what a worker applies is applied once, by
+the position in its journal that stands in the same transaction; what it says of leases is absolute.
+
+    apply   rows of the journal ─▶ ledger,  what they used ─▶ accounts,  leases shrink by it,  position moves
+    lease   asks ─▶ grants (policy/leases.py decides)
+
+It blocks: thread.py is where it runs.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from operator import attrgetter
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import msgspec
+import sqlalchemy as sa
+from sqlalchemy.dialects import postgresql, sqlite
+from sqlalchemy.exc import SQLAlchemyError
+
+from penstock.core.errors import StartupError, Unavailable
+from penstock.gateway.policy.accounts import SPAN
+from penstock.gateway.policy.leases import TTL, Ask, Grant, Lease, counts, decide, lives
+from penstock.gateway.records import Row
+
+from .journal import Position
+from .schema import accounts, leases, meta, workers
+
+logger = logging.getLogger("penstock.gateway")
+
+PASSWORD = "PENSTOCK_LEDGER_PASSWORD"
+"""Environment variable with PostgreSQL's password."""
+_MIGRATION_LOCK = 0x70656E73746F636B
+_FORGET = 40 * 86_400
+"""Seconds after which leases of past windows are deleted. Rows of the ledger never are, nor a dead worker's
+position in its journal: should that turn up again, nothing in it counts twice."""
+
+
+class StoreDown(Unavailable):
+    """The ledger's database cannot be reached."""
+
+    code = "ledger_unavailable"
+
+
+class Moved(Exception):
+    """The position in the store is another one: this batch, or a part of it, has been applied before."""
+
+    def __init__(self, position: Position) -> None:
+        super().__init__(position)
+        self.position = position
+
+
+class Beat(NamedTuple):
+    """What a worker learns when it says that it lives."""
+
+    others: int
+    """Workers besides it."""
+    pressed: list[str]
+    """Accounts that others are short of."""
+    keys: int
+    """Version of the keys."""
+
+
+class Entry(NamedTuple):
+    """A row with its place and what was charged for it."""
+
+    number: int
+    row: Row
+    charged: Mapping[str, int]
+
+
+def sums(entries: Sequence[Entry]) -> dict[str, int]:
+    """What entries charge to each account."""
+    found: dict[str, int] = {}
+    for entry in entries:
+        for id, amount in entry.charged.items():
+            found[id] = found.get(id, 0) + amount
+    return found
+
+
+class Store:
+    """One database, by URL. Raises StartupError where it cannot be opened."""
+
+    def __init__(self, url: str, *, clock: Callable[[], float] | None = None) -> None:
+        self._clock = clock
+        self.engine = _engine(url)
+        self._sqlite = self.engine.dialect.name == "sqlite"
+        names = ", ".join(map(self.engine.dialect.identifier_preparer.quote, COLUMNS))
+        marks = ", ".join(["?" if self._sqlite else "%s"] * len(COLUMNS))
+        self._append_sql = f"INSERT INTO ledger ({names}) VALUES ({marks}) ON CONFLICT DO NOTHING"
+        self.insert: Any = sqlite.insert if self._sqlite else postgresql.insert
+
+    def open(self) -> None:
+        """Reach the database and bring its tables up to date. Raises StartupError."""
+        try:
+            _migrate(self.engine)
+        except SQLAlchemyError as error:
+            raise StartupError(
+                f"The ledger {self.engine.url.render_as_string()} cannot be opened: {_said(error)}.",
+                param="ledger.url",
+                advice="It is SQLite's sqlite:///FILE or postgresql://USER@HOST/DATABASE, with the password "
+                f"in {PASSWORD}.",
+            ) from None
+
+    def close(self) -> None:
+        """Let go of the connections."""
+        self.engine.dispose()
+
+    def register(self, worker: str, host: str = "") -> None:
+        """A worker begins."""
+        with self.writing() as connection:
+            now = self.now(connection)
+            row = {"id": worker, "host": host, "seen": now}
+            connection.execute(self.insert(workers).values(row).on_conflict_do_nothing())
+            self._sweep(connection, now)
+
+    def beat(self, worker: str, *, write: bool = True) -> Beat:
+        """A worker lives (with `write`), and learns what the others need."""
+        with self.writing() if write else self.reading() as connection:
+            now = self.now(connection)
+            if write:
+                connection.execute(workers.update().where(workers.c.id == worker).values(seen=now, gone=None))
+            about = {"me": worker, "since": now - TTL, "until": now + 1}
+            others = connection.execute(_OTHERS, about).scalar_one()
+            pressed = list(connection.execute(_PRESSED, about).scalars()) if others else []
+            keys = connection.execute(_KEYS).scalar_one_or_none()
+        return Beat(others, pressed, keys or 0)
+
+    def lease(self, worker: str, asks: Sequence[Ask]) -> list[Grant]:
+        """Give leases, all asks in one transaction."""
+        ids = [ask.id for ask in asks]
+        with self.writing() as connection:
+            now = self.now(connection)
+            used: dict[str, int] = dict(connection.execute(_USED, {"ids": ids}).all())
+            new = [ask for ask in asks if ask.id not in used]
+            if new:
+                rows = [_account(ask.id) for ask in sorted(new, key=lambda ask: ask.id)]
+                connection.execute(self.insert(accounts).on_conflict_do_nothing(), rows)
+                used = dict(connection.execute(_USED, {"ids": ids}).all())
+            mine: dict[str, float | None] = {}
+            others: dict[str, list[Lease]] = {id: [] for id in ids}
+            windows = {ask.id: ask.limit.window for ask in asks}
+            for id, holder, granted, since, touched, seen, gone in connection.execute(_LEASES, {"ids": ids}):
+                if holder == worker:
+                    mine[id] = since
+                    continue
+                alive = lives(gone=gone, seen=seen, now=now)
+                counted = counts(windows[id], gone=gone, seen=seen, now=now)
+                others[id].append(Lease(granted, touched, alive, counted))
+            grants, rows = [], []
+            for ask in asks:
+                grant, since = decide(ask, used[ask.id], others[ask.id], mine.get(ask.id), now)
+                grants.append(grant)
+                row = {"account": ask.id, "worker": worker, "granted": grant.granted, "touched": now}
+                rows.append({**row, "wanted_since": since})
+            statement = self.insert(leases)
+            given = statement.excluded
+            connection.execute(
+                statement.on_conflict_do_update(
+                    index_elements=["account", "worker"],
+                    set_={
+                        "granted": given.granted,
+                        "touched": given.touched,
+                        "wanted_since": given.wanted_since,
+                    },
+                ),
+                rows,
+            )
+        return grants
+
+    def position(self, worker: str) -> tuple[Position, bool]:
+        """How far a worker's journal is in the ledger, and whether that is all of it."""
+        with self.reading() as connection:
+            row = connection.execute(
+                sa.select(workers.c.segment, workers.c.offset, workers.c.done).where(workers.c.id == worker)
+            ).one_or_none()
+        return (Position(), False) if row is None else (Position(row[0], row[1]), row[2])
+
+    def apply(
+        self, worker: str, entries: Sequence[Entry], begin: Position, end: Position, *, last: bool = False
+    ) -> dict[str, int]:
+        """Take over what stands in a worker's journal between two positions; `last` says that it is dead and
+        that this is the end. Returns what was added to the accounts. Raises Moved."""
+        charged = sums(entries)
+        with self.writing(durable=bool(entries)) as connection:
+            moved: dict[str, Any] = {"segment": end.segment, "offset": end.offset}
+            if last:
+                moved |= {"done": True, "gone": sa.func.coalesce(workers.c.gone, self.now(connection))}
+            here = sa.and_(
+                workers.c.id == worker,
+                workers.c.segment == begin.segment,
+                workers.c.offset == begin.offset,
+                sa.not_(workers.c.done),
+            )
+            if connection.execute(workers.update().where(here).values(moved)).rowcount != 1:
+                raise Moved(self.position(worker)[0])
+            if entries:
+                self._append(connection, worker, entries)
+            self._charge(connection, worker, charged)
+            if last:
+                ended = sa.select(accounts.c.id).where(accounts.c.window != "minute")
+                connection.execute(
+                    leases.delete().where(leases.c.worker == worker, leases.c.account.in_(ended))
+                )
+        return charged
+
+    def leave(self, worker: str, *, done: bool) -> None:
+        """A worker has given back its leases and ends; `done` once its journal is in the ledger."""
+        with self.writing() as connection:
+            connection.execute(
+                workers.update()
+                .where(workers.c.id == worker)
+                .values(gone=self.now(connection), **({"done": True} if done else {}))
+            )
+            connection.execute(leases.delete().where(leases.c.worker == worker, leases.c.granted == 0))
+
+    @contextmanager
+    def writing(self, *, durable: bool = False) -> Iterator[sa.Connection]:
+        """A transaction that writes. `durable`: committed means on disk, also where the machine dies (with
+        PostgreSQL always). Raises StoreDown."""
+        try:
+            with self.engine.connect() as connection:
+                if self._sqlite:
+                    level = "FULL" if durable else "NORMAL"
+                    driver: Any = connection.connection.dbapi_connection
+                    driver.execute(f"PRAGMA synchronous={level}")
+                with connection.begin():
+                    yield connection
+        except SQLAlchemyError as error:
+            raise StoreDown(
+                f"The ledger's database does not answer: {_said(error)}.", retry_after=1
+            ) from error
+
+    @contextmanager
+    def reading(self) -> Iterator[sa.Connection]:
+        """A transaction that only reads. Raises StoreDown."""
+        try:
+            with self.engine.connect().execution_options(penstock_reads=True) as connection:
+                yield connection
+        except SQLAlchemyError as error:
+            raise StoreDown(
+                f"The ledger's database does not answer: {_said(error)}.", retry_after=1
+            ) from error
+
+    def now(self, connection: sa.Connection) -> float:
+        """By which clock workers are believed to live, the same for all: the database server's, or for SQLite
+        this machine's monotonic one, which nobody sets."""
+        if self._clock is not None:
+            return self._clock()
+        if self._sqlite:
+            return time.monotonic()
+        return float(connection.execute(_SERVER_TIME).scalar_one())
+
+    def _append(self, connection: sa.Connection, worker: str, entries: Sequence[Entry]) -> None:
+        """Insert rows, past SQLAlchemy's work on each value: it would hold up the event loop's thread."""
+        connection.exec_driver_sql(self._append_sql, [_values(worker, entry) for entry in entries])
+
+    def _charge(self, connection: sa.Connection, worker: str, charged: Mapping[str, int]) -> None:
+        """Amounts move from a worker's leases into the accounts."""
+        if not charged:
+            return
+        ordered = sorted(charged.items())  # as everybody locks them
+        statement = self.insert(accounts)
+        connection.execute(
+            statement.on_conflict_do_update(
+                index_elements=["id"], set_={"used": accounts.c.used + statement.excluded.used}
+            ),
+            [{**_account(id), "used": amount} for id, amount in ordered],
+        )
+        connection.execute(
+            _SHRINK, [{"b_worker": worker, "b_account": id, "b_amount": amount} for id, amount in ordered]
+        )
+
+    def _sweep(self, connection: sa.Connection, now: float) -> None:
+        """Delete what no longer counts for anybody."""
+        heard = sa.func.coalesce(workers.c.gone, workers.c.seen)
+        over = sa.select(workers.c.id).where(sa.or_(heard < now - TTL - 2 * SPAN, heard > now + TTL))
+        passing = sa.select(accounts.c.id).where(accounts.c.window.in_(("minute", "now")))
+        connection.execute(leases.delete().where(leases.c.worker.in_(over), leases.c.account.in_(passing)))
+        past = sa.select(accounts.c.id).where(accounts.c.start.between(1, time.time() - _FORGET))
+        connection.execute(leases.delete().where(leases.c.account.in_(past)))
+
+
+_USED = (
+    sa.select(accounts.c.id, accounts.c.used)
+    .where(accounts.c.id.in_(sa.bindparam("ids", expanding=True)))
+    .order_by(accounts.c.id)
+    .with_for_update()
+)
+_LEASES = (
+    sa.select(
+        leases.c.account,
+        leases.c.worker,
+        leases.c.granted,
+        leases.c.wanted_since,
+        leases.c.touched,
+        workers.c.seen,
+        workers.c.gone,
+    )
+    .join(workers, workers.c.id == leases.c.worker)
+    .where(leases.c.account.in_(sa.bindparam("ids", expanding=True)))
+)
+_SHRINK = (
+    leases.update()
+    .where(leases.c.worker == sa.bindparam("b_worker"), leases.c.account == sa.bindparam("b_account"))
+    .values(
+        granted=sa.case(
+            (leases.c.granted > sa.bindparam("b_amount"), leases.c.granted - sa.bindparam("b_amount")),
+            else_=0,
+        )
+    )
+)
+_LIVE = sa.and_(
+    workers.c.id != sa.bindparam("me"),
+    workers.c.gone.is_(None),
+    workers.c.seen > sa.bindparam("since"),
+    workers.c.seen <= sa.bindparam("until"),
+)
+_OTHERS = sa.select(sa.func.count()).select_from(workers).where(_LIVE)
+_PRESSED = (
+    sa.select(leases.c.account)
+    .distinct()
+    .join(workers, workers.c.id == leases.c.worker)
+    .where(leases.c.wanted_since.is_not(None), _LIVE)
+)
+_KEYS = sa.select(meta.c.value).where(meta.c.name == "keys")
+_SERVER_TIME = sa.select(sa.extract("epoch", sa.func.clock_timestamp()))
+
+
+def _account(id: str) -> dict[str, Any]:
+    scope, unit, window, start = id.rsplit("|", 3)
+    return {"id": id, "scope": scope, "unit": unit, "window": window, "start": int(start)}
+
+
+_PLAIN = tuple(name for name in Row.__struct_fields__ if name != "tags")
+COLUMNS = ("worker", "number", *_PLAIN, "tags", "feature", "charged")
+_plain = attrgetter(*_PLAIN)
+
+
+def _values(worker: str, entry: Entry) -> tuple[Any, ...]:
+    tags = entry.row.tags
+    return (
+        worker,
+        entry.number,
+        *_plain(entry.row),
+        _json(tags),
+        tags.get("feature"),
+        _json(entry.charged),
+    )
+
+
+def _json(value: Any) -> str:
+    return msgspec.json.encode(value).decode()
+
+
+def _engine(url: str) -> sa.Engine:
+    try:
+        parsed = sa.make_url(url)
+        if parsed.drivername in ("postgresql", "postgres"):
+            parsed = parsed.set(drivername="postgresql+psycopg")
+        if parsed.get_backend_name() not in ("sqlite", "postgresql"):
+            raise ValueError(f"{parsed.drivername} is no database that a ledger can be in")
+        if parsed.get_backend_name() == "postgresql":
+            if parsed.password is None and os.environ.get(PASSWORD):
+                parsed = parsed.set(password=os.environ[PASSWORD])
+            return sa.create_engine(
+                parsed, pool_size=2, pool_pre_ping=True, connect_args={"connect_timeout": 5}
+            )
+        if parsed.database in (None, "", ":memory:"):
+            raise ValueError("a ledger in memory is none; name a file")
+        folder = Path(str(parsed.database)).parent
+        if not folder.is_dir():
+            raise ValueError(f"there is no folder {folder}")
+        engine = sa.create_engine(parsed, connect_args={"timeout": 5.0, "check_same_thread": False})
+    except ModuleNotFoundError:
+        raise StartupError(
+            "A ledger in PostgreSQL needs a driver.", advice='pip install "penstock[pg]"'
+        ) from None
+    except (sa.exc.ArgumentError, ValueError) as error:
+        raise StartupError(
+            f"The ledger's URL cannot be used: {str(error).splitlines()[0]}.",
+            param="ledger.url",
+            advice="It is sqlite:///FILE or postgresql://USER@HOST/DATABASE.",
+        ) from None
+
+    @sa.event.listens_for(engine, "connect")
+    def _connect(connection: Any, _: Any) -> None:
+        connection.isolation_level = None  # transactions begin where we say so
+        for pragma in ("journal_mode=WAL", "foreign_keys=ON"):
+            connection.execute(f"PRAGMA {pragma}").close()
+
+    @sa.event.listens_for(engine, "begin")
+    def _begin(connection: sa.Connection) -> None:
+        # a transaction that will write takes the lock first: one that has read cannot wait for it
+        reads = connection.get_execution_options().get("penstock_reads")
+        connection.exec_driver_sql("BEGIN" if reads else "BEGIN IMMEDIATE")
+
+    return engine
+
+
+def _migrate(engine: sa.Engine) -> None:
+    from alembic.config import Config
+    from alembic.runtime.environment import EnvironmentContext
+    from alembic.runtime.migration import MigrationContext
+    from alembic.script import ScriptDirectory
+
+    config = Config()
+    config.set_main_option("script_location", str(Path(__file__).parent / "migrations"))
+    config.set_main_option("path_separator", "os")
+    script = ScriptDirectory.from_config(config)
+    with engine.begin() as connection:
+        if engine.dialect.name == "postgresql":
+            connection.execute(sa.select(sa.func.pg_advisory_xact_lock(_MIGRATION_LOCK)))
+        found = MigrationContext.configure(connection).get_current_revision()
+        if found == script.get_current_head():
+            return
+        if found is not None and found not in {each.revision for each in script.walk_revisions()}:
+            raise StartupError(
+                f"The ledger's tables are of a later version ({found}).",
+                advice="Use that version of Penstock.",
+            )
+        config.attributes["connection"] = connection
+
+        def upgrade(revision: Any, _: Any) -> Any:
+            return script._upgrade_revs("head", revision)
+
+        with EnvironmentContext(config, script, fn=upgrade):
+            script.run_env()
+
+
+def _said(error: SQLAlchemyError) -> str:
+    cause = getattr(error, "orig", None) or error
+    return (str(cause).strip() or type(cause).__name__).splitlines()[0].rstrip(".")

@@ -1,0 +1,131 @@
+"""What journals hold goes into the store, behind the requests: this worker's own, and those of the dead."""
+
+from __future__ import annotations
+
+import logging
+import os
+from pathlib import Path
+
+from penstock.gateway.records import Row
+
+from .journal import CorruptJournal, Journal, Position, Record, dead, remove, segments, whole
+from .store import Entry, Moved, Store, sums
+
+logger = logging.getLogger("penstock.gateway")
+
+BATCH = 256
+"""Rows of one transaction, about: leases wait for it."""
+_BYTES = 256 * 1024
+
+
+class Writer:
+    """Takes a live worker's journal into the store, batch by batch. Blocks; one thread."""
+
+    def __init__(self, store: Store, journal: Journal) -> None:
+        self._store = store
+        self._journal = journal
+        self._at = Position()  # read until there
+        self._stored = Position()  # as the store knows it
+        self.rows = 0
+        """Rows written so far."""
+
+    @property
+    def is_done(self) -> bool:
+        """Whether everything in the journal is in the store."""
+        return self._at == self._journal.end
+
+    def step(self) -> dict[str, int]:
+        """One batch; returns what was charged to the accounts by it. Raises Unavailable."""
+        records, end = self._journal.read(self._at, _BYTES)
+        entries = _ended(records)
+        if not entries and end.segment == self._at.segment:
+            self._at = end  # nothing but what is open
+            return {}
+        try:
+            charged = self._store.apply(self._journal.worker, entries, self._stored, end)
+        except Moved as moved:
+            if moved.position != end:
+                raise CorruptJournal(
+                    f"the ledger is at {tuple(moved.position)}, not at {tuple(self._stored)} or {tuple(end)}"
+                ) from None
+            # the answer to the last try was lost, but not what it wrote
+            logger.warning("ledger: a batch had been written before")
+            charged = sums(entries)
+        if end.segment != self._at.segment:
+            self._journal.forget(end.segment)
+        self._at = self._stored = end
+        self.rows += len(entries)
+        return charged
+
+
+def bury(store: Store, spool: Path) -> list[tuple[str, list[Entry]]]:
+    """Take over the journals of dead workers: requests without an end become `unsettled`, at what they had
+    reserved. Returns the workers with the rows that were added. Raises Unavailable; may then be repeated."""
+    found = []
+    for worker, lock in dead(spool):
+        try:
+            entries, broken = _replay(store, spool, worker)
+            if broken:
+                _set_aside(spool, worker)
+            remove(spool, worker)
+            logger.warning(
+                "worker %s had died: %d rows of its journal are in the ledger, %d of them unsettled",
+                worker,
+                len(entries),
+                sum(entry.row.settlement == "unsettled" for entry in entries),
+            )
+            found.append((worker, entries))
+        finally:
+            os.close(lock)
+    return found
+
+
+def _replay(store: Store, spool: Path, worker: str) -> tuple[list[Entry], bool]:
+    at, done = store.position(worker)
+    if done:  # whoever did it died before he could delete the files
+        return [], False
+    store.register(worker)  # it may have died before it was known
+    added: list[Entry] = []
+    batch: list[Entry] = []
+    opened: dict[int, Record] = {}
+    end, broken = at, False
+    for position, record in whole(spool, worker):
+        if isinstance(record, CorruptJournal):
+            logger.error("ledger: %s; what follows in that file is lost", record)
+            broken = True
+            continue
+        if record.kind == "open":
+            opened[record.number] = record
+        else:
+            opened.pop(record.number, None)
+        if position <= at:
+            continue
+        if record.kind == "end":
+            batch.append(Entry(record.number, record.row, record.charged))
+        end = position
+        if len(batch) >= BATCH:
+            store.apply(worker, batch, at, end)
+            added += batch
+            batch, at = [], end
+    batch += [
+        Entry(number, unsettled(record.row), record.charged) for number, record in sorted(opened.items())
+    ]
+    store.apply(worker, batch, at, end, last=True)
+    return added + batch, broken
+
+
+def unsettled(row: Row) -> Row:
+    """The row of a request whose end nobody knows: charged at its reservation."""
+    row.settlement, row.end = "unsettled", "killed"
+    row.dollars = row.reserved_dollars or None
+    row.device_seconds = row.reserved_device_seconds or None
+    return row
+
+
+def _ended(records: list[Record]) -> list[Entry]:
+    return [Entry(record.number, record.row, record.charged) for record in records if record.kind == "end"]
+
+
+def _set_aside(spool: Path, worker: str) -> None:
+    for path in segments(spool, worker):
+        path.rename(path.with_suffix(".broken"))

@@ -1,0 +1,102 @@
+"""The seam between the meter and whoever keeps the limits, and how a refusal is told."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime
+from typing import Protocol, TypeVar
+
+from penstock.gateway.meter import LimitReached, Standing
+from penstock.gateway.policy.amounts import NANO, Amounts, Limit, Unit
+
+NOTHING = Amounts(requests=0)
+"""What a request has used that did not come to pass."""
+_WORDS: dict[Unit, str] = {
+    "requests": "requests",
+    "tokens": "tokens",
+    "concurrent": "requests at a time",
+    "dollars": "dollars",
+    "device_seconds": "device-seconds",
+}
+
+
+class Ticket(Protocol):
+    """What one request has reserved."""
+
+    @property
+    def charged(self) -> tuple[str, ...]:
+        """Ids of the accounts that the ledger charges for good: budgets of days and months."""
+        ...
+
+
+T = TypeVar("T", bound=Ticket)
+
+
+class Counters(Protocol[T]):
+    """Whoever keeps the limits."""
+
+    def reserve_now(self, limits: Sequence[Limit], worst: Amounts) -> T | None:
+        """Reserve without waiting, if that can be."""
+        ...
+
+    async def reserve(self, limits: Sequence[Limit], worst: Amounts) -> T:
+        """Reserve against all limits or none. Raises LimitReached; Unavailable where it cannot be counted."""
+        ...
+
+    def settle(self, ticket: T, used: Amounts) -> None:
+        """A request has ended. Never raises."""
+        ...
+
+    def standings(self, ticket: T) -> Sequence[Standing]:
+        """What is left of each limit."""
+        ...
+
+    def folded(self, amounts: Mapping[str, int]) -> None:
+        """The ledger has charged these amounts to the accounts."""
+        ...
+
+    async def close(self) -> None:
+        """Give back what is not in use."""
+        ...
+
+
+def quantity(unit: Unit, amount: int) -> str:
+    """An amount in the words of people: `$12.50`, `90 device-seconds`, `1000 tokens`."""
+    if unit == "dollars":
+        whole, nano = divmod(amount, NANO)
+        digits = f"{nano:09}".rstrip("0")
+        return f"${whole}.{digits:0<2}"
+    if unit == "device_seconds":
+        return f"{amount / NANO:.12g} device-seconds"
+    return f"{amount} {_WORDS[unit]}"
+
+
+def refusal(
+    limit: Limit, amount: int, *, remaining: int, now: float, resets_at: float, frees_in: float | None
+) -> LimitReached:
+    """The error that says which limit, its value, and when it resets. `frees_in`: seconds until the request
+    fits by time alone, if it does."""
+    per = "" if limit.window == "now" else f" per {limit.window}"
+    words = f"{quantity(limit.unit, limit.cap)}{per} of {limit.scope}"
+    if amount > limit.cap:
+        message = (
+            f"This request needs up to {quantity(limit.unit, amount)}, and the limit is {words}. It can "
+            "never pass as it is; a lower max_tokens or a shorter prompt needs less."
+        )
+        wait = resets_at - now
+    else:
+        message = f"The limit of {words} is reached: {quantity(limit.unit, max(0, remaining))} left"
+        if limit.unit not in ("requests", "concurrent"):
+            message += f", and this request may need {quantity(limit.unit, amount)}"
+        if limit.window in ("day", "month"):
+            message += f". It resets at {datetime.fromtimestamp(resets_at, UTC):%Y-%m-%d %H:%M} UTC"
+        message += "."
+        wait = 1.0 if frees_in is None else frees_in
+    return LimitReached(
+        limit,
+        remaining=max(0, remaining),
+        resets_at=resets_at,
+        retry_after=max(1, math.ceil(wait)),
+        message=message,
+    )

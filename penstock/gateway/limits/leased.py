@@ -1,0 +1,279 @@
+"""Limits within leases: a request waits for the bank only where its worker's lease is used up.
+
+One task carries asks to the bank and grants back (a round), for all requests that wait; another says every
+second that the worker lives, learns what others are short of, and lets idle leases go.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import math
+import time
+from collections.abc import Callable, Coroutine, Mapping, Sequence
+from typing import Any, Protocol, TypeVar
+
+from penstock.core.errors import Unavailable
+from penstock.gateway.ledger.store import Beat
+from penstock.gateway.meter import LimitReached, Standing
+from penstock.gateway.policy.amounts import Amounts, Limit
+from penstock.gateway.policy.leases import TTL, Ask, Grant
+from penstock.gateway.policy.shares import Share, Shares, Ticket
+
+from .counters import refusal
+
+logger = logging.getLogger("penstock.gateway")
+
+T = TypeVar("T")
+PATIENCE = 2.0
+"""Seconds that a request waits for other workers to give back what they do not use."""
+POLL = 0.05
+"""Seconds between two looks at what others are short of."""
+PULSE = 1.0
+"""Seconds between two signs of life, and between two rounds of giving back."""
+REMEMBER = 0.1
+"""Seconds for which a refusal is believed without asking the bank again."""
+
+
+class Bank(Protocol):
+    """Where the accounts are that workers share. All methods block, and raise Unavailable."""
+
+    def lease(self, worker: str, asks: Sequence[Ask]) -> list[Grant]:
+        """Give leases."""
+        ...
+
+    def beat(self, worker: str, *, write: bool = True) -> Beat:
+        """The worker lives."""
+        ...
+
+
+class Caller(Protocol):
+    """Does blocking work elsewhere, in order (ledger/thread.py)."""
+
+    def call(
+        self, work: Callable[[], T], *, apply: Callable[[T], None] | None = None, urgent: bool = False
+    ) -> asyncio.Future[T]:
+        """Do it; `apply` its result in the event loop, in the same order."""
+        ...
+
+
+class LeasedCounters:
+    """The counters of one worker. Belongs to the running event loop; `start` it."""
+
+    def __init__(
+        self,
+        bank: Bank,
+        worker: str,
+        caller: Caller,
+        *,
+        clock: Callable[[], float] = time.time,
+        monotonic: Callable[[], float] = time.monotonic,
+        on_beat: Callable[[Beat], None] | None = None,
+    ) -> None:
+        self._bank = bank
+        self._worker = worker
+        self._caller = caller
+        self._wall = clock
+        self._monotonic = monotonic
+        self._offset = clock() - monotonic()
+        self._on_beat = on_beat
+        self._valid_until = float("-inf")
+        self._wanted = asyncio.Event()
+        self._round: asyncio.Future[Unavailable | None] = asyncio.get_running_loop().create_future()
+        self._tasks: list[asyncio.Task[None]] = []
+        self._down = False
+        self.shares = Shares()
+        self.rounds = 0
+        """Rounds to the bank so far."""
+
+    def start(self) -> None:
+        """Begin to talk to the bank."""
+        self._tasks = [asyncio.create_task(_forever(self._lease)), asyncio.create_task(_forever(self._pulse))]
+
+    def now(self) -> float:
+        """Unix time that does not jump: where the clock is set, the accounts are told first."""
+        return self._offset + self._monotonic()
+
+    def _follow(self) -> None:
+        ahead = self._wall() - self.now()
+        if abs(ahead) >= 1:
+            self._offset += ahead
+            self.shares.shift(math.ceil(ahead))
+
+    def reserve_now(self, limits: Sequence[Limit], worst: Amounts) -> Ticket | None:
+        """Within the lease."""
+        now = self.now()
+        return self.shares.reserve(limits, worst, now, valid=self._monotonic() < self._valid_until)
+
+    async def reserve(self, limits: Sequence[Limit], worst: Amounts) -> Ticket:
+        """Within the lease, or after a round. Raises LimitReached, Unavailable."""
+        started = self._monotonic()
+        waiting: dict[Share, int] = {}
+        try:
+            while True:
+                if self._monotonic() >= self._valid_until:
+                    await self._beat(write=True)
+                now = self.now()
+                ticket = self.reserve_now(limits, worst)
+                if ticket is not None:
+                    return ticket
+                short = self.shares.short(limits, worst, now)
+                self._refuse(short, waiting, now, late=self._monotonic() - started > PATIENCE)
+                for share, amount in short:
+                    if share not in waiting:
+                        waiting[share] = amount
+                        share.waiting.append(amount)
+                self._wanted.set()
+                failed = await asyncio.shield(self._round)
+                if failed is not None:
+                    raise Unavailable(failed.message, retry_after=1) from None
+                if any(share.pending for share in waiting):
+                    await asyncio.sleep(POLL / 2)
+        finally:
+            for share, amount in waiting.items():
+                share.waiting.remove(amount)
+                share.returning = True  # so that the bank forgets that it is wanted
+                if not share.waiting and share.pending:
+                    self._wanted.set()
+
+    def settle(self, ticket: Ticket, used: Amounts) -> None:
+        """A request has ended."""
+        self.shares.settle(ticket, used, self.now())
+
+    def standings(self, ticket: Ticket) -> Sequence[Standing]:
+        """What is left of each limit, as far as this worker knows."""
+        now = self.now()
+        return [Left(share.limit, share.remaining(now), share.resets_at(now)) for share in ticket.shares]
+
+    def folded(self, amounts: Mapping[str, int]) -> None:
+        """The ledger has charged these amounts."""
+        self.shares.folded(dict(amounts))
+
+    async def close(self) -> None:
+        """Give back what is not in use."""
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        asks = self.shares.give_back(self.now())
+        if asks:
+            try:
+                await self._caller.call(lambda: self._bank.lease(self._worker, asks), urgent=True)
+            except Unavailable as error:
+                logger.warning("leases could not be given back: %s", error.message)
+
+    def _refuse(
+        self, short: list[tuple[Share, int]], waiting: dict[Share, int], now: float, *, late: bool
+    ) -> None:
+        """Raise LimitReached where the bank's answer was final."""
+        for share, amount in short:
+            known = share.refused is not None and amount >= share.refused
+            fresh = share in waiting or self._monotonic() < share.refused_until
+            if amount > share.cap or (known and fresh) or (late and share in waiting):
+                if known and share in waiting:
+                    share.refused_until = self._monotonic() + REMEMBER
+                raise _refusal(share, amount, now)
+
+    async def _lease(self) -> None:
+        """One round: whoever waits when it begins is told when it has ended."""
+        await self._wanted.wait()
+        self._wanted.clear()
+        told, self._round = self._round, asyncio.get_running_loop().create_future()
+        failed: Unavailable | None = None
+        asks = self.shares.asks(self.now())
+        try:
+            if asks:
+                self.rounds += 1
+                await self._caller.call(
+                    lambda: self._bank.lease(self._worker, asks),
+                    apply=lambda grants: self.shares.granted(asks, grants),
+                    urgent=True,
+                )
+            self._heard()
+        except Unavailable as error:
+            failed = error
+            self.shares.lost(asks)
+            self._lost(error)
+        except Exception as error:
+            failed = Unavailable("Limits cannot be counted.")
+            failed.__cause__ = error
+            self.shares.lost(asks)
+            raise
+        finally:
+            told.set_result(failed)
+
+    async def _pulse(self) -> None:
+        """A sign of life, and then looks at what others need, as often as there are others."""
+        begun = self._monotonic()
+        try:
+            self._follow()
+            await self._beat(write=True)
+            if self.shares.tick(self.now()):
+                self._wanted.set()
+            while (rest := begun + PULSE - self._monotonic()) > 0:
+                await asyncio.sleep(rest if self.shares.alone else min(rest, POLL))
+                if not self.shares.alone and rest > POLL:
+                    await self._beat(write=False)
+        except Unavailable:
+            await asyncio.sleep(PULSE)
+
+    async def _beat(self, *, write: bool) -> None:
+        sent = self._monotonic()
+
+        def apply(beat: Beat) -> None:
+            if write:
+                self._valid_until = sent + TTL - PULSE
+            self.shares.alone = beat.others == 0
+            if beat.pressed and self.shares.pressed(beat.pressed, self.now()):
+                self._wanted.set()
+            if self._on_beat is not None:
+                self._on_beat(beat)
+
+        try:
+            await self._caller.call(
+                lambda: self._bank.beat(self._worker, write=write), apply=apply, urgent=True
+            )
+            self._heard()
+        except Unavailable as error:
+            self._lost(error)
+            raise
+
+    def _lost(self, error: Unavailable) -> None:
+        if not self._down:
+            logger.error("limits cannot be counted beyond the leases: %s", error.message)
+        self._down = True
+
+    def _heard(self) -> None:
+        if self._down:
+            logger.info("limits are counted again")
+        self._down = False
+
+
+class Left:
+    """A Standing."""
+
+    __slots__ = ("limit", "remaining", "resets_at")
+
+    def __init__(self, limit: Limit, remaining: int, resets_at: float) -> None:
+        self.limit = limit
+        self.remaining = remaining
+        self.resets_at = resets_at
+
+
+def _refusal(share: Share, amount: int, now: float) -> LimitReached:
+    return refusal(
+        share.limit,
+        amount,
+        remaining=share.remaining(now),
+        now=now,
+        resets_at=share.resets_at(now),
+        frees_in=share.frees_in(amount, now),
+    )
+
+
+async def _forever(step: Callable[[], Coroutine[Any, Any, None]]) -> None:
+    while True:
+        try:
+            await step()
+        except Exception:
+            logger.exception("a part of the meter failed; it goes on")
+            await asyncio.sleep(PULSE)

@@ -1,0 +1,84 @@
+"""A meter in memory, for tests of the door: the same words as the real ones, without windows that roll."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from penstock.gateway.meter import LimitReached
+from penstock.gateway.policy.amounts import Amounts, Limit
+from penstock.gateway.records import Principal, Row
+
+
+@dataclass
+class Standing:
+    limit: Limit
+    remaining: int
+    resets_at: float
+
+
+@dataclass
+class Granted:
+    row: Row
+    limits: Sequence[Limit]
+    worst: Amounts
+    standings: list[Standing]
+    committed: bool = False
+
+
+@dataclass
+class MemoryMeter:
+    """Counts used and reserved of each limit; refuses what would not fit."""
+
+    now: float = 1_800_000_000.0
+    used: dict[Limit, int] = field(default_factory=dict)
+    reserved: dict[Limit, int] = field(default_factory=dict)
+    rows: list[Row] = field(default_factory=list)
+    """Final ones, in the order of their ends."""
+    open: dict[str, Granted] = field(default_factory=dict)
+    ended: threading.Semaphore = field(default_factory=lambda: threading.Semaphore(0))
+
+    async def reserve(self, row: Row, limits: Sequence[Limit], worst: Amounts) -> Granted:
+        for limit in limits:
+            taken = self.used.get(limit, 0) + self.reserved.get(limit, 0)
+            if taken + worst.of(limit.unit) > limit.cap:
+                raise LimitReached(
+                    limit,
+                    remaining=max(0, limit.cap - taken),
+                    resets_at=self.now + 60,
+                    retry_after=60,
+                    message=f"{limit.scope}: the limit of {limit.cap} {limit.unit} is reached.",
+                )
+        standings = []
+        for limit in limits:
+            self.reserved[limit] = self.reserved.get(limit, 0) + worst.of(limit.unit)
+            left = limit.cap - self.used.get(limit, 0) - self.reserved[limit]
+            standings.append(Standing(limit, left, self.now + 60))
+        assert row.id not in self.open
+        granted = self.open[row.id] = Granted(row, limits, worst, standings)
+        return granted
+
+    def commit(self, reservation: Granted, used: Amounts) -> None:
+        assert not reservation.committed
+        reservation.committed = True
+        del self.open[reservation.row.id]
+        for limit in reservation.limits:
+            self.reserved[limit] -= reservation.worst.of(limit.unit)
+            if limit.unit != "concurrent":
+                self.used[limit] = self.used.get(limit, 0) + used.of(limit.unit)
+        self.rows.append(reservation.row)
+        self.ended.release()
+
+    async def close(self) -> None:
+        pass
+
+
+class MemoryKeys:
+    """Keys by their secret."""
+
+    def __init__(self, keys: dict[str, Principal]) -> None:
+        self.keys = keys
+
+    async def principal(self, secret: str) -> Principal | None:
+        return self.keys.get(secret)

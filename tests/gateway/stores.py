@@ -1,0 +1,113 @@
+"""Real PostgreSQL and Redis for tests: on a free port of the loopback, in a temporary folder."""
+
+from __future__ import annotations
+
+import os
+import pwd
+import shutil
+import socket
+import subprocess
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+
+@contextmanager
+def postgres() -> Iterator[str]:
+    """A server of its own; its URL. Skips where there is none."""
+    pytest.importorskip("psycopg", reason="the driver of the extra `pg` is not installed")
+    binaries = sorted(Path("/usr/lib/postgresql").glob("*/bin/initdb"))
+    initdb = shutil.which("initdb") or (str(binaries[-1]) if binaries else None)
+    if initdb is None:
+        pytest.skip("PostgreSQL is not installed")
+    server = Path(initdb).with_name("postgres")
+    with tempfile.TemporaryDirectory(prefix="penstock-pg-") as name:
+        folder = Path(name)
+        data = folder / "data"
+        user: dict[str, int] = {}
+        if os.geteuid() == 0:  # it refuses to run as root
+            nobody = pwd.getpwnam("nobody")
+            user = {"user": nobody.pw_uid, "group": nobody.pw_gid}
+            os.chown(folder, nobody.pw_uid, nobody.pw_gid)
+        done = subprocess.run(
+            [
+                initdb,
+                "-D",
+                str(data),
+                "-A",
+                "trust",
+                "-U",
+                "penstock",
+                "--no-sync",
+                "-E",
+                "UTF8",
+                "--locale=C",
+            ],
+            capture_output=True,
+            text=True,
+            **user,
+        )
+        assert done.returncode == 0, done.stderr
+        port = free_port()
+        with (folder / "log").open("wb") as log:
+            process = subprocess.Popen(
+                [str(server), "-D", str(data), "-p", str(port), "-h", "127.0.0.1", "-k", name, "-F"],
+                stdout=log,
+                stderr=log,
+                **user,
+            )
+        try:
+            await_port(process, port, folder / "log")
+            yield f"postgresql://penstock@127.0.0.1:{port}/postgres"
+        finally:
+            process.terminate()
+            process.wait(20)
+
+
+@contextmanager
+def redis() -> Iterator[str]:
+    """A server of its own; its URL. Skips where there is none."""
+    pytest.importorskip("redis", reason="the client of the extra `redis` is not installed")
+    server = shutil.which("valkey-server") or shutil.which("redis-server")
+    if server is None:
+        pytest.skip("neither Valkey nor Redis is installed")
+    with tempfile.TemporaryDirectory(prefix="penstock-redis-") as name:
+        port = free_port()
+        log = Path(name) / "log"
+        with log.open("wb") as file:
+            process = subprocess.Popen(
+                [server, "--port", str(port), "--bind", "127.0.0.1", "--dir", name, "--save", ""],
+                stdout=file,
+                stderr=file,
+            )
+        try:
+            await_port(process, port, log)
+            yield f"redis://127.0.0.1:{port}/0"
+        finally:
+            process.terminate()
+            process.wait(20)
+
+
+def free_port() -> int:
+    """One that nobody listens on."""
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        return int(listener.getsockname()[1])
+
+
+def await_port(process: subprocess.Popen[bytes], port: int, log: Path) -> None:
+    """Until the server accepts connections; a minute at most."""
+    for _ in range(1200):
+        assert process.poll() is None, log.read_text()
+        with socket.socket() as client:
+            if (
+                client.connect_ex(("127.0.0.1", port)) == 0
+                and b"accept connections" in log.read_bytes().lower()
+            ):
+                return
+        time.sleep(0.05)
+    raise AssertionError(log.read_text())

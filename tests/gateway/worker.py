@@ -1,0 +1,67 @@
+"""A worker in a process of its own: requests come and go until it is killed.
+
+It writes a line for each request that was let through, and for its end with what it was charged, after the
+meter had been told: what this file says of a request is the least that the ledger must say.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import random
+import sys
+from pathlib import Path
+
+from penstock.gateway.meter import LimitReached
+from penstock.gateway.metering import LedgerMeter
+from penstock.gateway.policy.amounts import Amounts, Limit
+from penstock.gateway.records import Row
+from penstock.spec.model import Ledger
+
+LIMITS = (
+    Limit("key:k", "requests", "minute", 100_000),
+    Limit("key:k", "tokens", "minute", 1_000_000),
+    Limit("team:t", "concurrent", "now", 24),
+    Limit("team:t", "dollars", "day", 40_000),
+)
+
+
+async def main(url: str, spool: str, log: str, seed: int) -> None:
+    """Traffic until the end of the process, or of the budget."""
+    meter = await LedgerMeter.open(Ledger(url=url, spool=spool))
+    draw = random.Random(seed)
+    fd = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+    note = lambda *words: os.write(fd, (" ".join(map(str, words)) + "\n").encode())  # noqa: E731
+    refused = 0
+
+    async def one(name: str) -> None:
+        nonlocal refused
+        worst = Amounts(tokens=draw.randint(1, 50), dollars=draw.randint(1, 20))
+        row = Row(id=name, at=1_800_000_000_000_000_000, key_id="k", team="t")
+        try:
+            reservation = await meter.reserve(row, LIMITS, worst)
+        except LimitReached:
+            refused += 1
+            await asyncio.sleep(0.002)
+            return
+        note("open", name, worst.dollars)
+        for _ in range(draw.randint(0, 4)):
+            await asyncio.sleep(0)
+        used = Amounts(tokens=worst.tokens // 2, dollars=draw.randint(0, worst.dollars))
+        row.dollars, row.status, row.end = used.dollars, 200, "done"
+        meter.commit(reservation, used)
+        note("end", name, used.dollars)
+
+    note("ready", meter.journal.worker)
+    number = 0
+    while refused < 2000:
+        batch = [one(f"{seed}-{number + each}") for each in range(12)]
+        number += len(batch)
+        await asyncio.gather(*batch)
+    await meter.close()
+    note("closed")
+
+
+if __name__ == "__main__":
+    asyncio.run(main(sys.argv[1], sys.argv[2], sys.argv[3], int(sys.argv[4])))
+    assert Path(sys.argv[3]).exists()

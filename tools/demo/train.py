@@ -2,6 +2,8 @@
 
     python tools/demo/train.py                      train, write penstock/assets/demo, evaluate
     python tools/demo/train.py --evaluate           evaluate the checkpoint in penstock/assets/demo
+    python tools/demo/train.py --start-from A --steps 500 --lr 3e-3 --out B    go on from a checkpoint
+    python tools/demo/train.py --average 0.2=A 0.8=B --out C    the mean of checkpoints
     python tools/demo/train.py --steps 500 --out /tmp/demo    a quick, weaker model
 
 Needs torch, transformers, tokenizers, safetensors and PyYAML. The network is Qwen3 at toy size: 2 million
@@ -287,6 +289,23 @@ def load(folder: Path, dtype: torch.dtype) -> tuple[Any, Tokenizer]:
     return model.eval(), Tokenizer.from_file(str(folder / "tokenizer.json"))
 
 
+def average(parts: list[str]) -> Any:
+    """The weighted mean of checkpoints given as SHARE=FOLDER.
+
+    That of a model and those that went on from it keeps what the first knew, and most of what they learnt
+    (Wortsman et al., 2022).
+    """
+    shares = [(float(share), Path(folder)) for share, _, folder in (part.partition("=") for part in parts)]
+    if abs(sum(share for share, _ in shares) - 1) > 1e-6:
+        raise SystemExit(f"--average: the shares of {' '.join(parts)} must add up to 1")
+    weights = [(share, load(folder, torch.float32)[0].state_dict()) for share, folder in shares]
+    model = build()
+    model.load_state_dict(
+        {name: sum(share * part[name] for share, part in weights) for name in weights[0][1]}
+    )
+    return model
+
+
 Case = tuple[str, str]
 """A prompt and the exact text that should follow."""
 
@@ -389,6 +408,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--out", type=Path, default=DEFAULT_OUT, help="folder of the checkpoint")
     parser.add_argument("--start-from", type=Path, help="checkpoint to go on from, instead of from scratch")
+    parser.add_argument("--average", nargs="+", metavar="SHARE=FOLDER", help="instead: mean of checkpoints")
     parser.add_argument("--evaluate", action="store_true", help="only evaluate the checkpoint in --out")
     parser.add_argument("--show-errors", action="store_true", help="print every wrong answer")
     parser.add_argument("--steps", type=int, default=3500)
@@ -401,11 +421,13 @@ def main() -> None:
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
     faq = load_faq()
-    if not args.evaluate:
+    if args.average:
+        tokenizer = load(Path(args.average[0].partition("=")[2]), torch.float32)[1]
+        save(average(args.average), tokenizer, args.out)
+    elif not args.evaluate:
         start = args.start_from
         tokenizer = train_tokenizer(faq) if start is None else load(start, torch.float32)[1]
-        model = train(faq, tokenizer, args)
-        save(model, tokenizer, args.out)
+        save(train(faq, tokenizer, args), tokenizer, args.out)
     evaluate(faq, args.out, args.show_errors)
 
 

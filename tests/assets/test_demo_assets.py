@@ -173,7 +173,15 @@ def test_no_question_has_two_answers(corpus: ModuleType) -> None:
     faq = corpus.load_faq()
     answers: dict[str, str] = {}
     pairs = [(question, entry.answer) for entry in faq.entries for question in entry.questions]
-    pairs += [(question, faq.out_of_scope.answer) for question in faq.out_of_scope.questions]
+    scope = faq.out_of_scope
+    declined = (
+        *scope.questions,
+        *scope.held_out,
+        *scope.near_questions,
+        *scope.near_tuning,
+        *scope.near_held_out,
+    )
+    pairs += [(question, scope.answer) for question in declined]
     named = [(term, entry.answer) for entry in faq.entries for term in entry.terms]
     pairs += [(pattern.format(term), answer) for term, answer in named for pattern in corpus.PATTERNS]
     for question, answer in pairs:
@@ -185,7 +193,42 @@ def test_samples_repeat_with_the_seed_and_avoid_held_out_questions(corpus: Modul
     first, second = corpus.Sampler(faq, seed=7), corpus.Sampler(faq, seed=7)
     held_out = {corpus.normalise(q) for entry in faq.entries for q in corpus.held_out_questions(entry)}
     assert len(held_out) > 200
+    held_out |= {
+        corpus.normalise(q) for q in (*faq.out_of_scope.near_held_out, *faq.out_of_scope.near_tuning)
+    }
     for _ in range(300):
         turns = first.turns(2)
         assert turns == second.turns(2)
         assert not held_out & {corpus.normalise(question) for question, _ in turns}
+
+
+def test_no_declined_question_is_a_paraphrase_of_a_held_out_one(corpus: ModuleType) -> None:
+    """Else the figures of the README on held-out questions near the FAQ would be those of trained ones."""
+    scope = corpus.load_faq().out_of_scope
+    sampler = corpus.Sampler(corpus.load_faq(), seed=3)
+    held_out = [set(corpus.content(question)) for question in (*scope.near_tuning, *scope.near_held_out)]
+    drawn = [sampler.declined()[0] for _ in range(2000)]
+    for question in (*scope.near_questions, *drawn):
+        words = set(corpus.content(question))
+        assert not any(known <= words for known in held_out), question
+
+
+@pytest.mark.parametrize(
+    ("question", "paraphrase"),
+    [
+        ("who made the containers", "who invented containers"),
+        ("When was vllm founded?", "in which year was vLLM released"),
+        ("what is the finalizer good for?", "What is a finalizer?"),
+    ],
+)
+def test_paraphrases_have_the_same_content(corpus: ModuleType, question: str, paraphrase: str) -> None:
+    assert set(corpus.content(question)) == set(corpus.content(paraphrase))
+
+
+def test_declined_questions_put_together_by_chance_are_none_that_the_faq_answers(corpus: ModuleType) -> None:
+    faq = corpus.load_faq()
+    answered = {frozenset(corpus.content(question)) for entry in faq.entries for question in entry.questions}
+    sampler = corpus.Sampler(faq, seed=4)
+    drawn = [sampler.combined() for _ in range(1000)]
+    assert not [question for question in drawn if frozenset(corpus.content(question)) in answered]
+    assert len(set(drawn)) > 900

@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import random
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -59,9 +59,13 @@ class OutOfScope:
     held_out: tuple[str, ...]
     near_questions: tuple[str, ...]
     """In the words of the FAQ, about what it does not answer."""
+    near_tuning: tuple[str, ...]
+    """Held out as well, to choose the share of declined questions by."""
     near_held_out: tuple[str, ...]
     near_patterns: tuple[str, ...]
     """For the terms of the FAQ."""
+    near_names: tuple[str, ...]
+    """Things of the field that the FAQ does not know: they take the place of a term in its questions."""
     patterns: tuple[str, ...]
     words: tuple[str, ...]
 
@@ -77,6 +81,13 @@ class Faq:
 def normalise(question: str) -> str:
     """Reduce a question to lower-case words, so that two spellings of one question compare equal."""
     return " ".join(re.findall(r"[a-z0-9./]+", question.lower().replace("'", "")))
+
+
+def content(question: str) -> tuple[str, ...]:
+    """The words of a question that tell it from others, in order, without plurals and with one word for all
+    of "released", "invented" and so on."""
+    words = (_SAME.get(word, word) for word in normalise(question).split())
+    return tuple(re.sub(r"(?<=[^s])s$", "", word) for word in words if word not in _STOP_WORDS | _ASIDE)
 
 
 def parse_entries(text: str, source: str) -> list[Entry]:
@@ -164,6 +175,22 @@ _STOP_WORDS = frozenset(
     ("the", "a", "an", "is", "are", "do", "does", "what", "how", "of", "in", "for", "to", "i", "my", "me",
      "it", "can", "you", "should", "with", "and")
 )  # fmt: skip
+_ASIDE = frozenset(
+    ("explain", "mean", "meaning", "tell", "about", "describe", "define", "definition", "please", "work",
+     "good", "which", "that", "this", "there", "be", "was", "did", "one", "have", "has", "on", "by", "from")
+)  # fmt: skip
+_MADE = ("invented", "created", "released", "founded", "wrote", "written", "developed", "developer", "built")
+_SAME = dict.fromkeys(_MADE, "made") | dict.fromkeys(("year", "date"), "when")
+
+
+def _invented_name(rng: random.Random) -> str:
+    """A name that nobody has heard of, as products have them: "Velora", "RZQ", "KanuDB"."""
+    if rng.random() < 0.25:
+        return "".join(rng.choices("ABCDEFGHKLMNPQRSTVWXZ", k=rng.randint(3, 4)))
+    ends = ("a", "e", "i", "o", "u", "ar", "en", "il", "or", "ex", "un", "ist")
+    syllables = (rng.choice("bcdfghjklmnprstvwz") + rng.choice(ends) for _ in range(rng.randint(2, 3)))
+    name = "".join(syllables) + rng.choice(("", "", "", "DB", "X", " 3", "-7", "Flow", "Kit", ".js"))
+    return rng.choice((name, name[:1].upper() + name[1:], name[:1].upper() + name[1:], f"a {name}"))
 
 
 def _typo(rng: random.Random, text: str) -> str:
@@ -299,10 +326,25 @@ class Sampler:
         self.rng = random.Random(seed)
         held_out = [q for entry in faq.entries for q in held_out_questions(entry)]
         scope = faq.out_of_scope
-        self._forbidden = {normalise(q) for q in (*held_out, *scope.held_out, *scope.near_held_out)}
+        near_held_out = (*scope.near_tuning, *scope.near_held_out)
+        self._forbidden = {normalise(q) for q in (*held_out, *scope.held_out, *near_held_out)}
         self._terms = [term for entry in faq.entries for term in entry.terms]
         self._written = [[q for q in e.questions if q not in held_out_questions(e)] for e in faq.entries]
         self._entries = range(len(faq.entries))
+        self._near_held_out = [content(q) for q in near_held_out]
+        named = {content(term) for term in self._terms}
+        asked = {content(question) for entry in faq.entries for question in entry.questions}
+        self._bare = {frozenset(words) for words in asked if len(words) == 1 or words in named}
+        self._known = [words for words in map(frozenset, asked) if words and words not in self._bare]
+        names = sorted((re.sub("^(an?|the) ", "", term) for term in self._terms), key=len, reverse=True)
+        name = re.compile(rf"(?<!\w)((an?|the) )?({'|'.join(map(re.escape, names))})s?(?!\w)", re.IGNORECASE)
+
+        def templates(questions: Iterable[str]) -> list[str]:
+            found = [name.sub("{}", question.replace("{", "("), count=1) for question in questions]
+            return [question for question in found if "{}" in question]
+
+        self._templates = templates(question for written in self._written for question in written)
+        self._near_templates = templates(scope.near_questions)
         self.facts = [entry for entry in faq.entries if len(entry.answer) > 90]
 
     def question(self, index: int) -> str:
@@ -325,21 +367,56 @@ class Sampler:
             if normalise(question) not in self._forbidden:
                 return question
 
+    def _answerable(self, question: str) -> bool:
+        """Whether the FAQ may answer a question that was put together by chance: it has all words of one."""
+        words = frozenset(content(question))
+        return words in self._bare or any(known <= words for known in self._known)
+
+    def _gives_away(self, question: str) -> bool:
+        """Whether a question has all the words of a held-out question near the FAQ: a paraphrase of it."""
+        text = "".join(content(question))
+        return any(all(word in text for word in words) for words in self._near_held_out)
+
+    def _foreign_name(self) -> str:
+        scope, rng = self.faq.out_of_scope, self.rng
+        draw = rng.random()
+        if draw > 0.7:
+            return _invented_name(rng)
+        return rng.choice(scope.near_names if draw < 0.5 else scope.words)
+
+    def combined(self) -> str:
+        """Words of the FAQ and others, put together to a question that the FAQ does not answer."""
+        scope, rng = self.faq.out_of_scope, self.rng
+        while True:
+            kind = rng.random()
+            if kind < 0.35:
+                question = rng.choice(scope.near_patterns).format(rng.choice(self._terms))
+            elif kind < 0.5:
+                question = rng.choice(self._near_templates).replace("{}", rng.choice(self._terms))
+            elif kind < 0.85:
+                question = rng.choice(self._templates).replace("{}", self._foreign_name())
+            else:
+                question = rng.choice(PATTERNS).format(self._foreign_name())
+            if not self._answerable(question):
+                return question
+
     def declined(self) -> Turn:
         """A question from outside the FAQ, with the answer that says so."""
         scope, rng = self.faq.out_of_scope, self.rng
 
         def draw() -> str:
             kind = rng.random()
-            if kind < 0.25:
+            if kind < 0.15:
                 return rng.choice(scope.questions)
-            if kind < 0.6:
+            if kind < 0.45:
                 return rng.choice(scope.near_questions)
-            if kind < 0.8:
-                return rng.choice(scope.near_patterns).format(rng.choice(self._terms))
+            if kind < 0.9:
+                return self.combined()
             return rng.choice(scope.patterns).format(rng.choice(scope.words), rng.choice(scope.words))
 
-        return self._allowed(draw), scope.answer
+        while self._gives_away(question := self._allowed(draw)):
+            pass
+        return question, scope.answer
 
     def turns(self, count: int) -> list[Turn]:
         """A conversation of ``count`` turns, with "tell me more" and out-of-scope questions mixed in."""
@@ -350,7 +427,7 @@ class Sampler:
             if draw < (0.13 if turns else 0.02):
                 turns.append((add_noise(rng, rng.choice(MORE_REQUESTS)), more or MORE_UNKNOWN))
                 more = None
-            elif draw < 0.33:
+            elif draw < (0.30 if turns else 0.22):
                 turns.append(self.declined())
                 more = MORE_UNKNOWN
             else:

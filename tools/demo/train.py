@@ -2,6 +2,8 @@
 
     python tools/demo/train.py                      train, write penstock/assets/demo, evaluate
     python tools/demo/train.py --evaluate           evaluate the checkpoint in penstock/assets/demo
+    python tools/demo/train.py --start-from A --steps 500 --lr 3e-3 --out B    go on from a checkpoint
+    python tools/demo/train.py --average 0.2=A 0.8=B --out C    the mean of checkpoints
     python tools/demo/train.py --steps 500 --out /tmp/demo    a quick, weaker model
 
 Needs torch, transformers, tokenizers, safetensors and PyYAML. The network is Qwen3 at toy size: 2 million
@@ -101,7 +103,7 @@ def train_tokenizer(faq: Faq) -> Tokenizer:
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence([words, byte_level])
     tokenizer.decoder = decoders.ByteLevel()
     texts: list[str] = [*PATTERNS, *SYSTEM_MESSAGES, *faq.out_of_scope.questions, *faq.out_of_scope.words]
-    texts += faq.out_of_scope.near_questions
+    texts += [*faq.out_of_scope.near_questions, *faq.out_of_scope.near_names]
     for entry in faq.entries:
         # Answers count twice: they decide the length of an answer, which is what people wait for.
         texts += [*entry.questions, entry.answer, entry.answer, entry.more or ""]
@@ -169,6 +171,38 @@ def build() -> Any:
     return Qwen3ForCausalLM(config).train()
 
 
+class Muon(torch.optim.Optimizer):
+    """Muon (Jordan et al., 2024), as torch's with ``adjust_lr_fn="match_rms_adamw"``: it shares AdamW's rate.
+
+    Its products are of type ``dtype``. Torch's are always bfloat16, and four fifths of a training step on a
+    processor without bfloat16 arithmetic."""
+
+    def __init__(self, matrices: list[Any], lr: float, weight_decay: float, dtype: torch.dtype) -> None:
+        super().__init__(matrices, {"lr": lr, "weight_decay": weight_decay, "momentum": 0.95})
+        self.dtype = dtype
+
+    def orthogonal(self, matrix: torch.Tensor) -> torch.Tensor:
+        """Nearly the closest matrix with orthonormal rows (or columns), by five Newton-Schulz iterations."""
+        x = (matrix.T if matrix.shape[0] > matrix.shape[1] else matrix).to(self.dtype)
+        x = x / x.norm().clamp(min=1e-7)
+        for _ in range(5):
+            gram = x @ x.T
+            x = 3.4445 * x + (-4.7750 * gram + 2.0315 * gram @ gram) @ x
+        return (x.T if matrix.shape[0] > matrix.shape[1] else x).to(matrix.dtype)
+
+    @torch.no_grad()
+    def step(self, closure: None = None) -> None:  # type: ignore[override]  # never with a closure
+        """One update of every matrix, with Nesterov momentum."""
+        for group in self.param_groups:
+            lr, momentum = group["lr"], group["momentum"]
+            for matrix in group["params"]:
+                average = self.state[matrix].setdefault("average", torch.zeros_like(matrix))
+                average.lerp_(matrix.grad, 1 - momentum)
+                update = self.orthogonal(matrix.grad.lerp(average, momentum))
+                matrix.mul_(1 - lr * group["weight_decay"])
+                matrix.sub_(update, alpha=lr * 0.2 * math.sqrt(max(matrix.shape)))
+
+
 def train(faq: Faq, tokenizer: Tokenizer, args: argparse.Namespace) -> Any:
     """Muon for the matrices, AdamW for the rest, warm-up and cosine decay. Returns the float32 model."""
     torch.manual_seed(args.seed)
@@ -178,8 +212,8 @@ def train(faq: Faq, tokenizer: Tokenizer, args: argparse.Namespace) -> Any:
     matrices = [p for name, p in model.named_parameters() if p.dim() == 2 and "embed" not in name]
     rest = [p for name, p in model.named_parameters() if p.dim() != 2 or "embed" in name]
     optimisers: list[torch.optim.Optimizer] = [
-        # Muon needs about half the steps of AdamW here; match_rms_adamw lets both share one learning rate.
-        torch.optim.Muon(matrices, lr=args.lr, weight_decay=0.05, adjust_lr_fn="match_rms_adamw"),
+        # Muon needs about half the steps of AdamW here.
+        Muon(matrices, args.lr, weight_decay=0.05, dtype=torch.bfloat16 if args.autocast else torch.float32),
         torch.optim.AdamW(rest, lr=args.lr, betas=(0.9, 0.97), weight_decay=0.0),
     ]
     stream = batches(Sampler(faq, args.seed), tokenizer, args.tokens)
@@ -255,6 +289,23 @@ def load(folder: Path, dtype: torch.dtype) -> tuple[Any, Tokenizer]:
     return model.eval(), Tokenizer.from_file(str(folder / "tokenizer.json"))
 
 
+def average(parts: list[str]) -> Any:
+    """The weighted mean of checkpoints given as SHARE=FOLDER.
+
+    That of a model and those that went on from it keeps what the first knew, and most of what they learnt
+    (Wortsman et al., 2022).
+    """
+    shares = [(float(share), Path(folder)) for share, _, folder in (part.partition("=") for part in parts)]
+    if abs(sum(share for share, _ in shares) - 1) > 1e-6:
+        raise SystemExit(f"--average: the shares of {' '.join(parts)} must add up to 1")
+    weights = [(share, load(folder, torch.float32)[0].state_dict()) for share, folder in shares]
+    model = build()
+    model.load_state_dict(
+        {name: sum(share * part[name] for share, part in weights) for name in weights[0][1]}
+    )
+    return model
+
+
 Case = tuple[str, str]
 """A prompt and the exact text that should follow."""
 
@@ -286,6 +337,7 @@ def cases(faq: Faq) -> dict[str, list[Case]]:
         "out of scope, held out": alone([(q, scope.answer) for q in scope.held_out]),
         "near the FAQ, trained": alone([(q, scope.answer) for q in scope.near_questions]),
         "near the FAQ, held out": alone([(q, scope.answer) for q in scope.near_held_out]),
+        "near the FAQ, for tuning": alone([(q, scope.answer) for q in scope.near_tuning]),
         "last answer of 3 turns": chats(3, 0),
         "last answer of 2 turns, short system message": chats(2, 100),
         "one turn, system message of about 600 tokens": chats(1, 2400),
@@ -295,21 +347,23 @@ def cases(faq: Faq) -> dict[str, list[Case]]:
 
 
 @torch.inference_mode()
-def share_forced(model: Any, tokenizer: Tokenizer, group: list[Case]) -> float:
-    """The share of exact greedy answers, found in one pass per batch.
+def are_greedy(model: Any, tokenizer: Tokenizer, group: list[Case]) -> list[bool]:
+    """Whether each text is the greedy answer to its prompt, found in one pass per batch.
 
     An answer is greedy exactly when each of its tokens is the argmax after the ones before it.
     """
-    right = 0
+    found: list[bool] = []
     for start in range(0, len(group), 64):
         rows = []
         for prompt, answer in group[start : start + 64]:
             end = IM_END if prompt.startswith(IM_START) else END_OF_TEXT
             rows.append(encode(tokenizer, [(prompt, False), (answer + end, True)]))
         ids, labels = pad(rows)
-        best = model(input_ids=ids, use_cache=False).logits[:, :-1].argmax(-1)
-        right += int(((best == labels[:, 1:]) | (labels[:, 1:] == IGNORE)).all(1).sum())
-    return right / len(group)
+        logits, targets = answer_logits(model, ids, labels)
+        wrong = torch.zeros(labels[:, 1:].shape, dtype=torch.bool)
+        wrong[labels[:, 1:] != IGNORE] = logits.argmax(-1) != targets
+        found += (~wrong.any(1)).tolist()
+    return found
 
 
 @torch.inference_mode()
@@ -336,17 +390,16 @@ def evaluate(faq: Faq, folder: Path, show_errors: bool) -> None:
     columns = (*computed, "declined", "another")
     print(f"{'kind of prompt':48s} {'count':>6s} " + " ".join(f"{name:>9s}" for name in columns))
     for kind, group in cases(faq).items():
-        shares, declined, another = [], 0.0, 0.0
-        for model, tokenizer in computed.values():
-            texts = answers_of(model, tokenizer, [prompt for prompt, _ in group])
-            wrong = [(c[0], text) for c, text in zip(group, texts, strict=True) if text != c[1]]
-            if not shares:
-                declined = sum(text == faq.out_of_scope.answer for _, text in wrong) / len(group)
-                another = len(wrong) / len(group) - declined
-            for prompt, text in wrong if show_errors and not shares else []:
+        right = {name: are_greedy(*loaded, group) for name, loaded in computed.items()}
+        wrong = [case for case, greedy in zip(group, right["float32"], strict=True) if not greedy]
+        prompts = [prompt for prompt, _ in wrong]
+        declined = sum(are_greedy(*computed["float32"], [(p, faq.out_of_scope.answer) for p in prompts]))
+        if show_errors:
+            texts = answers_of(*computed["float32"], prompts)
+            for prompt, text in zip(prompts, texts, strict=True):
                 print(f"  WRONG {prompt[-160:]!r}\n     -> {text!r}")
-            shares.append(1 - len(wrong) / len(group))
-        figures = " ".join(f"{share:9.1%}" for share in (*shares, declined, another))
+        counts = (*map(sum, right.values()), declined, len(wrong) - declined)
+        figures = " ".join(f"{count / len(group):9.1%}" for count in counts)
         print(f"{kind:48s} {len(group):6d} {figures}", flush=True)
 
 
@@ -355,6 +408,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--out", type=Path, default=DEFAULT_OUT, help="folder of the checkpoint")
     parser.add_argument("--start-from", type=Path, help="checkpoint to go on from, instead of from scratch")
+    parser.add_argument("--average", nargs="+", metavar="SHARE=FOLDER", help="instead: mean of checkpoints")
     parser.add_argument("--evaluate", action="store_true", help="only evaluate the checkpoint in --out")
     parser.add_argument("--show-errors", action="store_true", help="print every wrong answer")
     parser.add_argument("--steps", type=int, default=3500)
@@ -367,13 +421,13 @@ def main() -> None:
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
     faq = load_faq()
-    if not args.evaluate:
+    if args.average:
+        tokenizer = load(Path(args.average[0].partition("=")[2]), torch.float32)[1]
+        save(average(args.average), tokenizer, args.out)
+    elif not args.evaluate:
         start = args.start_from
         tokenizer = train_tokenizer(faq) if start is None else load(start, torch.float32)[1]
-        model = train(faq, tokenizer, args)
-        for kind, group in cases(faq).items():
-            print(f"float32 weights  {kind:48s} {share_forced(model, tokenizer, group):6.1%}")
-        save(model, tokenizer, args.out)
+        save(train(faq, tokenizer, args), tokenizer, args.out)
     evaluate(faq, args.out, args.show_errors)
 
 

@@ -140,9 +140,7 @@ def test_an_engine_that_dies_in_mid_stream(server: LiveServer) -> None:
         call.read_until(b'"content":"e"')
         server.engine.die("out of memory")
         _, body = call.rest()
-    *_, error, rest = body.split(b"
-
-")
+    *_, error, rest = body.split(b"\n\n")
     assert rest == b""  # and no [DONE]
     assert json.loads(error.removeprefix(b"data: "))["error"]["reason"] == "engine_dead"
 

@@ -58,7 +58,8 @@ def test_a_disconnect_in_mid_stream_frees_the_blocks(tmp_path: Path) -> None:
 
 
 def test_sigterm_drains(tmp_path: Path) -> None:
-    with serving(*SMALL, log=tmp_path / "log") as server:
+    patience = ("--shutdown-timeout", "120")  # on a busy machine, 30 s are too few for the stream
+    with serving(*SMALL, *patience, log=tmp_path / "log") as server:
         assert server.get("/readyz")[0] == 200
         connection, answer = open_stream(server)
         server.process.send_signal(signal.SIGTERM)

@@ -26,7 +26,7 @@ from penstock.gateway.policy.leases import TTL, Ask, Grant
 
 from .stores import free_port, postgres, redis
 
-NOON = datetime(2026, 1, 31, 12, tzinfo=UTC).timestamp()
+NOON = datetime(2040, 1, 31, 12, tzinfo=UTC).timestamp()
 REQUESTS = Limit("key:k", "requests", "minute", 3)
 TOKENS = Limit("key:k", "tokens", "minute", 100)
 AT_A_TIME = Limit("team:t", "concurrent", "now", 2)
@@ -58,15 +58,20 @@ class House:
         self._threads: list[StoreThread] = []
         self._store: Any = None
 
+    def moment(self) -> float:
+        """The store's clock: no two transactions have the same time."""
+        self.now += 1e-5
+        return self.now
+
     async def worker(self) -> Counters[Any]:
         name = f"w{len(self.workers)}"
         if self.kind == "redis":
             counters: Any = ValkeyCounters(self.url, name, clock=lambda: self.now)
         else:
             if self._store is None and self.kind == "memory":
-                self._store = MemoryBank(lambda: self.now)
+                self._store = MemoryBank(self.moment)
             elif self._store is None:
-                self._store = Store(self.url, clock=lambda: self.now)
+                self._store = Store(self.url, clock=self.moment)
                 self._store.open()
             thread = StoreThread()
             self._threads.append(thread)
@@ -76,6 +81,9 @@ class House:
             counters = LeasedCounters(self._store, name, thread, clock=clock, monotonic=clock)
         counters.start()
         self.workers.append(counters)
+        for each in [*self.workers, *self.workers]:
+            if isinstance(each, LeasedCounters):
+                await each._beat(write=True)  # a second later, each knows of the others
         return counters  # type: ignore[no-any-return]
 
     async def kill(self, counters: Any) -> None:
@@ -84,13 +92,15 @@ class House:
         for task in counters._tasks:
             task.cancel()
         await asyncio.gather(*counters._tasks, return_exceptions=True)
+        if self.kind == "redis":
+            await counters._client.aclose()
 
     async def settled(self) -> None:
         """What has ended is known to the store."""
         for counters in self.workers:
             if self.kind == "redis":
                 await counters._idle.wait()
-        await asyncio.sleep(REMEMBER)  # for so long a refusal is believed without asking again
+        self.now += 1.01 * REMEMBER  # for so long a refusal is believed without asking again
 
     async def close(self) -> None:
         for counters in self.workers:

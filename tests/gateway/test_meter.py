@@ -409,5 +409,5 @@ def test_kill_9_leaves_one_row_for_each_request(url: str, tmp_path: Path, kills:
             .where(leases.c.granted > 0, accounts.c.window != "minute")
         ).scalar_one()
         assert left == 0
-        assert connection.execute(sa.select(sa.func.min(workers.c.done))).scalar_one()
+        assert all(connection.execute(sa.select(workers.c.done)).scalars())
     store.close()

@@ -2,10 +2,10 @@
 
     python -m benchmarks.gateway.run [--requests N] [--rounds R] [--rate R] [--concurrency C]
 
-A fake upstream, the gateway (keys, limits, meter and ledger on, one worker) and the load are processes of their
-own on one machine. Closed loop: requests per second with C requests at a time. Open loop: what the gateway adds to
-the time to the first byte at a rate that it keeps up with. Beside them the gateway's own CPU time for a request,
-which says more than rates do on a machine that does other things, too; `busy` is how many processes wanted a core.
+A fake upstream, the gateway (keys, limits, meter and ledger on, one worker) and the load are processes of
+their own on one machine. Closed loop: requests per second with C requests at a time. Open loop: what the
+gateway adds to the time to the first byte at a rate that it keeps up with. Beside them the gateway's own CPU time
+for a request, which says more than rates do on a machine that is busy; `busy` is the load average.
 """
 
 from __future__ import annotations
@@ -22,11 +22,12 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from ..common import save
+from benchmarks.common import save
 
 _SPEC = """
 pools: {{box: {{hardware: L4, price_per_hour: 3.60}}}}
-upstreams: {{ours: {{url: "http://127.0.0.1:{port}", kind: openai, pool: box, models: {{m: {{context: 8192}}}}}}}}
+upstreams:
+  ours: {{url: "http://127.0.0.1:{port}", kind: openai, pool: box, models: {{m: {{context: 8192}}}}}}
 routes: {{small: {{targets: [{{model: m, upstream: ours}}]}}}}
 limits:
   requests_per_minute: 100000000
@@ -43,9 +44,13 @@ def process(*command: str, cwd: str | None = None) -> Iterator[subprocess.Popen[
     """A process of ours, ended by SIGTERM."""
     environment = {**os.environ, "PYTHONPATH": os.getcwd()}
     started = subprocess.Popen(
-        [sys.executable, "-m", *command], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, cwd=cwd,
+        [sys.executable, "-m", *command],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        text=True,
+        cwd=cwd,
         env=environment,
-    )  # fmt: skip
+    )
     try:
         yield started
     finally:

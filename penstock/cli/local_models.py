@@ -155,6 +155,20 @@ def _devices(spec: Spec, environment: Mapping[str, str]) -> dict[tuple[str, int]
     return given
 
 
+def warnings(spec: Spec) -> list[str]:
+    """What works, and may not be what is meant."""
+    said = []
+    for name, pool in spec.pools.items():
+        engines = sum(model.replicas for model in spec.models.values() if model.pool == name)
+        if pool.hardware == "cpu" and engines > pool.count:
+            said.append(
+                f"pools.{name}: {engines} engines share {pool.count} device(s), and each counts its time as "
+                f"a whole one: device-seconds may add up to more than the clock. With count: {engines}, and "
+                "the price of one such share, they do not."
+            )
+    return said
+
+
 def _threads(spec: Spec) -> int | None:
     """CPU threads of each engine: several would wait for one another on the same cores."""
     engines = sum(

@@ -51,6 +51,8 @@ _NAMED: tuple[tuple[Any, str], ...] = (
     (parts.Name, "name"),
     (parts.Variable, "variable"),
     (parts.Flag, "flag"),
+    (parts.HeaderName, "header"),
+    (parts.HeaderValue, "text"),
 )
 _PLAIN = {
     str: "text",

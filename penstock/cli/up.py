@@ -52,7 +52,7 @@ def run(args: argparse.Namespace) -> int:
     logging.getLogger("alembic").setLevel(logging.WARNING)
     from penstock.http.serve import bind
 
-    from .local_models import plan
+    from .local_models import plan, warnings
     from .serve import loop_factory
 
     sock = bind(config)
@@ -63,6 +63,8 @@ def run(args: argparse.Namespace) -> int:
                 "engines. `penstock gateway` runs more.",
                 spec.gateway.workers,
             )
+        for warning in warnings(spec):
+            logger.warning("%s", warning)
         key = secrets.token_urlsafe(32)
         planned = plan(spec, key)
         for table in planned.tables:

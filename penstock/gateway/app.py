@@ -120,6 +120,10 @@ class _Pages:
         now = door.monotonic()
         for station in door.stations.all():
             door.metrics.station(station.id, station.in_flight, station.health.weight(now))
+        if door.fleet is not None:
+            for model in door.fleet.models():
+                for replica in door.fleet.replicas(model):
+                    door.metrics.engine(replica)
         await respond(send, door.metrics.page(), content_type=metrics.CONTENT_TYPE.encode())
 
     async def _names(self, scope: Scope) -> dict[str, Way]:

@@ -8,6 +8,7 @@ All errors of a file are told at once.
 from __future__ import annotations
 
 import difflib
+import re
 import stat
 from collections.abc import Iterator
 from pathlib import Path
@@ -28,6 +29,8 @@ _MAX_DEPTH = 32
 """Most mappings and lists within one another."""
 _MOST_ERRORS = 30
 """What is told of one file."""
+
+_CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
 
 Path_ = tuple[str | int, ...]
 
@@ -102,7 +105,7 @@ def loads(text: str, name: str = "penstock.yaml") -> Spec:
         ) from None
     try:
         node = loader.get_single_node()
-        duplicates = list(_duplicates(node)) if node is not None else []
+        found = [] if node is None else [*_duplicates(node), *_unprintable(node)]
         value = loader.construct_document(node) if node is not None else None
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None) or getattr(error, "context_mark", None)
@@ -113,8 +116,8 @@ def loads(text: str, name: str = "penstock.yaml") -> Spec:
         loader.dispose()
     if node is None or value is None:
         raise SpecError(f"{name}:1: is empty.", advice="`penstock init` writes an example.")
-    if duplicates:
-        raise _error(name, node, duplicates)
+    if found:
+        raise _error(name, node, found)
     try:
         spec = Spec.model_validate(value)
     except ValidationError as error:
@@ -203,6 +206,20 @@ def _line(node: yaml.Node, path: Path_) -> int:
         else:
             return line
     return line
+
+
+def _unprintable(node: yaml.Node, path: Path_ = ()) -> Iterator[tuple[Path_, str]]:
+    """Texts with control characters: no path, URL, header or argument of a command may have one."""
+    if isinstance(node, yaml.ScalarNode):
+        if control := _CONTROL.search(node.value):
+            yield path, f"has the control character U+{ord(control[0]):04X}."
+    elif isinstance(node, yaml.MappingNode):
+        for key, value in node.value:
+            yield from _unprintable(key, (*path, str(key.value)))
+            yield from _unprintable(value, (*path, str(key.value)))
+    else:
+        for index, value in enumerate(node.value):
+            yield from _unprintable(value, (*path, index))
 
 
 def _duplicates(node: yaml.Node, path: Path_ = ()) -> Iterator[tuple[Path_, str]]:

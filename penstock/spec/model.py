@@ -22,6 +22,10 @@ Share = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 """A weight, relative to those beside it."""
 Variable = Annotated[str, Field(pattern=r"^[A-Za-z_][A-Za-z0-9_]*$")]
 """Name of an environment variable. Secrets are never in the file."""
+HeaderName = Annotated[str, Field(pattern=r"^[A-Za-z0-9!#$%&'*+.^_`|~-]+$")]
+"""Of HTTP."""
+HeaderValue = Annotated[str, Field(pattern=r"^[\x20-\x7e]*$")]
+"""Of HTTP; plain ASCII."""
 Flag = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9_.-]*$")]
 """Name of a flag, without its dashes."""
 
@@ -69,7 +73,7 @@ class Slo(Part):
 class Model(Part):
     """Weights that an engine of ours serves, on a pool."""
 
-    weights: str
+    weights: Annotated[str, Field(pattern=r"^[^-\s]", max_length=4096)]
     """A folder, a Hugging Face id, or `demo` for the bundled model."""
     engine: Literal["penstock", "vllm"] = "penstock"
     """Which engine serves it."""
@@ -135,7 +139,7 @@ class Upstream(Part):
     """Its dialect: what it answers about health, usage and device time."""
     api_key_env: Variable | None = None
     """Environment variable with its key."""
-    headers: dict[str, str] = {}
+    headers: dict[HeaderName, HeaderValue] = {}
     """Headers that are sent with every request."""
     pool: Name | None = None
     """The pool whose price its device-seconds have, if it runs on devices of ours."""
@@ -194,8 +198,8 @@ class TokenCap(Part):
 class Match(Part):
     """Which requests a route takes that did not ask for it by name. All that is given must fit."""
 
-    headers: dict[str, str] = {}
-    """Header (in lower case) → value."""
+    headers: dict[HeaderName, HeaderValue] = {}
+    """Header → value."""
     tags: dict[str, str] = {}
     """Tag → value."""
 
@@ -217,7 +221,7 @@ class Route(Part):
     """Of each request."""
     context: Annotated[int, Field(ge=1)] | None = None
     """Most tokens of prompt and answer together."""
-    sticky: str | None = None
+    sticky: HeaderName | None = None
     """Header whose value keeps a session on one replica."""
     comparator: Target | None = None
     """The cloud model whose price for the same tokens stands beside each row of the ledger."""
@@ -318,7 +322,7 @@ class Gateway(Part):
     """Largest request body; more is answered with 413."""
     hooks: tuple[Hook, ...] = ()
     """In this order."""
-    tag_headers: dict[str, str] = {"feature": "x-penstock-feature"}
+    tag_headers: dict[str, HeaderName] = {"feature": "x-penstock-feature"}
     """Tag → header that it is read from (a key's own tags win)."""
     expose_routing: bool = True
     """Say upstream, route, cost and device-seconds in headers of answers."""

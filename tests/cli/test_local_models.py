@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from penstock.cli.flags import Parser, make_config
-from penstock.cli.local_models import LocalPlan, plan
+from penstock.cli.local_models import LocalPlan, plan, warnings
 from penstock.cli.serve import add_arguments
 from penstock.cli.up import without_secrets
 from penstock.core.errors import StartupError
@@ -142,6 +142,19 @@ def test_vllm_is_started_by_its_own_command(tmp_path: Path) -> None:
     assert command(made).probe == "/health"
 
 
+def test_memory_of_an_architecture_that_only_vllm_knows(tmp_path: Path) -> None:
+    path = tool(tmp_path, "vllm", "")
+    weights = tmp_path / "model"
+    weights.mkdir()
+    (weights / "config.json").write_text('{"architectures": ["NewModel"], "model_type": "new"}')
+    (weights / "model.safetensors").write_bytes(b"\0" * 1000)
+    model = f"weights: {weights}, pool: here, engine: vllm"
+    with pytest.raises(StartupError, match=r"models\.m: how much memory it takes cannot be reckoned"):
+        planned(f"{{m: {{{model}}}}}", PATH=path)
+    (table,) = planned(f"{{m: {{{model}, memory: 64MiB}}}}", PATH=path).tables
+    assert table.splitlines()[2].split()[:9] == "m 2.00 GiB 1000 B 0 B 64.00 MiB".split()
+
+
 def test_replicas_on_accelerators_get_devices_of_their_own(tmp_path: Path) -> None:
     path = tool(tmp_path, "nvidia-smi", "for n in 0 1 2 3; do echo $n, NVIDIA L4, 22000, 23034; done")
     pools = "{a: {hardware: L4, count: 2}, b: {hardware: L4, count: 2}, here: {}}"
@@ -160,6 +173,13 @@ def test_replicas_on_accelerators_get_devices_of_their_own(tmp_path: Path) -> No
     assert understood(command(made, "o"))[0].device == "cpu"
     with pytest.raises(StartupError, match="have 5 accelerators; this machine has 4"):
         planned("{m: {weights: demo, pool: a}}", "{a: {hardware: L4, count: 5}}", PATH=path)
+
+
+def test_engines_that_share_one_device_are_named() -> None:
+    models = "models: {m: {weights: demo, pool: here, replicas: 2}}"
+    (said,) = warnings(loads(f"pools: {{here: {{}}}}\n{models}"))
+    assert "pools.here: 2 engines share 1 device(s)" in said
+    assert warnings(loads(f"pools: {{here: {{count: 2}}}}\n{models}")) == []
 
 
 def test_engines_do_not_get_the_secrets_of_the_gateway() -> None:

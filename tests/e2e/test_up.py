@@ -7,6 +7,7 @@ import re
 import socket
 import sqlite3
 import time
+import urllib.request
 from pathlib import Path
 
 import pytest
@@ -146,6 +147,10 @@ def test_an_engine_that_dies_at_a_request_is_there_for_the_next(tmp_path: Path) 
         kill(starts(up)[0])
         assert up.post("/v1/completions", ASK)[0] == 200
         assert len(starts(up)) == 2
+        with urllib.request.urlopen(f"{up.url}/metrics", timeout=30) as answer:
+            page = answer.read().decode()
+        assert 'penstock:gateway_engine_restarts_total{replica="fake/0"} 1.0' in page
+        assert 'penstock:gateway_engine_ready{replica="fake/0"} 1.0' in page
 
 
 def test_a_model_that_cannot_work_ends_up(tmp_path: Path) -> None:
@@ -176,6 +181,11 @@ def test_a_port_in_use_is_said_before_anything_starts(tmp_path: Path) -> None:
         ),
         ("upstreams: {}", "there is nothing under models: that could be started here"),
         ("models: {m: {weights: demo, pool: her}}", "penstock.yaml:1: models.m.pool: there is no pool her"),
+        (
+            "pools: {here: {}}\nmodels: {m: {weights: demo, pool: here, memory: 9MiB}}\n"
+            "ledger: {url: 'sqlite:////nonexistent/x.db'}",
+            "The ledger's URL cannot be used: there is no folder /nonexistent.",
+        ),
         (FAKE % "", "engine: vllm needs the command vllm, which is not on PATH"),
     ],
 )

@@ -84,6 +84,48 @@ def test_a_good_one() -> None:
         ("count: 2", "count: 0", "3: pools.gpus.count: input should be greater than or equal to 1, got 0."),
         ("  assistant:", "  assistant: &a", ""),
         ("[{model: demo}]", "*a", "14: cannot be read as YAML: aliases (*name) are not supported."),
+        ("weights: demo", 'weights: "a\\0b"', "5: models.demo.weights: has the control character U+0000."),
+        ("weights: demo", "weights: --help", "5: models.demo.weights: string should match pattern"),
+        (
+            "plain: {}",
+            '"a\\e[2J": {}',
+            "11: upstreams.cloud.models.a\\x1b[2J: has the control character U+001B.",
+        ),
+        (
+            "  cloud:",
+            '  cloud:\n    headers: {x-a: "b\\nc"}',
+            "8: upstreams.cloud.headers.x-a: string should",
+        ),
+        (
+            "  cloud:",
+            "  cloud:\n    headers: {Authorization: Bearer x}",
+            "a key does not belong into the file",
+        ),
+        (
+            "routes:",
+            "gateway: {trusted_proxies: [10.0.0.0/8, nobody]}\nroutes:",
+            "12: gateway.trusted_proxies.1: 'nobody' is no",
+        ),
+        (
+            "routes:",
+            "ledger: {url: 'postgresql://me:secret@db/x'}\nroutes:",
+            "12: ledger.url: a password does not belong",
+        ),
+        (
+            "routes:",
+            "ledger: {url: 'mysql://db/x'}\nroutes:",
+            "12: ledger.url: is no URL of sqlite or postgresql.",
+        ),
+        (
+            "routes:",
+            "ledger: {counters: localhost}\nroutes:",
+            "12: ledger.counters: is no URL of redis or rediss.",
+        ),
+        (
+            "[{model: demo}]",
+            "[{model: demo}]\n    match: [{}]",
+            "15: routes.assistant.match.0: names neither headers",
+        ),
         ("routes:", "pools:", "1: pools: stands twice, again in line 12."),
         (
             "[{model: demo}]",

@@ -142,6 +142,7 @@ class LocalFleet:
                     session=self._client,
                     on_change=self._changed,
                     show=show,
+                    wanted=lambda: self._models[name].wanted,
                     timing=timing,
                     environment=environment,
                 )
@@ -245,6 +246,11 @@ class _Model:
             self._timer.cancel()
         self.changed()
         await asyncio.gather(*(each.close(patient=patient) for each in self.supervisors))
+
+    @property
+    def wanted(self) -> bool:
+        """Whether it is to be in memory: one that leaves it when nobody wants it need not come back then."""
+        return self._keep_alive is None or self._users > 0 or bool(self._waiters)
 
     @property
     def _is_ready(self) -> bool:

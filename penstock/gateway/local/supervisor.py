@@ -25,7 +25,7 @@ from typing import Any
 import aiohttp
 import msgspec
 
-from penstock.core.errors import brief
+from penstock.core.errors import brief, cause
 from penstock.gateway.fleet import Replica, State
 
 from . import keeper
@@ -86,6 +86,7 @@ class Supervisor:
         session: Callable[[], aiohttp.ClientSession],
         on_change: Callable[[Replica], None],
         show: Callable[[str], None],
+        wanted: Callable[[], bool] = lambda: True,
         backoff: Backoff | None = None,
         timing: Timing | None = None,
         environment: Mapping[str, str] = os.environ,
@@ -94,6 +95,7 @@ class Supervisor:
         Args:
             replica: its name and its URL; it sleeps.
             show: prints a line of its log.
+            wanted: whether one that has died is to be started again.
             environment: what its process gets beside the command's own.
         """
         self.replica = replica
@@ -105,6 +107,7 @@ class Supervisor:
         self._session = session
         self._on_change = on_change
         self._show = show
+        self._wanted = wanted
         self._backoff = backoff or Backoff()
         self._timing = timing or Timing()
         self._environment = {**environment, **command.environment}
@@ -147,7 +150,11 @@ class Supervisor:
         try:
             while not stop.is_set():
                 self._become("starting")
-                ready_since, why = await self._live(stop)
+                try:
+                    ready_since, why = await self._live(stop)
+                except Exception as error:
+                    logger.exception("%s: its supervision failed", self.replica.name)
+                    ready_since, why = None, cause(error)
                 if stop.is_set():
                     break
                 delay = self._backoff.died(_now(), ready_since)
@@ -158,8 +165,9 @@ class Supervisor:
                 self._become("waiting", why)
                 with contextlib.suppress(TimeoutError):
                     await asyncio.wait_for(stop.wait(), delay)
-                if not stop.is_set():
-                    self.replica = msgspec.structs.replace(self.replica, restarts=self.replica.restarts + 1)
+                if stop.is_set() or not self._wanted():
+                    break
+                self.replica = msgspec.structs.replace(self.replica, restarts=self.replica.restarts + 1)
         finally:
             if self._stop is stop:  # nobody has woken it meanwhile
                 self._task = None
@@ -181,9 +189,9 @@ class Supervisor:
                 env=self._environment,
                 start_new_session=True,  # the terminal's Ctrl-C is for us
             )  # fmt: skip
-        except OSError as error:
+        except (OSError, ValueError) as error:
             ours.close()
-            return None, f"its process cannot be started: {error.strerror or error}"
+            return None, f"its process cannot be started: {cause(error)}"
         finally:
             theirs.close()
         self.pid = process.pid

@@ -4,8 +4,8 @@
 
 A fake upstream, the gateway (keys, limits, meter and ledger on, one worker) and the load are processes of
 their own on one machine. Closed loop: requests per second with C requests at a time. Open loop: what the
-gateway adds to the time to the first byte at a rate that it keeps up with. Beside them the gateway's own CPU time
-for a request, which says more than rates do on a machine that is busy; `busy` is the load average.
+gateway adds to the time to the first byte at a rate that it keeps up with. Beside them the gateway's own CPU
+time for a request, which says more than rates do on a machine that is busy; `busy` is the load average.
 """
 
 from __future__ import annotations

@@ -95,8 +95,8 @@ class Hooks:
                 self._take(said, name, about, rewrites, verdict)
             except TimeoutError:
                 self._failed(hook, name, f"no answer within {hook.timeout:g} s", verdict)
-            except Exception as error:
-                self._failed(hook, name, brief(cause(error), 120), verdict)
+            except Exception as error:  # whose message may quote the request
+                self._failed(hook, name, type(error).__name__, verdict)
             if verdict.refusal is not None:
                 break
         return verdict

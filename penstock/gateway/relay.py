@@ -45,17 +45,19 @@ class UpstreamError(PenstockError):
 class Failed(Exception):
     """An attempt that came to nothing."""
 
-    def __init__(self, attempt: Attempt, message: str) -> None:
+    def __init__(self, attempt: Attempt, message: str, said: str = "") -> None:
+        """`said`: the upstream's own words. They may quote the request: the client gets them, no log does."""
         super().__init__(message)
         self.attempt = attempt
         self.message = message
+        self.said = brief(said, 300)
 
     def error(self, name: str) -> UpstreamError:
         """What the client is told. `name`: the upstream's."""
         fault, status = self.attempt.fault, self.attempt.status
         retry_after = self.attempt.retry_after
         error = UpstreamError(
-            f"The upstream {name} {self.message}.",
+            f"The upstream {name} {self.message}" + (f": {self.said}" if self.said else "."),
             retry_after=None if retry_after is None else min(3600, max(1, round(retry_after))),
         )
         error.code = f"upstream_{fault}"
@@ -186,7 +188,7 @@ class Relay:
         while piece := await content.readany():
             out = filter.feed(piece)
             if filter.failed is not None:
-                failed = Failed(Attempt("error"), f"failed: {brief(describe_error(filter.failed), 300)}")
+                failed = Failed(Attempt("error"), "failed", describe_error(filter.failed))
                 await self._tell(out)
                 await self._broken(failed)
                 return
@@ -232,12 +234,12 @@ class Relay:
         """Another status than 200. What is wrong with the request is for the client; the rest is not."""
         status = response.status
         body = await self._read(response, timer, _MOST_ERROR) or b""
-        said = brief(describe_error(body), 300) if body else "without a word"
+        said = describe_error(body) if body else ""
         if status in OWN_FAULT_STATUS:
             raise Failed(Attempt("status", status), f"refuses the gateway's own key (HTTP {status})")
         if status in RETRIED_STATUS or status >= 500:
             after = _seconds(response.headers.get("retry-after"))
-            raise Failed(Attempt("status", status, after), f"answered HTTP {status}: {said}")
+            raise Failed(Attempt("status", status, after), f"answered HTTP {status}", said)
         if not 400 <= status < 500:
             raise Failed(Attempt("invalid", status), f"answered HTTP {status}, which is no answer here")
         self._exchange.refused = True

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 
 import aiohttp
@@ -21,6 +21,7 @@ from penstock.core.errors import PenstockError, brief
 from penstock.http.chunks import describe_error
 
 from .endpoints import Endpoint
+from .hooks import MOST_EVENTS
 from .policy.retries import OWN_FAULT_STATUS, RETRIED_STATUS, Attempt, Fault
 from .stations import Station
 from .stream import StreamFilter, TooLong
@@ -80,6 +81,10 @@ class Exchange:
     begun: bool = False
     """Whether the client has seen a byte."""
     first_byte_at: float | None = None
+    seen: bytearray = field(default_factory=bytearray)
+    """Of a stream, what hooks are shown afterwards."""
+    sent: bool = False
+    """Whether the client has been sent all of it."""
     refused: bool = False
     """Whether the upstream said what is wrong with the request."""
     broken: Failed | None = None
@@ -99,8 +104,15 @@ class Relay:
         exchange: Exchange,
         send: Send,
         rename: Callable[[bytes], bytes] | None = None,
+        inspect: Callable[[bytes], Awaitable[bytes]] | None = None,
     ) -> None:
-        """`rename` writes the client's ids into whole events, or a whole answer."""
+        """
+        Args:
+            rename: writes the client's ids into whole events, or a whole answer.
+            inspect: is shown a whole answer before the client, and may write another one; of a stream, the
+                exchange keeps the beginning instead.
+        """
+        self._inspect = inspect
         self._station = station
         self._endpoint = endpoint
         self._rename = rename
@@ -180,6 +192,8 @@ class Relay:
                 return
             if out and self._rename is not None:
                 out = self._rename(out)
+            if self._inspect is not None and len(exchange.seen) < MOST_EVENTS:
+                exchange.seen += out[: MOST_EVENTS - len(exchange.seen)]
             if not exchange.begun:
                 held = out = held + out
             if out and exchange.tally.events:
@@ -195,6 +209,7 @@ class Relay:
         timer.reschedule(None)
         if not exchange.begun:
             await self._begin(response, extra())
+        exchange.sent = True
         await send({"type": "http.response.body", "body": b"", "more_body": False})
 
     async def _whole(self, response: aiohttp.ClientResponse, timer: asyncio.Timeout, extra: Headers) -> None:
@@ -206,6 +221,9 @@ class Relay:
             raise Failed(Attempt("invalid"), "sent an answer that is no JSON object")
         if self._rename is not None:
             body = self._rename(body)
+        if self._inspect is not None:
+            timer.reschedule(None)
+            body = await self._inspect(body)
         await self._answer(response, timer, body, extra)
 
     async def _refused(
@@ -245,6 +263,7 @@ class Relay:
     ) -> None:
         timer.reschedule(None)
         await self._begin(response, [(b"content-length", str(len(body)).encode()), *extra()])
+        self._exchange.sent = True
         await self._send({"type": "http.response.body", "body": body})
 
     async def _begin(self, response: aiohttp.ClientResponse, extra: list[tuple[bytes, bytes]]) -> None:

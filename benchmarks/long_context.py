@@ -18,7 +18,8 @@ from .steps import BLOCK, make_bench  # isort: skip (before torch is imported)
 from penstock.core.plan import Admission, Plan, PlanItem
 from penstock.core.request_spec import Prompt, RequestSpec
 from penstock.core.sampling_params import Sampling
-from penstock.engine.hardware import inspect_hardware, usable_cores
+from penstock.engine.hardware import inspect_hardware
+from penstock.engine.machine import usable_cores
 from penstock.kernels.quantization import SCHEMES
 
 from .checkpoint import write_checkpoint

@@ -18,7 +18,7 @@ import torch
 from penstock.core.plan import Admission, Plan, PlanItem
 from penstock.core.request_spec import Prompt, RequestSpec
 from penstock.core.sampling_params import Sampling
-from penstock.engine.hardware import usable_cores
+from penstock.engine.machine import usable_cores
 from penstock.kernels.quantization import SCHEMES
 
 

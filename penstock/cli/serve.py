@@ -49,10 +49,10 @@ def run(args: argparse.Namespace) -> int:
     """Serve until a signal. Returns 0 after a complete drain."""
     engine_config: EngineConfig = make_config(EngineConfig, args)
     server_config: ServerConfig = make_config(ServerConfig, args, api_key=environment_keys(os.environ))
-    _check_files(engine_config, server_config)
+    check_files(engine_config, server_config)
     if not server_config.served_model_name:
         server_config = replace(server_config, served_model_name=(engine_config.model,))
-    _need_engine()
+    need_engine()
     # the server reads its TLS files again; until then, and in the engine's process, it is for nobody
     signal.signal(signal.SIGHUP, signal.SIG_IGN)
     # until the server drains on SIGTERM, it ends the start, cleanly
@@ -75,7 +75,7 @@ def run(args: argparse.Namespace) -> int:
         pool().start()  # it imports jinja2 while the engine loads
 
         sock = bind(server_config)
-        with asyncio.Runner(loop_factory=_loop_factory()) as runner:
+        with asyncio.Runner(loop_factory=loop_factory()) as runner:
             return runner.run(_serve(engine, engine_config, server_config, sock))
     except KeyboardInterrupt:
         logger.info("stopped while loading")
@@ -97,7 +97,7 @@ def environment_keys(environment: Mapping[str, str]) -> tuple[str, ...]:
     return (*ours, *([theirs] if theirs else []))
 
 
-def _check_files(engine_config: EngineConfig, server_config: ServerConfig) -> None:
+def check_files(engine_config: EngineConfig, server_config: ServerConfig) -> None:
     """Find what is wrong with files that are needed after the model: loading it may take minutes."""
     if server_config.chat_template is not None:
         from penstock.text.chat_template import read_override
@@ -109,7 +109,7 @@ def _check_files(engine_config: EngineConfig, server_config: ServerConfig) -> No
         generation_defaults(engine_config.generation_config, Path())
 
 
-def _need_engine() -> None:
+def need_engine() -> None:
     """The core package has no engine: say so before a process fails to import it."""
     missing = [
         name for name in ("torch", "tokenizers", "safetensors") if importlib.util.find_spec(name) is None
@@ -210,7 +210,7 @@ async def _load(
                 await task
 
 
-def _loop_factory() -> Callable[[], asyncio.AbstractEventLoop] | None:
+def loop_factory() -> Callable[[], asyncio.AbstractEventLoop] | None:
     if importlib.util.find_spec("uvloop") is None:
         return None
     import uvloop

@@ -43,9 +43,10 @@ from penstock.model.memory import MemoryBudget, plan_memory
 from .clock import MonotonicClock
 from .config import EngineConfig, resolve, step_limits
 from .executor.torch_executor import TorchExecutor
-from .hardware import choose_device, inspect_hardware, prior, roofline, usable_cores
+from .hardware import choose_device, inspect_hardware, prior, roofline
 from .heartbeat import Heartbeat
 from .loop import EngineLoop
+from .machine import usable_cores
 from .messages import ModelInfo
 from .trace import StepLog, open_log
 

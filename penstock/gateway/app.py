@@ -2,6 +2,7 @@
 
 POST  /v1/chat/completions, …   endpoints.ENDPOINTS     a key; metered
 GET   /v1/models[/NAME]         what the key may use    a key
+…     /v1/responses/NAME…       responses.manage          its owner's
 GET   /health /ping /livez /readyz /metrics             nobody's secret
 """
 
@@ -24,6 +25,7 @@ from . import metrics
 from .door import Door
 from .endpoints import ENDPOINTS, Endpoint
 from .policy.routes import Way
+from .responses import manage
 
 Handler = Callable[[Scope, Receive, Send], Awaitable[None]]
 
@@ -56,6 +58,9 @@ def create_app(door: Door, config: HttpConfig) -> ASGIApp:
     routes += [
         Route("/v1/models", _Handled(pages.models), methods=["GET"]),
         Route("/v1/models/{name:path}", _Handled(pages.model), methods=["GET"]),
+        Route("/v1/responses/{name}", _Handled(pages.response), methods=["GET", "DELETE"]),
+        Route("/v1/responses/{name}/cancel", _Handled(pages.cancel), methods=["POST"]),
+        Route("/v1/responses/{name}/input_items", _Handled(pages.input_items), methods=["GET"]),
         Route("/health", _Handled(pages.alive), methods=["GET"]),
         Route("/ping", _Handled(pages.alive), methods=["GET"]),
         Route("/livez", _Handled(pages.alive), methods=["GET"]),
@@ -86,6 +91,18 @@ class _Pages:
             raise ModelNotFound(f"The model {quote(name)} does not exist.", param="model")
         await respond(send, encode(self._card(name, names[name])))
 
+    async def response(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """A response that was made before."""
+        await manage(self._door, "", scope, receive, send)
+
+    async def cancel(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Its end."""
+        await manage(self._door, "/cancel", scope, receive, send)
+
+    async def input_items(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """What it was asked."""
+        await manage(self._door, "/input_items", scope, receive, send)
+
     async def alive(self, scope: Scope, receive: Receive, send: Send) -> None:
         """The process answers."""
         await respond(send, b"{}")
@@ -103,6 +120,10 @@ class _Pages:
         now = door.monotonic()
         for station in door.stations.all():
             door.metrics.station(station.id, station.in_flight, station.health.weight(now))
+        if door.fleet is not None:
+            for model in door.fleet.models():
+                for replica in door.fleet.replicas(model):
+                    door.metrics.engine(replica)
         await respond(send, door.metrics.page(), content_type=metrics.CONTENT_TYPE.encode())
 
     async def _names(self, scope: Scope) -> dict[str, Way]:

@@ -15,56 +15,38 @@ import logging
 import random
 import secrets
 import time
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Coroutine
+from typing import Any
 
+from msgspec.json import encode
 from starlette.types import Receive, Scope, Send
 
-from penstock.core.errors import AuthenticationFailed, Draining, PenstockError, Unavailable, brief
-from penstock.http.body import read_body
-from penstock.http.errors import internal, send_error
+from penstock.core.errors import AuthenticationFailed, Draining, PenstockError
+from penstock.http.body import parse_object, read_body
+from penstock.http.errors import send_error
 from penstock.http.exchange import ClientGone, until_disconnect
 from penstock.spec.model import Spec
 
-from . import bill, quota
+from . import quota
 from .endpoints import Endpoint
 from .envelope import Envelope
 from .fleet import Fleet
+from .hooks import Hooks, Verdict
 from .keys import Keys
-from .meter import LimitReached, Meter, Reservation
+from .meter import LimitReached, Meter
 from .metrics import Metrics
-from .policy.affinity import choose, prefix_hashes
-from .policy.amounts import NANO, Amounts, Limit
+from .owned import Owned
 from .policy.limits import Entitlements
-from .policy.retries import Attempt, ejects, pause
 from .policy.routes import Book, Place, Way, order, shadows
-from .records import Principal, Row
-from .relay import Exchange, Failed, Relay
+from .probes import Prober
+from .request import Caller, Request
 from .stations import Station, Stations
 
 logger = logging.getLogger("penstock.gateway")
 
-_FORWARDED = ("accept", "traceparent", "tracestate", "anthropic-version", "anthropic-beta", "openai-beta")
-"""Headers of the client that an upstream sees."""
 _TAG_LENGTH = 128
 _SHADOWS = 64
 """Copies under way at most; more are not made."""
-
-
-class NoReplica(Unavailable):
-    """Nobody can take a request now."""
-
-    code = "no_replica"
-
-
-@dataclass(frozen=True, slots=True)
-class Caller:
-    """Who asks, and what holds for this request."""
-
-    principal: Principal
-    headers: Mapping[str, str]
-    tags: dict[str, str]
-    local_only: bool
 
 
 class Door:
@@ -76,7 +58,7 @@ class Door:
         self,
         spec: Spec,
         keys: Keys,
-        meter: Meter,
+        meter: Meter[Any],
         stations: Stations,
         fleet: Fleet | None = None,
         *,
@@ -84,12 +66,15 @@ class Door:
         monotonic: Callable[[], float] = time.monotonic,
         wall: Callable[[], int] = time.time_ns,
         draw: Callable[[], float] = random.random,
+        id_secret: bytes | None = None,
     ) -> None:
         """
         Args:
             monotonic: seconds.
             wall: Unix time in nanoseconds.
             draw: numbers of [0, 1), for weights, ties and pauses.
+            id_secret: what makes the ids of responses its own; all gateways in front of the same upstreams
+                have the same. Without one, ids end with this process.
         """
         self.spec = spec
         self.keys = keys
@@ -97,11 +82,14 @@ class Door:
         self.stations = stations
         self.fleet = fleet
         self.book = Book(spec)
+        self.hooks = Hooks(spec.gateway.hooks)
+        self.owned = Owned(id_secret or secrets.token_bytes(32))
         self.entitlements = Entitlements(spec)
         self.metrics = metrics or Metrics()
         self.monotonic, self.wall, self.draw = monotonic, wall, draw
+        self.prober = Prober(stations, monotonic)
         self._running: set[asyncio.Task[None]] = set()
-        self._shadows: set[asyncio.Task[None]] = set()
+        self._behind: set[asyncio.Task[None]] = set()
         self._draining = False
         self._idle = asyncio.Event()
 
@@ -145,19 +133,29 @@ class Door:
             if self._draining:
                 raise Draining("The gateway is shutting down.", retry_after=1)
             envelope = Envelope(body, endpoint)
+            envelope.refuse(endpoint.refused)
             principal = caller.principal
             way = self.book.find(
                 envelope.model, caller.headers, caller.tags, principal.team, principal.routes
             )
+            scope["request_id"] = _row_id(scope["client_request_id"])
+            verdict = None
+            if self.hooks.wants("before", way.name):
+                verdict = await self._before(scope["request_id"], way, body, envelope, caller)
+                envelope, caller = self._as_said(verdict, envelope, caller)
             places = self._places(way, caller)
+            previous = self._previous(envelope, caller) if endpoint.owned else None
         except PenstockError as error:
             self.metrics.refused(error.code or str(error.status))
             raise
-        scope["request_id"] = _row_id(scope["client_request_id"])
         request = Request(self, endpoint, envelope, caller, way, places, send)
         request.row.id = scope["request_id"]
         request.row.at = arrived
         request.started = started
+        request.previous = previous
+        if verdict is not None:
+            request.notes += verdict.notes
+            request.refusal = verdict.refusal
         task = asyncio.current_task()
         assert task is not None
         self._running.add(task)
@@ -171,23 +169,65 @@ class Door:
             if not self._running:
                 self._idle.set()
 
+    async def _before(self, id: str, way: Way, body: bytes, envelope: Envelope, caller: Caller) -> Verdict:
+        """What hooks say of a request."""
+        about = {
+            "id": id,
+            "endpoint": envelope.endpoint.path,
+            "route": way.name,
+            "key_id": caller.principal.key_id,
+            "team": caller.principal.team,
+            "tags": caller.tags,
+            "body": parse_object(body),
+        }
+        return await self.hooks.ask("before", way.name, about, "body")
+
+    def _as_said(self, verdict: Verdict, envelope: Envelope, caller: Caller) -> tuple[Envelope, Caller]:
+        """The request as hooks have made it. They change neither its model nor whether it streams, which the
+        gateway has decided by already; and the key's own tags win over theirs."""
+        if verdict.instead is not None:
+            body = {**verdict.instead, "model": envelope.model, "stream": envelope.stream}
+            envelope = Envelope(encode(body), envelope.endpoint)
+            envelope.refuse(envelope.endpoint.refused)
+        if verdict.tags:
+            tags = {**caller.tags, **verdict.tags, **caller.principal.tags}
+            local_only = caller.local_only or self.book.tags_local_only(tags)
+            caller = Caller(caller.principal, caller.headers, tags, local_only)
+        return envelope, caller
+
     def shadow(self, request: Request) -> None:
         """Send copies to those who get one; nobody waits for them."""
         way = request.way
-        if not way.shadow:
+        if not way.shadow or request.previous is not None:  # what it continues is at one replica only
             return
         draws = [self.draw() for _ in way.shadow]
         for place in shadows(way, request.caller.local_only, draws):
-            if len(self._shadows) >= _SHADOWS:
+            if len(self._behind) >= _SHADOWS:
                 return
-            copy = request.copy_for(place)
-            task = asyncio.get_running_loop().create_task(_quietly(copy))
-            self._shadows.add(task)
-            task.add_done_callback(self._shadows.discard)
+            self.behind(_quietly(request.copy_for(place)))
+
+    def behind(self, work: Coroutine[Any, Any, None]) -> None:
+        """Do something that no client waits for."""
+        task = asyncio.get_running_loop().create_task(work)
+        self._behind.add(task)
+        task.add_done_callback(self._behind.discard)
+
+    def _previous(self, envelope: Envelope, caller: Caller) -> tuple[str, str, Station] | None:
+        """What a response continues: its name, the upstream's id, its replica. Raises NotFound."""
+        name = envelope.text("previous_response_id")
+        if name is None:
+            return None
+        id, station = self.owned.read(name, self.stations.all(), caller.principal.key_id)
+        envelope.put("previous_response_id", id)
+        return name, id, station
 
     def _places(self, way: Way, caller: Caller) -> tuple[Place, ...]:
         targets, fallback = way.places(caller.local_only)
         return order(targets, fallback, [self.draw() for _ in targets])
+
+    def start(self) -> None:
+        """Begin what runs beside requests, in the running loop: probes."""
+        self.prober.start()
 
     # ---- Worker ----
 
@@ -208,7 +248,7 @@ class Door:
         if self._running:
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(self._idle.wait(), timeout)
-        tasks = set(self._running) | self._shadows
+        tasks = set(self._running) | self._behind
         for task in tasks:
             task.cancel()
         if tasks:
@@ -216,304 +256,13 @@ class Door:
 
     async def close(self) -> None:
         """Write what is written behind, and end all connections."""
+        await self.prober.stop()
+        for task in self._behind:
+            task.cancel()
+        await asyncio.gather(*self._behind, return_exceptions=True)
+        await self.hooks.close()
         await self.meter.close()
         await self.stations.close()
-
-
-class Request:
-    """One metered request."""
-
-    def __init__(
-        self,
-        door: Door,
-        endpoint: Endpoint,
-        envelope: Envelope,
-        caller: Caller,
-        way: Way,
-        places: tuple[Place, ...],
-        send: Send,
-    ) -> None:
-        self.door = door
-        self.endpoint = endpoint
-        self.envelope = envelope
-        self.caller = caller
-        self.way = way
-        self.places = places
-        self.send = send
-        self.started = 0.0
-        principal = caller.principal
-        self.row = Row(
-            id="",
-            at=0,
-            key_id=principal.key_id,
-            key_name=principal.key_name,
-            team=principal.team,
-            tags=caller.tags,
-            endpoint=endpoint.path,
-            route=way.name,
-        )
-        self.exchange = Exchange()
-        self.place: Place | None = None
-        self.reserved = Amounts()
-        self._reservation: Reservation | None = None
-        self._notes: list[str] = []
-        self._used: Amounts | None = None
-        self._shared = 0.0
-        self._share: tuple[Station, float] | None = None
-        envelope.limit(way.route.max_tokens)
-        self._salt = f"team:{principal.team}" if principal.team else f"key:{principal.key_id}"
-        self._hashes: tuple[bytes, ...] | None = None
-
-    async def run(self) -> None:
-        """Reserve, ask, answer, commit."""
-        door, row = self.door, self.row
-        limits: tuple[Limit, ...] = ()
-        if self.endpoint.metered:
-            limits = door.entitlements.of(row.key_id, row.team, row.tags, self.caller.principal.limits)
-        self.reserved = self._worst()
-        row.reserved_tokens = self.reserved.tokens
-        row.reserved_dollars = self.reserved.dollars
-        row.reserved_device_seconds = self.reserved.device_seconds
-        if self.endpoint.metered:
-            self._reservation = await door.meter.reserve(row, limits, self.reserved)
-        try:
-            door.shadow(self)
-            await self._attempts()
-            self._end("upstream_failed" if self.exchange.error is not None else "done", self.exchange.status)
-        except asyncio.CancelledError:
-            self._end("killed" if door.draining else "client_gone", 499)
-            raise
-        except ClientGone:
-            self._end("client_gone", 499)
-            raise
-        except PenstockError as error:
-            self._end("upstream_failed", error.status)
-            raise
-        except Exception as error:
-            failure = internal(error, f"request {row.id}")
-            self._end("upstream_failed", failure.status)
-            raise failure from None
-        finally:
-            self._commit()
-
-    def copy_for(self, place: Place) -> Request:
-        """The same request for a shadow: with a row that nobody pays, and without a reader."""
-        caller = self.caller
-        nobody = Caller(Principal(key_id="", key_name="shadow"), {}, caller.tags, caller.local_only)
-        copy = Request(self.door, self.endpoint, self.envelope, nobody, self.way, (place,), _nowhere)
-        copy.row.id = secrets.token_hex(16)
-        copy.row.at, copy.started = self.row.at, self.started
-        copy.row.note = f"shadow of {self.row.id}"
-        copy._salt = self._salt
-        return copy
-
-    # ---- attempts ----
-
-    async def _attempts(self) -> None:
-        """Ask until somebody answers: as often as the route has it, and each fallback once more than that."""
-        tried: set[str] = set()
-        asked: set[Place] = set()
-        failed: Failed | None = None
-        number = 0
-        with contextlib.ExitStack() as used:
-            while True:
-                number += 1
-                places = self.places
-                if number > 1 + self.way.route.retries:
-                    places = tuple(
-                        place for place in self.way.fallback if place in places and place not in asked
-                    )
-                found = await self._next(places, tried, used) if places else None
-                if found is None:
-                    raise self._unserved() if failed is None else self._told(failed)
-                place, station = found
-                if failed is not None:
-                    elsewhere = station.id not in tried
-                    seconds = pause(number - 1, failed.attempt, self.door.draw(), elsewhere=elsewhere)
-                    if seconds is None:
-                        raise self._told(failed)
-                    if seconds:
-                        await asyncio.sleep(seconds)
-                tried.add(station.id)
-                asked.add(place)
-                try:
-                    await self._attempt(place, station, number)
-                    return
-                except Failed as error:
-                    failed = error
-
-    async def _next(
-        self, places: tuple[Place, ...], tried: set[str], used: contextlib.ExitStack
-    ) -> tuple[Place, Station] | None:
-        """Whom to ask: a replica that is well and was not asked, in the order of places; else any that there
-        is. Waits for a model that is starting."""
-        for again in (False, True):
-            for place in places:
-                stations = list(self.door.stations.of(place))
-                if not stations and not again and place.local:
-                    stations = await self._woken(place, used)
-                fresh = [each for each in stations if again or each.id not in tried]
-                if (index := self._choose(place, fresh, panic=again)) is not None:
-                    return place, fresh[index]
-        return None
-
-    def _told(self, failed: Failed) -> PenstockError:
-        return failed.error(self.row.upstream)
-
-    def _unserved(self) -> PenstockError:
-        self._notes.append("no replica")
-        if any(self.door.stations.of(place) for place in self.places):
-            return NoReplica(
-                f"All replicas of {self.way.name} have as many requests as they may.", retry_after=1
-            )
-        return NoReplica(f"Nobody serves {self.way.name} now.", retry_after=5)
-
-    def _choose(self, place: Place, stations: list[Station], *, panic: bool) -> int | None:
-        if not stations:
-            return None
-        now = self.door.monotonic()
-        several = len(stations) > 1
-        hashes = self._prefix(place) if several else ()
-        candidates = [station.candidate(hashes, now) for station in stations]
-        if not panic and all(each.weight <= 0 for each in candidates):
-            return None
-        sticky = self.way.route.sticky
-        session = self.caller.headers.get(sticky.lower()) if sticky and several else None
-        index = choose(candidates, self.door.draw() if several else 0.0, session)
-        if index is not None and hashes:
-            stations[index].prefixes.add(hashes)
-        return index
-
-    def _prefix(self, place: Place) -> tuple[bytes, ...]:
-        if self._hashes is None:
-            self._hashes = prefix_hashes(self.envelope.prompt, self._salt.encode())
-        return self._hashes
-
-    async def _woken(self, place: Place, used: contextlib.ExitStack) -> list[Station]:
-        """Replicas of a model of ours, once it is there; none if it does not come."""
-        fleet, route = self.door.fleet, self.way.route
-        if fleet is None or not fleet.replicas(place.name):
-            return []
-        used.enter_context(fleet.use(place.name))
-        try:
-            await fleet.ready(place.name, timeout=route.wait, max_waiting=route.max_waiting)
-        except Unavailable as error:
-            if place is self.places[-1]:
-                raise
-            self._notes.append(f"{place.name}: {brief(str(error), 80)}")
-            return []
-        return list(self.door.stations.of(place))
-
-    async def _attempt(self, place: Place, station: Station, number: int) -> None:
-        door, row = self.door, self.row
-        now = door.monotonic()
-        exchange = self.exchange = Exchange()
-        self.place, self._used = place, None
-        row.upstream, row.replica, row.model, row.attempts = place.name, station.id, place.model, number
-        row.waited = row.waited or round((now - self.started) * NANO)
-        body = self.envelope.write(place, self._salt)
-        relay = Relay(station, self.endpoint, exchange, self.send)
-        station.in_flight += 1
-        begun = station.share.begin(now)
-        keep = door.fleet.use(place.name) if place.local and door.fleet else contextlib.nullcontext()
-        try:
-            with keep:
-                await relay.run(
-                    body,
-                    self._headers(place),
-                    usage_wanted=self.envelope.usage_wanted,
-                    stream=self.envelope.stream,
-                    extra=lambda: self._answer_headers(station, begun),
-                )
-        except Failed as error:
-            self._failed(station, error.attempt, error.message)
-            raise
-        else:
-            if exchange.error is not None:
-                self._failed(station, Attempt("cut"), exchange.error.message)
-            else:
-                station.health.succeeded(door.monotonic())
-        finally:
-            station.in_flight -= 1
-            self._shared = station.share.end(begun, door.monotonic())
-
-    def _failed(self, station: Station, attempt: Attempt, message: str) -> None:
-        door = self.door
-        door.metrics.attempt_failed(self.row.upstream, attempt.fault)
-        if ejects(attempt):
-            station.health.failed(door.monotonic())
-        self._notes.append(
-            f"{station.id}: {attempt.fault}" + (f" {attempt.status}" if attempt.status else "")
-        )
-        logger.warning("request %s: the upstream %s %s", self.row.id, station.id, message)
-
-    def _headers(self, place: Place) -> dict[str, str]:
-        given = self.caller.headers
-        headers = {name: given[name] for name in _FORWARDED if name in given}
-        headers["content-type"] = "application/json"
-        headers["accept-encoding"] = "identity"
-        headers["x-request-id"] = self.row.id
-        return headers
-
-    # ---- what it costs ----
-
-    def _worst(self) -> Amounts:
-        context = self.way.route.context
-        used = {}
-        for place in self.places:
-            known = [each for each in (context, place.context) if each is not None]
-            used[place] = self.envelope.worst(min(known) if known else None)
-        paces = {place: self.door.stations.pace(place) for place in self.places}
-        return bill.worst(self.places, used, paces)
-
-    def _answer_headers(self, station: Station, begun: float) -> list[tuple[bytes, bytes]]:
-        """What an answer says of its way; of a whole one, also what it cost."""
-        headers = quota.standing(self._reservation, self.door.wall()) if self._reservation else []
-        if not self.door.spec.gateway.expose_routing:
-            return headers
-        row = self.row
-        headers.append((b"x-penstock-upstream", row.upstream.encode()))
-        headers.append((b"x-penstock-route", row.route.encode()))
-        if self.exchange.tally.final and self.exchange.tally.told:
-            share = station.share
-            self._shared = share.peek(begun, self.door.monotonic())
-            self._settle()
-            if row.dollars is not None:
-                headers.append((b"x-penstock-cost", _decimal(row.dollars)))
-            if row.device_seconds is not None:
-                headers.append((b"x-penstock-device-seconds", _decimal(row.device_seconds)))
-        return headers
-
-    def _settle(self) -> None:
-        if self._used is None:
-            self._used = bill.settle(
-                self.row,
-                self.way,
-                self.place,
-                self.exchange,
-                reserved=self.reserved,
-                prompt_bytes=self.envelope.size,
-                shared=self._shared,
-            )
-
-    def _end(self, end: str, status: int) -> None:
-        self.row.end, self.row.status = end, status
-
-    def _commit(self) -> None:
-        door, row, exchange = self.door, self.row, self.exchange
-        now = door.monotonic()
-        row.total = round((now - self.started) * NANO)
-        if exchange.first_byte_at is not None:
-            row.first_byte = round((exchange.first_byte_at - self.started) * NANO)
-        if self._notes:
-            row.note = brief("; ".join(filter(None, (row.note, *self._notes))), 300)
-        self._settle()
-        if self.place is not None and row.device_seconds is not None and row.settlement == "settled":
-            door.stations.pace(self.place).seen(row.input_tokens + row.output_tokens, row.device_seconds)
-        if self._reservation is not None:
-            assert self._used is not None
-            door.meter.commit(self._reservation, self._used)
-        door.metrics.ended(row)
 
 
 async def _quietly(request: Request) -> None:
@@ -522,18 +271,8 @@ async def _quietly(request: Request) -> None:
         await request.run()
 
 
-async def _nowhere(message: object) -> None:
-    """The reader of a shadow."""
-
-
 def _row_id(given: str | None) -> str:
     """A new id; the client's own is its beginning, so that it is found, and a repeated one is none twice."""
     if given and len(given) <= 64 and given.isascii():
         return f"{given}.{secrets.token_hex(4)}"
     return secrets.token_hex(16)
-
-
-def _decimal(nano: int) -> bytes:
-    """Nanodollars or nanoseconds as a plain decimal."""
-    whole, rest = divmod(nano, NANO)
-    return f"{whole}.{rest:09d}".encode()

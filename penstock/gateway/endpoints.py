@@ -14,6 +14,16 @@ from penstock.http.errors import error_bytes, error_object
 from penstock.http.sse import event
 
 
+def has_line(events: bytes, start: bytes) -> bool:
+    """Whether a line of whole events begins so. In the text of a JSON value no line begins."""
+    return events.startswith(start) or b"\n" + start in events
+
+
+def count_lines(events: bytes, start: bytes) -> int:
+    """How many lines of whole events begin so."""
+    return events.count(b"\n" + start) + events.startswith(start)
+
+
 @dataclass(frozen=True, slots=True)
 class Endpoint:
     """One POST endpoint that is metered."""
@@ -30,6 +40,10 @@ class Endpoint:
     usage_option: bool = False
     """Whether `stream_options.include_usage` is asked for."""
     streams: bool = True
+    owned: bool = False
+    """Whether its answers have ids that only their owner may use."""
+    refused: tuple[str, ...] = ()
+    """Fields that would escape the meter, or reach what belongs to others."""
 
     def error(self, error: PenstockError) -> bytes:
         """The body of an error."""
@@ -41,7 +55,7 @@ class Endpoint:
 
     def ended(self, events: bytes) -> bool:
         """Whether the last of these events of a stream is the one that a whole stream ends with."""
-        return b"data: [DONE]" in events or b"data:[DONE]" in events
+        return has_line(events, b"data: [DONE]") or has_line(events, b"data:[DONE]")
 
 
 class _Responses(Endpoint):
@@ -53,7 +67,7 @@ class _Responses(Endpoint):
 
     def ended(self, events: bytes) -> bool:
         return any(
-            b"event: response." + last in events or b'"type":"response.' + last in events
+            has_line(events, b"event: response." + last) or b'"type":"response.' + last in events
             for last in (b"completed", b"incomplete", b"failed", b"cancelled")
         )
 
@@ -81,7 +95,7 @@ class _Messages(Endpoint):
         return event(self.error(error), "error")
 
     def ended(self, events: bytes) -> bool:
-        return b"event: message_stop" in events or b'"type":"message_stop"' in events
+        return has_line(events, b"event: message_stop") or b'"type":"message_stop"' in events
 
 
 _CHAT_CAPS = ("max_completion_tokens", "max_tokens")
@@ -89,7 +103,14 @@ _CHAT_CAPS = ("max_completion_tokens", "max_tokens")
 ENDPOINTS = (
     Endpoint("/v1/chat/completions", "messages", _CHAT_CAPS, "max_tokens", usage_option=True),
     Endpoint("/v1/completions", "prompt", ("max_tokens",), "max_tokens", usage_option=True),
-    _Responses("/v1/responses", "input", ("max_output_tokens",), "max_output_tokens"),
+    _Responses(
+        "/v1/responses",
+        "input",
+        ("max_output_tokens",),
+        "max_output_tokens",
+        owned=True,
+        refused=("background", "conversation"),
+    ),
     _Messages("/v1/messages", "messages", ("max_tokens",), "max_tokens"),
     _Messages("/v1/messages/count_tokens", "messages", metered=False, streams=False),
     Endpoint("/v1/embeddings", "input", streams=False),

@@ -9,11 +9,12 @@ its last value, so that nobody reads another one than the gateway did.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
 import msgspec
 
-from penstock.core.errors import InvalidRequest, quote
+from penstock.core.errors import InvalidRequest, UnsupportedParameter, quote
 from penstock.http.body import NotJson, parse_json
 from penstock.spec.model import TokenCap
 
@@ -102,6 +103,21 @@ class Envelope:
         if self.endpoint.usage_option and self.stream and not self.usage_wanted:
             fields["stream_options"] = {**self._options, "include_usage": True}
         return msgspec.json.encode(fields)
+
+    def text(self, name: str) -> str | None:
+        """A field that is a text. Raises InvalidRequest where it is none."""
+        value: str | None = self._value(name, str, "a string")
+        return value
+
+    def put(self, name: str, value: str) -> None:
+        """Write a text into a field."""
+        self._fields[name] = msgspec.Raw(msgspec.json.encode(value))
+
+    def refuse(self, names: Iterable[str]) -> None:
+        """Raise UnsupportedParameter for the first of these fields that asks for something."""
+        for name in names:
+            if bytes(self._fields.get(name, b"null")) not in (b"null", b"false"):
+                raise UnsupportedParameter(f"{name} is not supported by this gateway.", param=name)
 
     def _write_cap(self, cap: int) -> None:
         for name in self.endpoint.caps:

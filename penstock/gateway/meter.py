@@ -9,7 +9,7 @@ between, the request has one row, at worst `unsettled` at its reservation.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Protocol
+from typing import Protocol, TypeVar
 
 from penstock.core.errors import Unavailable
 
@@ -47,18 +47,25 @@ class Reservation(Protocol):
     """What was granted to one request. Ends with `commit`, once."""
 
     row: Row
-    standings: Sequence[Standing]
+
+    @property
+    def standings(self) -> Sequence[Standing]:
+        """What is left of each of its limits."""
+        ...
 
 
-class Meter(Protocol):
-    """Whoever counts: one truth for all workers and gateways."""
+Granted = TypeVar("Granted", bound=Reservation)
 
-    async def reserve(self, row: Row, limits: Sequence[Limit], worst: Amounts) -> Reservation:
+
+class Meter(Protocol[Granted]):
+    """Whoever counts: one truth for all workers and gateways. `Granted` is what its reservations are."""
+
+    async def reserve(self, row: Row, limits: Sequence[Limit], worst: Amounts) -> Granted:
         """Let a request through, its worst case counted against all of `limits` or none. Raises LimitReached;
         Unavailable where nothing can be counted and requests must then be refused."""
         ...
 
-    def commit(self, reservation: Reservation, used: Amounts) -> None:
+    def commit(self, reservation: Granted, used: Amounts) -> None:
         """The request has ended and its row is final: count what it used instead of its worst case, and write
         the row behind. Never waits, never raises."""
         ...

@@ -12,6 +12,7 @@ from prometheus_client.exposition import CONTENT_TYPE_PLAIN_0_0_4, generate_late
 
 from penstock.observe.names import Buckets, Kind, Metric, boundaries
 
+from .fleet import Replica
 from .policy.amounts import NANO
 from .records import Row
 
@@ -60,9 +61,19 @@ STATION_WEIGHT = Metric(
     "Share of a healthy replica's requests that it gets: 0 is out, 1 is well.", ("replica",),
 )  # fmt: skip
 
+ENGINE_READY = Metric(
+    "penstock:gateway_engine_ready", Kind.GAUGE,
+    "Whether an engine of this machine takes requests; one that sleeps does not.", ("replica",),
+)  # fmt: skip
+ENGINE_RESTARTS = Metric(
+    "penstock:gateway_engine_restarts", Kind.COUNTER,
+    "How often an engine of this machine was started again after its end.", ("replica",),
+)  # fmt: skip
+
 METRICS = (
     *(REQUESTS, REFUSALS, IN_FLIGHT, ATTEMPTS_FAILED, INPUT_TOKENS, OUTPUT_TOKENS, CACHED_TOKENS),
     *(DEVICE_SECONDS, DOLLARS, TIME_TO_FIRST_BYTE, LATENCY, WAITED, STATION_IN_FLIGHT, STATION_WEIGHT),
+    *(ENGINE_READY, ENGINE_RESTARTS),
 )
 
 
@@ -79,6 +90,7 @@ class Metrics:
         self._histograms: dict[str, Histogram] = {}
         for metric in METRICS:
             self._declare(metric)
+        self._restarts: dict[str, int] = {}
         self._bound: dict[tuple[str, ...], Counter | Histogram] = {}
         """Series that were looked up once; a look-up takes longer than counting."""
 
@@ -102,6 +114,13 @@ class Metrics:
         """How a replica stands."""
         self._gauges[STATION_IN_FLIGHT.name].labels(id).set(in_flight)
         self._gauges[STATION_WEIGHT.name].labels(id).set(weight)
+
+    def engine(self, replica: Replica) -> None:
+        """How an engine of this machine is."""
+        self._gauges[ENGINE_READY.name].labels(replica.name).set(replica.state == "ready")
+        new = replica.restarts - self._restarts.get(replica.name, 0)
+        self._restarts[replica.name] = replica.restarts
+        self._count(ENGINE_RESTARTS, new, replica.name)
 
     def ended(self, row: Row) -> None:
         """A request has its final row."""

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 
 import aiohttp
@@ -21,6 +21,7 @@ from penstock.core.errors import PenstockError, brief
 from penstock.http.chunks import describe_error
 
 from .endpoints import Endpoint
+from .hooks import MOST_EVENTS
 from .policy.retries import OWN_FAULT_STATUS, RETRIED_STATUS, Attempt, Fault
 from .stations import Station
 from .stream import StreamFilter, TooLong
@@ -29,6 +30,8 @@ from .usage import Tally, read_answer
 MOST_BYTES = 128 << 20
 """Of a whole answer: it is held until its end, to be sure that it is one."""
 _MOST_ERROR = 64 << 10
+_FAREWELL = 1.0
+"""Seconds that an upstream gets to end its answer after a stream's last event."""
 _SHOWN = frozenset({"content-type", "openai-processing-ms", "retry-after"})
 
 
@@ -42,17 +45,19 @@ class UpstreamError(PenstockError):
 class Failed(Exception):
     """An attempt that came to nothing."""
 
-    def __init__(self, attempt: Attempt, message: str) -> None:
+    def __init__(self, attempt: Attempt, message: str, said: str = "") -> None:
+        """`said`: the upstream's own words. They may quote the request: the client gets them, no log does."""
         super().__init__(message)
         self.attempt = attempt
         self.message = message
+        self.said = brief(said, 300)
 
     def error(self, name: str) -> UpstreamError:
         """What the client is told. `name`: the upstream's."""
         fault, status = self.attempt.fault, self.attempt.status
         retry_after = self.attempt.retry_after
         error = UpstreamError(
-            f"The upstream {name} {self.message}.",
+            f"The upstream {name} {self.message}" + (f": {self.said}" if self.said else "."),
             retry_after=None if retry_after is None else min(3600, max(1, round(retry_after))),
         )
         error.code = f"upstream_{fault}"
@@ -73,13 +78,19 @@ class Exchange:
     """Of the upstream's answer."""
     asked: bool = False
     """Whether the upstream may have begun to work on it."""
+    whole: bool = False
+    """Whether a stream has had its last event."""
     begun: bool = False
     """Whether the client has seen a byte."""
     first_byte_at: float | None = None
+    seen: bytearray = field(default_factory=bytearray)
+    """Of a stream, what hooks are shown afterwards."""
+    sent: bool = False
+    """Whether the client has been sent all of it."""
     refused: bool = False
     """Whether the upstream said what is wrong with the request."""
-    error: PenstockError | None = None
-    """Why the stream broke, which the client has been told in it."""
+    broken: Failed | None = None
+    """Why the stream broke, of which the client has been told in it."""
 
 
 Headers = Callable[[], list[tuple[bytes, bytes]]]
@@ -88,9 +99,25 @@ Headers = Callable[[], list[tuple[bytes, bytes]]]
 class Relay:
     """One attempt."""
 
-    def __init__(self, station: Station, endpoint: Endpoint, exchange: Exchange, send: Send) -> None:
+    def __init__(
+        self,
+        station: Station,
+        endpoint: Endpoint,
+        exchange: Exchange,
+        send: Send,
+        rename: Callable[[bytes], bytes] | None = None,
+        inspect: Callable[[bytes], Awaitable[bytes]] | None = None,
+    ) -> None:
+        """
+        Args:
+            rename: writes the client's ids into whole events, or a whole answer.
+            inspect: is shown a whole answer before the client, and may write another one; of a stream, the
+                exchange keeps the beginning instead.
+        """
+        self._inspect = inspect
         self._station = station
         self._endpoint = endpoint
+        self._rename = rename
         self._exchange = exchange
         self._send = send
         self._loop = asyncio.get_running_loop()
@@ -99,7 +126,7 @@ class Relay:
         self, body: bytes, headers: dict[str, str], *, usage_wanted: bool, stream: bool, extra: Headers
     ) -> None:
         """Ask, and answer the client. Raises Failed before the client has seen anything; after that a stream
-        ends with an error event, and `Exchange.error` says so.
+        ends with an error event, and `Exchange.broken` says so.
 
         Args:
             headers: of the request to the upstream.
@@ -161,10 +188,14 @@ class Relay:
         while piece := await content.readany():
             out = filter.feed(piece)
             if filter.failed is not None:
-                failed = Failed(Attempt("error"), f"failed: {brief(describe_error(filter.failed), 300)}")
+                failed = Failed(Attempt("error"), "failed", describe_error(filter.failed))
                 await self._tell(out)
                 await self._broken(failed)
                 return
+            if out and self._rename is not None:
+                out = self._rename(out)
+            if self._inspect is not None and len(exchange.seen) < MOST_EVENTS:
+                exchange.seen += out[: MOST_EVENTS - len(exchange.seen)]
             if not exchange.begun:
                 held = out = held + out
             if out and exchange.tally.events:
@@ -172,13 +203,15 @@ class Relay:
                 if not exchange.begun:
                     await self._begin(response, extra())
                 await send({"type": "http.response.body", "body": out, "more_body": True})
-            timer.reschedule(now() + idle)
+            exchange.whole = filter.ended
+            timer.reschedule(now() + (_FAREWELL if filter.ended else idle))
         if not filter.ended:
             await self._broken(Failed(Attempt("cut"), "broke off in the middle of its answer"))
             return
         timer.reschedule(None)
         if not exchange.begun:
             await self._begin(response, extra())
+        exchange.sent = True
         await send({"type": "http.response.body", "body": b"", "more_body": False})
 
     async def _whole(self, response: aiohttp.ClientResponse, timer: asyncio.Timeout, extra: Headers) -> None:
@@ -188,6 +221,11 @@ class Relay:
             raise Failed(Attempt("invalid"), f"sent an answer of over {MOST_BYTES} bytes")
         if not read_answer(body, self._exchange.tally):
             raise Failed(Attempt("invalid"), "sent an answer that is no JSON object")
+        if self._rename is not None:
+            body = self._rename(body)
+        if self._inspect is not None:
+            timer.reschedule(None)
+            body = await self._inspect(body)
         await self._answer(response, timer, body, extra)
 
     async def _refused(
@@ -196,12 +234,12 @@ class Relay:
         """Another status than 200. What is wrong with the request is for the client; the rest is not."""
         status = response.status
         body = await self._read(response, timer, _MOST_ERROR) or b""
-        said = brief(describe_error(body), 300) if body else "without a word"
+        said = describe_error(body) if body else ""
         if status in OWN_FAULT_STATUS:
             raise Failed(Attempt("status", status), f"refuses the gateway's own key (HTTP {status})")
         if status in RETRIED_STATUS or status >= 500:
             after = _seconds(response.headers.get("retry-after"))
-            raise Failed(Attempt("status", status, after), f"answered HTTP {status}: {said}")
+            raise Failed(Attempt("status", status, after), f"answered HTTP {status}", said)
         if not 400 <= status < 500:
             raise Failed(Attempt("invalid", status), f"answered HTTP {status}, which is no answer here")
         self._exchange.refused = True
@@ -227,6 +265,7 @@ class Relay:
     ) -> None:
         timer.reschedule(None)
         await self._begin(response, [(b"content-length", str(len(body)).encode()), *extra()])
+        self._exchange.sent = True
         await self._send({"type": "http.response.body", "body": body})
 
     async def _begin(self, response: aiohttp.ClientResponse, extra: list[tuple[bytes, bytes]]) -> None:
@@ -250,9 +289,11 @@ class Relay:
         """Raise, or end the stream with an error where it has begun."""
         if not self._exchange.begun:
             raise failed from None
-        error = failed.error(self._station.id)
-        self._exchange.error = error
-        last = self._endpoint.error_event(error)
+        if self._exchange.whole:  # and then its connection broke, which the client need not know
+            await self._send({"type": "http.response.body", "body": b"", "more_body": False})
+            return
+        self._exchange.broken = failed
+        last = self._endpoint.error_event(failed.error(self._station.id))
         await self._send({"type": "http.response.body", "body": last, "more_body": False})
 
     def _idle(self, timer: asyncio.Timeout) -> None:

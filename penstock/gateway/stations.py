@@ -87,11 +87,18 @@ class Station:
             matched=self.prefixes.match(hashes) if hashes else 0,
         )
 
-    def request(self, method: str, path: str, **options: Any) -> Any:
-        """aiohttp's context manager of one exchange. `path` is the gateway's own word, never a client's."""
+    def request(self, method: str, path: str, *, once: bool = False, **options: Any) -> Any:
+        """aiohttp's context manager of one exchange.
+
+        Args:
+            path: the gateway's own word; nothing of it comes from a client unchecked.
+            once: it is not asked for again, and need not be remembered.
+        """
         url = self._urls.get(path)
         if url is None:
-            url = self._urls[path] = URL(self.url + path, encoded=True)
+            url = URL(self.url + path, encoded=True)
+            if not once:
+                self._urls[path] = url
         return self.session.request(method, url, allow_redirects=False, **options)
 
     @property

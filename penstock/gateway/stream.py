@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import re
 
-from .endpoints import Endpoint
+from .endpoints import Endpoint, count_lines
 from .usage import Tally, read_event
 
 MOST = 4 << 20
@@ -60,7 +60,7 @@ class StreamFilter:
             piece = piece[:end]
         if not piece:
             return b""
-        self._tally.events += piece.count(b"data:")
+        self._tally.events += count_lines(piece, b"data:")
         if b'"usage"' in piece or b'"error"' in piece or self._endpoint.ended(piece):
             return self._look(piece)
         return piece
@@ -68,6 +68,7 @@ class StreamFilter:
     def _look(self, events: bytes) -> bytes:
         if self._endpoint.ended(events):
             self.ended = True
+            self._tally.events -= 1
         if self._hide and b"null" in events:
             events = _NULL_USAGE.sub(b"", events)
             if not (b'"usage"' in events or b'"error"' in events):
@@ -79,6 +80,10 @@ class StreamFilter:
             start = match.end()
             if self._event(event):
                 kept.append(event)
+            if self.failed is not None:  # engines say [DONE] even then
+                self._tally.events -= 1 + count_lines(events[start:], b"data:") - self.ended
+                self.ended = False
+                break
         return b"".join(kept)
 
     def _event(self, event: bytes) -> bool:

@@ -41,6 +41,8 @@ _LAST_WORDS = 2.0
 """Seconds that a server whose worker is dead goes on to answer 503 with the cause."""
 _FLUSH = 5.0
 """Seconds that connections get to send what they have, after everything else has ended."""
+_BACKLOG = 2048
+"""Connections that wait to be accepted; uvicorn's default."""
 _PATH_SHOWN = 256
 """Characters of a path in the access log."""
 _ABORT = 1.0
@@ -98,6 +100,15 @@ def bind(config: HttpConfig) -> socket.socket:
         raise _bind_error(where, config.port, error) from error
     sock.setblocking(False)
     return sock
+
+
+def listen(sock: socket.socket, config: HttpConfig) -> None:
+    """Listen on a bound socket at once, for workers that share it. Raises StartupError where somebody else
+    does so already."""
+    try:
+        sock.listen(_BACKLOG)
+    except OSError as error:
+        raise _bind_error(f"{config.host}:{config.port}", config.port, error) from error
 
 
 async def serve(

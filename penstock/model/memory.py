@@ -84,14 +84,15 @@ class MemoryBudget:
             (
                 "",
                 None,
-                f"{self.num_blocks:,} blocks of {self.block_size}, {_size(self.kv_bytes_per_token)}/token",
+                f"{self.num_blocks:,} blocks of {self.block_size}, "
+                f"{format_size(self.kv_bytes_per_token)}/token",
             ),
             ("limit", self.limit, limit),
-            ("free", self.free, f"of {_size(self.available)} available"),
+            ("free", self.free, f"of {format_size(self.available)} available"),
         ]
         lines = [f"Memory ({self.device})"]
         for name, size, note in rows:
-            lines.append(f"  {name:<12}{'' if size is None else _size(size):>12}  {note}".rstrip())
+            lines.append(f"  {name:<12}{'' if size is None else format_size(size):>12}  {note}".rstrip())
         return "\n".join(lines)
 
 
@@ -281,26 +282,26 @@ def _refusal(plan: MemoryBudget, needed: int, advice: list[str]) -> MemoryBudget
     left = plan.limit - plan.weights - plan.activations
     if left > 0:
         message = (
-            f"--max-model-len {plan.max_model_len} needs {_size(needed)} of KV cache for one request, "
-            f"but {_size(left)} of {_size(plan.limit)} is left beside weights ({_size(plan.weights)}) "
-            f"and activations ({_size(plan.activations)})."
+            f"--max-model-len {plan.max_model_len} needs {format_size(needed)} of KV cache for one request, "
+            f"but {format_size(left)} of {format_size(plan.limit)} is left beside weights "
+            f"({format_size(plan.weights)}) and activations ({format_size(plan.activations)})."
         )
     else:
         message = (
-            f"The weights take {_size(plan.weights)}, a step of {plan.max_num_batched_tokens} tokens up to "
-            f"{_size(plan.activations)}: of the {_size(plan.limit)} that may be used, nothing is left for "
-            "the KV cache."
+            f"The weights take {format_size(plan.weights)}, a step of {plan.max_num_batched_tokens} tokens "
+            f"up to {format_size(plan.activations)}: of the {format_size(plan.limit)} that may be used, "
+            "nothing is left for the KV cache."
         )
     return MemoryBudgetError(message, param="--max-model-len", advice=_use(advice))
 
 
 def _too_large(plan: MemoryBudget, size: int, spared: int, advice: list[str]) -> MemoryBudgetError:
     """An exact size that is not there: what takes the memory; and the flags that would help."""
-    others = f", {_size(spared)} for the rest of the machine" if spared else ""
+    others = f", {format_size(spared)} for the rest of the machine" if spared else ""
     message = (
-        f"--kv-cache-memory-bytes {size} ({_size(size)}) is more than fits: of the {_size(plan.available)} "
-        f"that are free, the weights take {_size(plan.weights)}, a step of {plan.max_num_batched_tokens} "
-        f"tokens up to {_size(plan.activations)}{others}."
+        f"--kv-cache-memory-bytes {size} ({format_size(size)}) is more than fits: of the "
+        f"{format_size(plan.available)} that are free, the weights take {format_size(plan.weights)}, "
+        f"a step of {plan.max_num_batched_tokens} tokens up to {format_size(plan.activations)}{others}."
     )
     return MemoryBudgetError(message, param="--kv-cache-memory-bytes", advice=_use(advice))
 
@@ -309,7 +310,7 @@ def _use(advice: list[str]) -> str:
     return f"Use {' or '.join(advice)}." if advice else "Use a smaller model or dtype, or more memory."
 
 
-def _size(count: int) -> str:
+def format_size(count: int) -> str:
     """1610612736 → '1.50 GiB'."""
     size = float(count)
     for unit in ("B", "KiB", "MiB"):

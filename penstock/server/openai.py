@@ -113,8 +113,8 @@ class OpenAIWriter:
         return self._form.usage_chunk(generation.usage()) + END if self._include_usage else END
 
     def error(self, error: PenstockError) -> bytes:
-        """See Writer."""
-        return event(error_bytes(error)) + END
+        """See Writer. No [DONE] follows: the stream is not whole, whatever a client makes of the error."""
+        return event(error_bytes(error))
 
     def _answer(
         self, generation: Generation, choices: Iterable[Mapping[str, Any]], fields: Mapping[str, Any]

@@ -8,6 +8,8 @@ All errors of a file are told at once.
 from __future__ import annotations
 
 import difflib
+import re
+import stat
 from collections.abc import Iterator
 from pathlib import Path
 from types import UnionType
@@ -21,8 +23,14 @@ from penstock.core.errors import StartupError, brief, quote
 from .model import Spec
 from .references import problems
 
-MAX_BYTES = 1 << 20
-"""Largest file; a spec is written by hand."""
+MAX_BYTES = 256 << 10
+"""Largest file: thousands of teams. Reading YAML with lines takes seconds for so much."""
+_MAX_DEPTH = 32
+"""Most mappings and lists within one another."""
+_MOST_ERRORS = 30
+"""What is told of one file."""
+
+_CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
 
 Path_ = tuple[str | int, ...]
 
@@ -32,26 +40,49 @@ class SpecError(StartupError):
 
 
 class _Loader(yaml.SafeLoader):  # type: ignore[misc]
-    """SafeLoader without aliases, whose expansion has no bound."""
+    """SafeLoader whose work is bounded, and whose errors all have a line.
+
+    No aliases, whose expansion has no bound; and whatever a plain value looks like (a date, a number of a
+    thousand digits), but is not, is an error at its place.
+    """
+
+    _depth = 0
 
     def compose_node(self, parent: Any, index: Any) -> Any:
-        if self.check_event(yaml.AliasEvent):
-            event = self.peek_event()
-            raise yaml.composer.ComposerError(
-                None, None, "aliases (*name) are not supported", event.start_mark
-            )
-        return super().compose_node(parent, index)
+        event = self.peek_event()
+        if isinstance(event, yaml.AliasEvent):
+            raise _at(event.start_mark, "aliases (*name) are not supported")
+        if self._depth >= _MAX_DEPTH:
+            raise _at(event.start_mark, f"it is nested more than {_MAX_DEPTH} deep")
+        self._depth += 1
+        try:
+            return super().compose_node(parent, index)
+        finally:
+            self._depth -= 1
+
+    def construct_object(self, node: Any, deep: bool = False) -> Any:
+        try:
+            return super().construct_object(node, deep)
+        except (ValueError, ArithmeticError, TypeError, LookupError, AttributeError) as error:
+            raise _at(node.start_mark, f"{quote(node.value)} cannot be read: {error}") from None
+
+
+def _at(mark: yaml.Mark, what: str) -> yaml.MarkedYAMLError:
+    return yaml.MarkedYAMLError(None, None, what, mark)
 
 
 def load(path: Path) -> Spec:
     """The spec in a file. Raises SpecError."""
     try:
+        status = path.stat()
+        if not stat.S_ISREG(status.st_mode):  # opening a pipe waits for somebody who writes
+            raise SpecError(f"{path}: is a directory." if path.is_dir() else f"{path}: is no regular file.")
         with path.open("rb") as file:
             data = file.read(MAX_BYTES + 1)
-    except OSError as error:
+    except (OSError, ValueError) as error:  # a name with a null byte in it
+        reason = error.strerror if isinstance(error, OSError) else error
         raise SpecError(
-            f"{path}: cannot be read: {error.strerror or error}.",
-            advice="`penstock init` writes an example.",
+            f"{path}: cannot be read: {reason}.", advice="`penstock init` writes an example."
         ) from None
     if len(data) > MAX_BYTES:
         raise SpecError(f"{path}: is over {MAX_BYTES} bytes.")
@@ -64,24 +95,29 @@ def load(path: Path) -> Spec:
 
 def loads(text: str, name: str = "penstock.yaml") -> Spec:
     """The spec in a text. `name` is what errors call it. Raises SpecError."""
-    loader = _Loader(text)
+    try:
+        loader = _Loader(text)
+    except yaml.reader.ReaderError as error:
+        line = text.count("\n", 0, error.position) + 1
+        raise SpecError(
+            f"{name}:{line}: cannot be read as YAML: there is the character "
+            f"U+{ord(text[error.position]):04X}."
+        ) from None
     try:
         node = loader.get_single_node()
-        duplicates = list(_duplicates(node)) if node is not None else []
+        found = [] if node is None else [*_duplicates(node), *_unprintable(node)]
         value = loader.construct_document(node) if node is not None else None
     except yaml.YAMLError as error:
-        mark = getattr(error, "problem_mark", None)
-        line = "" if mark is None else f":{mark.line + 1}"
+        mark = getattr(error, "problem_mark", None) or getattr(error, "context_mark", None)
+        line = 1 if mark is None else mark.line + 1
         what = getattr(error, "problem", None) or str(error)
-        raise SpecError(f"{name}{line}: is no YAML: {brief(what, 200)}.") from None
-    except (RecursionError, ValueError, OverflowError) as error:
-        raise SpecError(f"{name}: is no YAML that can be read: {brief(str(error), 200)}.") from None
+        raise SpecError(f"{name}:{line}: cannot be read as YAML: {brief(what, 200)}.") from None
     finally:
         loader.dispose()
     if node is None or value is None:
-        raise SpecError(f"{name}: is empty.", advice="`penstock init` writes an example.")
-    if duplicates:
-        raise _error(name, node, duplicates)
+        raise SpecError(f"{name}:1: is empty.", advice="`penstock init` writes an example.")
+    if found:
+        raise _error(name, node, found)
     try:
         spec = Spec.model_validate(value)
     except ValidationError as error:
@@ -93,20 +129,30 @@ def loads(text: str, name: str = "penstock.yaml") -> Spec:
 
 def _error(name: str, node: yaml.Node, found: list[tuple[Path_, str]]) -> SpecError:
     lines = []
-    for path, what in found:
-        where = ".".join(map(str, path))
+    for path, what in found[:_MOST_ERRORS]:
+        where = ".".join(map(_plain, path))
         lines.append((_line(node, path), f"{brief(where, 200)}: {what}" if where else what))
     lines.sort()
-    return SpecError("\n".join(f"{name}:{line}: {what}" for line, what in lines))
+    told = [f"{name}:{line}: {what}" for line, what in lines]
+    if len(found) > _MOST_ERRORS:
+        told.append(f"{name}: and {len(found) - _MOST_ERRORS} more.")
+    return SpecError("\n".join(told))
+
+
+def _plain(part: str | int) -> str:
+    """Part of a path, as it may stand in a line of a terminal."""
+    text = str(part)
+    return text if text.isprintable() else ascii(text)[1:-1]
 
 
 def _said(error: ValidationError) -> Iterator[tuple[Path_, str]]:
     """pydantic's errors in our words: where, and what."""
-    for each in error.errors(include_url=False):
+    for number, each in enumerate(error.errors(include_url=False)):
         path = tuple(part for part in each["loc"] if part != "[key]")
         kind, message = each["type"], each["msg"]
         if kind == "extra_forbidden":
-            near = difflib.get_close_matches(str(path[-1])[:64], _fields(path[:-1]), n=1, cutoff=0.5)
+            known = _fields(path[:-1]) if number < _MOST_ERRORS else []
+            near = difflib.get_close_matches(str(path[-1])[:64], known, n=1, cutoff=0.5)
             yield path, "unknown key." + (f" Did you mean {near[0]}?" if near else "")
         elif kind == "missing":
             yield path, "is required."
@@ -160,6 +206,20 @@ def _line(node: yaml.Node, path: Path_) -> int:
         else:
             return line
     return line
+
+
+def _unprintable(node: yaml.Node, path: Path_ = ()) -> Iterator[tuple[Path_, str]]:
+    """Texts with control characters: no path, URL, header or argument of a command may have one."""
+    if isinstance(node, yaml.ScalarNode):
+        if control := _CONTROL.search(node.value):
+            yield path, f"has the control character U+{ord(control[0]):04X}."
+    elif isinstance(node, yaml.MappingNode):
+        for key, value in node.value:
+            yield from _unprintable(key, (*path, str(key.value)))
+            yield from _unprintable(value, (*path, str(key.value)))
+    else:
+        for index, value in enumerate(node.value):
+            yield from _unprintable(value, (*path, index))
 
 
 def _duplicates(node: yaml.Node, path: Path_ = ()) -> Iterator[tuple[Path_, str]]:

@@ -22,6 +22,12 @@ Share = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 """A weight, relative to those beside it."""
 Variable = Annotated[str, Field(pattern=r"^[A-Za-z_][A-Za-z0-9_]*$")]
 """Name of an environment variable. Secrets are never in the file."""
+HeaderName = Annotated[str, Field(pattern=r"^[A-Za-z0-9!#$%&'*+.^_`|~-]+$")]
+"""Of HTTP."""
+HeaderValue = Annotated[str, Field(pattern=r"^[\x20-\x7e]*$")]
+"""Of HTTP; plain ASCII."""
+Flag = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9_.-]*$")]
+"""Name of a flag, without its dashes."""
 
 
 class Part(BaseModel):
@@ -53,18 +59,21 @@ class Slo(Part):
     ttft_p95: Seconds | None = None
     """Time to the first token."""
     ttft_p99: Seconds | None = None
+    """The same, of all but one in a hundred."""
     itl_p95: Seconds | None = None
     """Time between tokens."""
     itl_p99: Seconds | None = None
+    """The same, of all but one in a hundred."""
     e2e_p95: Seconds | None = None
     """Time of a whole answer."""
     e2e_p99: Seconds | None = None
+    """The same, of all but one in a hundred."""
 
 
 class Model(Part):
     """Weights that an engine of ours serves, on a pool."""
 
-    weights: str
+    weights: Annotated[str, Field(pattern=r"^[^-\s]", max_length=4096)]
     """A folder, a Hugging Face id, or `demo` for the bundled model."""
     engine: Literal["penstock", "vllm"] = "penstock"
     """Which engine serves it."""
@@ -79,14 +88,15 @@ class Model(Part):
     quantization: str | None = None
     """As `--quantization`."""
     memory: Bytes | None = None
-    """KV cache of each replica in bytes, as `--kv-cache-memory-bytes`; the engine's default if not given."""
+    """KV cache of each replica in bytes, as `--kv-cache-memory-bytes`. If not given, `penstock up` shares
+    what is free among all models."""
     slo: Slo | None = None
     """Targets, for planning, alerts and reports."""
     start: Literal["eager", "lazy"] = "eager"
     """Start with `penstock up`, or with the first request that wants it."""
     keep_alive: Seconds | None = None
     """Leave memory after so long without a request; never if not given."""
-    flags: dict[str, Any] = {}
+    flags: dict[Flag, Any] = {}
     """More flags of the engine, by name without dashes: `max-num-seqs: 64`."""
 
 
@@ -129,7 +139,7 @@ class Upstream(Part):
     """Its dialect: what it answers about health, usage and device time."""
     api_key_env: Variable | None = None
     """Environment variable with its key."""
-    headers: dict[str, str] = {}
+    headers: dict[HeaderName, HeaderValue] = {}
     """Headers that are sent with every request."""
     pool: Name | None = None
     """The pool whose price its device-seconds have, if it runs on devices of ours."""
@@ -188,8 +198,8 @@ class TokenCap(Part):
 class Match(Part):
     """Which requests a route takes that did not ask for it by name. All that is given must fit."""
 
-    headers: dict[str, str] = {}
-    """Header (in lower case) → value."""
+    headers: dict[HeaderName, HeaderValue] = {}
+    """Header → value."""
     tags: dict[str, str] = {}
     """Tag → value."""
 
@@ -211,7 +221,7 @@ class Route(Part):
     """Of each request."""
     context: Annotated[int, Field(ge=1)] | None = None
     """Most tokens of prompt and answer together."""
-    sticky: str | None = None
+    sticky: HeaderName | None = None
     """Header whose value keeps a session on one replica."""
     comparator: Target | None = None
     """The cloud model whose price for the same tokens stands beside each row of the ledger."""
@@ -229,15 +239,21 @@ class Limits(Part):
     """How much one key, team or tag may use. What is not given is not limited."""
 
     requests_per_minute: Annotated[int, Field(ge=0)] | None = None
+    """In the last sixty seconds, at any time."""
     tokens_per_minute: Annotated[int, Field(ge=0)] | None = None
     """Input and output tokens together."""
     concurrent_requests: Annotated[int, Field(ge=0)] | None = None
+    """Under way at the same time."""
     dollars_per_day: Dollars | None = None
+    """A day is UTC's."""
     dollars_per_month: Dollars | None = None
+    """A month is UTC's."""
     device_seconds_per_day: Seconds | None = None
+    """Seconds of one device; a request on two devices takes two each second."""
     gpu_hours_per_day: Annotated[float, Field(ge=0, allow_inf_nan=False)] | None = None
     """Device-hours; the same budget as `device_seconds_per_day`, in other words."""
     gpu_hours_per_month: Annotated[float, Field(ge=0, allow_inf_nan=False)] | None = None
+    """The same for a month."""
 
 
 class Team(Part):
@@ -257,6 +273,7 @@ class Tag(Part):
     """One value of a tag, as the feature `search`."""
 
     limits: Limits = Limits()
+    """Of all requests with it together."""
     local_only: bool = False
     """Requests with it never leave the house."""
 
@@ -271,6 +288,7 @@ class Hook(Part):
     python: Annotated[str, Field(pattern=r"^[A-Za-z_][\w.]*:[A-Za-z_]\w*$")] | None = None
     """a callable, as `package.module:function`."""
     timeout: Seconds = 1.0
+    """How long its answer is waited for."""
     on_failure: Literal["open", "closed"] = "closed"
     """Whether requests pass when the hook fails."""
     routes: tuple[Name, ...] | None = None
@@ -287,18 +305,24 @@ class Gateway(Part):
     """The door itself."""
 
     host: str = "127.0.0.1"
+    """Address to listen on; 0.0.0.0 for all of this machine."""
     port: Annotated[int, Field(ge=0, le=65535)] = 8080
+    """0 takes a free one."""
     workers: Annotated[int, Field(ge=1, le=64)] = 1
     """Processes behind the port."""
     ssl_certfile: str | None = None
+    """Certificate file (PEM), to serve HTTPS; read again when it changes."""
     ssl_keyfile: str | None = None
+    """Its private key (PEM)."""
     trusted_proxies: tuple[str, ...] = ()
     """Addresses or networks whose X-Forwarded-For is believed."""
     admin_key_env: Variable | None = None
     """Environment variable with the key of the admin API; without it there is none."""
     max_body_bytes: Bytes = 10 * 1024 * 1024
+    """Largest request body; more is answered with 413."""
     hooks: tuple[Hook, ...] = ()
-    tag_headers: dict[str, str] = {"feature": "x-penstock-feature"}
+    """In this order."""
+    tag_headers: dict[str, HeaderName] = {"feature": "x-penstock-feature"}
     """Tag → header that it is read from (a key's own tags win)."""
     expose_routing: bool = True
     """Say upstream, route, cost and device-seconds in headers of answers."""
@@ -321,15 +345,22 @@ class Spec(Part):
     """One `penstock.yaml`."""
 
     version: Literal[1] = 1
+    """Of this format."""
     pools: dict[Name, Pool] = {}
+    """Devices, and what they cost."""
     models: dict[Name, Model] = {}
+    """What engines of ours serve."""
     upstreams: dict[Name, Upstream] = {}
+    """Servers that are there already, and clouds."""
     routes: dict[Name, Route] = {}
     """Models without a route of their own can be asked for by their name."""
     teams: dict[Name, Team] = {}
+    """Who pays."""
     tags: dict[str, dict[str, Tag]] = {}
     """Tag → value → what holds for it."""
     limits: Limits = Limits()
     """Of each key that has no others."""
     gateway: Gateway = Gateway()
+    """Where it listens, and whom it believes."""
     ledger: Ledger = Ledger()
+    """Where its rows are."""

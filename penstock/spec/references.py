@@ -3,9 +3,28 @@
 from __future__ import annotations
 
 import difflib
+import ipaddress
 from collections.abc import Collection, Iterator
 
+from penstock.core.errors import quote
+
 from .model import Route, Spec, Target
+
+_FIELDS = {
+    "max-model-len": "max_model_len",
+    "quantization": "quantization",
+    "tensor-parallel-size": "devices",
+    "kv-cache-memory-bytes": "memory",
+}
+"""Flags that are fields of a model."""
+_TAKEN = frozenset(
+    "model config host port uds api-key served-model-name device root-path "
+    "ssl-keyfile ssl-certfile ssl-ca-certs ssl-cert-reqs".split()
+)
+"""Flags that say where an engine is and who may use it."""
+
+_SECRET = frozenset({"authorization", "x-api-key", "api-key", "cookie", "proxy-authorization"})
+"""Headers that hold keys."""
 
 Problem = tuple[tuple[str | int, ...], str]
 """Where, and what."""
@@ -13,7 +32,10 @@ Problem = tuple[tuple[str | int, ...], str]
 
 def problems(spec: Spec) -> list[Problem]:
     """Everything that is wrong between the parts of a spec whose parts are right."""
-    return [*_models(spec), *_upstreams(spec), *_routes(spec), *_teams(spec), *_gateway(spec)]
+    return [
+        *(*_models(spec), *_upstreams(spec), *_routes(spec), *_teams(spec)),
+        *(*_gateway(spec), *_ledger(spec)),
+    ]
 
 
 def _models(spec: Spec) -> Iterator[Problem]:
@@ -25,6 +47,12 @@ def _models(spec: Spec) -> Iterator[Problem]:
         taken[model.pool] = taken.get(model.pool, 0) + model.replicas * model.devices
         if model.start == "eager" and model.keep_alive is not None:
             yield ("models", name, "keep_alive"), "needs start: lazy, so that the model can come back."
+        for flag in model.flags:
+            plain = flag.replace("_", "-")
+            if field := _FIELDS.get(plain):
+                yield ("models", name, "flags", flag), f"write {field}: beside weights: instead."
+            elif plain in _TAKEN:
+                yield ("models", name, "flags", flag), "is decided by whoever starts the engine."
     for name, devices in taken.items():
         pool = spec.pools[name]
         # a model on cpu shares its machine; accelerators are not shared
@@ -42,8 +70,9 @@ def _upstreams(spec: Spec) -> Iterator[Problem]:
             yield (*where, "pool"), _unknown("pool", upstream.pool, spec.pools)
         if not upstream.models:
             yield (*where, "models"), "names no model that it serves."
-        if any(each.lower() == "authorization" for each in upstream.headers):
-            yield (*where, "headers"), "a key does not belong into the file; use api_key_env."
+        for header in upstream.headers:
+            if header.lower() in _SECRET:
+                yield (*where, "headers", header), "a key does not belong into the file; use api_key_env."
 
 
 def _routes(spec: Spec) -> Iterator[Problem]:
@@ -53,6 +82,9 @@ def _routes(spec: Spec) -> Iterator[Problem]:
             if alias in names:
                 yield ("routes", name), f"{alias} is also a name of the route {names[alias]}."
             names[alias] = name
+        for index, match in enumerate(route.match):
+            if not match.headers and not match.tags:
+                yield ("routes", name, "match", index), "names neither headers nor tags, and so no request."
         for field in ("targets", "fallback", "shadow"):
             for index, target in enumerate(getattr(route, field)):
                 yield from _target(spec, ("routes", name, field, index), target, route)
@@ -95,7 +127,28 @@ def _teams(spec: Spec) -> Iterator[Problem]:
                 yield ("teams", name, "routes", index), _unknown("route", route, known)
 
 
+def _ledger(spec: Spec) -> Iterator[Problem]:
+    kinds = {"url": ("sqlite", "postgresql", "postgres"), "counters": ("redis", "rediss", "unix")}
+    for field, schemes in kinds.items():
+        url = getattr(spec.ledger, field)
+        if url is None:
+            continue
+        scheme, found, rest = url.partition("://")
+        if not found or scheme.partition("+")[0] not in schemes:
+            yield ("ledger", field), f"is no URL of {' or '.join(schemes[:2])}."
+        elif field == "url" and ":" in rest.partition("@")[0].partition("/")[0] and "@" in rest:
+            yield (
+                ("ledger", field),
+                "a password does not belong into the file; set PENSTOCK_LEDGER_PASSWORD.",
+            )
+
+
 def _gateway(spec: Spec) -> Iterator[Problem]:
+    for index, proxy in enumerate(spec.gateway.trusted_proxies):
+        try:
+            ipaddress.ip_network(proxy, strict=False)
+        except ValueError:
+            yield ("gateway", "trusted_proxies", index), f"{quote(proxy)} is no address and no network."
     if (spec.gateway.ssl_certfile is None) != (spec.gateway.ssl_keyfile is None):
         yield ("gateway",), "ssl_certfile and ssl_keyfile belong together."
     for index, hook in enumerate(spec.gateway.hooks):

@@ -9,8 +9,8 @@ import pytest
 import torch
 
 from penstock.core.plan import Plan, PlanItem
-from penstock.engine import hardware
-from penstock.engine.hardware import Hardware, inspect_hardware, prior, roofline, usable_cores
+from penstock.engine.hardware import Hardware, inspect_hardware, prior, roofline
+from penstock.engine.machine import memory, usable_cores
 
 MACHINE = Hardware(
     device="cpu",
@@ -88,4 +88,4 @@ def test_files_in_the_page_cache_do_not_count_as_used(monkeypatch: pytest.Monkey
         return files[str(self)]
 
     monkeypatch.setattr(Path, "read_text", read_text)
-    assert hardware.memory() == (8 << 30, 7 << 30)
+    assert memory() == (8 << 30, 7 << 30)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
@@ -36,7 +37,7 @@ class MemoryMeter:
     rows: list[Row] = field(default_factory=list)
     """Final ones, in the order of their ends."""
     open: dict[str, Granted] = field(default_factory=dict)
-    keep: int = 100_000
+    ended: threading.Semaphore = field(default_factory=lambda: threading.Semaphore(0))
 
     async def reserve(self, row: Row, limits: Sequence[Limit], worst: Amounts) -> Granted:
         for limit in limits:
@@ -66,8 +67,8 @@ class MemoryMeter:
             self.reserved[limit] -= reservation.worst.of(limit.unit)
             if limit.unit != "concurrent":
                 self.used[limit] = self.used.get(limit, 0) + used.of(limit.unit)
-        if len(self.rows) < self.keep:
-            self.rows.append(reservation.row)
+        self.rows.append(reservation.row)
+        self.ended.release()
 
     async def close(self) -> None:
         pass

@@ -133,7 +133,13 @@ def servers() -> Iterator[dict[str, str]]:
 @pytest.fixture(params=["memory", "sqlite", "postgresql", "redis"])
 def house(request: pytest.FixtureRequest, tmp_path: Path, servers: dict[str, str]) -> Callable[[], Any]:
     kind: str = request.param
-    url = f"sqlite:///{tmp_path / 'ledger.db'}" if kind == "sqlite" else "" if kind == "memory" else servers[kind]
+    url = (
+        f"sqlite:///{tmp_path / 'ledger.db'}"
+        if kind == "sqlite"
+        else ""
+        if kind == "memory"
+        else servers[kind]
+    )
     if kind == "postgresql":
         store = Store(url)
         metadata.drop_all(store.engine)

@@ -42,13 +42,16 @@ class LiveServer(Live):
         self.engine = engine
 
     def events(self, path: str, body: dict[str, Any]) -> list[Any]:
-        """The events of a stream, decoded; `[DONE]` is checked and left out."""
+        """The events of a stream, decoded; `[DONE]` is left out; it is there unless the last is an error."""
         answer = self.post(path, {**body, "stream": True})
         assert answer.status == 200, answer.body
         assert answer.headers["content-type"].startswith("text/event-stream")
         lines = answer.body.decode().split("\n\n")
-        assert lines[-2:] == ["data: [DONE]", ""]
-        return [json.loads(line.removeprefix("data: ")) for line in lines[:-2]]
+        assert lines.pop() == ""
+        done = lines[-1] == "data: [DONE]"
+        events = [json.loads(line.removeprefix("data: ")) for line in lines[: len(lines) - done]]
+        assert done == ("error" not in events[-1])
+        return events
 
     def client(self, key: str = "none") -> openai.OpenAI:
         return openai.OpenAI(base_url=f"{self.url}/v1", api_key=key, max_retries=0, timeout=PATIENCE)

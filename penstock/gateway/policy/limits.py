@@ -15,6 +15,7 @@ from .amounts import NANO, Limit, Unit, Window
 
 _NOTHING = Limits()
 _HOUR = 3600 * NANO
+_KEYS = 10_000
 
 
 def caps(scope: str, limits: Limits) -> tuple[Limit, ...]:
@@ -50,6 +51,8 @@ class Entitlements:
 
     def __init__(self, spec: Spec) -> None:
         self._default = spec.limits
+        self._keys: dict[tuple[str, str], tuple[Limit, ...]] = {}
+        """Of keys without limits of their own, made once."""
         self._key_limits = {
             name: team.key_limits for name, team in spec.teams.items() if team.key_limits != _NOTHING
         }
@@ -63,8 +66,15 @@ class Entitlements:
         self, key_id: str, team: str, tags: Mapping[str, str], own: Limits | None = None
     ) -> tuple[Limit, ...]:
         """All limits that a request counts against. `own`: the key's, where it has some."""
-        limits = own if own is not None else self._key_limits.get(team, self._default)
-        found = caps(f"key:{key_id}", limits) if limits != _NOTHING else ()
+        if own is not None:
+            found = caps(f"key:{key_id}", own)
+        elif (known := self._keys.get((key_id, team))) is not None:
+            found = known
+        else:
+            if len(self._keys) >= _KEYS:
+                self._keys.clear()
+            limits = self._key_limits.get(team, self._default)
+            found = self._keys[key_id, team] = caps(f"key:{key_id}", limits)
         found += self._teams.get(team, ())
         for name, values in self._tags.items():
             if name in tags:

@@ -116,8 +116,9 @@ def _wrong_usage(usage: Any) -> str | None:
 
 
 def _wrong_stream(body: bytes) -> str | None:
-    *events, done, rest = body.split(b"\n\n")
-    if done != b"data: [DONE]" or rest:
+    *events, rest = body.split(b"\n\n")
+    failed = bool(events) and events[-1].startswith(b'data: {"error"')
+    if rest or not events or (not failed and events.pop() != b"data: [DONE]"):
         return "a stream without its end"
     ends: dict[int, str | None] = {}
     for event in events:
@@ -126,9 +127,9 @@ def _wrong_stream(body: bytes) -> str | None:
         chunk = msgspec.json.decode(event[6:])
         if "error" in chunk:
             code = chunk["error"]["code"]
-            return (
-                None if code in FULL else f"a stream that ends with {code}: {chunk['error']['message'][:60]}"
-            )
+            if code in FULL and failed:
+                return None
+            return f"a stream that ends with {code}: {chunk['error']['message'][:60]}"
         if chunk.get("usage") is not None and (problem := _wrong_usage(chunk["usage"])) is not None:
             return problem
         for choice in chunk["choices"]:

@@ -1,0 +1,129 @@
+"""`penstock gateway penstock.yaml`: the gateway alone, in front of the upstreams of a spec.
+
+    spec ─▶ port bound ─▶ keys, meter, stations ─▶ listens ─▶ SIGTERM: drains
+
+Flags win over what the file says under `gateway:`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import logging
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from penstock.core.errors import StartupError
+from penstock.http.config import HttpConfig
+from penstock.spec import Spec, load
+
+from .flags import add_config, make_config
+
+if TYPE_CHECKING:
+    import socket
+
+logger = logging.getLogger("penstock.gateway")
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the file, and the flags of the listener."""
+    parser.add_argument("file", nargs="?", default="penstock.yaml", help="default: penstock.yaml")
+    add_config(parser, HttpConfig, "gateway")
+    parser.usage = f"{parser.prog} [FILE] [flags]"
+
+
+def run(args: argparse.Namespace) -> int:
+    """Run until a signal. Returns 0 after a complete drain."""
+    spec = load(Path(args.file))
+    config = http_config(spec, args)
+    if spec.models:
+        names = ", ".join(list(spec.models)[:8])
+        if not spec.upstreams:
+            raise StartupError(
+                f"{args.file}: nothing stands under upstreams:, and {names} are started by `penstock up`.",
+                advice="Run `penstock up`, or name the servers that there are under upstreams:.",
+            )
+        logger.warning("models of the spec are started by `penstock up`, and are not served here: %s", names)
+    level = config.uvicorn_log_level.replace("trace", "debug")
+    logging.basicConfig(level=level.upper(), format="%(levelname)-7s %(message)s", stream=sys.stderr)
+    logging.getLogger("alembic").setLevel(logging.WARNING)
+    from penstock.http.serve import bind, listen
+
+    from .serve import loop_factory
+
+    def serve_one(announce: bool) -> int:
+        with asyncio.Runner(loop_factory=loop_factory()) as runner:
+            return runner.run(_serve(spec, config, sock, announce))
+
+    sock = bind(config)
+    try:
+        if spec.gateway.workers == 1:
+            return serve_one(True)
+        from penstock.gateway import workers
+
+        def prepare() -> str | None:
+            """Migrate the database and make the first key, once for all workers."""
+            with asyncio.Runner(loop_factory=loop_factory()) as runner:
+                return runner.run(_prepare(spec))
+
+        first_key = workers.in_child(prepare)
+        listen(sock, config)  # who comes before a worker has started waits in the socket's queue
+        _announce(config, sock, first_key)
+        return workers.run(spec.gateway.workers, lambda: serve_one(False))
+    finally:
+        sock.close()
+
+
+def http_config(spec: Spec, args: argparse.Namespace | None = None) -> HttpConfig:
+    """How the gateway listens: flags, then the spec, then defaults."""
+    gateway = spec.gateway
+    said: dict[str, Any] = {
+        "host": gateway.host,
+        "port": gateway.port,
+        "max_body_bytes": gateway.max_body_bytes,
+        "ssl_certfile": gateway.ssl_certfile,
+        "ssl_keyfile": gateway.ssl_keyfile,
+        "disable_uvicorn_access_log": True,  # the ledger has a row for each request
+    }
+    config: HttpConfig = make_config(HttpConfig, args or argparse.Namespace(), **said)
+    if config.api_key:
+        raise StartupError(
+            "--api-key is none of the gateway's flags: its keys are in its store, and are no secrets of a "
+            "command line.",
+            param="--api-key",
+            advice="Create one with `penstock keys create`.",
+        )
+    return config
+
+
+async def _prepare(spec: Spec) -> str | None:
+    from penstock.gateway.opening import open_door
+
+    door, first_key = await open_door(spec, None)
+    await door.close()
+    return first_key
+
+
+def _announce(config: HttpConfig, sock: socket.socket, first_key: str | None) -> None:
+    host, port = sock.getsockname()[:2]
+    shown = "localhost" if host in ("0.0.0.0", "::") else f"[{host}]" if ":" in host else host
+    scheme = "https" if config.ssl_certfile else "http"
+    print(f"The gateway is at {scheme}://{shown}:{port}/v1", flush=True)
+    if first_key is not None:
+        print(f"The first key, shown this once: {first_key}", flush=True)
+
+
+async def _serve(spec: Spec, config: HttpConfig, sock: socket.socket, announce: bool) -> int:
+    from penstock.gateway.app import create_app
+    from penstock.gateway.opening import open_door
+    from penstock.http.serve import serve
+
+    door, first_key = await open_door(spec, None)
+
+    def started() -> None:
+        if announce:
+            _announce(config, sock, first_key)
+
+    door.start()
+    return await serve(create_app(door, config), config, door, sock, name="gateway", on_started=started)

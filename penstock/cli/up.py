@@ -1,0 +1,123 @@
+"""`penstock up penstock.yaml`: the engines that a spec has on this machine, and the gateway in front of them.
+
+    spec ─▶ port bound ─▶ plan (flags, devices, memory: local_models) ─▶ engines start ─▶ gateway listens
+         ─▶ its URL and, the first time, a key ─▶ SIGTERM: the gateway drains, then the engines
+
+What is wrong is said before anything is started, or ends all that has been.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import logging
+import os
+import secrets
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from penstock.core.errors import StartupError
+from penstock.spec import Spec, load
+
+from . import gateway
+
+if TYPE_CHECKING:
+    import socket
+
+    from penstock.http.config import HttpConfig
+
+    from .local_models import LocalPlan
+
+logger = logging.getLogger("penstock.up")
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the file, and the flags of the gateway's listener."""
+    gateway.add_arguments(parser)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Run until a signal. Returns 0 after a complete drain."""
+    spec = load(Path(args.file))
+    if not spec.models:
+        raise StartupError(
+            f"{args.file}: there is nothing under models: that could be started here.",
+            advice="`penstock gateway` serves what is under upstreams:.",
+        )
+    config = gateway.http_config(spec, args)
+    level = config.uvicorn_log_level.replace("trace", "debug")
+    logging.basicConfig(level=level.upper(), format="%(levelname)-7s %(message)s", stream=sys.stderr)
+    logging.getLogger("alembic").setLevel(logging.WARNING)
+    from penstock.http.serve import bind
+
+    from .local_models import plan, warnings
+    from .serve import loop_factory
+
+    sock = bind(config)
+    try:
+        if spec.gateway.workers > 1:
+            logger.warning(
+                "gateway.workers is %d; `penstock up` runs one process of the gateway, which has the "
+                "engines. `penstock gateway` runs more.",
+                spec.gateway.workers,
+            )
+        for warning in warnings(spec):
+            logger.warning("%s", warning)
+        key = secrets.token_urlsafe(32)
+        planned = plan(spec, key)
+        for table in planned.tables:
+            print(table, file=sys.stderr, flush=True)
+        with asyncio.Runner(loop_factory=loop_factory()) as runner:
+            return runner.run(_serve(spec, config, planned, key, sock))
+    finally:
+        sock.close()
+
+
+async def _serve(spec: Spec, config: HttpConfig, planned: LocalPlan, key: str, sock: socket.socket) -> int:
+    from penstock.gateway.app import create_app
+    from penstock.gateway.local.fleet import LocalFleet
+    from penstock.gateway.local.household import Household
+    from penstock.gateway.opening import open_door
+    from penstock.http.serve import serve
+
+    fleet = LocalFleet(planned.parts, key=key, show=_show, environment=without_secrets(spec, os.environ))
+    try:
+        door, first_key = await open_door(spec, fleet)
+        fleet.start()
+        door.start()
+        household = Household(door, fleet)
+        door.start()
+        url = _url(config, sock)
+
+        def started() -> None:
+            print(f"The gateway is at {url}/v1", flush=True)
+            if first_key is not None:
+                print(f"The first key, shown this once: {first_key}", flush=True)
+
+        status = await serve(
+            create_app(door, config), config, household, sock, name="gateway", on_started=started
+        )
+        if fleet.refusal is not None:
+            raise fleet.refusal
+        return status
+    finally:
+        await fleet.close()
+
+
+def _url(config: HttpConfig, sock: socket.socket) -> str:
+    host, port = sock.getsockname()[:2]
+    shown = "localhost" if host in ("0.0.0.0", "::") else f"[{host}]" if ":" in host else host
+    return f"{'https' if config.ssl_certfile else 'http'}://{shown}:{port}"
+
+
+def _show(line: str) -> None:
+    print(line, file=sys.stderr, flush=True)
+
+
+def without_secrets(spec: Spec, environment: Mapping[str, str]) -> dict[str, str]:
+    """What engines get of the environment: not the keys of clouds, of the admin API and of the database."""
+    secret = {upstream.api_key_env for upstream in spec.upstreams.values()}
+    secret |= {spec.gateway.admin_key_env, "PENSTOCK_LEDGER_PASSWORD"}
+    return {name: value for name, value in environment.items() if name not in secret}

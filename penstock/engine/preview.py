@@ -1,0 +1,140 @@
+"""What an engine will take of memory, before it is started: from its configuration and its files' headers.
+
+    EngineConfig ─▶ model directory ─▶ ModelConfig, names and shapes of tensors ─▶ Need
+
+No torch, and no weights are read: the process that is about to start several engines asks. Weights are
+reckoned from shapes and types; what packing adds on a device is an estimate, of at most some percent.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from pathlib import Path
+
+from penstock.core.errors import ModelLoadError
+from penstock.files import shown
+from penstock.model.checkpoint import find_safetensors
+from penstock.model.config import ModelConfig, load_config
+from penstock.model.hub import resolve_model
+from penstock.model.memory import kv_bytes_per_token, plan_memory
+from penstock.model.together import Need
+
+from .config import EngineConfig, step_limits
+
+_PROCESS = {"cpu": 400 << 20, "cuda": 700 << 20}
+"""Measured: API process 60 MiB, engine 180 and for a moment 190 more, templates 20, keeper 10. On CUDA: of
+the device, for its context and its libraries."""
+_GROUP = 128
+"""Inputs are padded to a multiple of it where weights are quantised; int4 has a scale for each group."""
+_PANEL = 64
+"""Outputs are padded to a multiple of it; layers that are fused are padded once, and take less than this."""
+_PLENTY = 1 << 62
+
+
+def preview(config: EngineConfig, *, device: str, name: str, replicas: int = 1) -> Need:
+    """What one replica takes. Downloads the model if it is to come from a hub.
+
+    Args:
+        device: "cpu" or "cuda".
+        name: what the table calls it.
+
+    Raises:
+        StartupError subclasses, as the engine's start would.
+    """
+    path = resolve_model(config.model, config.revision, config.download_dir)
+    model = load_config(path)
+    width = 4 if _dtype(config.dtype, model, device) == "float32" else 2
+    seqs, tokens = step_limits(config, device)
+    length = config.max_model_len
+    block = kv_bytes_per_token(model, width) * config.block_size
+    plan = plan_memory(
+        model,
+        weight_bytes=_weights(path, model, config, width, device),
+        dtype_bytes=width,
+        device=device,
+        available_bytes=_PLENTY,
+        total_bytes=_PLENTY,
+        utilization=1.0,
+        max_model_len=length,
+        max_num_seqs=seqs,
+        max_num_batched_tokens=tokens,
+        block_size=config.block_size,
+    )
+    # auto: the longest that fits, so a block will do
+    blocks = 1 if length == -1 else math.ceil(plan.max_model_len / config.block_size)
+    return Need(
+        name=name,
+        replicas=replicas,
+        process=_PROCESS[device],
+        weights=plan.weights,
+        activations=plan.activations,
+        least=blocks * block,
+        most=max(blocks * block, plan.kv_cache),
+        block=block,
+        given=config.kv_cache_memory_bytes,
+    )
+
+
+def _dtype(wanted: str, model: ModelConfig, device: str) -> str:
+    """As the engine chooses it."""
+    name = model.dtype if wanted == "auto" else wanted
+    return "bfloat16" if wanted == "auto" and name == "float16" and device == "cpu" else name
+
+
+def _weights(path: Path, model: ModelConfig, config: EngineConfig, width: int, device: str) -> int:
+    """Bytes of all weights as loaded."""
+    scheme = config.quantization
+    head_scheme = "none" if scheme == "none" else "int8"
+    total = 0
+    for name, shape in _shapes(model) if config.load_format == "dummy" else _tensors(path):
+        if len(shape) != 2:
+            total += math.prod(shape) * width
+        elif shape[0] != model.vocab_size:
+            total += _linear(*shape, scheme, width)
+        elif "head" not in name or "embed" in name:  # looked up, not multiplied
+            total += math.prod(shape) * width
+        elif not model.tie_word_embeddings:
+            total += _linear(*shape, head_scheme, width)
+    if model.tie_word_embeddings and device == "cpu":  # packed once more, for the products
+        total += _linear(model.vocab_size, model.hidden_size, head_scheme, width)
+    return total
+
+
+def _linear(outs: int, ins: int, scheme: str, width: int) -> int:
+    """Bytes of a linear layer's weight; see kernels/quantization.py and kernels/cpu/matrix.py."""
+    padded = -(-ins // _GROUP) * _GROUP
+    outs = -(-outs // _PANEL) * _PANEL
+    if scheme == "none":
+        return outs * ins * width
+    if scheme == "int4":
+        return outs * (padded // 2 + 3 * padded // _GROUP)  # scale and zero of each group
+    return outs * (padded + 4)
+
+
+def _shapes(model: ModelConfig) -> Iterable[tuple[str, tuple[int, ...]]]:
+    """The tensors that random weights stand for; biases and norms are no weight to speak of."""
+    hidden, inner = model.hidden_size, model.intermediate_size
+    q, kv = model.num_heads * model.head_dim, model.num_kv_heads * model.head_dim
+    layer = [(q, hidden), (kv, hidden), (kv, hidden), (hidden, q)]
+    layer += [(inner, hidden), (inner, hidden), (hidden, inner)]
+    yield "embed", (model.vocab_size, hidden)
+    yield "lm_head", (model.vocab_size, hidden)
+    for shape in model.num_layers * layer:
+        yield "layer", shape
+
+
+def _tensors(path: Path) -> Iterable[tuple[str, tuple[int, ...]]]:
+    """Name and shape of each tensor."""
+    from safetensors import SafetensorError, safe_open
+
+    _, files = find_safetensors(path)
+    for file in files:
+        try:
+            with safe_open(file, framework="np") as opened:
+                for name in opened.keys():  # noqa: SIM118
+                    yield name, tuple(opened.get_slice(name).get_shape())
+        except (SafetensorError, OSError, ValueError) as error:
+            raise ModelLoadError(
+                f"{shown(file)} cannot be read: {error}.", advice="Download it again."
+            ) from error

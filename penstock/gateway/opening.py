@@ -1,0 +1,65 @@
+"""A door with all that it stands on, from a spec: keys and meter in the ledger's database, stations."""
+
+from __future__ import annotations
+
+import secrets
+
+import sqlalchemy as sa
+
+from penstock.core.errors import PenstockError
+from penstock.spec.model import Spec
+
+from .door import Door
+from .fleet import Fleet
+from .ledger.keys import KeyCache, KeyStore
+from .ledger.schema import meta
+from .ledger.store import Beat, Store
+from .metering import LedgerMeter
+from .stations import Stations
+
+FIRST_KEY = "first"
+"""Name of the key that is made where there is none."""
+
+
+async def open_door(spec: Spec, fleet: Fleet | None) -> tuple[Door, str | None]:
+    """The door, which is closed by `Door.close`; and the secret of the first key, if the ledger had none and
+    it was made now.
+
+    Raises StartupError: the database or the spool cannot be used, the key of an upstream is missing.
+    """
+    stations = Stations(spec, fleet)
+    cache: KeyCache | None = None
+
+    def heard(beat: Beat) -> None:
+        if cache is not None:
+            cache.version(beat.keys)
+
+    meter = await LedgerMeter.open(spec.ledger, on_beat=heard)
+    try:
+        keys = KeyStore(meter.store)
+        cache = KeyCache(keys, meter.thread)
+        secret = await meter.thread.call(lambda: _first_key(keys))
+        ids = await meter.thread.call(lambda: _id_secret(meter.store))
+    except PenstockError:
+        await meter.close()
+        raise
+    return Door(spec, cache, meter, stations, fleet, id_secret=ids), secret
+
+
+def _first_key(keys: KeyStore) -> str | None:
+    if keys.list():
+        return None
+    return keys.create(name=FIRST_KEY)[1]
+
+
+def _id_secret(store: Store) -> bytes:
+    """What makes ids this ledger's own (gateway/owned.py): made once, the same for all of its gateways. The
+    table holds whole numbers, so it is four of them, of 63 bits."""
+    names = [f"id_secret_{number}" for number in range(4)]
+    with store.writing(durable=True) as connection:
+        for name in names:
+            statement = store.insert(meta).values(name=name, value=secrets.randbits(63))
+            connection.execute(statement.on_conflict_do_nothing(index_elements=["name"]))
+        found = connection.execute(sa.select(meta.c.name, meta.c.value).where(meta.c.name.in_(names)))
+        values = dict(found.tuples().all())
+    return b"".join(int(values[name]).to_bytes(8) for name in names)

@@ -1,0 +1,441 @@
+"""One metered request: reserve, ask until somebody answers, say what it cost, commit.
+
+    reserve ─▶ next replica ─▶ attempt ─▶ answered ─────────────▶ settle ─▶ commit
+                  ▲               └─ failed, nothing seen yet ─┐
+                  └── pause ◀── somebody is left to be asked ◀─┘
+
+It knows one request and its state; what all requests share is the door's.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import secrets
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, NoReturn
+
+import msgspec
+from starlette.types import Send
+
+from penstock.core.errors import PenstockError, Unavailable, brief
+from penstock.http.errors import internal
+from penstock.http.exchange import ClientGone
+
+from . import bill, quota
+from .endpoints import Endpoint
+from .envelope import Envelope
+from .hooks import Verdict
+from .meter import Reservation
+from .owned import Renamer
+from .policy.affinity import choose, prefix_hashes
+from .policy.amounts import NANO, Amounts, Limit
+from .policy.retries import ejects, pause
+from .policy.routes import Place, Way
+from .records import Principal, Row
+from .relay import Exchange, Failed, Relay
+from .stations import Station
+
+if TYPE_CHECKING:
+    from .door import Door
+
+logger = logging.getLogger("penstock.gateway")
+
+_FORWARDED = ("accept", "traceparent", "tracestate", "anthropic-version", "anthropic-beta", "openai-beta")
+"""Headers of the client that an upstream sees."""
+
+
+class NoReplica(Unavailable):
+    """Nobody can take a request now."""
+
+    code = "no_replica"
+
+
+@dataclass(frozen=True, slots=True)
+class Caller:
+    """Who asks, and what holds for this request."""
+
+    principal: Principal
+    headers: Mapping[str, str]
+    tags: dict[str, str]
+    local_only: bool
+
+
+class Request:
+    """Of one client, or a copy for a shadow."""
+
+    def __init__(
+        self,
+        door: Door,
+        endpoint: Endpoint,
+        envelope: Envelope,
+        caller: Caller,
+        way: Way,
+        places: tuple[Place, ...],
+        send: Send,
+    ) -> None:
+        self.door = door
+        self.endpoint = endpoint
+        self.envelope = envelope
+        self.caller = caller
+        self.way = way
+        self.places = places
+        self.send = send
+        self.started = 0.0
+        principal = caller.principal
+        self.row = Row(
+            id="",
+            at=0,
+            key_id=principal.key_id,
+            key_name=principal.key_name,
+            team=principal.team,
+            tags=caller.tags,
+            endpoint=endpoint.path,
+            route=way.name,
+        )
+        self.exchange = Exchange()
+        self.place: Place | None = None
+        self.reserved = Amounts()
+        self._reservation: Reservation | None = None
+        self.refusal: PenstockError | None = None
+        """What hooks have said against it; its row says so."""
+        self._later = False
+        """Whether it is committed by somebody who looks at its answer first."""
+        self._is_copy = False
+        self.previous: tuple[str, str, Station] | None = None
+        """What a response continues: its name, the upstream's id, and the only replica that knows it."""
+        self.notes: list[str] = []
+        self._used: Amounts | None = None
+        self._shared = 0.0
+        self._share: tuple[Station, float] | None = None
+        envelope.limit(way.route.max_tokens)
+        self._salt = f"team:{principal.team}" if principal.team else f"key:{principal.key_id}"
+        self._hashes: tuple[bytes, ...] | None = None
+
+    async def run(self) -> None:
+        """Reserve, ask, answer, commit."""
+        door, row = self.door, self.row
+        limits: tuple[Limit, ...] = ()
+        if self.refusal is not None:
+            await self._refuse(self.refusal)
+        if self.endpoint.metered:
+            limits = door.entitlements.of(row.key_id, row.team, row.tags, self.caller.principal.limits)
+        self.reserved = self._worst()
+        row.reserved_tokens = self.reserved.tokens
+        row.reserved_dollars = self.reserved.dollars
+        row.reserved_device_seconds = self.reserved.device_seconds
+        if self.endpoint.metered:
+            self._reservation = await door.meter.reserve(row, limits, self.reserved)
+        try:
+            if not self._is_copy:
+                door.shadow(self)
+            await self._attempts()
+            self._end("upstream_failed" if self.exchange.broken is not None else "done", self.exchange.status)
+            if self._inspects and self.exchange.whole:
+                self._later = True
+                door.behind(self._look_back())
+        except asyncio.CancelledError:
+            if self.exchange.sent:  # it has all there is
+                self._end("done", self.exchange.status)
+            else:
+                self._end("killed" if door.draining else "client_gone", 499)
+            raise
+        except ClientGone:
+            self._end("client_gone", 499)
+            raise
+        except PenstockError as error:
+            self._end("refused" if self.refusal is error else "upstream_failed", error.status)
+            raise
+        except Exception as error:
+            failure = internal(error, f"request {row.id}")
+            self._end("upstream_failed", failure.status)
+            raise failure from None
+        finally:
+            if not self._later:
+                self._commit()
+
+    async def _refuse(self, refusal: PenstockError) -> NoReturn:
+        """Write a row that counts for nobody, and raise."""
+        self._end("refused", refusal.status)
+        if self.endpoint.metered:
+            self._reservation = await self.door.meter.reserve(self.row, (), Amounts(requests=0))
+        self._commit()
+        raise refusal
+
+    # ---- hooks that look at answers ----
+
+    @property
+    def _inspects(self) -> bool:
+        return not self._is_copy and self.door.hooks.wants("after", self.way.name)
+
+    async def _inspect(self, answer: bytes) -> bytes:
+        """What hooks make of a whole answer. Raises their refusal: it is charged all the same."""
+        verdict = await self._ask_hooks({"answer": msgspec.json.decode(answer)}, "answer")
+        if verdict.refusal is not None:
+            self.refusal = verdict.refusal
+            raise verdict.refusal
+        return answer if verdict.instead is None else msgspec.json.encode(verdict.instead)
+
+    async def _look_back(self) -> None:
+        """Show hooks a stream that the client has, and commit: they can tag its row, and no more."""
+        try:
+            events = bytes(self.exchange.seen).decode("utf-8", "replace")
+            await self._ask_hooks({"events": events}, "")
+        finally:
+            self._commit()
+
+    async def _ask_hooks(self, more: dict[str, Any], rewrites: str) -> Verdict:
+        row = self.row
+        about = {
+            "id": row.id,
+            "endpoint": row.endpoint,
+            "route": row.route,
+            "key_id": row.key_id,
+            "team": row.team,
+            "tags": row.tags,
+            "body": msgspec.json.decode(self.envelope.write(self.places[0], None)),
+            "status": self.exchange.status,
+            **more,
+        }
+        verdict = await self.door.hooks.ask("after", row.route, about, rewrites)
+        row.tags = {**row.tags, **verdict.tags, **self.caller.principal.tags}
+        self.notes += verdict.notes
+        return verdict
+
+    def copy_for(self, place: Place) -> Request:
+        """The same request for a shadow: with a row that nobody pays, and without a reader."""
+        caller = self.caller
+        nobody = Caller(Principal(key_id="", key_name="shadow"), {}, caller.tags, caller.local_only)
+        copy = Request(self.door, self.endpoint, self.envelope, nobody, self.way, (place,), _nowhere)
+        copy.row.id = secrets.token_hex(16)
+        copy.row.at, copy.started = self.row.at, self.started
+        copy.row.note = f"shadow of {self.row.id}"
+        copy._salt, copy._is_copy = self._salt, True
+        return copy
+
+    # ---- attempts ----
+
+    async def _attempts(self) -> None:
+        """Ask until somebody answers: as often as the route has it, and each fallback once more than that."""
+        tried: set[str] = set()
+        asked: set[Place] = set()
+        failed: Failed | None = None
+        number = 0
+        with contextlib.ExitStack() as used:
+            while True:
+                number += 1
+                places = self.places
+                if number > 1 + self.way.route.retries:
+                    places = tuple(
+                        place for place in self.way.fallback if place in places and place not in asked
+                    )
+                found = await self._next(places, tried, used) if places else None
+                if found is None:
+                    raise self._unserved() if failed is None else self._told(failed)
+                place, station = found
+                if failed is not None:
+                    elsewhere = station.id not in tried
+                    seconds = pause(number - 1, failed.attempt, self.door.draw(), elsewhere=elsewhere)
+                    if seconds is None:
+                        raise self._told(failed)
+                    if seconds:
+                        await asyncio.sleep(seconds)
+                tried.add(station.id)
+                asked.add(place)
+                try:
+                    await self._attempt(place, station, number)
+                    return
+                except Failed as error:
+                    failed = error
+
+    async def _next(
+        self, places: tuple[Place, ...], tried: set[str], used: contextlib.ExitStack
+    ) -> tuple[Place, Station] | None:
+        """Whom to ask: a replica that is well and was not asked, in the order of places; else any that there
+        is. Waits for a model that is starting."""
+        for again in (False, True):
+            for place in places:
+                stations = list(self.door.stations.of(place))
+                if self.previous is not None:
+                    stations = [each for each in stations if each is self.previous[2]]
+                elif not stations and not again and place.local:
+                    stations = await self._woken(place, used)
+                fresh = [each for each in stations if again or each.id not in tried]
+                if (index := self._choose(place, fresh, panic=again)) is not None:
+                    return place, fresh[index]
+        return None
+
+    def _told(self, failed: Failed) -> PenstockError:
+        return failed.error(self.row.upstream)
+
+    def _unserved(self) -> PenstockError:
+        self.notes.append("no replica")
+        if any(self.door.stations.of(place) for place in self.places):
+            return NoReplica(
+                f"All replicas of {self.way.name} have as many requests as they may.", retry_after=1
+            )
+        return NoReplica(f"Nobody serves {self.way.name} now.", retry_after=5)
+
+    def _choose(self, place: Place, stations: list[Station], *, panic: bool) -> int | None:
+        if not stations:
+            return None
+        now = self.door.monotonic()
+        several = len(stations) > 1
+        hashes = self._prefix(place) if several else ()
+        candidates = [station.candidate(hashes, now) for station in stations]
+        if not panic and all(each.weight <= 0 for each in candidates):
+            return None
+        sticky = self.way.route.sticky
+        session = self.caller.headers.get(sticky.lower()) if sticky and several else None
+        index = choose(candidates, self.door.draw() if several else 0.0, session)
+        if index is not None and hashes:
+            stations[index].prefixes.add(hashes)
+        return index
+
+    def _prefix(self, place: Place) -> tuple[bytes, ...]:
+        if self._hashes is None:
+            self._hashes = prefix_hashes(self.envelope.prompt, self._salt.encode())
+        return self._hashes
+
+    async def _woken(self, place: Place, used: contextlib.ExitStack) -> list[Station]:
+        """Replicas of a model of ours, once it is there; none if it does not come."""
+        fleet, route = self.door.fleet, self.way.route
+        if fleet is None or not fleet.replicas(place.name):
+            return []
+        used.enter_context(fleet.use(place.name))
+        try:
+            await fleet.ready(place.name, timeout=route.wait, max_waiting=route.max_waiting)
+        except Unavailable as error:
+            if place is self.places[-1]:
+                raise
+            self.notes.append(f"{place.name}: {brief(str(error), 80)}")
+            return []
+        return list(self.door.stations.of(place))
+
+    async def _attempt(self, place: Place, station: Station, number: int) -> None:
+        door, row = self.door, self.row
+        now = door.monotonic()
+        exchange = self.exchange = Exchange()
+        self.place, self._used = place, None
+        row.upstream, row.replica, row.model, row.attempts = place.name, station.id, place.model, number
+        row.waited = row.waited or round((now - self.started) * NANO)
+        body = self.envelope.write(place, self._salt)
+        inspect = self._inspect if self._inspects else None
+        relay = Relay(station, self.endpoint, exchange, self.send, self._renamer(station), inspect)
+        station.in_flight += 1
+        begun = station.share.begin(now)
+        keep = door.fleet.use(place.name) if place.local and door.fleet else contextlib.nullcontext()
+        try:
+            with keep:
+                await relay.run(
+                    body,
+                    self._headers(place),
+                    usage_wanted=self.envelope.usage_wanted,
+                    stream=self.envelope.stream,
+                    extra=lambda: self._answer_headers(station, begun),
+                )
+        except Failed as error:
+            self._failed(station, error)
+            raise
+        else:
+            if exchange.broken is not None:
+                self._failed(station, exchange.broken)
+            else:
+                station.health.succeeded(door.monotonic())
+        finally:
+            station.in_flight -= 1
+            self._shared = station.share.end(begun, door.monotonic())
+
+    def _renamer(self, station: Station) -> Renamer | None:
+        if not self.endpoint.owned:
+            return None
+        known = {} if self.previous is None else {self.previous[1]: self.previous[0]}
+        return Renamer(self.door.owned, station, self.row.key_id, known)
+
+    def _failed(self, station: Station, failed: Failed) -> None:
+        door, attempt = self.door, failed.attempt
+        door.metrics.attempt_failed(self.row.upstream, attempt.fault)
+        if ejects(attempt):
+            station.health.failed(door.monotonic())
+        self.notes.append(f"{station.id}: {attempt.fault}" + (f" {attempt.status}" if attempt.status else ""))
+        logger.warning("request %s: the upstream %s %s", self.row.id, station.id, failed.message)
+
+    def _headers(self, place: Place) -> dict[str, str]:
+        given = self.caller.headers
+        headers = {name: given[name] for name in _FORWARDED if name in given}
+        headers["content-type"] = "application/json"
+        headers["accept-encoding"] = "identity"
+        headers["x-request-id"] = self.row.id
+        return headers
+
+    # ---- what it costs ----
+
+    def _worst(self) -> Amounts:
+        context = self.way.route.context
+        used = {}
+        for place in self.places:
+            known = [each for each in (context, place.context) if each is not None]
+            used[place] = self.envelope.worst(min(known) if known else None)
+        paces = {place: self.door.stations.pace(place) for place in self.places}
+        return bill.worst(self.places, used, paces)
+
+    def _answer_headers(self, station: Station, begun: float) -> list[tuple[bytes, bytes]]:
+        """What an answer says of its way; of a whole one, also what it cost."""
+        headers = quota.standing(self._reservation, self.door.wall()) if self._reservation else []
+        if not self.door.spec.gateway.expose_routing:
+            return headers
+        row = self.row
+        headers.append((b"x-penstock-upstream", row.upstream.encode()))
+        headers.append((b"x-penstock-route", row.route.encode()))
+        if self.exchange.tally.final and self.exchange.tally.told:
+            share = station.share
+            self._shared = share.peek(begun, self.door.monotonic())
+            self._settle()
+            if row.dollars is not None:
+                headers.append((b"x-penstock-cost", _decimal(row.dollars)))
+            if row.device_seconds is not None:
+                headers.append((b"x-penstock-device-seconds", _decimal(row.device_seconds)))
+        return headers
+
+    def _settle(self) -> None:
+        if self._used is None:
+            self._used = bill.settle(
+                self.row,
+                self.way,
+                self.place,
+                self.exchange,
+                reserved=self.reserved,
+                prompt_bytes=self.envelope.size,
+                shared=self._shared,
+            )
+
+    def _end(self, end: str, status: int) -> None:
+        self.row.end, self.row.status = end, status
+
+    def _commit(self) -> None:
+        door, row, exchange = self.door, self.row, self.exchange
+        now = door.monotonic()
+        row.total = round((now - self.started) * NANO)
+        if exchange.first_byte_at is not None:
+            row.first_byte = round((exchange.first_byte_at - self.started) * NANO)
+        if self.notes:
+            row.note = brief("; ".join(filter(None, (row.note, *self.notes))), 300)
+        self._settle()
+        if self.place is not None and row.device_seconds is not None and row.settlement == "settled":
+            door.stations.pace(self.place).seen(row.input_tokens + row.output_tokens, row.device_seconds)
+        if self._reservation is not None:
+            assert self._used is not None
+            door.meter.commit(self._reservation, self._used)
+        door.metrics.ended(row)
+
+
+async def _nowhere(message: object) -> None:
+    """The reader of a shadow."""
+
+
+def _decimal(nano: int) -> bytes:
+    """Nanodollars or nanoseconds as a plain decimal."""
+    whole, rest = divmod(nano, NANO)
+    return f"{whole}.{rest:09d}".encode()

@@ -1,0 +1,417 @@
+"""What routes, limits, fleets and shadows do to a request."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import textwrap
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import pytest
+
+from penstock.gateway.fleet import ModelStarting, Replica
+from penstock.gateway.records import Principal
+from penstock.gateway.stations import Stations
+from penstock.spec.load import loads
+from tests.http.live import PATIENCE
+
+from .conftest import BODY, CHAT, KEY, SPEC, STREAM, Gateway, Make
+from .upstream import Upstream, Wire, answer, hang, status, whole_answer
+
+
+def only(gateway: Gateway, number: int = 0) -> Any:
+    return gateway.upstreams[number].asked[-1].json
+
+
+async def dear(wire: Wire) -> None:
+    """An answer that took five seconds of the device."""
+    body = whole_answer(wire.asked)
+    await wire.whole(200, {**body, "usage": {**body["usage"], "device_seconds": 5.0}})
+
+
+# ---- limits ----
+
+
+@pytest.mark.parametrize(
+    ("limit", "code", "retry", "name"),
+    [
+        ("requests_per_minute: 1", "rate_limit_exceeded", "true", "requests"),
+        ("tokens_per_minute: 360", "rate_limit_exceeded", "true", "tokens"),
+        ("dollars_per_day: 0.46", "insufficient_quota", "false", "dollars"),
+        ("device_seconds_per_day: 19", "insufficient_quota", "false", "device-seconds"),
+    ],
+)
+def test_a_limit_refuses_and_says_which(make: Make, limit: str, code: str, retry: str, name: str) -> None:
+    field, _, cap = limit.partition(": ")
+    spec = SPEC.replace("price_per_hour: 3.60", "price_per_hour: 90")
+    for line in ("requests_per_minute: 1000", "tokens_per_minute: 1000000", "dollars_per_day: 100"):
+        spec = spec.replace(line, limit if line.startswith(field) else "{{}}")
+    spec = spec.replace("  {{}}\n", "").replace("  concurrent_requests: 100", f"  {limit}")
+    spec = spec.replace(f"  {limit}\n  {limit}\n", f"  {limit}\n")
+    gateway = make(dear, spec=spec)
+    first = gateway.post()
+    assert first.status == 200, first.body
+    assert first.headers[f"x-ratelimit-limit-{name}"] == cap
+    second = gateway.post()
+    assert (second.status, second.error["code"]) == (429, code)
+    assert second.headers["x-should-retry"] == retry
+    assert second.headers["retry-after"] == "60"
+    assert second.headers[f"x-ratelimit-limit-{name}"] == cap
+    assert second.headers[f"x-ratelimit-reset-{name}"] == "1m0s"
+    assert len(gateway.upstream.asked) == 1
+    assert len(gateway.rows(1)) == 1
+
+
+def test_concurrent_requests_come_back(make: Make) -> None:
+    gateway = make(spec=SPEC.replace("concurrent_requests: 100", "concurrent_requests: 1"))
+    for _ in range(3):
+        assert gateway.post().status == 200
+        gateway.rows(len(gateway.meter.rows))
+    assert "x-ratelimit-reset-concurrent" not in gateway.post().headers
+
+
+def test_the_routes_ceiling_and_default_are_written_into_the_request(make: Make) -> None:
+    caps = "retries: 0\n    max_tokens: {{ceiling: 100, default: 20}}"
+    gateway = make(spec=SPEC.replace("retries: 0", caps))
+    without = {name: value for name, value in BODY.items() if name != "max_tokens"}
+    for body, sent in (
+        (without, {"max_tokens": 20}),
+        ({**without, "max_tokens": 99}, {"max_tokens": 99}),
+        ({**without, "max_tokens": 101}, {"max_tokens": 100}),
+        ({**without, "max_completion_tokens": 1e3}, {"max_completion_tokens": 100}),
+        ({**without, "max_tokens": 105, "max_completion_tokens": 107}, {"max_completion_tokens": 100}),
+    ):
+        assert gateway.post(body).status == 200
+        assert {name: value for name, value in only(gateway).items() if "tokens" in name} == sent
+
+
+def test_the_worst_case_is_reserved(make: Make) -> None:
+    gateway = make(hang, spec=SPEC.replace("timeout_headers: 0.3", "timeout_headers: 30"))
+    thread = threading.Thread(target=gateway.post, args=({**BODY, "n": 3},), daemon=True)
+    thread.start()
+    gateway.wait_for(lambda: bool(gateway.meter.open))
+    (granted,) = gateway.meter.open.values()
+    size = len(json.dumps({**BODY, "n": 3}))
+    assert granted.worst.tokens == size + 256 + 3 * 16
+    assert granted.worst.dollars > 0
+    assert granted.row.settlement == "open"
+    gateway.upstream.stop()
+    thread.join(PATIENCE)
+    gateway.settled()
+
+
+@pytest.mark.parametrize(
+    ("body", "param"),
+    [
+        ({"messages": []}, "model"),
+        ({**BODY, "model": 5}, "model"),
+        ({**BODY, "max_tokens": -1}, "max_tokens"),
+        ({**BODY, "max_tokens": "9"}, "max_tokens"),
+        ({**BODY, "max_completion_tokens": True}, "max_completion_tokens"),
+        ({**BODY, "n": 0}, None),
+        ({**BODY, "n": 10**6}, "n"),
+        ({**BODY, "stream": 1}, "stream"),
+        ({**STREAM, "stream_options": []}, "stream_options"),
+    ],
+)
+def test_fields_that_the_gateway_reads_must_be_right(gateway: Gateway, body: Any, param: str | None) -> None:
+    response = gateway.post(body)
+    if param is None:  # null and zero are for the upstream to judge
+        assert response.status == 200
+        return
+    assert (response.status, response.error["param"]) == (400, param)
+    assert not gateway.meter.rows
+
+
+@pytest.mark.parametrize(
+    "body", [b"", b"{", b"[]", b'"x"', b'{"model": "small", "x": ' + b"[" * 10_000, b"\xff"]
+)
+def test_a_body_that_is_no_json_object_is_a_400(gateway: Gateway, body: bytes) -> None:
+    response = gateway.post(body)
+    assert (response.status, response.error["code"]) == (400, "invalid_json")
+
+
+def test_what_stands_twice_is_sent_once_and_all_else_as_it_came(gateway: Gateway) -> None:
+    messages = b'[ {"role":"user","content":"\\u00e9 \xc3\xa9"} ]'
+    raw = b'{"model":"evil","messages" : ' + messages + b',"x":1e400, "model":"small"}'
+    assert gateway.post(raw).status == 200
+    sent = gateway.upstream.asked[0].body
+    assert sent.count(b'"model"') == 1
+    assert messages in sent
+    assert b"1e400" in sent
+
+
+def test_a_body_over_the_limit_is_413(make: Make) -> None:
+    gateway = make(spec=SPEC + "gateway: {{max_body_bytes: 1000}}\n")
+    response = gateway.post({**BODY, "user": "x" * 2000})
+    assert (response.status, response.error["code"]) == (413, "payload_too_large")
+
+
+# ---- who may go where ----
+
+
+def test_keys_of_others_see_nothing_and_tags_of_the_key_win(make: Make) -> None:
+    keys = {
+        KEY: Principal(key_id="k1", tags={"feature": "search"}),
+        "sk-ps-no": Principal(key_id="k2", routes=("other",)),
+    }
+    gateway = make(keys=keys)
+    refused = gateway.post(key="sk-ps-no")
+    assert (refused.status, refused.error["code"]) == (403, "model_not_allowed")
+    assert gateway.get("/v1/models", key="sk-ps-no").json["data"] == []
+    gateway.post(x_penstock_feature="mine")
+    assert gateway.row().tags == {"feature": "search"}
+
+
+def test_a_tag_comes_from_its_header_if_it_can_be_one(gateway: Gateway) -> None:
+    for value, tags in (("chat", {"feature": "chat"}), ("x" * 200, {}), ("", {})):
+        gateway.post(x_penstock_feature=value)
+        assert gateway.rows(len(gateway.upstream.asked))[-1].tags == tags
+
+
+def test_the_clients_request_id_begins_the_rows(gateway: Gateway) -> None:
+    ids = []
+    for _ in range(2):
+        response = gateway.post(x_request_id="mine")
+        ids.append(response.headers["x-request-id"])
+    assert [row.id for row in gateway.rows(2)] == ids
+    assert ids[0] != ids[1]
+    assert all(each.startswith("mine.") for each in ids)
+
+
+# ---- replicas ----
+
+
+def test_equal_prompts_go_to_one_replica_and_others_elsewhere(make: Make) -> None:
+    gateway = make(answer, answer, answer)
+
+    def home(text: str) -> str:
+        gateway.post({**BODY, "messages": [{"role": "user", "content": text}]})
+        return gateway.rows(sum(len(each.asked) for each in gateway.upstreams))[-1].replica
+
+    first = home("a" * 600)
+    assert [home("a" * 600 + str(number)) for number in range(5)] == [first] * 5
+
+
+def test_a_sticky_session_stays(make: Make) -> None:
+    gateway = make(answer, answer, answer, replace={"retries: 0": "retries: 0\n    sticky: X-Session"})
+    seen: dict[str, set[str]] = {}
+    for number in range(24):
+        session = f"s{number % 8}"
+        gateway.post(x_session=session)
+        seen.setdefault(session, set()).add(gateway.rows(number + 1)[-1].replica)
+    assert all(len(each) == 1 for each in seen.values())
+    assert len(set.union(*seen.values())) > 1
+
+
+def test_a_replica_that_fails_is_not_asked_until_it_is_back(make: Make) -> None:
+    gateway = make(status(500), answer, retries=1)
+    for number in range(12):
+        assert gateway.post().status == 200
+        gateway.rows(number + 1)
+    assert len(gateway.upstreams[0].asked) <= 3
+    broken = gateway.stations.all()[0]
+    assert broken.health.weight(gateway.door.monotonic()) in (0.0, 1.0)
+    # if nobody is well, somebody is asked all the same
+    for station in gateway.stations.all():
+        station.health.ready = False
+    assert gateway.post().status in (200, 502)
+
+
+def test_a_full_upstream_is_a_503_at_once(make: Make) -> None:
+    gateway = make()
+    (station,) = gateway.stations.all()
+    station.most = 0
+    response = gateway.post()
+    assert (response.status, response.error["code"]) == (503, "no_replica")
+    assert response.headers["retry-after"] == "1"
+    assert gateway.row().end == "upstream_failed"
+
+
+FALLBACK = """
+upstreams:
+  first: {{url: {url}, models: {{a: {{}}}}}}
+  second:
+    {urls}
+    url: "{second}"
+    api_key_env: CLOUD_KEY
+    models: {{b: {{price: {{input: 1, output: 2, as_of: 2026-11-01, source: x}}}}}}
+routes:
+  small:
+    targets: [{{model: a, upstream: first}}]
+    fallback: [{{model: b, upstream: second}}]
+    comparator: {{model: b, upstream: second}}
+    retries: 0
+"""
+
+
+def test_a_fallback_is_asked_when_no_target_can_answer(make: Make) -> None:
+    other = Upstream().start()
+    try:
+        gateway = make(status(503), spec=FALLBACK.replace("{second}", other.url))
+        response = gateway.post()
+        assert response.status == 200
+        assert response.headers["x-penstock-upstream"] == "second"
+        row = gateway.row()
+        assert (row.upstream, row.model, row.attempts) == ("second", "b", 2)
+        assert row.dollars == 7 * 1000 + 4 * 2000 == row.comparator_dollars
+        assert row.device_seconds is None  # of a cloud
+        assert other.asked[0].headers["authorization"] == "Bearer sk-cloud"
+        assert "cache_salt" not in other.asked[0].json
+    finally:
+        other.stop()
+
+
+def test_a_shadow_gets_a_copy_that_nobody_waits_for_or_pays(make: Make) -> None:
+    other = Upstream(default=hang).start()
+    try:
+        spec = FALLBACK.replace("fallback:", "shadow:").replace("{second}", other.url)
+        gateway = make(spec=spec)
+        assert gateway.post().status == 200
+        gateway.wait_for(lambda: bool(other.asked))
+        assert other.asked[0].json["model"] == "b"
+        other.stop()
+        rows = gateway.rows(2)
+        assert {row.key_id for row in rows} == {"k1", ""}
+        (shadow,) = (row for row in rows if not row.key_id)
+        (real,) = (row for row in rows if row.key_id)
+        assert shadow.note.startswith(f"shadow of {real.id}")
+        assert real.upstream == "first"
+    finally:
+        other.stop()
+
+
+# ---- models of ours ----
+
+LOCAL = """
+pools: {box: {hardware: cpu}}
+models: {demo: {weights: demo, pool: box}}
+routes: {small: {targets: [{model: demo}], wait: 5, max_waiting: 1}}
+"""
+
+
+class FakeFleet:
+    """One model that is there or not."""
+
+    key = "sk-of-the-engines"
+
+    def __init__(self, url: str) -> None:
+        self.url = url
+        self.state: Any = "asleep"
+        self.uses = 0
+        self.most_uses = 0
+        self.comes = True
+
+    def models(self) -> Sequence[str]:
+        return ["demo"]
+
+    def replicas(self, model: str) -> Sequence[Replica]:
+        assert model == "demo"
+        return [
+            Replica(model="demo", index=0, url=self.url, state=self.state, since=0.0, device="cpu", devices=1)
+        ]
+
+    async def ready(self, model: str, *, timeout: float, max_waiting: int | None = None) -> None:
+        assert (timeout, max_waiting, self.uses > 0) == (5, 1, True)
+        await asyncio.sleep(0)
+        if not self.comes:
+            raise ModelStarting("demo is still starting.", retry_after=7)
+        self.state = "ready"
+
+    @contextmanager
+    def use(self, model: str) -> Iterator[None]:
+        self.uses += 1
+        self.most_uses = max(self.most_uses, self.uses)
+        try:
+            yield
+        finally:
+            self.uses -= 1
+
+    def subscribe(self, callback: Callable[[Replica], None]) -> None:
+        self.callback = callback
+
+
+@pytest.mark.parametrize("comes", [True, False])
+def test_a_request_waits_for_a_model_that_sleeps(make: Make, comes: bool) -> None:
+    upstream = Upstream().start()
+    gateway = make()
+    fleet = FakeFleet(upstream.url)
+    fleet.comes = comes
+    spec = loads(textwrap.dedent(LOCAL))
+    door = gateway.door
+    try:
+        stations = Stations(spec, fleet)
+        door.__init__(spec, gateway.keys, gateway.meter, stations, fleet)  # type: ignore[misc]
+        response = gateway.post()
+        row = gateway.row()
+        if comes:
+            assert response.status == 200
+            assert (row.upstream, row.replica, row.device) == ("demo", "demo/0", "cpu")
+            assert upstream.asked[0].headers["authorization"] == "Bearer sk-of-the-engines"
+            assert (row.device_seconds, row.dollars) == (250_000_000, None)  # a pool without a price
+        else:
+            assert (response.status, response.error["code"]) == (503, "model_starting")
+            assert response.headers["retry-after"] == "7"
+            assert row.end == "upstream_failed"
+        assert fleet.most_uses >= 1
+        assert fleet.uses == 0
+    finally:
+        upstream.stop()
+
+
+# ---- engines that do not tell device time; the end ----
+
+
+def test_device_time_that_is_not_told_is_estimated_and_marked(make: Make) -> None:
+    async def untold(wire: Wire) -> None:
+        body = whole_answer(wire.asked)
+        body["usage"] = {"prompt_tokens": 7, "completion_tokens": 4}
+        await wire.whole(200, body)
+
+    gateway = make(untold, replace={"kind: penstock": "kind: vllm"})
+    assert gateway.post().status == 200
+    row = gateway.row()
+    assert row.device_seconds_estimated
+    assert row.device_seconds is not None
+    assert 0 < row.device_seconds <= (row.total or 0)
+    assert row.settlement == "settled"
+
+
+def test_draining_refuses_new_requests_and_readiness(gateway: Gateway) -> None:
+    gateway.door._draining = True
+    assert gateway.get("/readyz").status == 503
+    assert gateway.get("/livez").status == 200
+    response = gateway.post()
+    assert (response.status, response.error["code"]) == (503, "draining")
+
+
+def test_headers_of_clients_do_not_reach_upstreams(gateway: Gateway) -> None:
+    gateway.post(
+        cookie="a=b", x_forwarded_for="1.2.3.4", x_penstock_tenant="evil", host="evil", accept="text/x",
+        anthropic_version="2023-06-01",
+    )  # fmt: skip
+    headers = gateway.upstream.asked[0].headers
+    assert not {"cookie", "x-forwarded-for", "x-penstock-tenant", "authorization"} & set(headers)
+    assert (headers["accept"], headers["anthropic-version"]) == ("text/x", "2023-06-01")
+    assert headers["host"].startswith("127.0.0.1")
+
+
+def test_an_anthropic_client_gets_errors_in_its_words(make: Make) -> None:
+    gateway = make(status(500))
+    response = gateway.post({**BODY}, path="/v1/messages")
+    assert response.status == 502
+    assert response.json["type"] == "error"
+    assert response.json["error"]["type"] == "api_error"
+    assert gateway.upstream.asked[0].path == "/v1/messages"
+    assert gateway.post({"model": "none"}, path="/v1/messages").json["error"]["type"] == "not_found_error"
+
+
+def test_counting_and_tokenizing_make_no_rows(gateway: Gateway) -> None:
+    for path in ("/v1/messages/count_tokens", "/tokenize", "/detokenize"):
+        assert gateway.post(BODY, path=path).status == 200
+    assert not gateway.meter.rows
+    assert [each.path for each in gateway.upstream.asked][-1] == "/detokenize"
+    assert CHAT not in {each.path for each in gateway.upstream.asked}

@@ -1,0 +1,90 @@
+"""`penstock gateway` with several workers: one port, one ledger, and nobody missed who dies."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sqlite3
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from tests.http.live import PATIENCE, exchange
+
+from .conftest import BODY, CHAT
+from .upstream import Upstream
+
+SPEC = """
+upstreams: {{ours: {{url: {url}, kind: openai, models: {{tiny: {{}}}}}}}}
+routes: {{small: {{targets: [{{model: tiny, upstream: ours}}]}}}}
+gateway: {{port: 0, workers: 2}}
+"""
+
+
+def children(pid: int) -> set[int]:
+    return {int(each) for each in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()}
+
+
+def ask(port: int, key: str, count: int) -> list[int]:
+    headers = {"Authorization": f"Bearer {key}"}
+    return [exchange(port, "POST", CHAT, BODY, headers).status for _ in range(count)]
+
+
+@pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="looks at processes in /proc")
+def test_workers_share_a_port_and_are_replaced(tmp_path: Path) -> None:
+    upstream = Upstream().start()
+    (tmp_path / "penstock.yaml").write_text(SPEC.format(url=upstream.url))
+    environment = {**os.environ, "PYTHONPATH": os.getcwd()}
+    process = subprocess.Popen(
+        [sys.executable, "-m", "penstock", "gateway"],
+        cwd=tmp_path,
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    try:
+        assert process.stdout is not None
+        url, key = (process.stdout.readline().split()[-1] for _ in range(2))
+        port = int(url.removesuffix("/v1").rpartition(":")[2])
+        assert key.startswith("sk-ps-")
+        assert ask(port, key, 10) == [200] * 10
+        before = children(process.pid)
+        assert len(before) == 2
+        os.kill(next(iter(before)), signal.SIGKILL)
+        end = time.monotonic() + PATIENCE
+        while len(children(process.pid) - before) < 1:
+            assert time.monotonic() < end
+            assert ask(port, key, 1) == [200]  # the other one goes on
+        assert ask(port, key, 10) == [200] * 10
+        process.send_signal(signal.SIGTERM)
+        _, log = process.communicate(timeout=PATIENCE)
+        assert process.returncode == 0, log
+        assert "has ended with -9; another starts" in log
+        with sqlite3.connect(tmp_path / "penstock.db") as ledger:
+            assert ledger.execute("select count(*) from ledger").fetchone() == (len(upstream.asked),)
+        ledger.close()
+    finally:
+        process.kill()
+        process.communicate()
+        upstream.stop()
+
+
+def test_what_is_wrong_is_said_before_a_worker_starts(tmp_path: Path) -> None:
+    spec = SPEC.format(url="http://127.0.0.1:9") + "ledger: {url: 'sqlite:////proc/nothing/penstock.db'}\n"
+    (tmp_path / "penstock.yaml").write_text(spec)
+    done = subprocess.run(
+        [sys.executable, "-m", "penstock", "gateway"],
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": os.getcwd()},
+        capture_output=True,
+        text=True,
+        timeout=PATIENCE,
+        check=False,
+    )
+    assert done.returncode == 2, done.stderr
+    assert done.stderr.count("\n") <= 3
+    assert "Traceback" not in done.stderr

@@ -165,7 +165,7 @@ def house(request: pytest.FixtureRequest, tmp_path: Path, servers: dict[str, str
 
 
 def run(body: Callable[[], Awaitable[None]]) -> None:
-    asyncio.run(asyncio.wait_for(body(), 30))  # type: ignore[arg-type]
+    asyncio.run(asyncio.wait_for(body(), 60))  # type: ignore[arg-type]
 
 
 async def take(counters: Counters[Any], limits: Sequence[Limit], **worst: int) -> Any:

@@ -33,7 +33,7 @@ def store(tmp_path: Path) -> Store:
 
 
 def run(body: Callable[[], Awaitable[None]]) -> None:
-    asyncio.run(asyncio.wait_for(body(), 30))  # type: ignore[arg-type]
+    asyncio.run(asyncio.wait_for(body(), 60))  # type: ignore[arg-type]
 
 
 def test_a_secret_is_long_random_and_checked() -> None:
@@ -71,7 +71,12 @@ def test_the_cache_knows_a_key_and_forgets_it_when_it_is_revoked(store: Store) -
         assert await cache.principal(new_secret()) is None
         found = await cache.principal(secret)
         assert found is not None
-        assert (found.key_id, found.team, found.tags, found.routes) == (key.id, "t", {"feature": "x"}, ("chat",))
+        assert (found.key_id, found.team, found.tags, found.routes) == (
+            key.id,
+            "t",
+            {"feature": "x"},
+            ("chat",),
+        )
         assert found.limits is not None
         assert found.limits.dollars_per_day == 5 * NANO
         table.revoke(key.id)
@@ -142,7 +147,10 @@ def test_a_flood_of_wrong_keys_is_bounded(store: Store, monkeypatch: pytest.Monk
             return find(key)
 
         monkeypatch.setattr(table, "find", counted)
-        assert await asyncio.gather(*(cache.principal(f"sk-ps-{index:049}") for index in range(500))) == [None] * 500
+        assert (
+            await asyncio.gather(*(cache.principal(f"sk-ps-{index:049}") for index in range(500)))
+            == [None] * 500
+        )
         assert looked == 0  # made up without a checksum
         same = new_secret()
         await asyncio.gather(*(cache.principal(same) for _ in range(100)))
@@ -192,7 +200,11 @@ def test_keys_over_the_command_line(tmp_path: Path, capsys: pytest.CaptureFixtur
     assert "shown this once" in err
     status, out, _ = command(capsys, "keys", "list", "--json", *where)
     [key] = json.loads(out)
-    assert (key["name"], key["state"], key["limits"]) == ("alice", "active", {"dollars_per_day": 2_500_000_000})
+    assert (key["name"], key["state"], key["limits"]) == (
+        "alice",
+        "active",
+        {"dollars_per_day": 2_500_000_000},
+    )
     assert "digest" not in key
     status, out, _ = command(capsys, "keys", "rotate", key["id"], "--grace", "1h", *where)
     assert well_formed(out.strip())

@@ -57,7 +57,7 @@ def row(id: str = "r", **fields: object) -> Row:
 
 
 def run(body: Callable[[], Awaitable[None]]) -> None:
-    asyncio.run(asyncio.wait_for(body(), 30))  # type: ignore[arg-type]
+    asyncio.run(asyncio.wait_for(body(), 60))  # type: ignore[arg-type]
 
 
 def written(url: str) -> list[sa.RowMapping]:

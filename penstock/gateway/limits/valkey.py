@@ -69,7 +69,7 @@ class ValkeyCounters:
         clock: Callable[[], float] | None = None,
     ) -> None:
         """`failure`: whether requests pass, uncounted, while the server cannot be reached. `known`: what the
-        ledger has charged to an account. `clock`: in place of the server's, for tests. Raises StartupError."""
+        ledger has charged to an account. `clock`: in place of the server's. Raises StartupError."""
         try:
             import redis.asyncio as client
             from redis.exceptions import RedisError
@@ -112,7 +112,7 @@ class ValkeyCounters:
         return None if limits else Held(None, (), (), ())
 
     async def reserve(self, limits: Sequence[Limit], worst: Amounts) -> Held:
-        """One script. Raises LimitReached; Unavailable where the server does not answer and failures close."""
+        """One script. Raises LimitReached; Unavailable where there is no answer and failures close."""
         now = self._now()
         ids = [_id(limit, now) for limit in limits]
         amounts = [worst.of(limit.unit) for limit in limits]

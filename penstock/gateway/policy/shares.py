@@ -63,7 +63,7 @@ class Share(Account):
             self.known = max(0, self.known - amount)
 
     def catch_up(self) -> None:
-        """Fold what came while an answer was under way: asked with the higher lease, the store has it again."""
+        """Fold what came while an answer was under way: asked for the higher lease, the store has it again."""
         late, self.late = self.late, 0
         super().fold(late)
 
@@ -197,8 +197,8 @@ class Shares:
                 share.catch_up()
 
     def folded(self, amounts: Mapping[str, int], *, doubted: bool = False) -> None:
-        """The store has counted these amounts for good, by account, and lowered the leases by them. `doubted`:
-        some time ago; what it was asked since may have raised them again."""
+        """The store has counted these amounts for good, by account, and lowered the leases by them.
+        `doubted`: some time ago; what it was asked since may have raised them again."""
         if not amounts:
             return
         for share in self:

@@ -87,6 +87,8 @@ class Load:
         self.first: list[float] = []
         self.whole: list[float] = []
         self.outcomes: Counter[str] = Counter()
+        self.failures: list[str] = []
+        """What the first failures said."""
 
     async def one(self, due: float) -> None:
         while self.free and self.free[-1].closed:
@@ -99,6 +101,8 @@ class Load:
         outcome = await client.ask(self.request)
         now = time.perf_counter()
         self.outcomes[outcome] += 1
+        if outcome != "200" and len(self.failures) < 3:
+            self.failures.append(client.buffer[:2000].decode("utf-8", "replace"))
         if outcome == "200":
             self.first.append(client.first - due)
             self.whole.append(now - due)
@@ -132,6 +136,7 @@ class Load:
             "seconds": round(seconds, 3),
             "per_second": round(self.outcomes["200"] / seconds, 1),
             "outcomes": dict(self.outcomes),
+            "failures": self.failures,
             "first_ms": _percentiles(self.first),
             "whole_ms": _percentiles(self.whole),
         }

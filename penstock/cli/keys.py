@@ -133,4 +133,6 @@ def _list(keys: list[Key], *, as_json: bool) -> None:
         routes = "all" if key.routes is None else " ".join(key.routes)
         day = datetime.fromtimestamp(key.created / NANO, UTC).strftime("%Y-%m-%d")
         table.add_row(key.id, key.name, key.team, tags, routes, f"…{key.hint}", day, key.state(now))
-    Console(highlight=False, markup=False, soft_wrap=True).print(table)
+    console = Console(highlight=False, markup=False)
+    console.width = max(console.width, 140)
+    console.print(table)

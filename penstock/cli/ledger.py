@@ -129,7 +129,10 @@ def _table(rows: Iterable[dict[str, Any]]) -> None:
     table = Table(*_TABLE, box=None)
     for row in rows:
         table.add_row(*(_text(row[name]) for name in _TABLE))
-    Console(highlight=False, markup=False, soft_wrap=True).print(table)
+    # a line a row, whatever the terminal: it can be scrolled, and a cell that is cut says nothing
+    console = Console(highlight=False, markup=False)
+    console.width = max(console.width, 180)
+    console.print(table)
 
 
 def _text(value: Any) -> str:

@@ -27,6 +27,8 @@ _PROCESS = {"cpu": 400 << 20, "cuda": 700 << 20}
 the device, for its context and its libraries."""
 _GROUP = 128
 """Inputs are padded to a multiple of it where weights are quantised; int4 has a scale for each group."""
+_PANEL = 64
+"""Outputs are padded to a multiple of it; layers that are fused are padded once, and take less than this."""
 _PLENTY = 1 << 62
 
 
@@ -100,8 +102,9 @@ def _weights(path: Path, model: ModelConfig, config: EngineConfig, width: int, d
 
 
 def _linear(outs: int, ins: int, scheme: str, width: int) -> int:
-    """Bytes of a linear layer's weight; see kernels/quantization.py."""
+    """Bytes of a linear layer's weight; see kernels/quantization.py and kernels/cpu/matrix.py."""
     padded = -(-ins // _GROUP) * _GROUP
+    outs = -(-outs // _PANEL) * _PANEL
     if scheme == "none":
         return outs * ins * width
     if scheme == "int4":

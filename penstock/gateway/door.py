@@ -15,13 +15,14 @@ import logging
 import random
 import secrets
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
 from typing import Any
 
+from msgspec.json import encode
 from starlette.types import Receive, Scope, Send
 
 from penstock.core.errors import AuthenticationFailed, Draining, PenstockError
-from penstock.http.body import read_body
+from penstock.http.body import parse_object, read_body
 from penstock.http.errors import send_error
 from penstock.http.exchange import ClientGone, until_disconnect
 from penstock.spec.model import Spec
@@ -30,6 +31,7 @@ from . import quota
 from .endpoints import Endpoint
 from .envelope import Envelope
 from .fleet import Fleet
+from .hooks import Hooks, Verdict
 from .keys import Keys
 from .meter import LimitReached, Meter
 from .metrics import Metrics
@@ -80,13 +82,14 @@ class Door:
         self.stations = stations
         self.fleet = fleet
         self.book = Book(spec)
+        self.hooks = Hooks(spec.gateway.hooks)
         self.owned = Owned(id_secret or secrets.token_bytes(32))
         self.entitlements = Entitlements(spec)
         self.metrics = metrics or Metrics()
         self.monotonic, self.wall, self.draw = monotonic, wall, draw
         self.prober = Prober(stations, monotonic)
         self._running: set[asyncio.Task[None]] = set()
-        self._shadows: set[asyncio.Task[None]] = set()
+        self._behind: set[asyncio.Task[None]] = set()
         self._draining = False
         self._idle = asyncio.Event()
 
@@ -135,17 +138,24 @@ class Door:
             way = self.book.find(
                 envelope.model, caller.headers, caller.tags, principal.team, principal.routes
             )
+            scope["request_id"] = _row_id(scope["client_request_id"])
+            verdict = None
+            if self.hooks.wants("before", way.name):
+                verdict = await self._before(scope["request_id"], way, body, envelope, caller)
+                envelope, caller = self._as_said(verdict, envelope, caller)
             places = self._places(way, caller)
             previous = self._previous(envelope, caller) if endpoint.owned else None
         except PenstockError as error:
             self.metrics.refused(error.code or str(error.status))
             raise
-        scope["request_id"] = _row_id(scope["client_request_id"])
         request = Request(self, endpoint, envelope, caller, way, places, send)
         request.row.id = scope["request_id"]
         request.row.at = arrived
         request.started = started
         request.previous = previous
+        if verdict is not None:
+            request.notes += verdict.notes
+            request.refusal = verdict.refusal
         task = asyncio.current_task()
         assert task is not None
         self._running.add(task)
@@ -159,6 +169,32 @@ class Door:
             if not self._running:
                 self._idle.set()
 
+    async def _before(self, id: str, way: Way, body: bytes, envelope: Envelope, caller: Caller) -> Verdict:
+        """What hooks say of a request."""
+        about = {
+            "id": id,
+            "endpoint": envelope.endpoint.path,
+            "route": way.name,
+            "key_id": caller.principal.key_id,
+            "team": caller.principal.team,
+            "tags": caller.tags,
+            "body": parse_object(body),
+        }
+        return await self.hooks.ask("before", way.name, about, "body")
+
+    def _as_said(self, verdict: Verdict, envelope: Envelope, caller: Caller) -> tuple[Envelope, Caller]:
+        """The request as hooks have made it. They change neither its model nor whether it streams, which the
+        gateway has decided by already; and the key's own tags win over theirs."""
+        if verdict.instead is not None:
+            body = {**verdict.instead, "model": envelope.model, "stream": envelope.stream}
+            envelope = Envelope(encode(body), envelope.endpoint)
+            envelope.refuse(envelope.endpoint.refused)
+        if verdict.tags:
+            tags = {**caller.tags, **verdict.tags, **caller.principal.tags}
+            local_only = caller.local_only or self.book.tags_local_only(tags)
+            caller = Caller(caller.principal, caller.headers, tags, local_only)
+        return envelope, caller
+
     def shadow(self, request: Request) -> None:
         """Send copies to those who get one; nobody waits for them."""
         way = request.way
@@ -166,12 +202,15 @@ class Door:
             return
         draws = [self.draw() for _ in way.shadow]
         for place in shadows(way, request.caller.local_only, draws):
-            if len(self._shadows) >= _SHADOWS:
+            if len(self._behind) >= _SHADOWS:
                 return
-            copy = request.copy_for(place)
-            task = asyncio.get_running_loop().create_task(_quietly(copy))
-            self._shadows.add(task)
-            task.add_done_callback(self._shadows.discard)
+            self.behind(_quietly(request.copy_for(place)))
+
+    def behind(self, work: Coroutine[Any, Any, None]) -> None:
+        """Do something that no client waits for."""
+        task = asyncio.get_running_loop().create_task(work)
+        self._behind.add(task)
+        task.add_done_callback(self._behind.discard)
 
     def _previous(self, envelope: Envelope, caller: Caller) -> tuple[str, str, Station] | None:
         """What a response continues: its name, the upstream's id, its replica. Raises NotFound."""
@@ -209,7 +248,7 @@ class Door:
         if self._running:
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(self._idle.wait(), timeout)
-        tasks = set(self._running) | self._shadows
+        tasks = set(self._running) | self._behind
         for task in tasks:
             task.cancel()
         if tasks:
@@ -218,9 +257,10 @@ class Door:
     async def close(self) -> None:
         """Write what is written behind, and end all connections."""
         await self.prober.stop()
-        for task in self._shadows:
+        for task in self._behind:
             task.cancel()
-        await asyncio.gather(*self._shadows, return_exceptions=True)
+        await asyncio.gather(*self._behind, return_exceptions=True)
+        await self.hooks.close()
         await self.meter.close()
         await self.stations.close()
 

@@ -21,9 +21,10 @@ from penstock.spec.model import Ledger
 from .ledger.journal import Journal
 from .ledger.store import Beat, Store
 from .ledger.thread import StoreThread
-from .ledger.writer import Writer, bury
+from .ledger.writer import Charged, Writer, bury
 from .limits.counters import NOTHING, Counters, Ticket
 from .limits.leased import LeasedCounters
+from .limits.valkey import ValkeyCounters
 from .meter import Standing
 from .policy.amounts import Amounts, Limit, Unit
 from .records import Row
@@ -72,6 +73,7 @@ class LedgerMeter:
         self._failing = False
         self._tasks: list[asyncio.Task[None]] = []
         self._open = 0
+        self._leased: LeasedCounters | None = None
 
     @classmethod
     async def open(
@@ -91,9 +93,19 @@ class LedgerMeter:
         meter: LedgerMeter | None = None
         try:
             await thread.call(lambda: store.register(journal.worker, socket.gethostname()))
-            counters = LeasedCounters(store, journal.worker, thread, clock=clock, on_beat=on_beat)
+            leased = LeasedCounters(store, journal.worker, thread, clock=clock, on_beat=on_beat)
+            counters: LeasedCounters | ValkeyCounters = leased
+            if ledger.counters is not None:
+                leased.start()  # it tells that this worker lives, and hears of keys
+                counters = ValkeyCounters(
+                    ledger.counters,
+                    journal.worker,
+                    failure=ledger.counters_failure,
+                    known=lambda id: thread.call(lambda: store.charged(id), urgent=True),
+                )
             meter = cls(store, journal, thread, counters)
-            await thread.call(lambda: bury(store, spool))
+            meter._leased = leased
+            await meter._take_over()
             counters.start()
             meter._tasks = [asyncio.create_task(meter._write()), asyncio.create_task(meter._bury())]
             return meter
@@ -163,6 +175,8 @@ class LedgerMeter:
                 "rows stay in the spool %s until the next start: %s", self.journal.spool, error.message
             )
         await self.counters.close()
+        if self._leased is not None and self._leased is not self.counters:
+            await self._leased.close()
         try:
             await self.thread.call(lambda: self.store.leave(self.journal.worker, done=whole))
         except Unavailable:
@@ -172,7 +186,10 @@ class LedgerMeter:
         self.store.close()
 
     async def _step(self) -> None:
-        await self.thread.call(self.writer.step, apply=self.counters.folded)
+        def apply(charged: Charged) -> None:
+            self.counters.folded(charged.amounts, doubted=charged.doubted)
+
+        await self.thread.call(self.writer.step, apply=apply)
 
     async def _write(self) -> None:
         """The journal goes into the database, for ever."""
@@ -195,12 +212,22 @@ class LedgerMeter:
                 logger.exception("the ledger's writer failed; rows wait in the spool %s", self.journal.spool)
                 wait, self._failing = _SLOWEST, True
 
+    async def _take_over(self) -> None:
+        for worker, entries in await self.thread.call(lambda: bury(self.store, self.journal.spool)):
+            used: dict[int, dict[str, int]] = {}
+            for entry in entries:
+                used[entry.number] = {unit_of(id): amount for id, amount in entry.charged.items()}
+                used[entry.number]["tokens"] = entry.row.input_tokens + entry.row.output_tokens
+                if entry.row.settlement == "unsettled":
+                    used[entry.number]["tokens"] = entry.row.reserved_tokens
+            await self.counters.bury(worker, used)
+
     async def _bury(self) -> None:
         """Whoever else has died here is taken over."""
         while True:
             await asyncio.sleep(BURY)
             try:
-                await self.thread.call(lambda: bury(self.store, self.journal.spool))
+                await self._take_over()
             except Unavailable:
                 pass  # the writer says it
             except Exception:
@@ -210,4 +237,9 @@ class LedgerMeter:
 
 def charges(ticket: Ticket, amounts: Amounts) -> dict[str, int]:
     """What a request adds to the accounts that the ledger charges."""
-    return {id: amounts.of(cast(Unit, id.rsplit("|", 3)[1])) for id in ticket.charged}
+    return {id: amounts.of(unit_of(id)) for id in ticket.charged}
+
+
+def unit_of(id: str) -> Unit:
+    """The unit of an account, by its id."""
+    return cast(Unit, id.rsplit("|", 3)[1])

@@ -61,5 +61,5 @@ def _id_secret(store: Store) -> bytes:
             statement = store.insert(meta).values(name=name, value=secrets.randbits(63))
             connection.execute(statement.on_conflict_do_nothing(index_elements=["name"]))
         found = connection.execute(sa.select(meta.c.name, meta.c.value).where(meta.c.name.in_(names)))
-        values = dict(found.tuples().all())
+        values = dict(found.all())
     return b"".join(int(values[name]).to_bytes(8) for name in names)

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 
 import aiohttp
@@ -21,6 +21,7 @@ from penstock.core.errors import PenstockError, brief
 from penstock.http.chunks import describe_error
 
 from .endpoints import Endpoint
+from .hooks import MOST_EVENTS
 from .policy.retries import OWN_FAULT_STATUS, RETRIED_STATUS, Attempt, Fault
 from .stations import Station
 from .stream import StreamFilter, TooLong
@@ -44,17 +45,19 @@ class UpstreamError(PenstockError):
 class Failed(Exception):
     """An attempt that came to nothing."""
 
-    def __init__(self, attempt: Attempt, message: str) -> None:
+    def __init__(self, attempt: Attempt, message: str, said: str = "") -> None:
+        """`said`: the upstream's own words. They may quote the request: the client gets them, no log does."""
         super().__init__(message)
         self.attempt = attempt
         self.message = message
+        self.said = brief(said, 300)
 
     def error(self, name: str) -> UpstreamError:
         """What the client is told. `name`: the upstream's."""
         fault, status = self.attempt.fault, self.attempt.status
         retry_after = self.attempt.retry_after
         error = UpstreamError(
-            f"The upstream {name} {self.message}.",
+            f"The upstream {name} {self.message}" + (f": {self.said}" if self.said else "."),
             retry_after=None if retry_after is None else min(3600, max(1, round(retry_after))),
         )
         error.code = f"upstream_{fault}"
@@ -80,6 +83,10 @@ class Exchange:
     begun: bool = False
     """Whether the client has seen a byte."""
     first_byte_at: float | None = None
+    seen: bytearray = field(default_factory=bytearray)
+    """Of a stream, what hooks are shown afterwards."""
+    sent: bool = False
+    """Whether the client has been sent all of it."""
     refused: bool = False
     """Whether the upstream said what is wrong with the request."""
     broken: Failed | None = None
@@ -99,8 +106,15 @@ class Relay:
         exchange: Exchange,
         send: Send,
         rename: Callable[[bytes], bytes] | None = None,
+        inspect: Callable[[bytes], Awaitable[bytes]] | None = None,
     ) -> None:
-        """`rename` writes the client's ids into whole events, or a whole answer."""
+        """
+        Args:
+            rename: writes the client's ids into whole events, or a whole answer.
+            inspect: is shown a whole answer before the client, and may write another one; of a stream, the
+                exchange keeps the beginning instead.
+        """
+        self._inspect = inspect
         self._station = station
         self._endpoint = endpoint
         self._rename = rename
@@ -174,12 +188,14 @@ class Relay:
         while piece := await content.readany():
             out = filter.feed(piece)
             if filter.failed is not None:
-                failed = Failed(Attempt("error"), f"failed: {brief(describe_error(filter.failed), 300)}")
+                failed = Failed(Attempt("error"), "failed", describe_error(filter.failed))
                 await self._tell(out)
                 await self._broken(failed)
                 return
             if out and self._rename is not None:
                 out = self._rename(out)
+            if self._inspect is not None and len(exchange.seen) < MOST_EVENTS:
+                exchange.seen += out[: MOST_EVENTS - len(exchange.seen)]
             if not exchange.begun:
                 held = out = held + out
             if out and exchange.tally.events:
@@ -195,6 +211,7 @@ class Relay:
         timer.reschedule(None)
         if not exchange.begun:
             await self._begin(response, extra())
+        exchange.sent = True
         await send({"type": "http.response.body", "body": b"", "more_body": False})
 
     async def _whole(self, response: aiohttp.ClientResponse, timer: asyncio.Timeout, extra: Headers) -> None:
@@ -206,6 +223,9 @@ class Relay:
             raise Failed(Attempt("invalid"), "sent an answer that is no JSON object")
         if self._rename is not None:
             body = self._rename(body)
+        if self._inspect is not None:
+            timer.reschedule(None)
+            body = await self._inspect(body)
         await self._answer(response, timer, body, extra)
 
     async def _refused(
@@ -214,12 +234,12 @@ class Relay:
         """Another status than 200. What is wrong with the request is for the client; the rest is not."""
         status = response.status
         body = await self._read(response, timer, _MOST_ERROR) or b""
-        said = brief(describe_error(body), 300) if body else "without a word"
+        said = describe_error(body) if body else ""
         if status in OWN_FAULT_STATUS:
             raise Failed(Attempt("status", status), f"refuses the gateway's own key (HTTP {status})")
         if status in RETRIED_STATUS or status >= 500:
             after = _seconds(response.headers.get("retry-after"))
-            raise Failed(Attempt("status", status, after), f"answered HTTP {status}: {said}")
+            raise Failed(Attempt("status", status, after), f"answered HTTP {status}", said)
         if not 400 <= status < 500:
             raise Failed(Attempt("invalid", status), f"answered HTTP {status}, which is no answer here")
         self._exchange.refused = True
@@ -245,6 +265,7 @@ class Relay:
     ) -> None:
         timer.reschedule(None)
         await self._begin(response, [(b"content-length", str(len(body)).encode()), *extra()])
+        self._exchange.sent = True
         await self._send({"type": "http.response.body", "body": body})
 
     async def _begin(self, response: aiohttp.ClientResponse, extra: list[tuple[bytes, bytes]]) -> None:

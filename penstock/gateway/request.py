@@ -15,8 +15,9 @@ import logging
 import secrets
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, NoReturn
 
+import msgspec
 from starlette.types import Send
 
 from penstock.core.errors import PenstockError, Unavailable, brief
@@ -26,6 +27,7 @@ from penstock.http.exchange import ClientGone
 from . import bill, quota
 from .endpoints import Endpoint
 from .envelope import Envelope
+from .hooks import Verdict
 from .meter import Reservation
 from .owned import Renamer
 from .policy.affinity import choose, prefix_hashes
@@ -97,10 +99,14 @@ class Request:
         self.place: Place | None = None
         self.reserved = Amounts()
         self._reservation: Reservation | None = None
+        self.refusal: PenstockError | None = None
+        """What hooks have said against it; its row says so."""
+        self._later = False
+        """Whether it is committed by somebody who looks at its answer first."""
         self._is_copy = False
         self.previous: tuple[str, str, Station] | None = None
         """What a response continues: its name, the upstream's id, and the only replica that knows it."""
-        self._notes: list[str] = []
+        self.notes: list[str] = []
         self._used: Amounts | None = None
         self._shared = 0.0
         self._share: tuple[Station, float] | None = None
@@ -112,6 +118,8 @@ class Request:
         """Reserve, ask, answer, commit."""
         door, row = self.door, self.row
         limits: tuple[Limit, ...] = ()
+        if self.refusal is not None:
+            await self._refuse(self.refusal)
         if self.endpoint.metered:
             limits = door.entitlements.of(row.key_id, row.team, row.tags, self.caller.principal.limits)
         self.reserved = self._worst()
@@ -125,21 +133,76 @@ class Request:
                 door.shadow(self)
             await self._attempts()
             self._end("upstream_failed" if self.exchange.broken is not None else "done", self.exchange.status)
+            if self._inspects and self.exchange.whole:
+                self._later = True
+                door.behind(self._look_back())
         except asyncio.CancelledError:
-            self._end("killed" if door.draining else "client_gone", 499)
+            if self.exchange.sent:  # it has all there is
+                self._end("done", self.exchange.status)
+            else:
+                self._end("killed" if door.draining else "client_gone", 499)
             raise
         except ClientGone:
             self._end("client_gone", 499)
             raise
         except PenstockError as error:
-            self._end("upstream_failed", error.status)
+            self._end("refused" if self.refusal is error else "upstream_failed", error.status)
             raise
         except Exception as error:
             failure = internal(error, f"request {row.id}")
             self._end("upstream_failed", failure.status)
             raise failure from None
         finally:
+            if not self._later:
+                self._commit()
+
+    async def _refuse(self, refusal: PenstockError) -> NoReturn:
+        """Write a row that counts for nobody, and raise."""
+        self._end("refused", refusal.status)
+        if self.endpoint.metered:
+            self._reservation = await self.door.meter.reserve(self.row, (), Amounts(requests=0))
+        self._commit()
+        raise refusal
+
+    # ---- hooks that look at answers ----
+
+    @property
+    def _inspects(self) -> bool:
+        return not self._is_copy and self.door.hooks.wants("after", self.way.name)
+
+    async def _inspect(self, answer: bytes) -> bytes:
+        """What hooks make of a whole answer. Raises their refusal: it is charged all the same."""
+        verdict = await self._ask_hooks({"answer": msgspec.json.decode(answer)}, "answer")
+        if verdict.refusal is not None:
+            self.refusal = verdict.refusal
+            raise verdict.refusal
+        return answer if verdict.instead is None else msgspec.json.encode(verdict.instead)
+
+    async def _look_back(self) -> None:
+        """Show hooks a stream that the client has, and commit: they can tag its row, and no more."""
+        try:
+            events = bytes(self.exchange.seen).decode("utf-8", "replace")
+            await self._ask_hooks({"events": events}, "")
+        finally:
             self._commit()
+
+    async def _ask_hooks(self, more: dict[str, Any], rewrites: str) -> Verdict:
+        row = self.row
+        about = {
+            "id": row.id,
+            "endpoint": row.endpoint,
+            "route": row.route,
+            "key_id": row.key_id,
+            "team": row.team,
+            "tags": row.tags,
+            "body": msgspec.json.decode(self.envelope.write(self.places[0], None)),
+            "status": self.exchange.status,
+            **more,
+        }
+        verdict = await self.door.hooks.ask("after", row.route, about, rewrites)
+        row.tags = {**row.tags, **verdict.tags, **self.caller.principal.tags}
+        self.notes += verdict.notes
+        return verdict
 
     def copy_for(self, place: Place) -> Request:
         """The same request for a shadow: with a row that nobody pays, and without a reader."""
@@ -208,7 +271,7 @@ class Request:
         return failed.error(self.row.upstream)
 
     def _unserved(self) -> PenstockError:
-        self._notes.append("no replica")
+        self.notes.append("no replica")
         if any(self.door.stations.of(place) for place in self.places):
             return NoReplica(
                 f"All replicas of {self.way.name} have as many requests as they may.", retry_after=1
@@ -247,7 +310,7 @@ class Request:
         except Unavailable as error:
             if place is self.places[-1]:
                 raise
-            self._notes.append(f"{place.name}: {brief(str(error), 80)}")
+            self.notes.append(f"{place.name}: {brief(str(error), 80)}")
             return []
         return list(self.door.stations.of(place))
 
@@ -259,7 +322,8 @@ class Request:
         row.upstream, row.replica, row.model, row.attempts = place.name, station.id, place.model, number
         row.waited = row.waited or round((now - self.started) * NANO)
         body = self.envelope.write(place, self._salt)
-        relay = Relay(station, self.endpoint, exchange, self.send, self._renamer(station))
+        inspect = self._inspect if self._inspects else None
+        relay = Relay(station, self.endpoint, exchange, self.send, self._renamer(station), inspect)
         station.in_flight += 1
         begun = station.share.begin(now)
         keep = door.fleet.use(place.name) if place.local and door.fleet else contextlib.nullcontext()
@@ -295,9 +359,7 @@ class Request:
         door.metrics.attempt_failed(self.row.upstream, attempt.fault)
         if ejects(attempt):
             station.health.failed(door.monotonic())
-        self._notes.append(
-            f"{station.id}: {attempt.fault}" + (f" {attempt.status}" if attempt.status else "")
-        )
+        self.notes.append(f"{station.id}: {attempt.fault}" + (f" {attempt.status}" if attempt.status else ""))
         logger.warning("request %s: the upstream %s %s", self.row.id, station.id, failed.message)
 
     def _headers(self, place: Place) -> dict[str, str]:
@@ -358,8 +420,8 @@ class Request:
         row.total = round((now - self.started) * NANO)
         if exchange.first_byte_at is not None:
             row.first_byte = round((exchange.first_byte_at - self.started) * NANO)
-        if self._notes:
-            row.note = brief("; ".join(filter(None, (row.note, *self._notes))), 300)
+        if self.notes:
+            row.note = brief("; ".join(filter(None, (row.note, *self.notes))), 300)
         self._settle()
         if self.place is not None and row.device_seconds is not None and row.settlement == "settled":
             door.stations.pace(self.place).seen(row.input_tokens + row.output_tokens, row.device_seconds)

@@ -47,20 +47,25 @@ async def until_disconnect(receive: Receive, work: Coroutine[Any, Any, None]) ->
 
     Cancelling is how a request leaves the engine: the generator that feeds `work` aborts it on its way out.
     """
-    worker = asyncio.ensure_future(work)
+    task = asyncio.current_task()
+    assert task is not None
+    gone = False
+
+    def leave(_: asyncio.Future[None]) -> None:
+        nonlocal gone
+        gone = True
+        task.cancel()  # it stands in `work`, or this would not be called any more
+
     watcher = asyncio.ensure_future(_disconnected(receive))
+    watcher.add_done_callback(leave)
     try:
-        await asyncio.wait({worker, watcher}, return_when=asyncio.FIRST_COMPLETED)
+        await work
+    except asyncio.CancelledError:
+        if not gone or task.uncancel():  # somebody else wants it: the server ends
+            raise
     finally:
-        gone = watcher.done()
+        watcher.remove_done_callback(leave)
         watcher.cancel()
-        if not worker.done():
-            worker.cancel()
-        await asyncio.gather(worker, watcher, return_exceptions=True)
-    if not worker.cancelled():
-        worker.result()
-    elif not gone:  # not by us: the server ends
-        raise asyncio.CancelledError
 
 
 async def _disconnected(receive: Receive) -> None:

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import difflib
+import ipaddress
 from collections.abc import Collection, Iterator
+
+from penstock.core.errors import quote
 
 from .model import Route, Spec, Target
 
@@ -20,13 +23,19 @@ _TAKEN = frozenset(
 )
 """Flags that say where an engine is and who may use it."""
 
+_SECRET = frozenset({"authorization", "x-api-key", "api-key", "cookie", "proxy-authorization"})
+"""Headers that hold keys."""
+
 Problem = tuple[tuple[str | int, ...], str]
 """Where, and what."""
 
 
 def problems(spec: Spec) -> list[Problem]:
     """Everything that is wrong between the parts of a spec whose parts are right."""
-    return [*_models(spec), *_upstreams(spec), *_routes(spec), *_teams(spec), *_gateway(spec)]
+    return [
+        *(*_models(spec), *_upstreams(spec), *_routes(spec), *_teams(spec)),
+        *(*_gateway(spec), *_ledger(spec)),
+    ]
 
 
 def _models(spec: Spec) -> Iterator[Problem]:
@@ -61,8 +70,9 @@ def _upstreams(spec: Spec) -> Iterator[Problem]:
             yield (*where, "pool"), _unknown("pool", upstream.pool, spec.pools)
         if not upstream.models:
             yield (*where, "models"), "names no model that it serves."
-        if any(each.lower() == "authorization" for each in upstream.headers):
-            yield (*where, "headers"), "a key does not belong into the file; use api_key_env."
+        for header in upstream.headers:
+            if header.lower() in _SECRET:
+                yield (*where, "headers", header), "a key does not belong into the file; use api_key_env."
 
 
 def _routes(spec: Spec) -> Iterator[Problem]:
@@ -72,6 +82,9 @@ def _routes(spec: Spec) -> Iterator[Problem]:
             if alias in names:
                 yield ("routes", name), f"{alias} is also a name of the route {names[alias]}."
             names[alias] = name
+        for index, match in enumerate(route.match):
+            if not match.headers and not match.tags:
+                yield ("routes", name, "match", index), "names neither headers nor tags, and so no request."
         for field in ("targets", "fallback", "shadow"):
             for index, target in enumerate(getattr(route, field)):
                 yield from _target(spec, ("routes", name, field, index), target, route)
@@ -114,7 +127,28 @@ def _teams(spec: Spec) -> Iterator[Problem]:
                 yield ("teams", name, "routes", index), _unknown("route", route, known)
 
 
+def _ledger(spec: Spec) -> Iterator[Problem]:
+    kinds = {"url": ("sqlite", "postgresql", "postgres"), "counters": ("redis", "rediss", "unix")}
+    for field, schemes in kinds.items():
+        url = getattr(spec.ledger, field)
+        if url is None:
+            continue
+        scheme, found, rest = url.partition("://")
+        if not found or scheme.partition("+")[0] not in schemes:
+            yield ("ledger", field), f"is no URL of {' or '.join(schemes[:2])}."
+        elif field == "url" and ":" in rest.partition("@")[0].partition("/")[0] and "@" in rest:
+            yield (
+                ("ledger", field),
+                "a password does not belong into the file; set PENSTOCK_LEDGER_PASSWORD.",
+            )
+
+
 def _gateway(spec: Spec) -> Iterator[Problem]:
+    for index, proxy in enumerate(spec.gateway.trusted_proxies):
+        try:
+            ipaddress.ip_network(proxy, strict=False)
+        except ValueError:
+            yield ("gateway", "trusted_proxies", index), f"{quote(proxy)} is no address and no network."
     if (spec.gateway.ssl_certfile is None) != (spec.gateway.ssl_keyfile is None):
         yield ("gateway",), "ssl_certfile and ssl_keyfile belong together."
     for index, hook in enumerate(spec.gateway.hooks):

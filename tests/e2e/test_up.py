@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import signal
 import socket
 import sqlite3
 import time
@@ -151,6 +152,17 @@ def test_an_engine_that_dies_at_a_request_is_there_for_the_next(tmp_path: Path) 
             page = answer.read().decode()
         assert 'penstock:gateway_engine_restarts_total{replica="fake/0"} 1.0' in page
         assert 'penstock:gateway_engine_ready{replica="fake/0"} 1.0' in page
+
+
+def test_a_second_signal_kills_engines_that_do_not_end(tmp_path: Path) -> None:
+    with running(tmp_path, FAKE % "", PATH=scripted_vllm(tmp_path, deaf="")) as up:
+        assert up.post("/v1/completions", ASK)[0] == 200
+        up.process.send_signal(signal.SIGTERM)
+        eventually(lambda: "Draining" in up.err)
+        assert alive(starts(up)[0])
+        up.process.send_signal(signal.SIGINT)
+        assert up.process.wait(30) == 1
+        assert not alive(starts(up)[0])
 
 
 def test_a_model_that_cannot_work_ends_up(tmp_path: Path) -> None:

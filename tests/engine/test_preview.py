@@ -16,6 +16,7 @@ from penstock.kernels.create import create_operations
 from penstock.model.config import load_config
 from penstock.model.hub import resolve_model
 from penstock.model.loader import load_model
+from tests.engine.build import checkpoint
 
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float32"])
@@ -38,6 +39,21 @@ def test_weights_are_reckoned_to_a_percent(dtype: str, quantization: str, load_f
     )
     reckoned = preview(config, device="cpu", name="demo").weights
     assert reckoned == pytest.approx(model.weight_bytes, rel=0.01)
+
+
+@pytest.mark.parametrize("architecture", ["llama", "qwen2", "qwen3", "phi", "falcon"])
+@pytest.mark.parametrize("quantization", ["none", "int8"])
+def test_weights_of_tiny_models_are_not_reckoned_too_small(architecture: str, quantization: str) -> None:
+    """Layers of some dozens of outputs are mostly padding; models that anybody serves have next to none."""
+    directory = checkpoint(architecture)
+    operations = create_operations(torch.device("cpu"), torch.float32, quantized=quantization != "none")
+    if quantization != "none" and quantization not in operations.schemes:
+        pytest.skip("no CPU kernels here")
+    scheme = None if quantization == "none" else quantization
+    loaded = load_model(directory, load_config(directory), operations, quantization=scheme)
+    config = EngineConfig(model=str(directory), dtype="float32", quantization=quantization)
+    reckoned = preview(config, device="cpu", name="tiny").weights
+    assert loaded.weight_bytes * 0.99 <= reckoned <= loaded.weight_bytes * 1.6
 
 
 def test_the_cache_is_that_of_one_request_up_to_what_is_of_use() -> None:

@@ -22,12 +22,12 @@ LIMITS = (
     Limit("key:k", "requests", "minute", 100_000),
     Limit("key:k", "tokens", "minute", 1_000_000),
     Limit("team:t", "concurrent", "now", 24),
-    Limit("team:t", "dollars", "day", 40_000),
+    Limit("team:t", "dollars", "day", 12_000),
 )
 
 
-async def main(url: str, spool: str, log: str, seed: int) -> None:
-    """Traffic until the end of the process, or of the budget."""
+async def main(url: str, spool: str, log: str, stop: str, seed: int) -> None:
+    """Traffic until the end of the process; or, once there is a file `stop`, of the budget."""
     meter = await LedgerMeter.open(Ledger(url=url, spool=spool))
     draw = random.Random(seed)
     fd = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
@@ -45,8 +45,7 @@ async def main(url: str, spool: str, log: str, seed: int) -> None:
             await asyncio.sleep(0.002)
             return
         note("open", name, worst.dollars)
-        for _ in range(draw.randint(0, 4)):
-            await asyncio.sleep(0)
+        await asyncio.sleep(draw.uniform(0, 0.02))
         used = Amounts(tokens=worst.tokens // 2, dollars=draw.randint(0, worst.dollars))
         row.dollars, row.status, row.end = used.dollars, 200, "done"
         meter.commit(reservation, used)
@@ -54,8 +53,13 @@ async def main(url: str, spool: str, log: str, seed: int) -> None:
 
     note("ready", meter.journal.worker)
     number = 0
-    while refused < 2000:
-        batch = [one(f"{seed}-{number + each}") for each in range(12)]
+    while refused < 100:
+        ends = Path(stop).exists()
+        if not ends:
+            refused = 0
+        # seed 0 leaves room for the others, until it is to use up what is left
+        size = 24 if ends else 2 if seed == 0 else 12
+        batch = [one(f"{seed}-{number + each}") for each in range(size)]
         number += len(batch)
         await asyncio.gather(*batch)
     await meter.close()
@@ -63,5 +67,4 @@ async def main(url: str, spool: str, log: str, seed: int) -> None:
 
 
 if __name__ == "__main__":
-    asyncio.run(main(sys.argv[1], sys.argv[2], sys.argv[3], int(sys.argv[4])))
-    assert Path(sys.argv[3]).exists()
+    asyncio.run(main(*sys.argv[1:5], int(sys.argv[5])))

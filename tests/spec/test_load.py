@@ -101,6 +101,31 @@ def test_a_good_one() -> None:
             "  cloud:\n    headers: {Authorization: Bearer x}",
             "a key does not belong into the file",
         ),
+        (
+            "routes:",
+            "gateway: {trusted_proxies: [10.0.0.0/8, nobody]}\nroutes:",
+            "12: gateway.trusted_proxies.1: 'nobody' is no",
+        ),
+        (
+            "routes:",
+            "ledger: {url: 'postgresql://me:secret@db/x'}\nroutes:",
+            "12: ledger.url: a password does not belong",
+        ),
+        (
+            "routes:",
+            "ledger: {url: 'mysql://db/x'}\nroutes:",
+            "12: ledger.url: is no URL of sqlite or postgresql.",
+        ),
+        (
+            "routes:",
+            "ledger: {counters: localhost}\nroutes:",
+            "12: ledger.counters: is no URL of redis or rediss.",
+        ),
+        (
+            "[{model: demo}]",
+            "[{model: demo}]\n    match: [{}]",
+            "15: routes.assistant.match.0: names neither headers",
+        ),
         ("routes:", "pools:", "1: pools: stands twice, again in line 12."),
         (
             "[{model: demo}]",

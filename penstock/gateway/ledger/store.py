@@ -175,6 +175,12 @@ class Store:
             )
         return grants
 
+    def charged(self, account: str) -> int:
+        """What an account has counted for good."""
+        with self.reading() as connection:
+            found = connection.execute(sa.select(accounts.c.used).where(accounts.c.id == account))
+            return found.scalar_one_or_none() or 0
+
     def position(self, worker: str) -> tuple[Position, bool]:
         """How far a worker's journal is in the ledger, and whether that is all of it."""
         with self.reading() as connection:

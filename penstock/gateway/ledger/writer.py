@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 from pathlib import Path
+from typing import NamedTuple
 
 from penstock.gateway.records import Row
 
@@ -16,6 +17,14 @@ logger = logging.getLogger("penstock.gateway")
 BATCH = 256
 """Rows of one transaction, about: leases wait for it."""
 _BYTES = 256 * 1024
+
+
+class Charged(NamedTuple):
+    """What a batch has added to the accounts."""
+
+    amounts: dict[str, int]
+    doubted: bool
+    """Whether it had been written by an earlier try whose answer was lost."""
 
 
 class Writer:
@@ -34,13 +43,14 @@ class Writer:
         """Whether everything in the journal is in the store."""
         return self._at == self._journal.end
 
-    def step(self) -> dict[str, int]:
-        """One batch; returns what was charged to the accounts by it. Raises Unavailable."""
+    def step(self) -> Charged:
+        """One batch. Raises Unavailable."""
         records, end = self._journal.read(self._at, _BYTES)
         entries = _ended(records)
         if not entries and end.segment == self._at.segment:
             self._at = end  # nothing but what is open
-            return {}
+            return Charged({}, False)
+        doubted = False
         try:
             charged = self._store.apply(self._journal.worker, entries, self._stored, end)
         except Moved as moved:
@@ -50,12 +60,12 @@ class Writer:
                 ) from None
             # the answer to the last try was lost, but not what it wrote
             logger.warning("ledger: a batch had been written before")
-            charged = sums(entries)
+            charged, doubted = sums(entries), True
         if end.segment != self._at.segment:
             self._journal.forget(end.segment)
         self._at = self._stored = end
         self.rows += len(entries)
-        return charged
+        return Charged(charged, doubted)
 
 
 def bury(store: Store, spool: Path) -> list[tuple[str, list[Entry]]]:

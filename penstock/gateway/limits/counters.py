@@ -52,13 +52,29 @@ class Counters(Protocol[T]):
         """What is left of each limit."""
         ...
 
-    def folded(self, amounts: Mapping[str, int]) -> None:
-        """The ledger has charged these amounts to the accounts."""
+    def folded(self, amounts: Mapping[str, int], *, doubted: bool = False) -> None:
+        """The ledger has charged these amounts to the accounts; `doubted`: some time ago."""
+        ...
+
+    async def bury(self, worker: str, used: Mapping[int, Mapping[str, int]]) -> None:
+        """A worker has died; `used`: number of a request → unit → amount, of what its journal tells. Raises
+        Unavailable."""
         ...
 
     async def close(self) -> None:
         """Give back what is not in use."""
         ...
+
+
+class Left:
+    """A Standing."""
+
+    __slots__ = ("limit", "remaining", "resets_at")
+
+    def __init__(self, limit: Limit, remaining: int, resets_at: float) -> None:
+        self.limit = limit
+        self.remaining = remaining
+        self.resets_at = resets_at
 
 
 def quantity(unit: Unit, amount: int) -> str:

@@ -20,7 +20,7 @@ from penstock.gateway.policy.amounts import Amounts, Limit
 from penstock.gateway.policy.leases import TTL, Ask, Grant
 from penstock.gateway.policy.shares import Share, Shares, Ticket
 
-from .counters import refusal
+from .counters import Left, refusal
 
 logger = logging.getLogger("penstock.gateway")
 
@@ -145,9 +145,12 @@ class LeasedCounters:
         now = self.now()
         return [Left(share.limit, share.remaining(now), share.resets_at(now)) for share in ticket.shares]
 
-    def folded(self, amounts: Mapping[str, int]) -> None:
-        """The ledger has charged these amounts."""
-        self.shares.folded(dict(amounts))
+    def folded(self, amounts: Mapping[str, int], *, doubted: bool = False) -> None:
+        """The ledger has charged these amounts; `doubted`: some time ago."""
+        self.shares.folded(amounts, doubted=doubted)
+
+    async def bury(self, worker: str, used: Mapping[int, Mapping[str, int]]) -> None:
+        """Its leases were in the database, and went with its journal."""
 
     async def close(self) -> None:
         """Give back what is not in use."""
@@ -246,17 +249,6 @@ class LeasedCounters:
         if self._down:
             logger.info("limits are counted again")
         self._down = False
-
-
-class Left:
-    """A Standing."""
-
-    __slots__ = ("limit", "remaining", "resets_at")
-
-    def __init__(self, limit: Limit, remaining: int, resets_at: float) -> None:
-        self.limit = limit
-        self.remaining = remaining
-        self.resets_at = resets_at
 
 
 def _refusal(share: Share, amount: int, now: float) -> LimitReached:

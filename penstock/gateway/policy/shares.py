@@ -11,7 +11,7 @@ lost message leaves behind is a lease that is larger in the store than here, unt
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 from .accounts import SPAN, Account
 from .amounts import Amounts, Limit
@@ -30,6 +30,7 @@ class Share(Account):
         "first",
         "known",
         "last",
+        "late",
         "pending",
         "refused",
         "refused_until",
@@ -52,6 +53,7 @@ class Share(Account):
         self.refused: int | None = None  # smallest amount that the last answer refused for good
         self.refused_until = 0.0  # for whoever drives this: how long that is believed
         self.asked = False  # an answer is under way
+        self.late = 0  # charged by the store before that answer, which does not know of it
         self.returning = False  # something is to be told: a lower lease, or only that it has been heard
 
     def fold(self, amount: int) -> None:
@@ -59,6 +61,11 @@ class Share(Account):
         super().fold(amount)
         if self.known is not None:
             self.known = max(0, self.known - amount)
+
+    def catch_up(self) -> None:
+        """Fold what came while an answer was under way: asked for the higher lease, the store has it again."""
+        late, self.late = self.late, 0
+        super().fold(late)
 
     def remaining(self, now: float) -> int:
         """What is left of the cap as far as this worker knows."""
@@ -179,6 +186,7 @@ class Shares:
             share.known, share.asked = grant.granted, False
             share.granted, share.room, share.pending = grant.granted, grant.room, grant.pending
             share.refused = share.first if short and not grant.pending else None
+            share.catch_up()
 
     def lost(self, asks: Sequence[Ask]) -> None:
         """No answer came to `asks`, and nobody knows whether the store has heard them."""
@@ -186,14 +194,23 @@ class Shares:
         for share in self:
             if share.id in ids:
                 share.known, share.returning, share.asked = None, True, False
+                share.catch_up()
 
-    def folded(self, amounts: dict[str, int]) -> None:
-        """The store has counted these amounts for good, by account, and lowered the leases by them."""
+    def folded(self, amounts: Mapping[str, int], *, doubted: bool = False) -> None:
+        """The store has counted these amounts for good, by account, and lowered the leases by them.
+        `doubted`: some time ago; what it was asked since may have raised them again."""
         if not amounts:
             return
         for share in self:
-            if amount := amounts.get(share.id):
+            amount = amounts.get(share.id)
+            if not amount:
+                continue
+            if share.asked:
+                share.late += amount
+            else:
                 share.fold(amount)
+            if doubted:
+                share.known = None
 
     def pressed(self, ids: Iterable[str], now: float) -> bool:
         """Other workers are short of these accounts; whether there is something to tell the store."""

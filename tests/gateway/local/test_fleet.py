@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import random
 import sys
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
 from contextlib import asynccontextmanager
@@ -103,6 +104,7 @@ async def world(
         yield made
     finally:
         await fleet.close()
+        assert not list(root.glob("*/*/overlap")), "two processes of one replica at a time"
         left = [
             pid
             for folder in root.glob("*/*/starts")
@@ -372,6 +374,40 @@ def test_who_is_in_a_hurry_need_not_wait_for_a_drain(tmp_path: Path) -> None:
             await here.fleet.close(patient=False)
             await draining
             assert not alive(here.starts()[0])
+
+    run(go)
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_whatever_happens_there_is_one_process_at_most_and_whoever_waits_gets_it(
+    tmp_path: Path, seed: int
+) -> None:
+    """Requests come and go, engines die and get stuck, and a keep_alive is shorter than all that."""
+
+    async def go() -> None:
+        chance = random.Random(seed)
+        given = {"start": "lazy", "keep_alive": 0.02, "replicas": 2}
+        async with world(tmp_path, demo=given) as here:
+
+            async def request() -> None:
+                await asyncio.sleep(chance.random() * 2)
+                with here.fleet.use("demo"):
+                    await here.fleet.ready("demo", timeout=30)
+                    await asyncio.sleep(chance.random() * 0.1)
+
+            async def misfortune() -> None:
+                for _ in range(8):
+                    await asyncio.sleep(chance.random() * 0.4)
+                    name = f"demo/{chance.randrange(2)}"
+                    if chance.random() < 0.3:
+                        (here.folder(name) / "stuck").write_text("")
+                        await asyncio.sleep(0.1)
+                        (here.folder(name) / "stuck").unlink()
+                    elif (pids := here.starts(name)) and alive(pids[-1]):
+                        kill(pids[-1])
+
+            await asyncio.gather(misfortune(), *(request() for _ in range(30)))
+            await here.until(lambda: {each.state for each in here.fleet.replicas("demo")} == {"asleep"})
 
     run(go)
 

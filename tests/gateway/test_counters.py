@@ -1,0 +1,391 @@
+"""One contract for all who keep limits: leases from memory, SQLite and PostgreSQL, and scripts in Redis."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
+from contextlib import asynccontextmanager
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import pytest
+import sqlalchemy as sa
+
+from penstock.core.errors import StartupError, Unavailable
+from penstock.gateway.ledger.schema import metadata
+from penstock.gateway.ledger.store import Beat, Store
+from penstock.gateway.ledger.thread import StoreThread
+from penstock.gateway.limits.counters import Counters, quantity
+from penstock.gateway.limits.leased import REMEMBER, LeasedCounters
+from penstock.gateway.limits.valkey import ValkeyCounters
+from penstock.gateway.meter import LimitReached
+from penstock.gateway.policy.amounts import Amounts, Limit
+from penstock.gateway.policy.bank import Bank
+from penstock.gateway.policy.leases import TTL, Ask, Grant
+
+from .stores import free_port, postgres, redis
+
+NOON = datetime(2040, 1, 31, 12, tzinfo=UTC).timestamp()
+REQUESTS = Limit("key:k", "requests", "minute", 3)
+TOKENS = Limit("key:k", "tokens", "minute", 100)
+AT_A_TIME = Limit("team:t", "concurrent", "now", 2)
+PER_DAY = Limit("team:t", "dollars", "day", 1000)
+PER_MONTH = Limit("tag:f=x", "device_seconds", "month", 5000)
+
+
+class MemoryBank:
+    """The bank of policy/ as leased.py wants it."""
+
+    def __init__(self, clock: Callable[[], float]) -> None:
+        self._bank, self._clock = Bank(), clock
+
+    def beat(self, worker: str, *, write: bool = True) -> Beat:
+        others, pressed = self._bank.beat(worker, self._clock())
+        return Beat(others, pressed, 0)
+
+    def lease(self, worker: str, asks: Sequence[Ask]) -> list[Grant]:
+        return self._bank.lease(worker, asks, self._clock())
+
+
+class House:
+    """Workers on one store, with a clock that tests move."""
+
+    def __init__(self, kind: str, url: str) -> None:
+        self.kind, self.url = kind, url
+        self.now = NOON
+        self.workers: list[Any] = []
+        self._threads: list[StoreThread] = []
+        self._store: Any = None
+
+    def moment(self) -> float:
+        """The store's clock: no two transactions have the same time."""
+        self.now += 1e-5
+        return self.now
+
+    async def worker(self) -> Counters[Any]:
+        name = f"w{len(self.workers)}"
+        if self.kind == "redis":
+            counters: Any = ValkeyCounters(self.url, name, clock=lambda: self.now)
+        else:
+            if self._store is None and self.kind == "memory":
+                self._store = MemoryBank(self.moment)
+            elif self._store is None:
+                self._store = Store(self.url, clock=self.moment)
+                self._store.open()
+            thread = StoreThread()
+            self._threads.append(thread)
+            if self.kind != "memory":
+                await thread.call(lambda: self._store.register(name))
+            clock = lambda: self.now  # noqa: E731
+            counters = LeasedCounters(self._store, name, thread, clock=clock, monotonic=clock)
+        counters.start()
+        self.workers.append(counters)
+        for each in [*self.workers, *self.workers]:
+            if isinstance(each, LeasedCounters):
+                await each._beat(write=True)  # a second later, each knows of the others
+        return counters  # type: ignore[no-any-return]
+
+    async def kill(self, counters: Any) -> None:
+        """As by kill -9: nothing more is heard of it."""
+        self.workers.remove(counters)
+        for task in counters._tasks:
+            task.cancel()
+        await asyncio.gather(*counters._tasks, return_exceptions=True)
+        if self.kind == "redis":
+            await counters._client.aclose()
+
+    async def settled(self) -> None:
+        """What has ended is known to the store."""
+        for counters in self.workers:
+            if self.kind == "redis":
+                await counters._idle.wait()
+        self.now += 1.01 * REMEMBER  # for so long a refusal is believed without asking again
+
+    async def close(self) -> None:
+        for counters in self.workers:
+            await counters.close()
+        for thread in self._threads:
+            thread.close()
+        if isinstance(self._store, Store):
+            self._store.close()
+
+
+@pytest.fixture(scope="module")
+def servers() -> Iterator[dict[str, str]]:
+    """Servers that tests have asked for; one of each kind."""
+    found: dict[str, str] = {}
+    contexts = []
+
+    class Servers(dict[str, str]):
+        def __missing__(self, kind: str) -> str:
+            context = {"postgresql": postgres, "redis": redis}[kind]()
+            self[kind] = context.__enter__()
+            contexts.append(context)
+            return self[kind]
+
+    found = Servers()
+    yield found
+    for context in contexts:
+        context.__exit__(None, None, None)
+
+
+@pytest.fixture(params=["memory", "sqlite", "postgresql", "redis"])
+def house(request: pytest.FixtureRequest, tmp_path: Path, servers: dict[str, str]) -> Callable[[], Any]:
+    kind: str = request.param
+    url = (
+        f"sqlite:///{tmp_path / 'ledger.db'}"
+        if kind == "sqlite"
+        else ""
+        if kind == "memory"
+        else servers[kind]
+    )
+    if kind == "postgresql":
+        store = Store(url)
+        metadata.drop_all(store.engine)
+        with store.engine.begin() as connection:
+            connection.execute(sa.text("DROP TABLE IF EXISTS alembic_version"))
+        store.close()
+
+    @asynccontextmanager
+    async def build() -> AsyncIterator[House]:
+        if kind == "redis":
+            from redis.asyncio import Redis
+
+            client = Redis.from_url(url)
+            await client.flushall()
+            await client.aclose()
+        made = House(kind, url)
+        try:
+            yield made
+        finally:
+            await made.close()
+
+    return build
+
+
+def run(body: Callable[[], Awaitable[None]]) -> None:
+    asyncio.run(asyncio.wait_for(body(), 60))  # type: ignore[arg-type]
+
+
+async def take(counters: Counters[Any], limits: Sequence[Limit], **worst: int) -> Any:
+    """A ticket, or None where a limit refuses."""
+    try:
+        amounts = Amounts(**worst)
+        return counters.reserve_now(limits, amounts) or await counters.reserve(limits, amounts)
+    except LimitReached:
+        return None
+
+
+def test_all_limits_or_none(house: Callable[[], Any]) -> None:
+    async def body() -> None:
+        async with house() as here:
+            one = await here.worker()
+            ticket = await take(one, [PER_DAY, TOKENS, AT_A_TIME], tokens=60, dollars=900)
+            assert [each.remaining for each in one.standings(ticket)] == [100, 40, 1]
+            assert await take(one, [AT_A_TIME, PER_DAY, TOKENS], tokens=10, dollars=101) is None
+            assert await take(one, [AT_A_TIME, PER_DAY, TOKENS], tokens=41, dollars=100) is None
+            rest = await take(one, [AT_A_TIME, PER_DAY, TOKENS], tokens=40, dollars=100)
+            assert rest is not None
+            one.settle(ticket, Amounts(tokens=10, dollars=0))
+            await here.settled()
+            assert await take(one, [TOKENS, PER_DAY], tokens=51, dollars=900) is None
+            assert await take(one, [TOKENS, PER_DAY], tokens=50, dollars=900) is not None
+
+    run(body)
+
+
+def test_requests_of_a_minute(house: Callable[[], Any]) -> None:
+    async def body() -> None:
+        async with house() as here:
+            one = await here.worker()
+            for _ in range(3):
+                one.settle(await take(one, [REQUESTS]), Amounts())
+                here.now += 10
+            with pytest.raises(LimitReached) as refused:
+                await one.reserve([REQUESTS], Amounts())
+            assert refused.value.retry_after == 31
+            assert refused.value.code == "rate_limit_exceeded"
+            here.now += 30
+            assert await take(one, [REQUESTS]) is None
+            here.now += 1
+            assert await take(one, [REQUESTS]) is not None
+            await here.settled()
+            assert await take(one, [REQUESTS]) is None
+
+    run(body)
+
+
+def test_days_and_months_begin_anew(house: Callable[[], Any]) -> None:
+    async def body() -> None:
+        async with house() as here:
+            one = await here.worker()
+            both = [PER_DAY, PER_MONTH]
+            old = await take(one, both, dollars=1000, device_seconds=5000)
+            assert await take(one, [PER_DAY], dollars=1) is None
+            here.now += 86_400  # the 31st is over, and so is January
+            assert await take(one, both, dollars=1000, device_seconds=4000) is not None
+            one.settle(old, Amounts(dollars=0, device_seconds=0))  # of yesterday's budget
+            await here.settled()
+            assert await take(one, [PER_DAY], dollars=1) is None
+            assert await take(one, [PER_MONTH], device_seconds=1000) is not None
+
+    run(body)
+
+
+def test_workers_share_to_the_last_unit(house: Callable[[], Any]) -> None:
+    async def body() -> None:
+        async with house() as here:
+            one, two = await here.worker(), await here.worker()
+            tickets = [await take([one, two][index % 2], [PER_DAY], dollars=100) for index in range(10)]
+            assert all(tickets)
+            assert await take(one, [PER_DAY], dollars=1) is None
+            assert await take(two, [PER_DAY], dollars=1) is None
+            for index, ticket in enumerate(tickets):
+                [one, two][index % 2].settle(ticket, Amounts(dollars=10))
+            await here.settled()
+            assert await take(two, [PER_DAY], dollars=901) is None
+            await here.settled()
+            assert await take(one, [PER_DAY], dollars=900) is not None
+
+    run(body)
+
+
+def test_who_is_silent_no_longer_counts_as_under_way_but_its_money_does(house: Callable[[], Any]) -> None:
+    async def body() -> None:
+        async with house() as here:
+            one, two = await here.worker(), await here.worker()
+            for _ in range(2):
+                assert await take(one, [AT_A_TIME, PER_DAY], dollars=300) is not None
+            await here.kill(one)
+            assert await take(two, [AT_A_TIME]) is None
+            here.now += TTL + 1
+            assert await take(two, [AT_A_TIME]) is not None
+            # with leases, what it had not used of its own is taken, too, until its journal tells
+            assert await take(two, [PER_DAY], dollars=401) is None
+
+    run(body)
+
+
+def test_a_dead_workers_minute_counts_to_its_end(house: Callable[[], Any]) -> None:
+    async def body() -> None:
+        async with house() as here:
+            one, two = await here.worker(), await here.worker()
+            assert await take(one, [TOKENS], tokens=90) is not None
+            await here.kill(one)
+            here.now += TTL + 1
+            assert await take(two, [TOKENS], tokens=11) is None
+            here.now += 61
+            assert await take(two, [TOKENS], tokens=100) is not None
+
+    run(body)
+
+
+def test_many_at_once(house: Callable[[], Any]) -> None:
+    async def body() -> None:
+        async with house() as here:
+            both = [await here.worker(), await here.worker()]
+            busy = most = 0
+
+            async def one(index: int) -> bool:
+                nonlocal busy, most
+                counters = both[index % 2]
+                ticket = await take(counters, [AT_A_TIME, PER_DAY], dollars=50)
+                if ticket is None:
+                    return False
+                busy += 1
+                most = max(most, busy)
+                await asyncio.sleep(0)
+                busy -= 1
+                counters.settle(ticket, Amounts(dollars=50))
+                return True
+
+            let = sum(await asyncio.gather(*(one(index) for index in range(40))))
+            assert 1 <= most <= 2
+            assert 2 <= let <= 20
+
+    run(body)
+
+
+def test_without_its_server_redis_closes_or_opens(monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("redis", reason="the client of the extra `redis` is not installed")
+
+    async def body() -> None:
+        url = f"redis://127.0.0.1:{free_port()}/0"
+        closed = ValkeyCounters(url, "w", failure="closed")
+        with pytest.raises(Unavailable, match="cannot be counted"):
+            await closed.reserve([PER_DAY], Amounts(dollars=1))
+        opened = ValkeyCounters(url, "w", failure="open")
+        ticket = await opened.reserve([PER_DAY], Amounts(dollars=1))
+        assert opened.standings(ticket) == []
+        assert len(ticket.charged) == 1  # the ledger charges it all the same
+        opened.settle(ticket, Amounts())
+        for counters in (closed, opened):
+            await counters.close()
+
+    monkeypatch.setattr("penstock.gateway.limits.valkey.TIMEOUT", 0.05)
+    run(body)
+
+
+def test_redis_that_lost_its_memory_begins_with_the_ledgers_sums(servers: dict[str, str]) -> None:
+    async def body() -> None:
+        from redis.asyncio import Redis
+
+        async def known(_: str) -> int:
+            return 970
+
+        client = Redis.from_url(servers["redis"])
+        await client.flushall()
+        await client.aclose()
+        counters = ValkeyCounters(servers["redis"], "w", known=lambda id: asyncio.ensure_future(known(id)))
+        counters.start()
+        assert await take(counters, [PER_DAY], dollars=31) is None
+        assert await take(counters, [PER_DAY], dollars=30) is not None
+        await counters.close()
+
+    run(body)
+
+
+def test_redis_settles_what_the_dead_had_open_once(servers: dict[str, str]) -> None:
+    async def body() -> None:
+        from redis.asyncio import Redis
+
+        client = Redis.from_url(servers["redis"])
+        await client.flushall()
+        await client.aclose()
+        dead, alive = (ValkeyCounters(servers["redis"], name) for name in ("dead", "alive"))
+        for _ in range(3):
+            await dead.reserve([PER_DAY], Amounts(dollars=300))
+        for _ in range(2):  # the second time changes nothing
+            await alive.bury("dead", {0: {"dollars": 100}, 1: {"dollars": 0}, 7: {"dollars": 9}})
+        assert await take(alive, [PER_DAY], dollars=601) is None
+        assert await take(alive, [PER_DAY], dollars=600) is not None
+        for counters in (dead, alive):
+            await counters.close()
+
+    run(body)
+
+
+def test_a_url_that_is_none() -> None:
+    pytest.importorskip("redis", reason="the client of the extra `redis` is not installed")
+
+    async def body() -> None:
+        with pytest.raises(StartupError, match="URL cannot be used"):
+            ValkeyCounters("http://x", "w")
+
+    run(body)
+
+
+@pytest.mark.parametrize(
+    ("unit", "amount", "text"),
+    [
+        ("dollars", 12_500_000_000, "$12.50"),
+        ("dollars", 1, "$0.000000001"),
+        ("dollars", 0, "$0.00"),
+        ("device_seconds", 90_500_000_000, "90.5 device-seconds"),
+        ("tokens", 1000, "1000 tokens"),
+        ("concurrent", 2, "2 requests at a time"),
+    ],
+)
+def test_amounts_in_words(unit: Any, amount: int, text: str) -> None:
+    assert quantity(unit, amount) == text

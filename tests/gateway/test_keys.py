@@ -1,0 +1,274 @@
+"""Keys: made, looked up, rotated, revoked, over the command line; and what a flood of wrong ones costs."""
+
+from __future__ import annotations
+
+import asyncio
+import csv
+import io
+import json
+import time
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+
+import pytest
+import sqlalchemy as sa
+
+from penstock.cli.main import main
+from penstock.core.errors import InvalidRequest
+from penstock.gateway.ledger.journal import Position
+from penstock.gateway.ledger.keys import KeyCache, KeyNotFound, KeyStore, digest, new_secret, well_formed
+from penstock.gateway.ledger.schema import keys
+from penstock.gateway.ledger.store import Entry, Store, StoreDown
+from penstock.gateway.ledger.thread import StoreThread
+from penstock.gateway.policy.amounts import NANO
+from penstock.gateway.records import Row
+from penstock.spec.model import Limits
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Store:
+    found = Store(f"sqlite:///{tmp_path / 'ledger.db'}")
+    found.open()
+    return found
+
+
+def run(body: Callable[[], Awaitable[None]]) -> None:
+    asyncio.run(asyncio.wait_for(body(), 60))  # type: ignore[arg-type]
+
+
+def test_a_secret_is_long_random_and_checked() -> None:
+    secret = new_secret()
+    assert secret.startswith("sk-ps-")
+    assert well_formed(secret)
+    assert new_secret() != secret
+    for index in range(6, len(secret)):
+        other = "A" if secret[index] != "A" else "B"
+        assert not well_formed(secret[:index] + other + secret[index + 1 :])
+    assert not well_formed("")
+    assert not well_formed(secret + "a")
+    assert not well_formed("sk-ps-" + "ä" * 49)
+
+
+def test_only_a_digest_is_stored(store: Store, tmp_path: Path) -> None:
+    key, secret = KeyStore(store).create(name="n")
+    store.close()
+    for file in tmp_path.iterdir():
+        assert secret.encode() not in file.read_bytes()
+    with store.reading() as connection:
+        assert connection.execute(sa.select(keys.c.digest)).scalar_one() == digest(secret)
+    assert key.hint == secret[-4:]
+    store.close()
+
+
+def test_the_cache_knows_a_key_and_forgets_it_when_it_is_revoked(store: Store) -> None:
+    async def body() -> None:
+        table = KeyStore(store)
+        thread = StoreThread()
+        cache = KeyCache(table, thread)
+        cache.version(store.beat("w").keys)
+        limits = Limits.model_validate({"dollars_per_day": 5})
+        key, secret = table.create(name="n", team="t", tags={"feature": "x"}, routes=["chat"], limits=limits)
+        assert await cache.principal(new_secret()) is None
+        found = await cache.principal(secret)
+        assert found is not None
+        assert (found.key_id, found.team, found.tags, found.routes) == (
+            key.id,
+            "t",
+            {"feature": "x"},
+            ("chat",),
+        )
+        assert found.limits is not None
+        assert found.limits.dollars_per_day == 5 * NANO
+        table.revoke(key.id)
+        cache.version(store.beat("w").keys)
+        assert await cache.principal(secret) is None
+        thread.close()
+
+    run(body)
+    store.close()
+
+
+def test_rotation_leaves_the_old_secret_for_a_while(store: Store) -> None:
+    async def body() -> None:
+        now = [1_800_000_000.0]
+        table = KeyStore(store, clock=lambda: now[0])
+        thread = StoreThread()
+        cache = KeyCache(table, thread, clock=lambda: now[0])
+        key, first = table.create()
+        _, second = table.rotate(key.id, grace=10)
+        for secret in (first, second):
+            assert (await cache.principal(secret)).key_id == key.id  # type: ignore[union-attr]
+        now[0] += 11
+        assert await cache.principal(first) is None
+        assert await cache.principal(second) is not None
+        table.rotate(key.id)
+        cache.version(store.beat("w").keys)
+        assert await cache.principal(second) is None
+        table.revoke(key.id)
+        with pytest.raises(InvalidRequest, match="is revoked"):
+            table.rotate(key.id)
+        with pytest.raises(KeyNotFound, match="no key 'nope'"):
+            table.revoke("nope")
+        thread.close()
+
+    run(body)
+    store.close()
+
+
+def test_keys_expire(store: Store) -> None:
+    async def body() -> None:
+        now = [1_800_000_000.0]
+        table = KeyStore(store, clock=lambda: now[0])
+        thread = StoreThread()
+        cache = KeyCache(table, thread, clock=lambda: now[0])
+        _, secret = table.create(expires=1_800_000_005 * NANO)
+        assert await cache.principal(secret) is not None
+        now[0] += 5
+        assert await cache.principal(secret) is None
+        cache.version(99)
+        assert await cache.principal(secret) is None  # from the table as from memory
+        thread.close()
+
+    run(body)
+    store.close()
+
+
+def test_a_flood_of_wrong_keys_is_bounded(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def body() -> None:
+        table = KeyStore(store)
+        thread = StoreThread()
+        cache = KeyCache(table, thread, unknown=50)
+        looked = 0
+        find = table.find
+
+        def counted(key: bytes) -> object:
+            nonlocal looked
+            looked += 1
+            return find(key)
+
+        monkeypatch.setattr(table, "find", counted)
+        assert (
+            await asyncio.gather(*(cache.principal(f"sk-ps-{index:049}") for index in range(500)))
+            == [None] * 500
+        )
+        assert looked == 0  # made up without a checksum
+        same = new_secret()
+        await asyncio.gather(*(cache.principal(same) for _ in range(100)))
+        assert looked == 1
+        for _ in range(80):
+            assert await cache.principal(new_secret()) is None
+        assert len(cache._unknown) == 50
+        thread.close()
+
+    run(body)
+    store.close()
+
+
+def test_known_keys_outlive_an_outage_for_a_minute(store: Store) -> None:
+    async def body() -> None:
+        now = [0.0]
+        table = KeyStore(store)
+        thread = StoreThread()
+        cache = KeyCache(table, thread, monotonic=lambda: now[0])
+        _, secret = table.create()
+        cache.version(1)
+        assert await cache.principal(secret) is not None
+        now[0] = 59
+        assert await cache.principal(secret) is not None
+        now[0] = 61
+        with pytest.raises(StoreDown):
+            await cache.principal(secret)
+        thread.close()
+
+    run(body)
+    store.close()
+
+
+def command(capsys: pytest.CaptureFixture[str], *words: str) -> tuple[int, str, str]:
+    status = main(words)
+    said = capsys.readouterr()
+    return status, said.out, said.err
+
+
+def test_keys_over_the_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    url = f"sqlite:///{tmp_path / 'ledger.db'}"
+    where = ("--ledger", url)
+    given = ("--team", "t", "--tag", "feature=x", "--expires", "30d", "--dollars-per-day", "2.5")
+    status, out, err = command(capsys, "keys", "create", "alice", *given, *where)
+    assert status == 0
+    assert well_formed(out.strip())
+    assert "shown this once" in err
+    status, out, _ = command(capsys, "keys", "list", "--json", *where)
+    [key] = json.loads(out)
+    assert (key["name"], key["state"], key["limits"]) == (
+        "alice",
+        "active",
+        {"dollars_per_day": 2_500_000_000},
+    )
+    assert "digest" not in key
+    status, out, _ = command(capsys, "keys", "rotate", key["id"], "--grace", "1h", *where)
+    assert well_formed(out.strip())
+    assert command(capsys, "keys", "revoke", key["id"], *where)[0] == 0
+    assert "revoked" in command(capsys, "keys", "list", *where)[1]
+    for words, what in (
+        (("revoke", "nope"), "There is no key 'nope'"),
+        (("create", "--tag", "feature"), "is not TAG=VALUE"),
+        (("create", "--dollars-per-day", "many"), "--dollars-per-day many"),
+        (("create", "--expires", "soon"), "no duration"),
+        (("rotate", key["id"]), "is revoked"),
+    ):
+        status, _, err = command(capsys, "keys", *words, *where)
+        assert status == 2
+        assert what in err
+    status, _, err = command(capsys, "keys", "list", "--ledger", f"sqlite:///{tmp_path / 'other.db'}")
+    assert status == 2
+    assert "There is no ledger" in err
+
+
+def test_the_ledger_over_the_command_line(
+    store: Store, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    now = time.time_ns()
+    rows = [
+        Row(
+            id=f"r{index}",
+            at=now - index * 3600 * NANO,
+            key_id="key_1",
+            key_name="=cmd|'x'",
+            team="t",
+            tags={"feature": "search" if index % 2 else "chat", "env": "prod"},
+            upstream="demo",
+            model="demo",
+            status=200,
+            settlement="settled",
+            input_tokens=10,
+            output_tokens=index,
+            device_seconds=1_500_000_001,
+            dollars=123,
+            note="\x1b[31m",
+        )
+        for index in range(5)
+    ]
+    store.register("w")
+    store.apply("w", [Entry(n, row, {}) for n, row in enumerate(rows)], Position(), Position(0, 1))
+    store.close()
+    where = ("--ledger", f"sqlite:///{tmp_path / 'ledger.db'}")
+    status, out, _ = command(capsys, "ledger", "export", "--tag", "feature=search", "--since", "150m", *where)
+    assert status == 0
+    [found] = csv.DictReader(io.StringIO(out))
+    assert (found["id"], found["feature"], found["inference.backend"]) == ("r1", "search", "demo")
+    assert (found["gpu_seconds"], found["dollars"]) == ("1.500000001", "0.000000123")
+    assert (found["input_tokens"], found["output_tokens"], found["model"]) == ("10", "1", "demo")
+    assert found["key"] == "'=cmd|'x'"  # a spreadsheet must not run it
+    _, out, _ = command(capsys, "ledger", "export", "--format", "json", "--tag", "env=prod", *where)
+    assert [json.loads(line)["id"] for line in out.splitlines()] == ["r4", "r3", "r2", "r1", "r0"]
+    _, out, _ = command(capsys, "ledger", "list", "--limit", "2", "--json", "--key", "key_1", *where)
+    assert [json.loads(line)["id"] for line in out.splitlines()] == ["r0", "r1"]
+    assert "settled" in command(capsys, "ledger", "list", "--team", "t", *where)[1]
+    status, out, _ = command(capsys, "ledger", "show", "r3", *where)
+    assert "\x1b" not in out
+    assert "1.500000001" in out
+    assert command(capsys, "ledger", "show", "r9", *where)[0] == 1
+    status, _, err = command(capsys, "ledger", "list", "--since", "once", *where)
+    assert status == 2
+    assert "--since once is no time" in err

@@ -7,7 +7,7 @@ import http.client
 import json
 import textwrap
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Coroutine, Iterator
 from typing import Any
 
 import pytest
@@ -36,9 +36,16 @@ class LiveDoor(Live):
     def __init__(self, door: Door, config: HttpConfig) -> None:
         super().__init__(create_app(door, config), config)
         self._door = door
+        self.loop: asyncio.AbstractEventLoop | None = None
+
+    def do(self, work: Coroutine[Any, Any, None]) -> None:
+        """Run something in the gateway's loop, to its end."""
+        assert self.loop is not None
+        asyncio.run_coroutine_threadsafe(work, self.loop).result(PATIENCE)
 
     def _run(self) -> None:
         async def serve() -> None:
+            self.loop = asyncio.get_running_loop()
             await self._server.serve(sockets=[self._socket])
             await self._door.close()
             await asyncio.sleep(0)  # transports close in the loop's next turn

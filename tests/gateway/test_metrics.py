@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from penstock.gateway.fleet import Replica
 from penstock.gateway.metrics import METRICS, Metrics
 from penstock.gateway.policy.amounts import NANO
 from penstock.gateway.records import Row
@@ -22,6 +23,10 @@ def test_every_metric_is_on_the_page_and_in_the_docs() -> None:
     metrics.attempt_failed("u", "reset")
     metrics.in_flight(2)
     metrics.station("u/0", 1, 0.5)
+    asleep = Replica(
+        model="m", index=0, url="x", state="asleep", since=0.0, device="cpu", devices=1, restarts=2
+    )
+    metrics.engine(asleep)
     page = metrics.page().decode()
     docs = (Path(__file__).parents[2] / "docs/gateway.md").read_text()
     for metric in METRICS:

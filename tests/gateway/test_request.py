@@ -19,7 +19,7 @@ from penstock.spec.load import loads
 from tests.http.live import PATIENCE
 
 from .conftest import BODY, CHAT, KEY, SPEC, STREAM, Gateway, Make
-from .upstream import Upstream, Wire, answer, hang, status, whole_answer
+from .upstream import Upstream, Wire, answer, endless, hang, status, whole_answer
 
 
 def only(gateway: Gateway, number: int = 0) -> Any:
@@ -386,6 +386,20 @@ def test_draining_refuses_new_requests_and_readiness(gateway: Gateway) -> None:
     assert gateway.get("/livez").status == 200
     response = gateway.post()
     assert (response.status, response.error["code"]) == (503, "draining")
+
+
+def test_who_is_still_there_when_the_time_is_over_is_told_and_billed(make: Make) -> None:
+    gateway = make(endless)
+    connection, response = gateway.open()
+    body = response.read(1)
+    gateway.live.do(gateway.door.drain(0.0))
+    body += response.read()
+    connection.close()
+    last = body.decode().split("\n\n")[-2]
+    assert json.loads(last[6:])["error"]["code"] == "draining"
+    row = gateway.row()
+    assert (row.end, row.settlement) == ("killed", "estimated")
+    assert gateway.door.load == 0
 
 
 def test_headers_of_clients_do_not_reach_upstreams(gateway: Gateway) -> None:

@@ -11,11 +11,16 @@ from typing import Any
 import pytest
 import torch
 
+from penstock.core.errors import StartupError
+from penstock.kernels import reference
 from penstock.kernels.attention import Span, StepLayout
 from penstock.kernels.cpu import attention, build, library
 from penstock.kernels.cpu.attention import CpuAttention
 from penstock.kernels.cpu.build import BuildError
+from penstock.kernels.cpu.operations import cpu_operations
+from penstock.kernels.create import create_operations
 from penstock.kernels.reference import ReferenceAttention
+from penstock.kernels.torch_operations import torch_operations
 
 from .test_attention import make_step
 from .test_cpu_build import Compiler
@@ -221,3 +226,47 @@ def test_the_command_says_how_long_it_took(
     monkeypatch.setattr(build, "build", lambda: Path("/there/é.so"))
     assert build.main() == 0
     assert capsys.readouterr().out == "CPU kernels: /there/é.so (compiled in 2.5 s)\n"
+
+
+# ---- sampling ----
+
+
+@needs_library
+def test_likelihoods_of_what_is_not_in_the_logits_are_refused() -> None:
+    """And of the first and the last token, and of none and of all, they are not."""
+    assert LIBRARY is not None
+    operations = cpu_operations(LIBRARY, torch_operations(torch.device("cpu"), torch.float32))
+    logits = torch.randn(2, 40, generator=torch.Generator().manual_seed(3))
+    for tokens, counts in (([0, 39], [0, 40]), ([39, 0], [40, 0]), ([5, 7], [5, 6])):
+        got = operations.logprobs(logits, tokens, counts)
+        for one, wanted in zip(got, reference.logprobs(logits, tokens, counts), strict=True):
+            assert (one.rank, one.best) == (wanted.rank, wanted.best)
+            assert [one.logprob, *one.logprobs] == pytest.approx([wanted.logprob, *wanted.logprobs], abs=1e-5)
+    for tokens in ([-1, 39], [39, -1], [40, 0], [0, 40]):
+        with pytest.raises(ValueError, match="each must be 0 to 39"):
+            operations.logprobs(logits, tokens, [1, 1])
+    for counts in ([-1, 40], [40, -1], [41, 0], [0, 41]):
+        with pytest.raises(ValueError, match="each must be 0 to 40"):
+            operations.logprobs(logits, [1, 1], counts)
+    assert operations.logprobs(logits[:0], [], []) == []
+    for wrong in (logits[:1], logits[0], logits[None]):
+        with pytest.raises(ValueError, match=r"need logits of shape \[2, V\]"):
+            operations.logprobs(wrong, [1, 1], [1, 1])
+    with pytest.raises(ValueError, match="need logits of shape"):
+        operations.logprobs(logits, [1, 1], [1])
+
+
+# ---- batch invariance ----
+
+
+def test_what_to_do_where_nothing_is_batch_invariant(monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(StartupError) as caught:
+        create_operations(torch.device("cpu"), torch.float16, batch_invariant=True)
+    assert caught.value.param == "--batch-invariant"
+    assert caught.value.advice is not None
+    assert caught.value.advice.startswith("Use --device cpu with --dtype float32 or bfloat16, or leave out")
+    monkeypatch.setenv("PENSTOCK_CPU_KERNELS", "0")
+    monkeypatch.setattr(library, "available", lambda _: None)
+    with pytest.raises(StartupError, match="they are not available") as caught:
+        create_operations(torch.device("cpu"), torch.float32, batch_invariant=True)
+    assert caught.value.param == "--batch-invariant"

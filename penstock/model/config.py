@@ -111,7 +111,6 @@ _MOST = {
     "num_kv_heads": 1 << 14,
     "n_head_kv": 1 << 14,
     "head_dim": 1 << 14,
-    "max_window_layers": 4096,
 }
 #: Of positions and windows: they are counted in 32 bits.
 _MOST_POSITIONS = (1 << 31) - 1

@@ -128,6 +128,8 @@ def test_errors_come_with_what_to_do(
     monkeypatch.setattr(server, "models", list)
     if status == 404 and body is not None:
         assert server._explain(status, answer, body).endswith("said so; it has: no models (--model)")
+        last = b'{"error": {"message": "There is no X."}}'
+        assert server._explain(status, last, body).endswith("There is no X; it has: no models (--model)")
 
     def none() -> list[str]:
         raise ChatError("gone")

@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import itertools
+import os
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
-from penstock import LLM, SamplingParams
+from penstock import LLM, SamplingParams, offline
 from penstock.core.errors import ContextLengthExceeded, DeviceOutOfMemory, InvalidRequest, StartupError
+from penstock.engine.config import EngineConfig
 from penstock.engine.messages import ModelInfo
 from penstock.offline import CompletionOutput, Logprob, RequestOutput, _logprobs, _Progress, _prompts
 from penstock.text.chat_template import ChatTemplate
-from tests.engine.fake import FakeExecutor
+from penstock.text.tokenizer import Tokenizer
+from tests.engine.fake import FakeExecutor, spec
 from tests.engine.test_loop import make_loop
 from tests.server.tiny import make_tokenizer
 
@@ -283,3 +287,63 @@ def test_a_bar_is_for_terminals(monkeypatch: pytest.MonkeyPatch) -> None:
     with _Progress(3, True) as quiet:
         quiet.advance()
     assert quiet._bar is None
+
+
+def test_what_is_built_and_that_it_is_freed(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    built: list[EngineConfig] = []
+    done: list[str] = []
+    info = ModelInfo(str(tmp_path), "A", "float32", "fake", 300, CONTEXT, (), 4, 64, 4, 0)
+
+    def build(config: EngineConfig) -> Any:
+        built.append(config)
+        done.append("built")
+        return SimpleNamespace(loop=None, info=info, close=lambda: done.append("closed"))
+
+    monkeypatch.setattr(offline, "build_engine", build)
+    monkeypatch.setattr(offline, "prepare", lambda environment: done.append(f"{environment is os.environ}"))
+    monkeypatch.setattr(Tokenizer, "from_directory", lambda path: TOKENIZER)
+    LLM("m", block_size=8).close()
+    assert done == ["True", "built", "closed"]
+    assert built == [EngineConfig(model="m", block_size=8, max_num_mixed_prefill_tokens=0)]
+    LLM(max_num_mixed_prefill_tokens=7)
+    assert built[1] == EngineConfig(model="demo", max_num_mixed_prefill_tokens=7)
+
+
+def test_a_request_without_a_priority_has_none() -> None:
+    llm = make("priority")
+    loop, seen = llm._engine.loop, []
+    handle = loop.handle
+
+    def handled(message: Any) -> Any:
+        seen.append(message)
+        return handle(message)
+
+    loop.handle = handled  # type: ignore[method-assign]
+    llm.generate(["a", "b"], FIVE)
+    assert [message.spec.priority for message in seen] == [0, 0]
+    llm.generate(["a", "b"], FIVE, priority=[2, -1])
+    assert [message.spec.priority for message in seen[2:]] == [2, -1]
+
+
+def test_what_nobody_wants_any_more_is_not_computed() -> None:
+    llm = make()
+    loop, steps = llm._engine.loop, []
+    step = loop.step
+
+    def counted() -> Any:
+        steps.append(1)
+        return step()
+
+    loop.step = counted  # type: ignore[method-assign]
+    events = llm._run([spec("a", (1, 2, 3), max_tokens=30), spec("b", (4, 5), max_tokens=30)])
+    next(events)
+    before = len(steps)
+    events.close()  # type: ignore[attr-defined]
+    assert not loop.has_work
+    assert len(steps) <= before + 2
+
+
+def test_the_bar_is_on_standard_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    terminal = SimpleNamespace(isatty=lambda: True, write=lambda text: None, flush=lambda: None)
+    monkeypatch.setattr("penstock.offline.sys", SimpleNamespace(stderr=terminal))
+    assert _Progress(3, True)._bar.live.console.stderr

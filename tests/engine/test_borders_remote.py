@@ -487,3 +487,73 @@ def test_a_long_path_is_no_place_for_a_socket(length: int, monkeypatch: pytest.M
     finally:
         engine.kill()
         shutil.rmtree(short)
+
+
+# ---- how long an end is waited for ----
+
+
+@pytest.mark.parametrize(
+    ("draining", "owed", "heard_at", "words_at", "waits"),
+    [
+        (False, False, 0, 0, 50),
+        (False, False, 10, 0, 60),
+        (False, False, 0, 7, 7),
+        (True, False, 0, 0, 0),
+        (True, True, 0, 0, 50),
+    ],
+)
+def test_last_words_are_waited_for_while_anything_comes(
+    draining: bool,
+    owed: bool,
+    heard_at: int,
+    words_at: int,
+    waits: int,
+    world: World,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    engine, naps = world.engine, []
+
+    async def sleep(seconds: float) -> None:
+        naps.append(seconds)
+        if len(naps) == heard_at:
+            engine._stats = EngineStats()
+        if len(naps) == words_at:
+            engine._last_words = Failed("it broke", "EngineDead")
+
+    async def scene() -> None:
+        engine._draining = draining
+        if owed:
+            engine._owed.add("a")
+        with monkeypatch.context() as patch:
+            patch.setattr(asyncio, "sleep", sleep)
+            await engine._on_exit(1)
+        assert naps == [0.01] * waits
+        assert (engine._failure is None) == (draining and not owed)
+
+    run(scene())
+
+
+def test_it_is_ready_when_it_has_loaded_and_until_it_ends(world: World) -> None:
+    engine = world.engine
+    assert engine.ready
+    engine._info = None
+    assert not engine.ready
+    engine._info, engine._draining = INFO, True
+    assert not engine.ready
+    engine._draining, engine._failure = False, EngineDead("gone")
+    assert not engine.ready
+
+
+def test_who_leaves_after_a_death_gets_each_last_event_once(world: World) -> None:
+    async def scene() -> None:
+        engine, told = world.engine, []
+        queue: asyncio.Queue[list[Event]] = asyncio.Queue()
+        queue.put_nowait([Event("a"), last("a"), last("other")])
+        engine._failure = EngineDead("gone")
+        engine._orphan({"a", "b"}, queue, told.append)
+        assert [(event.request, event.finish) for event in told] == [
+            ("a", FinishReason.LENGTH),
+            ("b", FinishReason.ERROR),
+        ]
+
+    run(scene())

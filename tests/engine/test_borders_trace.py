@@ -15,7 +15,7 @@ from penstock.core.plan import Admission, Failure, Outcome, Plan, PlanItem, Step
 from penstock.core.scheduler import SchedulerConfig
 from penstock.engine import trace
 from penstock.engine.messages import Abort, Add
-from penstock.engine.replay import replay
+from penstock.engine.replay import _result, replay
 from penstock.engine.trace import StepLog, open_log, read_log
 
 from .fake import add, spec
@@ -203,3 +203,21 @@ def test_a_replay_ends_at_the_first_difference(tmp_path: Path) -> None:
     without = [line for line in lines if '"Abort"' not in line]
     recorded, replayed = replay(without)
     assert recorded != replayed
+
+
+def test_a_result_is_read_back_with_its_failures_and_pools() -> None:
+    record = {
+        "seconds": 0.5,
+        "tokens": [[1, 2], [], []],
+        "failures": {"1": {"cause": "nan", "tainted": True}},
+        "pooled": [2],
+    }
+    assert _result(Plan(7), record) == StepResult(
+        7,
+        0.5,
+        (Outcome((1, 2)), Outcome((), failure=Failure("nan", tainted=True)), Outcome((), pooled=())),
+        True,
+    )
+    assert _result(Plan(7), {"seconds": 1, "tokens": [[3]], "regular": False}) == StepResult(
+        7, 1, (Outcome((3,)),), False
+    )

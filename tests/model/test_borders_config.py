@@ -160,7 +160,16 @@ def test_a_head_has_room_for_a_pair(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("theta", "fine"),
-    [(1.0001, True), (1e15, True), (500000, True), (1, False), (1.1e15, False), (True, False)],
+    [
+        (1.0001, True),
+        (1e15, True),
+        (500000, True),
+        (1, False),
+        (1.1e15, False),
+        (True, False),
+        ("7", False),
+        ([7], False),
+    ],
 )
 def test_bases_of_wavelengths(tmp_path: Path, theta: Any, fine: bool) -> None:
     if fine:
@@ -343,6 +352,7 @@ def test_what_config_json_leaves_open(tmp_path: Path, name: str) -> None:
     wanted = {**plain, "max_position_embeddings": 2048, "windows": (None,) * 3, **DEFAULTS[name]}
     assert {key: getattr(config, key) for key in wanted} == wanted
     assert config.rope.theta == 10000.0
+    assert config.architecture == name
 
 
 @pytest.mark.parametrize(
@@ -353,6 +363,7 @@ def test_what_config_json_leaves_open(tmp_path: Path, name: str) -> None:
         ("LlamaForCausalLM", {"tie_word_embeddings": True}, {"tie_word_embeddings": True}),
         ("MistralForCausalLM", {"num_key_value_heads": 2, "tie_word_embeddings": True}, {"num_kv_heads": 2}),
         ("MistralForCausalLM", {"num_key_value_heads": 2, "sliding_window": 9}, {"windows": (9, 9, 9)}),
+        ("MistralForCausalLM", {"num_key_value_heads": 2, "hidden_act": "gelu"}, {"activation": "gelu"}),
         ("Qwen3ForCausalLM", {"attention_bias": True}, {"attention_bias": True, "output_bias": True}),
         ("Qwen3ForCausalLM", {"head_dim": 32}, {"head_dim": 32, "mlp_bias": False}),
         ("GPTNeoXForCausalLM", {"attention_bias": False}, {"attention_bias": False, "output_bias": False}),

@@ -106,8 +106,9 @@ class Sampling:
         self, logits: torch.Tensor, tokens: Sequence[int], counts: Sequence[int]
     ) -> list[Likelihood]:
         """See Operations.logprobs. Raises ValueError for tokens and counts that are not in the logits."""
-        rows, vocabulary = len(tokens), logits.shape[1]
+        rows = len(tokens)
         _check(logits, rows, len(counts))
+        vocabulary = logits.shape[1]
         for values, least, most in ((tokens, 0, vocabulary - 1), (counts, 0, vocabulary)):
             if rows and not (least <= min(values) and max(values) <= most):
                 raise ValueError(f"{list(values)}: each must be {least} to {most}.")

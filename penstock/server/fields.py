@@ -200,8 +200,7 @@ def check(
     kept: dict[str, Any] = {}
     for name, value in request.items():
         if name in implemented:
-            if isinstance(value, int) and not -(2**63) <= value < 2**63:
-                raise InvalidRequest(f"{name} must fit in 64 bits, got {quote(value)}.", param=name)
+            check_size(name, value)
             kept[name] = value
         elif name in IGNORED:
             ignored.add(name)
@@ -218,6 +217,12 @@ def check(
         if name in _INSIDE and isinstance(value, dict):
             _check_inside(name, value, ignored)
     return kept
+
+
+def check_size(name: str, value: Any) -> None:
+    """Whole numbers have 64 bits, as on their way to the engine. Raises InvalidRequest, naming the field."""
+    if isinstance(value, int) and not -(2**63) <= value < 2**63:
+        raise InvalidRequest(f"{name} must fit in 64 bits, got {quote(value)}.", param=name)
 
 
 def _check_inside(name: str, value: Mapping[str, Any], ignored: Ignored) -> None:

@@ -15,7 +15,16 @@ import msgspec
 
 from penstock.core.errors import InvalidRequest, quote
 
-from .fields import CHAT_NEUTRAL, COMPLETION_NEUTRAL, IGNORED, OTHERS, TOKENIZE_NEUTRAL, Rule, check
+from .fields import (
+    CHAT_NEUTRAL,
+    COMPLETION_NEUTRAL,
+    IGNORED,
+    OTHERS,
+    TOKENIZE_NEUTRAL,
+    Rule,
+    check,
+    check_size,
+)
 from .ignored import Ignored
 from .lax import convert
 from .near import Names
@@ -209,10 +218,13 @@ def decode(raw: Mapping[str, Any], shape: type[R], ignored: Ignored) -> R:
 
 def _converted(given: Mapping[str, Any], shape: type[Body]) -> dict[str, Any]:
     kinds = _kinds(shape)
-    return {
+    converted = {
         name: value if name in shape.numbers_only and isinstance(value, str) else convert(value, kinds[name])
         for name, value in given.items()
     }
+    for name, value in converted.items():
+        check_size(name, value)
+    return converted
 
 
 _MISSING = re.compile(r"Object missing required field `(?P<field>[^`]*)`")

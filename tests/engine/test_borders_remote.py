@@ -20,7 +20,8 @@ from penstock.core.errors import Draining, EngineDead, InvalidRequest, ModelLoad
 from penstock.core.plan import Event
 from penstock.core.request_spec import FinishReason
 from penstock.core.stats import EngineStats
-from penstock.engine import remote as module
+from penstock.engine import connection, remote
+from penstock.engine.client import Liveness
 from penstock.engine.config import EngineConfig
 from penstock.engine.heartbeat import Heartbeat
 from penstock.engine.messages import Abort, Add, Drain, Failed, ModelInfo, Output, decode_to_engine
@@ -83,7 +84,7 @@ class World:
         self.engine._outbox = self.outbox  # type: ignore[assignment]
         self.engine._info = INFO
         self.now = 1000.0
-        monkeypatch.setattr(module, "time", SimpleNamespace(monotonic=lambda: self.now))
+        monkeypatch.setattr(connection, "time", SimpleNamespace(monotonic=lambda: self.now))
         self.directory = directory
 
     def deliver(self, *events: Event, stats: EngineStats | None = None) -> None:
@@ -136,7 +137,7 @@ def test_events_go_to_whoever_asked_and_the_last_one_ends_it(world: World) -> No
         world.deliver(last("a:1"), last("b"))
         await asyncio.gather(*tasks)
         assert world.engine.load == 0
-        assert world.engine._queues == {}
+        assert (world.engine._calls, world.engine._unread._calls) == ({}, {})
         assert len(world.outbox.sent) == 2, "who has ended is not aborted"
 
     run(scene())
@@ -234,13 +235,13 @@ def test_an_engine_is_stuck_when_work_waits_beyond_the_bound(world: World) -> No
 
     async def scene() -> None:
         live = world.engine.liveness
-        assert live() == module.Liveness(True, "")
+        assert live() == Liveness(True, "")
         reading = asyncio.create_task(anext(world.engine.generate(spec("a", n=2))))
         await settle()
         world.now = 1010.0
         assert live().alive
         world.now = 1010.5
-        assert live() == module.Liveness(
+        assert live() == Liveness(
             False, "2 requests wait, but no step began (predicted 0.000 s, bound 10.0 s)."
         )
         world.beat.begin(1011.0, 0.5)
@@ -318,7 +319,9 @@ def test_a_death_is_logged_with_its_trace_and_a_start_raises_it(
         assert str(world.engine.failure) == "the engine died: boom"
 
     run(scene())
-    assert caplog.messages == ["engine process 4711 ended: the engine died: boom", "Traceback: somewhere"]
+    [record] = caplog.records
+    assert record.getMessage() == "engine process 4711 ended: the engine died: boom"
+    assert record.trace == "Traceback: somewhere"  # type: ignore[attr-defined]
 
 
 def test_an_end_that_was_asked_for_is_no_failure(world: World, caplog: pytest.LogCaptureFixture) -> None:
@@ -348,9 +351,15 @@ def test_one_that_fails_while_it_loads_is_told_by_its_start(
         assert isinstance(world.engine.failure, ModelLoadError)
         with pytest.raises(StartupError, match="still loading"):
             _ = world.engine.info
+        assert caplog.messages == []
+        # a trace has no other place than the log; what it says is still the start's
+        world.engine._last_words = Failed("EngineDead", "boom", trace="Traceback: somewhere")
+        await world.engine._on_exit(1)
 
     run(scene())
-    assert caplog.messages == []
+    [record] = caplog.records
+    assert record.getMessage() == "engine process 4711 ended"
+    assert record.trace == "Traceback: somewhere"  # type: ignore[attr-defined]
 
 
 def test_a_receiver_that_breaks_is_a_death_and_one_that_is_cancelled_is_not(
@@ -443,10 +452,10 @@ def test_a_process_is_told_everything_in_one_argument(
         close(descriptor)
 
     monkeypatch.setattr(os, "close", noted)
-    monkeypatch.setattr(module.subprocess, "Popen", popen)
-    monkeypatch.setattr(module.tempfile, "tempdir", str(tmp_path))
+    monkeypatch.setattr(remote.subprocess, "Popen", popen)
+    monkeypatch.setattr(remote.tempfile, "tempdir", str(tmp_path))
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
-    engine = RemoteEngine.launch(EngineConfig(threads=3), log_level="error")
+    engine = RemoteEngine.launch(EngineConfig(threads=3), log_level="error", log_format="json")
     [(command, options)] = started
     assert command[:3] == [sys.executable, "-m", "penstock.engine.process"]
     launch = msgspec.json.decode(command[3], type=Launch)
@@ -460,6 +469,7 @@ def test_a_process_is_told_everything_in_one_argument(
         heartbeat=f"{directory}/heartbeat",
         parent=options["pass_fds"][0],
         log_level="error",
+        log_format="json",
     )
     assert options["env"]["OMP_NUM_THREADS"] == "3"
     assert options["env"]["THP_MEM_ALLOC_ENABLE"] == os.environ.get("THP_MEM_ALLOC_ENABLE", "1")
@@ -470,18 +480,18 @@ def test_a_process_is_told_everything_in_one_argument(
     assert not directory.exists()
 
 
-@pytest.mark.parametrize("length", [module._LONGEST_PATH, module._LONGEST_PATH + 1])
+@pytest.mark.parametrize("length", [remote._LONGEST_PATH, remote._LONGEST_PATH + 1])
 def test_a_long_path_is_no_place_for_a_socket(length: int, monkeypatch: pytest.MonkeyPatch) -> None:
     short = Path(tempfile.mkdtemp(dir="/tmp"))  # pytest's folders are long by themselves
     folder = short / ("x" * (length - len(str(short)) - 1 - len("/penstock-12345678")))
     folder.mkdir()
     process = Process()
     process.status = 0
-    monkeypatch.setattr(module.subprocess, "Popen", lambda *_, **__: process)
-    monkeypatch.setattr(module.tempfile, "tempdir", str(folder))
+    monkeypatch.setattr(remote.subprocess, "Popen", lambda *_, **__: process)
+    monkeypatch.setattr(remote.tempfile, "tempdir", str(folder))
     engine = RemoteEngine.launch(EngineConfig())
     try:
-        fits = length == module._LONGEST_PATH
+        fits = length == remote._LONGEST_PATH
         assert engine._directory.parent == (folder if fits else Path("/tmp"))
         assert len(list(folder.iterdir())) == int(fits)
     finally:

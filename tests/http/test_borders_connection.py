@@ -86,7 +86,7 @@ class Wire:
             await self._serve(scope, receive, send)
 
         self.connection = Connection(
-            _uvicorn_config(app, config, None), self.state, self.connections, "a client", restrict
+            _uvicorn_config(app, config), self.state, self.connections, "a client", restrict
         )
         self.connections.admit(self.connection)
         self.transport = Transport()
@@ -208,7 +208,7 @@ def test_half_a_request_is_told_which_time_is_over(start: bytes, flag: str, seco
         wire.feed(start)
         await wire.settle()
         wire.connection.expire(0.0)
-        assert (wire.refusal.status, wire.refusal.error["code"]) == (408, "request_timeout")
+        assert (wire.refusal.status, wire.refusal.error["reason"]) == (408, "request_timeout")
         assert f"within {seconds} s." in wire.refusal.error["message"]
         assert flag in wire.refusal.error["message"]
         assert wire.transport.eof
@@ -334,7 +334,7 @@ def test_a_head_has_as_many_bytes_as_it_may(more: int) -> None:
         if not more:
             assert wire.transport.sent == b""
             return
-        assert (wire.refusal.status, wire.refusal.error["code"]) == (431, "headers_too_large")
+        assert (wire.refusal.status, wire.refusal.error["reason"]) == (431, "headers_too_large")
 
     play()
 

@@ -15,13 +15,14 @@ from starlette.routing import Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from penstock.core.errors import EngineDead, InvalidRequest, PayloadTooLarge, QueueFull, Unavailable
-from penstock.http.auth import OPEN_PATHS, AuthMiddleware
+from penstock.http.auth import OPEN_PATHS, AuthMiddleware, is_trusted
 from penstock.http.body import NotJson, UnsupportedMediaType, parse_json, parse_object, read_body
 from penstock.http.config import HttpConfig
 from penstock.http.errors import ErrorMiddleware
 from penstock.http.exchange import ClientGone, header, respond, until_disconnect
 from penstock.http.ids import acceptable, response_id
 from penstock.http.layers import application, restricted
+from penstock.http.paths import Paths, normalised
 from penstock.http.sse import DONE, EventDecoder, EventStream, event
 
 Headers = dict[str, str]
@@ -42,13 +43,16 @@ class Answer:
     @property
     def error(self) -> dict[str, Any]:
         error: dict[str, Any] = json.loads(self.body)["error"]
-        assert set(error) == {"message", "type", "param", "code"}
+        assert set(error) - {"reason"} == {"message", "type", "param", "code"}
+        # OpenAI's word, or the status; what we call it is the reason then
+        assert error["code"] == self.status or (isinstance(error["code"], str) and "reason" not in error)
         return error
 
 
 def scope_of(path: str = "/", headers: Headers | None = None, **more: Any) -> Scope:
     pairs = [(name.lower().encode(), value.encode("latin-1")) for name, value in (headers or {}).items()]
-    return {"type": "http", "method": "GET", "path": path, "headers": pairs, **more}
+    plain = {"type": "http", "http_version": "1.1", "method": "GET", "path": path, "headers": pairs}
+    return {**plain, **more}
 
 
 async def never() -> Message:
@@ -109,21 +113,54 @@ def test_everything_else_is_refused_without_a_word_of_it(given: str | None, word
 
 
 def test_probes_and_scrapes_need_no_key() -> None:
-    assert sorted(OPEN_PATHS) == ["/health", "/livez", "/metrics", "/ping", "/readyz"]
-    for path in OPEN_PATHS:
-        assert called(LOCKED, scope_of(path)).status == 200
-        assert called(LOCKED, scope_of(f"/llm{path}", root_path="/llm")).status == 200
-        assert called(LOCKED, scope_of(path, root_path="/llm")).status == 200
+    """Nor does the API's description, which says nothing of this server."""
+    open_paths = ["/docs", "/health", "/livez", "/metrics", "/openapi.json", "/ping", "/readyz"]
+    assert sorted(OPEN_PATHS) == open_paths
+
+    def status(path: str, root: str = "") -> int:
+        return called(normalised(LOCKED, Paths((), root)), scope_of(path)).status
+
+    for path in open_paths:
+        for open_to_all, root in ((path, ""), (f"{path}/", ""), (path, "/llm"), (f"/llm{path}", "/llm")):
+            assert status(open_to_all, root) == 200, (open_to_all, root)
         for closed, root in (
             (f"{path}/x", ""),
+            (f"/x{path}", ""),
+            (f"/{path}", ""),
             (f"/llm{path}", ""),
             (f"/llm{path}", "/l"),
             (f"/llm{path}", "/lln"),
             (f"/llmx{path}", "/llm"),
             (f"/llm/x{path}", "/llm"),
+            (f"/llm/llm{path}", "/llm"),
             (path.upper(), ""),
         ):
-            assert called(LOCKED, scope_of(closed, root_path=root)).status == 401, closed
+            assert status(closed, root) == 401, (closed, root)
+
+
+def test_who_may_speak_for_others_has_one_of_the_trusted_keys() -> None:
+    seen: list[bool] = []
+
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        seen.append(is_trusted(scope))
+        await respond(send, b"{}")
+
+    for keys, trusted, given, believed in (
+        (("a", "b"), ("t", "u"), "t", True),
+        (("a", "b"), ("t", "u"), "u", True),
+        (("a", "b"), ("t", "u"), "a", False),
+        (("a", "b"), ("t", "u"), "b", False),
+        (("a", "b"), (), "b", False),
+        ((), ("t",), "t", True),
+        (("both",), ("both",), "both", True),
+    ):
+        scope = scope_of("/v1/models", {"Authorization": f"Bearer {given}"})
+        assert called(ErrorMiddleware(AuthMiddleware(app, keys, trusted)), scope).status == 200
+        assert seen.pop() is believed, (keys, trusted, given)
+    only_trusted = ErrorMiddleware(AuthMiddleware(app, (), ("t",)))
+    assert called(only_trusted, scope_of("/v1/models", {"Authorization": "Bearer a"})).status == 401
+    assert called(only_trusted, scope_of("/health")).status == 200
+    assert seen == [False], "a probe without a key is nobody's"
 
 
 def test_what_is_no_http_has_no_keys() -> None:
@@ -180,7 +217,7 @@ def test_an_error_is_openais_with_its_status_and_headers() -> None:
         "message": "no. Try.",
         "type": "invalid_request_error",
         "param": "n",
-        "code": None,
+        "code": 400,
     }
     assert plain.status == 400
     assert "retry-after" not in plain.headers
@@ -197,7 +234,7 @@ def test_an_application_may_have_errors_of_its_own_shape() -> None:
 def test_of_a_bug_the_client_gets_an_id_and_the_log_the_rest(caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.ERROR, "penstock.http"):
         answer = called(raising(KeyError("secret")), scope_of("/where"))
-    assert (answer.status, answer.error["code"]) == (500, "internal_error")
+    assert (answer.status, answer.error["reason"]) == (500, "internal_error")
     assert "secret" not in answer.error["message"]
     [record] = caplog.records
     error_id = record.getMessage().split()[1]
@@ -296,7 +333,7 @@ def test_what_nobody_serves_is_named() -> None:
     lost = called(served(), scope_of("/b"))
     assert (lost.status, lost.error["message"]) == (404, "There is no GET /b.")
     wrong = called(served(), {**scope_of("/a"), "method": "POST"})
-    assert (wrong.status, wrong.error["code"]) == (405, "method_not_allowed")
+    assert (wrong.status, wrong.error["reason"]) == (405, "method_not_allowed")
     assert wrong.headers["allow"] == "DELETE, GET, HEAD"
     assert wrong.error["message"] == "POST is not allowed for /a. Use DELETE, GET, HEAD."
 
@@ -314,7 +351,7 @@ def test_layers_are_there_where_they_are_asked_for() -> None:
     assert answer.status == 401, "and a browser can read why"
     assert answer.headers["access-control-allow-origin"] == "https://a.example"
     assert answer.headers["access-control-allow-credentials"] == "true"
-    assert answer.headers["access-control-expose-headers"] == "X-Request-Id"
+    assert answer.headers["access-control-expose-headers"] == "X-Request-Id, X-Penstock-Ignored"
     other = called(open_to, scope_of("/a", {"Origin": "https://b.example"}))
     assert "access-control-allow-origin" not in other.headers
     asked = {**origin, "Access-Control-Request-Method": "DELETE", "Access-Control-Request-Headers": "X-A"}
@@ -329,7 +366,7 @@ def test_beyond_the_limit_probes_are_answered_and_others_told_to_come_back() -> 
     for path in ("/health", "/health/"):
         assert called(app, scope_of(path)).status == 200
     answer = called(app, scope_of("/a"))
-    assert (answer.status, answer.error["code"]) == (503, "too_many_connections")
+    assert (answer.status, answer.error["reason"]) == (503, "too_many_connections")
     assert answer.headers["retry-after"] == "1"
     assert "try again later" in answer.error["message"]
 

@@ -16,10 +16,12 @@ import pytest
 from penstock.core.errors import PenstockError, StartupError, Unavailable
 from penstock.http import listener as listener_module
 from penstock.http import serve as module
+from penstock.http.bind import bind, bind_error
 from penstock.http.config import HttpConfig
 from penstock.http.limits import Connections, Limits
 from penstock.http.listener import Listener
-from penstock.http.serve import Lifecycle, Server, _bind_error, _uvicorn_config, _without_query, bind
+from penstock.http.peers import Peers
+from penstock.http.serve import Lifecycle, Server, _uvicorn_config
 
 from .live import PATIENCE
 
@@ -44,7 +46,7 @@ from .live import PATIENCE
     ],
 )
 def test_why_a_port_cannot_be_had(number: int, param: str, words: str) -> None:
-    error = _bind_error("h:80", 80, OSError(number, os.strerror(number)))
+    error = bind_error("h:80", 80, OSError(number, os.strerror(number)))
     assert error.param == param
     assert words in str(error)
 
@@ -62,8 +64,8 @@ def test_a_host_that_is_none_is_named_with_what_would_be_one() -> None:
 
 def test_a_port_waits_for_nobody(tmp_path: Path) -> None:
     with bind(HttpConfig(host="127.0.0.1", port=0)) as bound:
-        assert bound.getsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR)
         assert bound.getsockname()[0] == "127.0.0.1"
+        assert not bound.getblocking()
         with pytest.raises(ConnectionRefusedError):  # it does not listen yet
             socket.create_connection(bound.getsockname(), timeout=PATIENCE)
     missing = str(tmp_path / "cert.pem")
@@ -72,48 +74,29 @@ def test_a_port_waits_for_nobody(tmp_path: Path) -> None:
     assert caught.value.param == "--ssl-certfile"
 
 
-# ---- the log ----
+# ---- uvicorn ----
 
 
-@pytest.mark.parametrize(
-    ("url", "shown"),
-    [
-        ("/a", "/a"),
-        ("/a?", "/a?…"),
-        ("/a?b?c", "/a?…"),
-        ("/" + "x" * 255, "/" + "x" * 255),
-        ("/" + "x" * 256, "/" + "x" * 255 + "…"),
-        ("/" + "x" * 300 + "?k", "/" + "x" * 255 + "…?…"),
-    ],
-)
-def test_a_line_of_the_log_has_a_path_and_no_query(url: str, shown: str) -> None:
-    record = logging.LogRecord("uvicorn.access", 20, "", 0, "", ("1.2.3.4:5", "GET", url, "1.1", 200), None)
-    assert _without_query(record)
-    assert record.args == ("1.2.3.4:5", "GET", shown, "1.1", 200)
-    other = logging.LogRecord("uvicorn.access", 20, "", 0, "%s", (url,), None)
-    assert _without_query(other)
-    assert other.args == (url,)
-
-
-def test_uvicorn_is_told_what_the_flags_say() -> None:
+def test_uvicorn_is_told_what_the_flags_say(caplog: pytest.LogCaptureFixture) -> None:
     config = HttpConfig(
         root_path="/llm",
         timeout_keep_alive=7,
-        uvicorn_log_level="error",
         ssl_keyfile="k",
         ssl_certfile="c",
         ssl_ca_certs="a",
         ssl_cert_reqs=2,
     )
-    made = _uvicorn_config(None, config, {"version": 1, "disable_existing_loggers": False})  # type: ignore[arg-type]
+    uvicorns = {name: logging.getLogger(name) for name in ("uvicorn", "uvicorn.error", "uvicorn.access")}
+    before = {name: (each.level, list(each.handlers)) for name, each in uvicorns.items()}
+    made = _uvicorn_config(None, config)  # type: ignore[arg-type]
     assert (made.ws, made.lifespan, made.proxy_headers, made.server_header) == ("none", "off", False, False)
-    assert (made.root_path, made.timeout_keep_alive, made.log_level) == ("/llm", 7, "error")
+    assert made.timeout_keep_alive == 7
     assert (made.ssl_keyfile, made.ssl_certfile, made.ssl_ca_certs, made.ssl_cert_reqs) == ("k", "c", "a", 2)
-    assert made.access_log
     assert made.timeout_graceful_shutdown == module._FLUSH
-    quiet = _uvicorn_config(None, HttpConfig(disable_uvicorn_access_log=True), None)  # type: ignore[arg-type]
-    assert not quiet.access_log
-    assert quiet.log_level is None, "logging stays as it is"
+    assert made.root_path == "", "a proxy's path is taken off here, once (`paths`)"
+    assert not made.access_log, "which has queries in it"
+    after = {name: (each.level, list(each.handlers)) for name, each in uvicorns.items()}
+    assert after == before, "logging stays as it is"
 
 
 # ---- the end ----
@@ -224,7 +207,7 @@ def test_without_a_signal_there_is_nothing_to_finish() -> None:
 
 def test_a_server_that_is_forced_to_end_cancels_what_runs() -> None:
     async def scene() -> None:
-        server = Server(None, HttpConfig(), log_config=None)  # type: ignore[arg-type]
+        server = Server(None, HttpConfig())  # type: ignore[arg-type]
         started: list[bool] = []
         server._on_started = lambda: started.append(server.started)
         await server.startup(None)
@@ -254,7 +237,7 @@ def test_a_server_without_descriptors_names_its_flag(monkeypatch: pytest.MonkeyP
 
     monkeypatch.setattr(module, "affordable", none)
     with pytest.raises(StartupError, match=r"Cannot serve: there is no room\.") as caught:
-        Server(None, HttpConfig(), log_config=None)  # type: ignore[arg-type]
+        Server(None, HttpConfig())  # type: ignore[arg-type]
     assert caught.value.param == "--max-connections"
 
 
@@ -276,6 +259,8 @@ class Accepted:
 
 class Table:
     """Admits everybody, as long as it is receptive."""
+
+    peers: Peers | None = None
 
     def __init__(self, *, receptive: bool = True, admits: bool = True) -> None:
         config = HttpConfig(timeout_headers=3.0)

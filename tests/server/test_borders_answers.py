@@ -64,7 +64,7 @@ def entry(alternatives: int) -> DecodedLogprob:
 @pytest.mark.parametrize("alternatives", [0, 20])
 def test_a_prompts_logprobs_weigh_in_with_the_first_tokens_only(alternatives: int) -> None:
     """What is written down for a chunk decides whether a thread does it."""
-    outbox = _Outbox(Written())
+    outbox = _Outbox(Written(), tells_tokens=False)
     choice = Choice(0, "r:0", Prompt(tuple(range(1000)), "", 9), processor=None)
     choice.pending.token_ids.append(1)
     choice.pending.logprobs.append(entry(alternatives))
@@ -82,13 +82,30 @@ def test_a_prompts_logprobs_weigh_in_with_the_first_tokens_only(alternatives: in
 
 
 def test_tokens_without_logprobs_weigh_one_each() -> None:
-    outbox = _Outbox(Written())
+    outbox = _Outbox(Written(), tells_tokens=False)
     for index in range(4):
         choice = Choice(index, f"r:{index}", Prompt(tuple(range(1000)), "", 9), processor=None)
         choice.pending.token_ids += [1, 2]
         outbox.add(choice)
     assert outbox.size == 8
     assert outbox.take() == b"o2" * 4
+
+
+def test_who_wants_them_is_told_the_tokens_before_each_chunk_of_them() -> None:
+    """Also where their text is held back; not where there is nothing but an opening."""
+    outbox = _Outbox(Written(), tells_tokens=True)
+    choice = Choice(0, "r:0", Prompt((1,), "", 9), processor=None)
+    outbox.add(choice)
+    assert outbox.take() == b"o"
+    choice.pending.token_ids += [7]
+    outbox.add(choice)
+    assert outbox.take() == b": tokens 7\n1"
+    choice.pending.token_ids += [8, 9, 10]
+    outbox.add(choice)
+    assert outbox.take() == b": tokens 8,9,10\n3"
+    choice.pending.finish_reason = "length"
+    outbox.add(choice)
+    assert outbox.take() == b": tokens \n0"
 
 
 # ---- chat ----

@@ -10,23 +10,35 @@ import pytest
 from penstock.core.errors import InvalidRequest, StartupError, UnsupportedParameter
 from penstock.server.config import ServerConfig
 from penstock.server.conversation import normalise
-from penstock.server.fields import CHAT_NEUTRAL, COMPLETION_NEUTRAL, TOKENIZE_NEUTRAL, check
-from penstock.server.protocol import (
-    ChatRequest,
-    CompletionRequest,
-    TokenizeChatRequest,
-    _integer_fields,
-    decode,
-)
+from penstock.server.fields import CHAT_NEUTRAL, COMPLETION_NEUTRAL, HARMLESS, TOKENIZE_NEUTRAL, Rule
+from penstock.server.fields import check as check_fields
+from penstock.server.ignored import Ignored
+from penstock.server.near import Names
+from penstock.server.protocol import Body, ChatRequest, CompletionRequest, TokenizeChatRequest, decode
 
 TABLES = {"chat": CHAT_NEUTRAL, "completions": COMPLETION_NEUTRAL, "tokenize": TOKENIZE_NEUTRAL}
 
-#: Field → OpenAI's or vLLM's defaults, and values that ask for something.
+
+def check(
+    fields: dict[str, Any],
+    implemented: tuple[str, ...] = (),
+    neutral: dict[str, Rule] | None = None,
+    *,
+    strict: bool = False,
+) -> tuple[dict[str, Any], list[str]]:
+    """(what is kept of them, what is ignored)"""
+    ignored = Ignored(strict=strict)
+    neutral = neutral or {}
+    kept = check_fields(fields, implemented, neutral, Names((*implemented, *neutral)), ignored)
+    return kept, list(ignored.names)
+
+
+#: Field → OpenAI's or vLLM's defaults, however they may be written, and values that ask for something.
 VALUES: dict[str, tuple[list[Any], list[Any]]] = {
     "audio": ([], [{}, {"voice": "alloy"}]),
     "bad_words": ([[], ""], [["x"], 0]),
-    "best_of": ([1], [2, 0, True, "1"]),
-    "early_stopping": ([False], [True, 0, "never"]),
+    "best_of": ([1, 1.0, "1", True], [2, 0, False, "2", "x"]),
+    "early_stopping": ([False, 0, "off"], [True, 1, "never"]),
     "ec_transfer_params": ([{}], [{"a": 1}]),
     "function_call": (["none", "auto"], ["f", {"name": "f"}, "", "XXnoneXX"]),
     "functions": ([[]], [[{}]]),
@@ -36,11 +48,10 @@ VALUES: dict[str, tuple[list[Any], list[Any]]] = {
     "guided_json": ([], [{}]),
     "guided_regex": ([], ["a"]),
     "guided_whitespace_pattern": ([], [" "]),
-    "include_reasoning": ([True], [False, 1]),
+    "include_reasoning": ([True, 1, "Yes"], [False, 0, 2]),
     "kv_transfer_params": ([{}], [{"a": 1}]),
-    "length_penalty": ([1, 1.0], [0.5, 2, "1"]),
+    "length_penalty": ([1, 1.0, "1", True], [0.5, 2, "2", "x"]),
     "logits_processors": ([[]], [["f"]]),
-    "logprob_token_ids": ([[]], [[1]]),
     "media_io_kwargs": ([{}], [{"image": {}}]),
     "mm_processor_kwargs": ([{}], [{"a": 1}]),
     "modalities": ([["text"]], [["audio"], ["text", "audio"], [], "text"]),
@@ -48,18 +59,18 @@ VALUES: dict[str, tuple[list[Any], list[Any]]] = {
     "prompt_embeds": ([[]], ["x"]),
     "repetition_detection": ([], [{}]),
     "response_format": ([{"type": "text"}], [{"type": "json_object"}, {}, "text"]),
-    "return_mm_kwargs": ([True], [False, 1]),
-    "return_token_offsets": ([False], [True, 0]),
-    "routed_experts_prompt_start": ([0], [1, False]),
+    "return_mm_kwargs": ([True, 1], [False, 0, "maybe"]),
+    "return_token_offsets": ([False, 0.0], [True, 1]),
+    "routed_experts_prompt_start": ([0, "0", False], [1, -1, True]),
     "structured_outputs": ([{}], [{"regex": "a"}]),
     "suffix": ([""], ["b"]),
-    "thinking_token_budget": ([-1], [1, 0, 100]),
+    "thinking_token_budget": ([-1, -1.0, "-1"], [1, 0, 100, True, "x"]),
     "tool_choice": (["none", "auto"], ["required", {"type": "function"}]),
     "tools": ([[]], [[{"type": "function"}]]),
-    "use_beam_search": ([False], [True, 0]),
+    "use_beam_search": ([False, 0, "no"], [True, 1, "on", 2, ""]),
     "verbosity": (["medium"], ["low", "high"]),
     "vllm_xargs": ([{}], [{"a": 1}]),
-    "watermarking": ([False], [True, {}]),
+    "watermarking": ([False, 0], [True, 1, {}]),
     "web_search_options": ([], [{}]),
 }
 
@@ -67,49 +78,79 @@ VALUES: dict[str, tuple[list[Any], list[Any]]] = {
 @pytest.mark.parametrize(
     ("table", "name"), [(table, name) for table, rules in TABLES.items() for name in rules if name in VALUES]
 )
-def test_what_changes_nothing_is_taken_and_everything_else_refused(table: str, name: str) -> None:
-    harmless, others = VALUES[name]
-    for value in harmless:
-        assert check({name: value}, (), TABLES[table]) == {}
+def test_what_changes_nothing_is_taken_and_everything_else_refused_or_named(table: str, name: str) -> None:
+    neutral, others = VALUES[name]
+    for value in neutral:
+        for strict in (False, True):
+            assert check({name: value}, (), TABLES[table], strict=strict) == ({}, []), value
     for value in others:
-        with pytest.raises(UnsupportedParameter, match=name) as caught:
-            check({name: value}, (), TABLES[table])
-        assert caught.value.param == name
+        if name in HARMLESS:
+            assert check({name: value}, (), TABLES[table]) == ({}, [name]), value
+        for strict in (True,) if name in HARMLESS else (False, True):
+            with pytest.raises(UnsupportedParameter, match=name) as caught:
+                check({name: value}, (), TABLES[table], strict=strict)
+            assert (caught.value.param, caught.value.code) == (name, "unsupported_parameter")
+
+
+def test_what_would_change_the_answer_is_never_ignored() -> None:
+    """Of what is, another value has no effect in vLLM either, or none on what is said."""
+    assert sorted(HARMLESS) == [
+        "best_of",
+        "early_stopping",
+        "include_reasoning",
+        "length_penalty",
+        "prediction",
+        "return_mm_kwargs",
+        "return_token_offsets",
+        "routed_experts_prompt_start",
+        "verbosity",
+        "vllm_xargs",
+    ]
 
 
 def test_every_one_of_them_is_known() -> None:
-    shapes = (ChatRequest, CompletionRequest, TokenizeChatRequest)
-    implemented = {name for shape in shapes for name in shape.__struct_fields__}
-    assert set(VALUES) <= implemented.union(*TABLES.values())
+    assert set(VALUES) == set().union(*TABLES.values())
 
 
-@pytest.mark.parametrize(("n", "best_of", "fine"), [(3, 3, True), (3, 1, False), (1, 1, True)])
-def test_the_best_of_n_are_all_of_them(n: int, best_of: int, fine: bool) -> None:
-    fields = {"n": n, "best_of": best_of}
-    if fine:
-        assert check(fields, ("n",), COMPLETION_NEUTRAL) == {"n": n}
-    else:
-        with pytest.raises(UnsupportedParameter):
-            check(fields, ("n",), COMPLETION_NEUTRAL)
+@pytest.mark.parametrize(
+    ("n", "best_of", "told"),
+    [(3, 3, []), ("3", 3.0, []), (3, 1, ["best_of"]), (1, 1, []), (None, 1, []), (None, 3, ["best_of"])],
+)
+def test_the_best_of_n_are_all_of_them(n: Any, best_of: Any, told: list[str]) -> None:
+    fields = {"best_of": best_of} if n is None else {"n": n, "best_of": best_of}
+    assert check(fields, ("n",), COMPLETION_NEUTRAL) == ({} if n is None else {"n": n}, told)
 
 
 @pytest.mark.parametrize("value", [2**63 - 1, -(2**63)])
 def test_whole_numbers_have_64_bits(value: int) -> None:
-    assert check({"seed": value}, ("seed",), {}) == {"seed": value}
+    assert check({"seed": value}, ("seed",)) == ({"seed": value}, [])
     beyond = value + (1 if value > 0 else -1)
     with pytest.raises(InvalidRequest, match="64 bits") as caught:
-        check({"seed": beyond}, ("seed",), {})
+        check({"seed": beyond}, ("seed",))
     assert caught.value.param == "seed"
+    # however they are written
+    assert decode({"prompt": "a", "seed": str(value)}, CompletionRequest, Ignored()).seed == value
+    for written in (beyond, str(beyond), f" {beyond}.0"):
+        with pytest.raises(InvalidRequest) as caught:
+            decode({"prompt": "a", "seed": written}, CompletionRequest, Ignored())
+        assert caught.value.param == "seed"
 
 
 def test_of_long_names_no_near_one_is_looked_for() -> None:
     """Comparing takes the square of their length."""
     known = "a" * 63
-    for length, hint in ((64, f" Did you mean {known}?"), (65, "")):
+    for strict in (False, True):
         with pytest.raises(InvalidRequest) as caught:
-            check({"a" * length: 1}, (known,), {})
-        assert str(caught.value).endswith("." + hint)
+            check({"a" * 64: 1}, (known,), strict=strict)
+        assert str(caught.value).endswith(f". Did you mean {known}?")
         assert caught.value.code == "unknown_parameter"
+    kept, [named] = check({"a" * 65: 1}, (known,))
+    assert kept == {}
+    assert len(named) == 64
+    with pytest.raises(InvalidRequest) as caught:
+        check({"a" * 65: 1}, (known,), strict=True)
+    assert str(caught.value) == f"Unrecognized request argument supplied: {named}."
+    assert (caught.value.param, caught.value.code) == (named, "unknown_parameter")
 
 
 # ---- messages ----
@@ -178,27 +219,55 @@ def test_values_of_flags_at_their_ends(flag: str, fine: float, wrong: float) -> 
     [
         ({"n": "x"}, "Invalid type for n: expected int, got str."),
         ({"n": 1.5}, "Invalid type for n: expected int, got float."),
-        ({"stream": 1.0}, "Invalid type for stream: expected bool, got float."),
+        ({"stream": 2.0}, "Invalid type for stream: expected bool, got float."),
         ({"user": 5, "truncation_side": 1.0}, "Invalid type for truncation_side: expected str, got float."),
         ({"stop_token_ids": [1, 2.5]}, "Invalid type for stop_token_ids[1]: expected int, got float."),
-        ({"stream_options": {"a": 1}}, "Unrecognized request argument supplied: stream_options.a."),
+        (
+            {"stream_options": {"include_usag": 1}},
+            "Unrecognized request argument supplied: stream_options.include_usag. Did you mean include_usage?",
+        ),
+        ({"stream_options": {"include_usage": 2}}, "Invalid type for stream_options.include_usage: "),
     ],
 )
 def test_a_wrong_type_is_named_as_json_has_it(fields: dict[str, Any], message: str) -> None:
     with pytest.raises(InvalidRequest) as caught:
-        decode({"prompt": "a", **fields}, CompletionRequest)
-    assert str(caught.value) == message
+        decode({"prompt": "a", **fields}, CompletionRequest, Ignored())
+    assert str(caught.value).startswith(message)
+    assert str(caught.value) == message or message.endswith(": ")
     assert str(caught.value.param) in message
 
 
-def test_fields_of_whole_numbers_are_those_that_take_no_others() -> None:
-    found = _integer_fields.__wrapped__(CompletionRequest)
-    assert {"n", "seed", "top_k", "max_tokens", "logprobs", "stop_token_ids", "priority"} <= found
-    others = {"temperature", "top_p", "stream", "stop", "truncation_side", "logit_bias", "neutral", "echo"}
-    assert not others & found
+@pytest.mark.parametrize(
+    ("shape", "least", "name", "texts"),
+    [
+        (CompletionRequest, {"prompt": "a"}, "logprobs", False),
+        (CompletionRequest, {"prompt": "a"}, "prompt_logprobs", False),
+        (ChatRequest, {"messages": []}, "top_logprobs", False),
+        (ChatRequest, {"messages": []}, "prompt_logprobs", False),
+        (CompletionRequest, {"prompt": "a"}, "max_tokens", True),
+        (ChatRequest, {"messages": []}, "top_k", True),
+    ],
+)
+def test_in_some_fields_vllm_reads_no_text_as_a_number(
+    shape: type[Body], least: dict[str, Any], name: str, texts: bool
+) -> None:
+    def read(value: Any) -> Any:
+        return getattr(decode({**least, name: value}, shape, Ignored()), name)
+
+    for value in (3, 3.0):
+        assert read(value) == 3
+        assert type(read(value)) is int
+    if texts:
+        assert read("3") == 3
+    else:
+        with pytest.raises(InvalidRequest, match=f"^Invalid type for {name}: expected int") as caught:
+            read("3")
+        assert (caught.value.param, caught.value.code) == (name, "invalid_type")
+    with pytest.raises(InvalidRequest):
+        read(2.5)
 
 
 def test_what_is_missing_is_named() -> None:
     with pytest.raises(InvalidRequest, match=r"^Missing required parameter: messages\.$") as caught:
-        decode({"messages": None}, ChatRequest)
+        decode({"messages": None}, ChatRequest, Ignored())
     assert caught.value.param == "messages"

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from penstock.core.errors import ContextLengthExceeded, InvalidRequest
 from penstock.core.sampling_params import Sampling, SamplingParams
 from penstock.server.config import ServerConfig
+from penstock.server.ignored import Ignored
 from penstock.server.params import (
     check_common,
     check_generate,
@@ -20,7 +21,7 @@ from penstock.server.params import (
     usable_tokens,
     without_text,
 )
-from penstock.server.protocol import CompletionRequest, Request
+from penstock.server.protocol import CompletionRequest, Request, StreamOptions
 
 from .conftest import LiveServer
 from .fake_engine import INFO
@@ -138,7 +139,7 @@ def test_a_priority_needs_a_server_that_schedules_by_it(priority: int) -> None:
     assert caught.value.param == "priority"
 
 
-@pytest.mark.parametrize(("field", "longest"), [("cache_salt", 1024), ("request_id", 256)])
+@pytest.mark.parametrize(("field", "longest"), [("cache_salt", 128), ("request_id", 256)])
 def test_names_have_a_length(field: str, longest: int) -> None:
     for length in (1, longest):
         check_common(request(**{field: "x" * length}), "fcfs")
@@ -149,16 +150,30 @@ def test_names_have_a_length(field: str, longest: int) -> None:
 
 
 def test_options_of_a_stream_go_with_a_stream() -> None:
-    config = ServerConfig()
-    check_generate(CompletionRequest(prompt="a", stream=True, stream_interval=1), config)
-    check_generate(CompletionRequest(prompt="a", stream=False, prompt_logprobs=0), config)
-    for interval in (0, -1):
+    def ignored(*, strict: bool = False, **fields: Any) -> list[str]:
+        names = Ignored(strict=strict)
+        check_generate(CompletionRequest(prompt="a", **fields), ServerConfig(), names)
+        return list(names.names)
+
+    def refused(**fields: Any) -> str | None:
         with pytest.raises(InvalidRequest) as caught:
-            check_generate(CompletionRequest(prompt="a", stream=True, stream_interval=interval), config)
-        assert caught.value.param == "stream_interval"
-    with pytest.raises(InvalidRequest) as caught:
-        check_generate(CompletionRequest(prompt="a", stream=True, prompt_logprobs=0), config)
-    assert caught.value.param == "prompt_logprobs"
+            ignored(**fields)
+        return caught.value.param
+
+    assert ignored(stream=True, stream_interval=1) == []
+    for interval in (0, -1):
+        assert refused(stream=True, stream_interval=interval) == "stream_interval"
+        assert refused(stream=False, stream_interval=interval) == "stream_interval"
+    for logprobs in (0, 1):
+        assert ignored(stream=False, prompt_logprobs=logprobs) == []
+    assert ignored(stream=True, prompt_logprobs=0) == [], "0 and a stream is what vLLM takes"
+    for logprobs in (1, -1):
+        assert refused(stream=True, prompt_logprobs=logprobs) == "prompt_logprobs"
+    options = StreamOptions()
+    for strict in (False, True):
+        assert ignored(strict=strict, stream=True, stream_options=options) == []
+    assert ignored(stream=False, stream_options=options) == ["stream_options"]
+    assert refused(strict=True, stream=False, stream_options=options) == "stream_options"
 
 
 # ---- token ids ----
@@ -181,14 +196,15 @@ def test_twenty_values_are_named_and_the_others_counted(server: LiveServer, coun
 
 
 def test_ids_that_end_the_output_are_counted_with_the_end_of_sequence(server: LiveServer) -> None:
-    """min_tokens forbids them: one that is left is enough."""
+    """min_tokens forbids them, also with ignore_eos, as in vLLM: one that is left is enough."""
     vocabulary = range(INFO.vocab_size)
     [end] = INFO.eos_ids
     others = [token for token in vocabulary if token != end]
     cases: list[tuple[dict[str, Any], int]] = [
         ({"min_tokens": 1, "stop_token_ids": others}, 400),
         ({"min_tokens": 1, "stop_token_ids": others[1:]}, 200),
-        ({"min_tokens": 1, "stop_token_ids": others, "ignore_eos": True}, 200),
+        ({"min_tokens": 1, "stop_token_ids": others, "ignore_eos": True}, 400),
+        ({"min_tokens": 1, "stop_token_ids": others[1:], "ignore_eos": True}, 200),
         ({"min_tokens": 0, "stop_token_ids": list(vocabulary)}, 200),
         ({"min_tokens": 1, "allowed_token_ids": [5, end], "stop_token_ids": [5]}, 400),
         ({"min_tokens": 1, "allowed_token_ids": [5, 6, end], "stop_token_ids": [5]}, 200),

@@ -10,12 +10,12 @@ from __future__ import annotations
 import argparse
 import asyncio
 import logging
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from penstock.core.errors import StartupError
 from penstock.http.config import HttpConfig
+from penstock.observe import logs
 from penstock.spec import Spec, load
 
 from .flags import add_config, make_config
@@ -46,7 +46,7 @@ def run(args: argparse.Namespace) -> int:
             )
         logger.warning("models of the spec are started by `penstock up`, and are not served here: %s", names)
     level = config.uvicorn_log_level.replace("trace", "debug")
-    logging.basicConfig(level=level.upper(), format="%(levelname)-7s %(message)s", stream=sys.stderr)
+    logs.configure("gateway", level=level, format=config.log_format)
     logging.getLogger("alembic").setLevel(logging.WARNING)
     from penstock.http.bind import bind, listen
 

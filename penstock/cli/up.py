@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from penstock.core.errors import StartupError
+from penstock.observe import logs
 from penstock.spec import Spec, load
 
 from . import gateway
@@ -48,7 +49,7 @@ def run(args: argparse.Namespace) -> int:
         )
     config = gateway.http_config(spec, args)
     level = config.uvicorn_log_level.replace("trace", "debug")
-    logging.basicConfig(level=level.upper(), format="%(levelname)-7s %(message)s", stream=sys.stderr)
+    logs.configure("up", level=level, format=config.log_format)
     logging.getLogger("alembic").setLevel(logging.WARNING)
     from penstock.http.bind import bind
 

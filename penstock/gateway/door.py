@@ -28,6 +28,7 @@ from penstock.http.exchange import ClientGone, until_disconnect
 from penstock.spec.model import Spec
 
 from . import quota
+from .bills import Bills
 from .endpoints import Endpoint
 from .envelope import Envelope
 from .fleet import Fleet
@@ -45,6 +46,8 @@ from .stations import Station, Stations
 logger = logging.getLogger("penstock.gateway")
 
 _TAG_LENGTH = 128
+_LAST_WORK = 3.0
+"""Seconds that bills and copies get at the end."""
 _SHADOWS = 64
 """Copies under way at most; more are not made."""
 
@@ -88,6 +91,7 @@ class Door:
         self.metrics = metrics or Metrics()
         self.monotonic, self.wall, self.draw = monotonic, wall, draw
         self.prober = Prober(stations, monotonic)
+        self.bills = Bills(stations)
         self._running: set[asyncio.Task[None]] = set()
         self._behind: set[asyncio.Task[None]] = set()
         self._draining = False
@@ -228,6 +232,7 @@ class Door:
     def start(self) -> None:
         """Begin what runs beside requests, in the running loop: probes."""
         self.prober.start()
+        self.bills.start()
 
     # ---- Worker ----
 
@@ -248,6 +253,8 @@ class Door:
         if self._running:
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(self._idle.wait(), timeout)
+        if self._behind:
+            await asyncio.wait(self._behind, timeout=_LAST_WORK)
         tasks = set(self._running) | self._behind
         for task in tasks:
             task.cancel()
@@ -257,6 +264,7 @@ class Door:
     async def close(self) -> None:
         """Write what is written behind, and end all connections."""
         await self.prober.stop()
+        await self.bills.stop()
         for task in self._behind:
             task.cancel()
         await asyncio.gather(*self._behind, return_exceptions=True)

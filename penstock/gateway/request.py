@@ -97,6 +97,7 @@ class Request:
         )
         self.exchange = Exchange()
         self.place: Place | None = None
+        self._station: Station | None = None
         self.reserved = Amounts()
         self._reservation: Reservation | None = None
         self.refusal: PenstockError | None = None
@@ -154,7 +155,10 @@ class Request:
             raise failure from None
         finally:
             if not self._later:
-                self._commit()
+                if self._is_owed_a_bill:
+                    door.behind(self._commit_by_bill())
+                else:
+                    self._commit()
 
     async def _refuse(self, refusal: PenstockError) -> NoReturn:
         """Write a row that counts for nobody, and raise."""
@@ -318,7 +322,7 @@ class Request:
         door, row = self.door, self.row
         now = door.monotonic()
         exchange = self.exchange = Exchange()
-        self.place, self._used = place, None
+        self.place, self._used, self._station = place, None, station
         row.upstream, row.replica, row.model, row.attempts = place.name, station.id, place.model, number
         row.waited = row.waited or round((now - self.started) * NANO)
         body = self.envelope.write(place, self._salt)
@@ -331,7 +335,7 @@ class Request:
             with keep:
                 await relay.run(
                     body,
-                    self._headers(place),
+                    self._headers(station),
                     usage_wanted=self.envelope.usage_wanted,
                     stream=self.envelope.stream,
                     extra=lambda: self._answer_headers(station, begun),
@@ -362,15 +366,34 @@ class Request:
         self.notes.append(f"{station.id}: {attempt.fault}" + (f" {attempt.status}" if attempt.status else ""))
         logger.warning("request %s: the upstream %s %s", self.row.id, station.id, failed.message)
 
-    def _headers(self, place: Place) -> dict[str, str]:
+    def _headers(self, station: Station) -> dict[str, str]:
         given = self.caller.headers
         headers = {name: given[name] for name in _FORWARDED if name in given}
         headers["content-type"] = "application/json"
         headers["accept-encoding"] = "identity"
         headers["x-request-id"] = self.row.id
+        if station.trusted:
+            headers["x-penstock-tenant"] = self._salt
         return headers
 
     # ---- what it costs ----
+
+    @property
+    def _is_owed_a_bill(self) -> bool:
+        """Whether the engine worked for it and has not said how much, but will."""
+        exchange, station = self.exchange, self._station
+        if station is None or not station.trusted or self._reservation is None:
+            return False
+        told = exchange.tally.told and exchange.tally.final
+        return exchange.asked and not exchange.refused and not told
+
+    async def _commit_by_bill(self) -> None:
+        try:
+            assert self._station is not None
+            if await self.door.bills.fill(self.exchange.tally, self._station, self.row.id):
+                self._used = None
+        finally:
+            self._commit()
 
     def _worst(self) -> Amounts:
         context = self.way.route.context

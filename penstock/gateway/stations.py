@@ -45,18 +45,21 @@ class Station:
         kind: Kind,
         *,
         headers: Mapping[str, str],
+        trusted: bool = False,
         most: int = 1000,
         timeouts: tuple[float, float, float] = (5.0, 600.0, 60.0),
     ) -> None:
         """
         Args:
             headers: sent with every request, its key among them.
+            trusted: that key is one of gateways there: who asks goes along, and bills are read.
             most: requests at a time.
             timeouts: seconds until a connection stands, until the answer begins, and between two pieces.
         """
         self.id = id
         self.url = url
         self.kind: Kind = kind
+        self.trusted = trusted
         self.most = most
         self.timeout_connect, self.timeout_headers, self.timeout_idle = timeouts
         self.health = Health()
@@ -186,8 +189,10 @@ class Stations:
                 self._gone.append(station)
             assert self._fleet is not None
             headers = {"Authorization": f"Bearer {self._fleet.key}"} if self._fleet.key else {}
+            kind = self._kinds.get(replica.model, "penstock")
+            trusted = kind == "penstock" and bool(headers)
             self._of_fleet[replica.name] = Station(
-                replica.name, replica.url, self._kinds.get(replica.model, "penstock"), headers=headers
+                replica.name, replica.url, kind, headers=headers, trusted=trusted
             )
         elif replica.state == "ready":  # a new process: its cache is empty, and its past is not its own
             station.prefixes.clear()
@@ -218,6 +223,7 @@ def _stations(name: str, upstream: Upstream, environment: Mapping[str, str]) -> 
             url,
             upstream.kind,
             headers=headers,
+            trusted=upstream.trusts_gateway,
             most=upstream.max_connections,
             timeouts=(upstream.timeout_connect, upstream.timeout_headers, upstream.timeout_idle),
         )

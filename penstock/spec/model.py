@@ -139,6 +139,8 @@ class Upstream(Part):
     """Its dialect: what it answers about health, usage and device time."""
     api_key_env: Variable | None = None
     """Environment variable with its key."""
+    trusts_gateway: bool = False
+    """A Penstock whose `--gateway-key` is the key: teams go along as tenants, and final bills are read."""
     headers: dict[HeaderName, HeaderValue] = {}
     """Headers that are sent with every request."""
     pool: Name | None = None

@@ -68,6 +68,8 @@ def _upstreams(spec: Spec) -> Iterator[Problem]:
         where = ("upstreams", name)
         if upstream.pool is not None and upstream.pool not in spec.pools:
             yield (*where, "pool"), _unknown("pool", upstream.pool, spec.pools)
+        if upstream.trusts_gateway and (upstream.kind != "penstock" or upstream.api_key_env is None):
+            yield (*where, "trusts_gateway"), "needs kind: penstock, and api_key_env."
         if not upstream.models:
             yield (*where, "models"), "names no model that it serves."
         for header in upstream.headers:

@@ -68,7 +68,8 @@ def engine_command(
             probe="/health",
             alive="/health",
         )
-    environment |= {"PENSTOCK_API_KEY": key, "VLLM_API_KEY": ""}  # no other key that `up` may have opens it
+    # no other key that `up` may have opens it
+    environment |= {"PENSTOCK_GATEWAY_KEY": key, "PENSTOCK_API_KEY": "", "VLLM_API_KEY": ""}
     start = program or (sys.executable, "-m", "penstock", "serve")
     quiet = ["--disable-uvicorn-access-log"]  # the gateway has its own, and the ledger
     return Command(

@@ -63,7 +63,7 @@ class Share(Account):
             self.known = max(0, self.known - amount)
 
     def catch_up(self) -> None:
-        """Fold what came while an answer was under way: asked for more, the store has it again."""
+        """Fold what came while an answer was under way: asked for the old lease, the store has it again."""
         late, self.late = self.late, 0
         super().fold(late)
 

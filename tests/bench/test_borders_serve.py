@@ -13,9 +13,10 @@ from typing import Any
 
 import pytest
 
-from penstock.bench.client import RequestRecord
+from penstock.bench import serve
+from penstock.bench.client import RequestRecord, Target
 from penstock.bench.errors import BenchError
-from penstock.bench.prompts import WORDS
+from penstock.bench.prompts import WORDS, RandomPrompts
 from penstock.bench.serve import ServeBench, bench_serve
 
 from .fake_server import FakeServer, Reply
@@ -83,8 +84,10 @@ def test_a_closed_loop_keeps_its_number_in_flight(server: FakeServer) -> None:
 
 
 def test_one_at_a_time_is_one_at_a_time(server: FakeServer) -> None:
-    result, _ = measured(small(server, max_concurrency=1))
+    result, done = measured(small(server, max_concurrency=1))
     assert (result["max_concurrent_requests"], result["load"]) == (1, "closed loop")
+    due = [record.intended for record in done]
+    assert len(set(due)) == len(due), "each is due when the one before it is done"
 
 
 def test_three_at_a_time_are_three(server: FakeServer) -> None:
@@ -209,6 +212,13 @@ def test_a_server_that_names_no_version_has_none(server: FakeServer, monkeypatch
     with FakeServer().running() as other:
         assert measured(small(other))[0]["server_version"] is None
 
+    async def missing(self: FakeServer, request: web.Request) -> web.Response:
+        return web.json_response({"version": "of an error page"}, status=404)
+
+    monkeypatch.setattr(FakeServer, "_version", missing)
+    with FakeServer().running() as other:
+        assert measured(small(other))[0]["server_version"] is None
+
 
 def test_it_ends_by_the_clock_or_by_ctrl_c_with_what_there_is(server: FakeServer) -> None:
     server.script = [Reply(), Reply(hold_at=1)]
@@ -224,3 +234,55 @@ def test_it_ends_by_the_clock_or_by_ctrl_c_with_what_there_is(server: FakeServer
     result, _ = measured(small(server, max_concurrency=1))
     assert (result["ended_by"], result["unfinished"]) == ("interrupt", 1)
     assert signal.getsignal(signal.SIGINT) is before
+
+
+@pytest.mark.parametrize(
+    ("status", "answer", "each"),
+    [
+        (200, {"count": 3 * len(WORDS)}, 3.0),
+        (200, {"count": 1}, 1 / len(WORDS)),
+        (200, {"count": 0}, 1.0),
+        (200, {"count": "3"}, 1.0),
+        (200, [], 1.0),
+        (404, {"count": 3 * len(WORDS)}, 1.0),
+    ],
+)
+def test_how_long_a_word_is_is_the_servers_to_say(
+    status: int, answer: Any, each: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[Any] = []
+
+    async def post(session: Any, url: str, headers: Any, body: Any) -> tuple[int, Any]:
+        asked.append((session, url, headers, body))
+        return status, answer
+
+    monkeypatch.setattr(serve, "post_json", post)
+    target = Target("http://h", "/v1/chat/completions", "m", {"a": "b"})
+    assert asyncio.run(serve._tokens_per_word("session", target)) == each  # type: ignore[arg-type]
+    body = {"model": "m", "prompt": " ".join(WORDS), "add_special_tokens": False}
+    assert asked == [("session", "http://h/tokenize", {"a": "b"}, body)]
+
+
+@pytest.mark.parametrize("form", ["text", "token-ids"])
+def test_lengths_vary_by_the_ratio_and_words_are_asked_about_for_text(
+    form: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made: list[dict[str, Any]] = []
+
+    class Prompts(RandomPrompts):
+        def __init__(self, **fields: Any) -> None:
+            made.append(fields)
+            super().__init__(**fields)
+
+    async def each(session: Any, target: Any) -> float:
+        return 2.0
+
+    monkeypatch.setattr(serve, "RandomPrompts", Prompts)
+    monkeypatch.setattr(serve, "_tokens_per_word", each)
+    bench = ServeBench(
+        "http://h", num_prompts=3, random_input_len=9, random_range_ratio=0.25, prompt_format=form
+    )  # type: ignore[arg-type]
+    target = Target("http://h", "/v1/completions", "m")
+    assert len(asyncio.run(serve._prompts(None, target, bench))) == 3  # type: ignore[arg-type]
+    assert (made[0]["range_ratio"], made[0]["input_len"], made[0]["format"]) == (0.25, 9, form)
+    assert made[0]["tokens_per_word"] == (2.0 if form == "text" else 1.0)

@@ -112,7 +112,7 @@ def test_the_table_word_by_word() -> None:
         f"  free        {_size(budget.free):>12}  of 22.00 GiB available",
     ]
     exact = plan(kv_cache_memory_bytes=5 * GIB)
-    assert "--kv-cache-memory-bytes" in exact.render()
+    assert "GiB  --kv-cache-memory-bytes\n" in exact.render()
     assert exact.limit == exact.weights + exact.activations + 5 * GIB
 
 

@@ -134,6 +134,26 @@ def test_tensors_that_do_not_fit_are_named(tmp_path: Path, ask: tuple[str, int],
     weights.close()
 
 
+def test_a_tensor_has_memory_of_its_own_and_a_view_may_be_the_files(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    weights = SafetensorsWeights(stored(tmp_path, {"a": torch.ones(2), "b": torch.zeros(4)}), PLAIN)
+    kept = torch.ones(2)
+    monkeypatch.setattr(weights, "_read", lambda name, shape: kept)
+    assert weights._take(["a"], [(2,)], view=True).data_ptr() == kept.data_ptr()
+    assert weights._take(["a"], [(2,)]).data_ptr() != kept.data_ptr()
+    assert weights.tensor("a", 2).data_ptr() != kept.data_ptr()
+    monkeypatch.setattr(weights, "_read", lambda name, shape: kept.double())
+    assert weights.tensor("a", 2).dtype == torch.float32
+    assert (weights.parameters, weights.nbytes) == (8, 32)
+    # what is stacked is stacked in the same memory each time, unless more is needed
+    first = weights._take(["a", "b"], [(2,), (2,)], view=True)
+    assert weights._take(["a", "b"], [(2,), (2,)], view=True).data_ptr() == first.data_ptr()
+    assert weights._take(["a"] * 3, [(2,)] * 3, view=True).shape == (6,)
+    assert weights._take(["a", "b"], [(2,), (2,)]).data_ptr() != weights._local.buffer.data_ptr()
+    weights.close()
+
+
 @pytest.mark.parametrize(("extra", "more"), [(3, ""), (4, " and 1 more"), (6, " and 3 more")])
 def test_tensors_that_nobody_asked_for_are_named(tmp_path: Path, extra: int, more: str) -> None:
     tensors = {f"x{number}": torch.ones(1) for number in range(extra)}

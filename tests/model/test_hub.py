@@ -58,7 +58,8 @@ def test_hugging_face_id(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
     (call,) = asked
     assert (call["name"], call["revision"]) == ("Qwen/Qwen3-0.6B", "main")
     assert {"*.safetensors", "*.json", "*.jinja"} == set(call["allow_patterns"])
-    assert "original/*" in call["ignore_patterns"]
+    unwanted = {"original/*", "onnx/*", "openvino/*", "consolidated*.safetensors"}
+    assert unwanted == set(call["ignore_patterns"])
     assert call["cache_dir"] is None
 
 

@@ -33,9 +33,11 @@ logger = logging.getLogger("penstock.http")
 _OPENAI_CODES = frozenset(
     {
         "context_length_exceeded",
+        "insufficient_quota",
         "invalid_api_key",
         "invalid_type",
         "model_not_found",
+        "rate_limit_exceeded",
         "unknown_parameter",
         "unsupported_parameter",
     }

@@ -86,7 +86,7 @@ def test_before_the_first_byte_the_client_gets_an_error(make: Make, name: str, s
         pytest.skip("cannot happen so")
     gateway = make(fault.behaviour)
     response = gateway.post(STREAM if streams else BODY)
-    assert (response.status, response.error["code"]) == (fault.status, fault.code), response.body
+    assert (response.status, response.reason) == (fault.status, fault.code), response.body
     assert ("retry-after" in response.headers) == (fault.status == 503)
     row = gateway.row()
     assert (row.status, row.end, row.settlement) == (fault.status, "upstream_failed", "settled")
@@ -126,7 +126,7 @@ def test_a_stream_that_breaks_ends_with_an_error_and_without_done(make: Make, na
     connection.close()
     assert nothing == ""
     assert [json.loads(each[6:])["choices"][0]["delta"]["content"] for each in events] == list(TOKENS[:2])
-    assert json.loads(last[6:])["error"]["code"] == code
+    assert json.loads(last[6:])["error"]["reason"] == code
     row = gateway.row()
     assert (row.status, row.end, row.attempts) == (200, "upstream_failed", 1)
     assert (row.settlement, row.output_tokens) == ("estimated", 2)
@@ -140,7 +140,7 @@ def test_an_upstream_that_refuses_connections(make: Make) -> None:
         spec = SPEC.replace("{url}", f"http://127.0.0.1:{taken.getsockname()[1]}")
         gateway = make(spec=spec)
         response = gateway.post()
-        assert (response.status, response.error["code"]) == (502, "upstream_connect")
+        assert (response.status, response.reason) == (502, "upstream_connect")
         assert "127.0.0.1" not in response.error["message"]
         assert gateway.row().settlement == "settled"
 
@@ -151,7 +151,7 @@ def test_what_is_wrong_with_the_request_is_said_by_the_upstream(make: Make, stre
         status(400, body={"error": {"message": "no such role", "type": "x", "param": None, "code": "r"}})
     )
     response = gateway.post(STREAM if streams else BODY)
-    assert (response.status, response.error["code"]) == (400, "r")
+    assert (response.status, response.reason) == (400, "r")
     row = gateway.row()
     assert (row.status, row.end, row.dollars, row.settlement) == (400, "done", None, "settled")
     assert len(gateway.upstream.asked) == 1
@@ -177,7 +177,7 @@ def test_an_upstream_that_is_killed(make: Make, behaviour: str) -> None:
             body = response.read()
             connection.close()
             last = body.decode().split("\n\n")[-2]
-            assert json.loads(last[6:])["error"]["code"] == "upstream_cut"
+            assert json.loads(last[6:])["error"]["reason"] == "upstream_cut"
             row = gateway.row()
             assert (row.end, row.settlement) == ("upstream_failed", "estimated")
             assert row.output_tokens > 0

@@ -81,7 +81,7 @@ def test_a_hook_refuses_and_the_ledger_says_so(make: Make) -> None:
     gateway = make(spec=spec_with(python("refuses"), python("masks")))
     for body in (BODY, STREAM):
         response = gateway.post(body)
-        assert (response.status, response.error["code"]) == (403, "refused_by_hook")
+        assert (response.status, response.reason) == (403, "refused_by_hook")
         assert "not with me" in response.error["message"]
     assert not gateway.upstream.asked
     for row in gateway.rows(2):

@@ -101,7 +101,7 @@ def test_nobody_else_knows_of_it(gateway: Gateway) -> None:
         path = each.encode().decode("ascii", "ignore") or "x"
         assert call(gateway, "GET", f"{RESPONSES}/{path}", key).status == 404
         answer = gateway.post({**ASK, "previous_response_id": each}, path=RESPONSES, key=key)
-        assert (answer.status, answer.error["code"]) == (404, "not_found")
+        assert (answer.status, answer.reason) == (404, "not_found")
     assert call(gateway, "GET", f"{RESPONSES}/{name}", "").status == 401
     for path in (f"{name}/../../admin", f"{name}%2F..%2Fadmin", f"{name}/other"):
         assert call(gateway, "GET", f"{RESPONSES}/{path}").status == 404
@@ -113,7 +113,7 @@ def test_nobody_else_knows_of_it(gateway: Gateway) -> None:
 def test_what_would_escape_the_meter_is_refused(gateway: Gateway) -> None:
     for more in ({"background": True}, {"conversation": "conv_1"}):
         answer = gateway.post({**ASK, **more}, path=RESPONSES)
-        assert (answer.status, answer.error["code"]) == (400, "unsupported_parameter")
+        assert (answer.status, answer.reason) == (400, "unsupported_parameter")
     assert gateway.post({**ASK, "background": False, "conversation": None}, path=RESPONSES).status == 200
 
 

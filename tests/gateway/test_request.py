@@ -56,7 +56,7 @@ def test_a_limit_refuses_and_says_which(make: Make, limit: str, code: str, retry
     assert first.status == 200, first.body
     assert first.headers[f"x-ratelimit-limit-{name}"] == cap
     second = gateway.post()
-    assert (second.status, second.error["code"]) == (429, code)
+    assert (second.status, second.reason) == (429, code)
     assert second.headers["x-should-retry"] == retry
     assert second.headers["retry-after"] == "60"
     assert second.headers[f"x-ratelimit-limit-{name}"] == cap
@@ -131,7 +131,7 @@ def test_fields_that_the_gateway_reads_must_be_right(gateway: Gateway, body: Any
 )
 def test_a_body_that_is_no_json_object_is_a_400(gateway: Gateway, body: bytes) -> None:
     response = gateway.post(body)
-    assert (response.status, response.error["code"]) == (400, "invalid_json")
+    assert (response.status, response.reason) == (400, "invalid_json")
 
 
 def test_what_stands_twice_is_sent_once_and_all_else_as_it_came(gateway: Gateway) -> None:
@@ -147,7 +147,7 @@ def test_what_stands_twice_is_sent_once_and_all_else_as_it_came(gateway: Gateway
 def test_a_body_over_the_limit_is_413(make: Make) -> None:
     gateway = make(spec=SPEC + "gateway: {{max_body_bytes: 1000}}\n")
     response = gateway.post({**BODY, "user": "x" * 2000})
-    assert (response.status, response.error["code"]) == (413, "payload_too_large")
+    assert (response.status, response.reason) == (413, "payload_too_large")
 
 
 # ---- who may go where ----
@@ -160,7 +160,7 @@ def test_keys_of_others_see_nothing_and_tags_of_the_key_win(make: Make) -> None:
     }
     gateway = make(keys=keys)
     refused = gateway.post(key="sk-ps-no")
-    assert (refused.status, refused.error["code"]) == (403, "model_not_allowed")
+    assert (refused.status, refused.reason) == (403, "model_not_allowed")
     assert gateway.get("/v1/models", key="sk-ps-no").json["data"] == []
     gateway.post(x_penstock_feature="mine")
     assert gateway.row().tags == {"feature": "search"}
@@ -226,7 +226,7 @@ def test_a_full_upstream_is_a_503_at_once(make: Make) -> None:
     (station,) = gateway.stations.all()
     station.most = 0
     response = gateway.post()
-    assert (response.status, response.error["code"]) == (503, "no_replica")
+    assert (response.status, response.reason) == (503, "no_replica")
     assert response.headers["retry-after"] == "1"
     assert gateway.row().end == "upstream_failed"
 
@@ -353,7 +353,7 @@ def test_a_request_waits_for_a_model_that_sleeps(make: Make, comes: bool) -> Non
             assert upstream.asked[0].headers["authorization"] == "Bearer sk-of-the-engines"
             assert (row.device_seconds, row.dollars) == (250_000_000, None)  # a pool without a price
         else:
-            assert (response.status, response.error["code"]) == (503, "model_starting")
+            assert (response.status, response.reason) == (503, "model_starting")
             assert response.headers["retry-after"] == "7"
             assert row.end == "upstream_failed"
         assert fleet.most_uses >= 1
@@ -385,7 +385,7 @@ def test_draining_refuses_new_requests_and_readiness(gateway: Gateway) -> None:
     assert gateway.get("/readyz").status == 503
     assert gateway.get("/livez").status == 200
     response = gateway.post()
-    assert (response.status, response.error["code"]) == (503, "draining")
+    assert (response.status, response.reason) == (503, "draining")
 
 
 def test_who_is_still_there_when_the_time_is_over_is_told_and_billed(make: Make) -> None:
@@ -396,7 +396,7 @@ def test_who_is_still_there_when_the_time_is_over_is_told_and_billed(make: Make)
     body += response.read()
     connection.close()
     last = body.decode().split("\n\n")[-2]
-    assert json.loads(last[6:])["error"]["code"] == "draining"
+    assert json.loads(last[6:])["error"]["reason"] == "draining"
     row = gateway.row()
     assert (row.end, row.settlement) == ("killed", "estimated")
     assert gateway.door.load == 0

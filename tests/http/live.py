@@ -109,6 +109,12 @@ class Response:
         return json.loads(self.body)
 
     @property
+    def reason(self) -> str:
+        """What kind of error it is, in one word."""
+        error = self.error
+        return str(error.get("reason", error["code"]))
+
+    @property
     def error(self) -> dict[str, Any]:
         """The error object, checked for its shape."""
         body = self.json

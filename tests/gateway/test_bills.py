@@ -1,0 +1,165 @@
+"""Whoever leaves pays what was used: our own server behind the gateway, its final bills in the rows."""
+
+from __future__ import annotations
+
+import concurrent.futures
+import json
+import random
+import urllib.request
+from collections.abc import Iterator
+
+import pytest
+
+from penstock.gateway import bills
+from penstock.gateway.records import Principal
+from penstock.spec.load import loads
+from tests.server.conftest import LiveServer, running
+from tests.server.fake_engine import FakeEngine
+from tests.server.tiny import make_tokenizer
+
+from .conftest import KEY, Gateway
+
+SPEC = """
+pools: {{box: {{hardware: L4, price_per_hour: 3.60}}}}
+upstreams:
+  ours:
+    url: {url}/v1
+    kind: penstock
+    pool: box
+    trusts_gateway: true
+    api_key_env: CLOUD_KEY
+    models: {{tiny: {{}}}}
+routes: {{small: {{targets: [{{model: tiny, upstream: ours}}], retries: 0}}}}
+"""
+BODY = {"model": "small", "messages": [{"role": "user", "content": "Hi"}], "max_tokens": 60}
+MICROSECOND = 1_000
+
+
+@pytest.fixture
+def engine() -> FakeEngine:
+    """Each token takes a millisecond of the device; it says fifty."""
+    return FakeEngine(lambda asked: [65] * 50)
+
+
+@pytest.fixture
+def server(engine: FakeEngine) -> Iterator[LiveServer]:
+    with running(make_tokenizer(), engine.reply, engine=engine, gateway_key="sk-cloud") as server:
+        yield server
+
+
+def gateway_before(server: LiveServer) -> Gateway:
+    return Gateway(loads(SPEC.format(url=server.url)), [], {KEY: Principal(key_id="k1", team="search")})
+
+
+def started(gateway: Gateway) -> None:
+    async def start() -> None:
+        gateway.door.start()
+
+    gateway.live.start()
+    gateway.wait_for(lambda: gateway.live.loop is not None)
+    gateway.live.do(start())
+
+
+@pytest.fixture
+def gateway(server: LiveServer) -> Iterator[Gateway]:
+    gateway = gateway_before(server)
+    started(gateway)
+    yield gateway
+    gateway.live.stop()
+
+
+def test_a_team_is_a_tenant(gateway: Gateway, engine: FakeEngine) -> None:
+    assert gateway.post(BODY).status == 200
+    assert engine.adds[0].spec.tenant == "team:search"
+    assert gateway.row().settlement == "settled"
+
+
+@pytest.mark.parametrize("streams", [False, True], ids=["plain", "stream"])
+def test_who_leaves_pays_what_was_used(gateway: Gateway, engine: FakeEngine, streams: bool) -> None:
+    engine.pause_at = 7
+    with concurrent.futures.ThreadPoolExecutor(1) as pool:
+        if streams:
+            connection, response = gateway.open({**BODY, "stream": True})
+            assert response.readline().startswith(b"data: ")
+            response.close()
+            connection.close()
+        else:
+            asking = pool.submit(gateway.post, BODY)
+            gateway.wait_for(lambda: bool(engine.adds))
+            gateway.live.do(leave(gateway))
+            asking.exception(20)
+        row = gateway.row()
+    assert row.end in ("client_gone", "killed")
+    assert row.settlement == "settled"
+    assert 0 < row.output_tokens <= 8
+    assert row.device_seconds is not None
+    assert row.device_seconds == pytest.approx(row.output_tokens * 1_000_000, abs=1_000_000 + MICROSECOND)
+    assert row.dollars == row.device_seconds // 1000  # 3.60 an hour: a nanodollar for each microsecond
+
+
+async def leave(gateway: Gateway) -> None:
+    """End the requests under way, as a client that leaves does."""
+    for task in list(gateway.door._running):
+        task.cancel()
+
+
+def test_the_rows_of_a_crowd_that_leaves_are_what_the_engine_used(
+    gateway: Gateway, engine: FakeEngine
+) -> None:
+    """Half of them read to the end; the others leave somewhere."""
+    draw = random.Random(7)
+    counts = [draw.randint(0, 30) if number % 2 else None for number in range(60)]
+
+    def ask(lines: int | None) -> None:
+        connection, response = gateway.open({**BODY, "stream": True})
+        if lines is None:
+            assert response.read().endswith(b"data: [DONE]\n\n")
+        else:
+            for _ in range(2 * lines):
+                response.readline()
+        response.close()
+        connection.close()
+
+    with concurrent.futures.ThreadPoolExecutor(8) as pool:
+        list(pool.map(ask, counts))
+    rows = gateway.rows(len(counts))
+    assert {row.settlement for row in rows} == {"settled"}
+    billed = sum(row.device_seconds or 0 for row in rows)
+    assert billed == pytest.approx(sum(busy_of(gateway)), rel=1e-3)
+
+
+def busy_of(gateway: Gateway) -> list[float]:
+    """Nanoseconds of each bill in the engine's own feed."""
+    (station,) = gateway.stations.all()
+    request = urllib.request.Request(f"{station.url}/v1/bills", headers={"Authorization": "Bearer sk-cloud"})
+    with urllib.request.urlopen(request, timeout=20) as answer:
+        return [bill["device_seconds"] * 1e9 for bill in json.load(answer)["data"]]
+
+
+def test_a_bill_that_does_not_come_leaves_the_row_at_its_reservation(
+    gateway: Gateway, engine: FakeEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(bills, "PATIENCE", 0.1)
+    monkeypatch.setattr(bills.Bills, "_take", lambda *_: None)
+    engine.pause_at = 3
+    with concurrent.futures.ThreadPoolExecutor(1) as pool:
+        asking = pool.submit(gateway.post, BODY)
+        gateway.wait_for(lambda: bool(engine.adds))
+        gateway.live.do(leave(gateway))
+        asking.exception(20)
+    row = gateway.row()
+    assert (row.settlement, row.dollars) == ("unsettled", row.reserved_dollars)
+
+
+def test_a_key_that_is_no_gateways_is_said_and_the_rest_goes_on(
+    engine: FakeEngine, caplog: pytest.LogCaptureFixture
+) -> None:
+    with running(make_tokenizer(), engine.reply, engine=engine, api_key="sk-cloud") as server:
+        gateway = gateway_before(server)
+        started(gateway)
+        (station,) = gateway.stations.all()
+        gateway.wait_for(lambda: not station.trusted)
+        assert gateway.post(BODY).status == 200
+        assert gateway.row().settlement == "settled"
+        gateway.live.stop()
+    assert "its key is none of --gateway-key" in caplog.text

@@ -431,9 +431,15 @@ def test_a_process_that_is_gone_is_not_waited_for_and_one_that_stays_is_killed(
 # ---- the beginning ----
 
 
-def test_a_process_is_told_everything_in_one_argument(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+@pytest.fixture
+def short() -> Iterator[Path]:
+    """pytest's own folders are long, which is what some of this is about."""
+    path = Path(tempfile.mkdtemp(dir="/tmp"))
+    yield path
+    shutil.rmtree(path)
+
+
+def test_a_process_is_told_everything_in_one_argument(short: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     started: list[tuple[list[str], dict[str, Any]]] = []
 
     def popen(command: list[str], **options: Any) -> Process:
@@ -453,14 +459,14 @@ def test_a_process_is_told_everything_in_one_argument(
 
     monkeypatch.setattr(os, "close", noted)
     monkeypatch.setattr(remote.subprocess, "Popen", popen)
-    monkeypatch.setattr(remote.tempfile, "tempdir", str(tmp_path))
+    monkeypatch.setattr(remote.tempfile, "tempdir", str(short))
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
     engine = RemoteEngine.launch(EngineConfig(threads=3), log_level="error", log_format="json")
     [(command, options)] = started
     assert command[:3] == [sys.executable, "-m", "penstock.engine.process"]
     launch = msgspec.json.decode(command[3], type=Launch)
     directory = engine._directory
-    assert directory.parent == tmp_path
+    assert directory.parent == short
     assert directory.name.startswith("penstock-")
     assert launch == Launch(
         config=EngineConfig(threads=3),
@@ -481,8 +487,9 @@ def test_a_process_is_told_everything_in_one_argument(
 
 
 @pytest.mark.parametrize("length", [remote._LONGEST_PATH, remote._LONGEST_PATH + 1])
-def test_a_long_path_is_no_place_for_a_socket(length: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    short = Path(tempfile.mkdtemp(dir="/tmp"))  # pytest's folders are long by themselves
+def test_a_long_path_is_no_place_for_a_socket(
+    length: int, short: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     folder = short / ("x" * (length - len(str(short)) - 1 - len("/penstock-12345678")))
     folder.mkdir()
     process = Process()
@@ -496,4 +503,3 @@ def test_a_long_path_is_no_place_for_a_socket(length: int, monkeypatch: pytest.M
         assert len(list(folder.iterdir())) == int(fits)
     finally:
         engine.kill()
-        shutil.rmtree(short)

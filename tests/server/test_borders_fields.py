@@ -14,7 +14,7 @@ from penstock.server.fields import CHAT_NEUTRAL, COMPLETION_NEUTRAL, HARMLESS, T
 from penstock.server.fields import check as check_fields
 from penstock.server.ignored import Ignored
 from penstock.server.near import Names
-from penstock.server.protocol import Body, ChatRequest, CompletionRequest, TokenizeChatRequest, decode
+from penstock.server.protocol import Body, ChatRequest, CompletionRequest, decode
 
 TABLES = {"chat": CHAT_NEUTRAL, "completions": COMPLETION_NEUTRAL, "tokenize": TOKENIZE_NEUTRAL}
 
@@ -224,7 +224,8 @@ def test_values_of_flags_at_their_ends(flag: str, fine: float, wrong: float) -> 
         ({"stop_token_ids": [1, 2.5]}, "Invalid type for stop_token_ids[1]: expected int, got float."),
         (
             {"stream_options": {"include_usag": 1}},
-            "Unrecognized request argument supplied: stream_options.include_usag. Did you mean include_usage?",
+            "Unrecognized request argument supplied: stream_options.include_usag. "
+            "Did you mean include_usage?",
         ),
         ({"stream_options": {"include_usage": 2}}, "Invalid type for stream_options.include_usage: "),
     ],

@@ -13,6 +13,7 @@ from penstock.cli.main import main
 from penstock.engine.remote import RemoteEngine
 from penstock.http.bind import bind
 from penstock.http.config import HttpConfig
+from penstock.observe import logs
 
 
 class Launched(Exception):
@@ -59,7 +60,30 @@ def test_files_are_looked_at_before_the_model_is_loaded(
 
 def test_good_files_let_it_start(files: Path) -> None:
     with pytest.raises(Launched):
-        main(["serve", "--chat-template", str(files / "good.jinja")])
+        main(["serve", "--port", "0", "--chat-template", str(files / "good.jinja")])
+
+
+@pytest.mark.parametrize(
+    ("flags", "level"),
+    [([], "info"), (["--uvicorn-log-level", "error"], "error"), (["--uvicorn-log-level", "trace"], "debug")],
+)
+def test_one_level_holds_for_the_logs_of_both_processes(
+    monkeypatch: pytest.MonkeyPatch, flags: list[str], level: str
+) -> None:
+    """uvicorn's trace is our debug."""
+    told: list[dict[str, Any]] = []
+
+    def launch(config: Any, **options: Any) -> NoReturn:
+        told.append(options)
+        raise Launched(config)
+
+    monkeypatch.setattr(RemoteEngine, "launch", launch)
+    monkeypatch.setattr(logs, "configure", lambda process, **options: told.append(options))
+    with pytest.raises(Launched):
+        main(["serve", "--port", "0", "--log-format", "json", *flags])
+    ours, the_engines = told[-2:]  # before them, that of a command line that asks for JSON
+    assert (ours["level"], ours["format"]) == (level, "json")
+    assert (the_engines["log_level"], the_engines["log_format"]) == (level, "json")
 
 
 def test_a_blank_key_is_no_protection(monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:

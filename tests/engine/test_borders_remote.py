@@ -431,9 +431,15 @@ def test_a_process_that_is_gone_is_not_waited_for_and_one_that_stays_is_killed(
 # ---- the beginning ----
 
 
-def test_a_process_is_told_everything_in_one_argument(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+@pytest.fixture
+def short() -> Iterator[Path]:
+    """pytest's own folders are long, which is what some of this is about."""
+    path = Path(tempfile.mkdtemp(dir="/tmp"))
+    yield path
+    shutil.rmtree(path)
+
+
+def test_a_process_is_told_everything_in_one_argument(short: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     started: list[tuple[list[str], dict[str, Any]]] = []
 
     def popen(command: list[str], **options: Any) -> Process:
@@ -453,14 +459,14 @@ def test_a_process_is_told_everything_in_one_argument(
 
     monkeypatch.setattr(os, "close", noted)
     monkeypatch.setattr(remote.subprocess, "Popen", popen)
-    monkeypatch.setattr(remote.tempfile, "tempdir", str(tmp_path))
+    monkeypatch.setattr(remote.tempfile, "tempdir", str(short))
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
     engine = RemoteEngine.launch(EngineConfig(threads=3), log_level="error", log_format="json")
     [(command, options)] = started
     assert command[:3] == [sys.executable, "-m", "penstock.engine.process"]
     launch = msgspec.json.decode(command[3], type=Launch)
     directory = engine._directory
-    assert directory.parent == tmp_path
+    assert directory.parent == short
     assert directory.name.startswith("penstock-")
     assert launch == Launch(
         config=EngineConfig(threads=3),
@@ -481,8 +487,9 @@ def test_a_process_is_told_everything_in_one_argument(
 
 
 @pytest.mark.parametrize("length", [remote._LONGEST_PATH, remote._LONGEST_PATH + 1])
-def test_a_long_path_is_no_place_for_a_socket(length: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    short = Path(tempfile.mkdtemp(dir="/tmp"))  # pytest's folders are long by themselves
+def test_a_long_path_is_no_place_for_a_socket(
+    length: int, short: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     folder = short / ("x" * (length - len(str(short)) - 1 - len("/penstock-12345678")))
     folder.mkdir()
     process = Process()
@@ -496,74 +503,3 @@ def test_a_long_path_is_no_place_for_a_socket(length: int, monkeypatch: pytest.M
         assert len(list(folder.iterdir())) == int(fits)
     finally:
         engine.kill()
-        shutil.rmtree(short)
-
-
-# ---- how long an end is waited for ----
-
-
-@pytest.mark.parametrize(
-    ("draining", "owed", "heard_at", "words_at", "waits"),
-    [
-        (False, False, 0, 0, 50),
-        (False, False, 10, 0, 60),
-        (False, False, 0, 7, 7),
-        (True, False, 0, 0, 0),
-        (True, True, 0, 0, 50),
-    ],
-)
-def test_last_words_are_waited_for_while_anything_comes(
-    draining: bool,
-    owed: bool,
-    heard_at: int,
-    words_at: int,
-    waits: int,
-    world: World,
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    engine, naps = world.engine, []
-
-    async def sleep(seconds: float) -> None:
-        naps.append(seconds)
-        if len(naps) == heard_at:
-            engine._stats = EngineStats()
-        if len(naps) == words_at:
-            engine._last_words = Failed("it broke", "EngineDead")
-
-    async def scene() -> None:
-        engine._draining = draining
-        if owed:
-            engine._owed.add("a")
-        with monkeypatch.context() as patch:
-            patch.setattr(asyncio, "sleep", sleep)
-            await engine._on_exit(1)
-        assert naps == [0.01] * waits
-        assert (engine._failure is None) == (draining and not owed)
-
-    run(scene())
-
-
-def test_it_is_ready_when_it_has_loaded_and_until_it_ends(world: World) -> None:
-    engine = world.engine
-    assert engine.ready
-    engine._info = None
-    assert not engine.ready
-    engine._info, engine._draining = INFO, True
-    assert not engine.ready
-    engine._draining, engine._failure = False, EngineDead("gone")
-    assert not engine.ready
-
-
-def test_who_leaves_after_a_death_gets_each_last_event_once(world: World) -> None:
-    async def scene() -> None:
-        engine, told = world.engine, []
-        queue: asyncio.Queue[list[Event]] = asyncio.Queue()
-        queue.put_nowait([Event("a"), last("a"), last("other")])
-        engine._failure = EngineDead("gone")
-        engine._orphan({"a", "b"}, queue, told.append)
-        assert [(event.request, event.finish) for event in told] == [
-            ("a", FinishReason.LENGTH),
-            ("b", FinishReason.ERROR),
-        ]
-
-    run(scene())

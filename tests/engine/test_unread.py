@@ -162,7 +162,7 @@ def test_a_stream_that_is_never_read_ends(
             client.settimeout(60)
             answer.begin()
             rest = answer.read()
-        assert b'"code":"slow_reader"' in rest
+        assert b'"code":408,"reason":"slow_reader"' in rest
         assert b"--max-unread-tokens" in rest
         page = server.metrics()
         assert page.total("vllm:request_success_total", finished_reason="error") == 2

@@ -145,7 +145,7 @@ def test_who_may_speak_for_others_has_one_of_the_trusted_keys() -> None:
         seen.append(is_trusted(scope))
         await respond(send, b"{}")
 
-    for keys, trusted, shown, believed in (
+    for keys, trusted, key, believed in (
         (("a", "b"), ("t", "u"), "t", True),
         (("a", "b"), ("t", "u"), "u", True),
         (("a", "b"), ("t", "u"), "a", False),
@@ -154,9 +154,9 @@ def test_who_may_speak_for_others_has_one_of_the_trusted_keys() -> None:
         ((), ("t",), "t", True),
         (("both",), ("both",), "both", True),
     ):
-        scope = scope_of("/v1/models", {"Authorization": f"Bearer {shown}"})
+        scope = scope_of("/v1/models", {"Authorization": f"Bearer {key}"})
         assert called(ErrorMiddleware(AuthMiddleware(app, keys, trusted)), scope).status == 200
-        assert seen.pop() is believed, (keys, trusted, shown)
+        assert seen.pop() is believed, (keys, trusted, key)
     only_trusted = ErrorMiddleware(AuthMiddleware(app, (), ("t",)))
     assert called(only_trusted, scope_of("/v1/models", {"Authorization": "Bearer a"})).status == 401
     assert called(only_trusted, scope_of("/health")).status == 200

@@ -77,7 +77,7 @@ def test_a_port_waits_for_nobody(tmp_path: Path) -> None:
 # ---- uvicorn ----
 
 
-def test_uvicorn_is_told_what_the_flags_say(caplog: pytest.LogCaptureFixture) -> None:
+def test_uvicorn_is_told_what_the_flags_say() -> None:
     config = HttpConfig(
         root_path="/llm",
         timeout_keep_alive=7,
@@ -86,8 +86,8 @@ def test_uvicorn_is_told_what_the_flags_say(caplog: pytest.LogCaptureFixture) ->
         ssl_ca_certs="a",
         ssl_cert_reqs=2,
     )
-    uvicorns = {name: logging.getLogger(name) for name in ("uvicorn", "uvicorn.error", "uvicorn.access")}
-    before = {name: (each.level, list(each.handlers)) for name, each in uvicorns.items()}
+    loggers = [logging.getLogger(name) for name in ("uvicorn", "uvicorn.error")]
+    before = [(each.level, list(each.handlers), each.propagate) for each in loggers]
     made = _uvicorn_config(None, config)  # type: ignore[arg-type]
     assert (made.ws, made.lifespan, made.proxy_headers, made.server_header) == ("none", "off", False, False)
     assert made.timeout_keep_alive == 7
@@ -95,7 +95,7 @@ def test_uvicorn_is_told_what_the_flags_say(caplog: pytest.LogCaptureFixture) ->
     assert made.timeout_graceful_shutdown == module._FLUSH
     assert made.root_path == "", "a proxy's path is taken off here, once (`paths`)"
     assert not made.access_log, "which has queries in it"
-    after = {name: (each.level, list(each.handlers)) for name, each in uvicorns.items()}
+    after = [(each.level, list(each.handlers), each.propagate) for each in loggers]
     assert after == before, "logging stays as it is"
 
 

@@ -224,7 +224,8 @@ def test_values_of_flags_at_their_ends(flag: str, fine: float, wrong: float) -> 
         ({"stop_token_ids": [1, 2.5]}, "Invalid type for stop_token_ids[1]: expected int, got float."),
         (
             {"stream_options": {"include_usag": 1}},
-            "Unrecognized request argument supplied: stream_options.include_usag. Did you mean include_usage",
+            "Unrecognized request argument supplied: stream_options.include_usag. "
+            "Did you mean include_usage?",
         ),
         ({"stream_options": {"include_usage": 2}}, "Invalid type for stream_options.include_usage: "),
     ],

@@ -70,6 +70,7 @@ def test_the_public_surface() -> None:
         "GET /metrics",
         "GET /ping",
         "GET /readyz",
+        "GET /v1/bills",
         "GET /v1/models",
         "GET /v1/models/{name:path}",
         "GET /version",

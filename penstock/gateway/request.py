@@ -98,6 +98,8 @@ class Request:
         self.exchange = Exchange()
         self.place: Place | None = None
         self._station: Station | None = None
+        self._bill_id = ""
+        """What the engine calls the last attempt."""
         self.reserved = Amounts()
         self._reservation: Reservation | None = None
         self.refusal: PenstockError | None = None
@@ -371,8 +373,10 @@ class Request:
         headers = {name: given[name] for name in _FORWARDED if name in given}
         headers["content-type"] = "application/json"
         headers["accept-encoding"] = "identity"
-        headers["x-request-id"] = self.row.id
+        headers["x-request-id"] = self._bill_id = self.row.id
         if station.trusted:
+            # clients choose ids, and may repeat them; a bill is of one attempt
+            headers["x-request-id"] = self._bill_id = f"{self.row.id[:200]}.{secrets.token_hex(4)}"
             headers["x-penstock-tenant"] = self._salt
         return headers
 
@@ -390,7 +394,7 @@ class Request:
     async def _commit_by_bill(self) -> None:
         try:
             assert self._station is not None
-            if await self.door.bills.fill(self.exchange.tally, self._station, self.row.id):
+            if await self.door.bills.fill(self.exchange.tally, self._station, self._bill_id):
                 self._used = None
         finally:
             self._commit()

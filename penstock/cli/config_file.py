@@ -82,6 +82,8 @@ def _put(entries: dict[str, Any], key: str, value: Any, file: str) -> None:
 def _arguments(key: str, value: Any, switches: Container[str]) -> list[str]:
     if isinstance(value, bool) and f"--no-{key}" in switches:
         return [f"--{key}" if value else f"--no-{key}"]
+    if value is True and key.startswith("no-") and f"--{key}" in switches:
+        return [f"--{key}"]  # as in vLLM; `no-x: false` would say nothing
     if isinstance(value, list) and not any(isinstance(item, dict | list) for item in value):
         return [f"--{key}={_text(item)}" for item in value]
     return [f"--{key}={_text(value)}"]

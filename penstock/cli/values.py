@@ -94,7 +94,9 @@ def or_word(parse: Callable[[str], T], words: dict[str, T | None]) -> Callable[[
     """A parser that takes these words, too; `None` is vLLM's word for a value that is not given."""
 
     def parsed(text: str) -> T | None:
-        return words[text] if text in words else parse(text)
+        word = text.lower()
+        known = word if word in words else text
+        return words[known] if known in words else parse(text)
 
     parsed.__name__ = getattr(parse, "__name__", "value")
     return parsed

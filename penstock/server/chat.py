@@ -6,7 +6,7 @@ of `conversation`, and the prompt's text is made by the chat template.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Any
 
 from msgspec.json import encode
@@ -67,12 +67,25 @@ class ChatFormat(OpenAIFormat):
         return ChatWriter(state, request, id)
 
 
+_LOOKED_AT = 1 << 18
+"""Characters of a request's template in which names of fields are looked for."""
+
+
 def read_messages(
     state: State, request: ChatRequest | TokenizeChatRequest, ignored: Ignored
 ) -> list[dict[str, Any]]:
     """The messages as the template reads them. Raises InvalidRequest, naming the place."""
     own, template = request.chat_template, state.chat_template
-    known = template.words if own is None or own in template.sources else words(own)
+    if own is None or own in template.sources:
+        known: Collection[str] = template.words
+    elif state.config.trust_request_chat_template:
+        known = words(own[:_LOOKED_AT])
+    else:
+        raise InvalidRequest(
+            "chat_template is not accepted from requests by this server.",
+            param="chat_template",
+            advice="Start it with --trust-request-chat-template to allow that.",
+        )
     return normalise(request.messages, ignored, as_parts=state.content_parts, words=known)
 
 
@@ -80,17 +93,6 @@ async def render(
     state: State, request: ChatRequest | TokenizeChatRequest, messages: Sequence[Mapping[str, Any]]
 ) -> str:
     """The prompt's text. Raises InvalidRequest where the template or the request makes that impossible."""
-    own = request.chat_template
-    if (
-        own is not None
-        and own not in state.chat_template.sources
-        and not state.config.trust_request_chat_template
-    ):
-        raise InvalidRequest(
-            "chat_template is not accepted from requests by this server.",
-            param="chat_template",
-            advice="Start it with --trust-request-chat-template to allow that.",
-        )
     variables = dict(request.chat_template_kwargs)
     if "chat_template" in variables:  # it would pass the check above by
         raise InvalidRequest(
@@ -111,7 +113,7 @@ async def render(
     # as in vLLM, the request's own arguments of the template have the last word, the server's the first
     defaults = state.config.default_chat_template_kwargs or {}
     arguments = {**defaults, **options, **variables}
-    return await state.chat_template.render_async(messages, **arguments, chat_template=own)
+    return await state.chat_template.render_async(messages, **arguments, chat_template=request.chat_template)
 
 
 class ChatWriter(OpenAIWriter):

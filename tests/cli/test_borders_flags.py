@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import importlib.util
 import runpy
 import sys
 from collections.abc import Mapping
@@ -431,7 +432,7 @@ def test_the_command_line_is_that_of_the_process(
     assert main.COMMANDS["chat"][1:] in text
     for name, summary in main.COMMANDS.items():
         assert main._sentence(summary) == summary[0].upper() + summary[1:] + "."
-        assert name in ("serve", "chat", "bench", "replay")
+        assert importlib.util.find_spec(f"penstock.cli.{name}") is not None
 
 
 @pytest.mark.parametrize(

@@ -75,6 +75,13 @@ def test_what_a_file_may_hold(file: File) -> None:
     )
 
 
+def test_a_switch_may_be_switched_off_by_its_own_name(file: File) -> None:
+    """As vLLM's parser has it: `no-x: true` is `--no-x`."""
+    engine, _ = file.read("no-enable-prefix-caching: true")
+    assert engine.enable_prefix_caching is False
+    assert file.read("no_enable_prefix_caching: true")[0].enable_prefix_caching is False
+
+
 def test_the_command_line_wins(file: File) -> None:
     text = """
         model: models/x

@@ -45,6 +45,7 @@ def test_spellings() -> None:
     assert engine("--max_model_len", "8Ki").max_model_len == 8192
     assert engine("--max-model-len=-1").max_model_len == -1
     assert engine("--max-model-len", "auto").max_model_len == -1
+    assert engine("--max-model-len", "AUTO").max_model_len == -1
     assert engine("--device-memory-utilization", "0.5").gpu_memory_utilization == 0.5
     assert engine("--kv-cache-memory-bytes", "1.5GiB").kv_cache_memory_bytes == 3 << 29
     assert engine("--no-enable-prefix-caching").enable_prefix_caching is False

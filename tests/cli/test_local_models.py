@@ -50,7 +50,7 @@ def test_a_command_says_what_the_spec_says() -> None:
 
 def test_the_key_is_in_the_environment_and_nowhere_else() -> None:
     made = command(planned("{m: {weights: demo, pool: here}}"))
-    assert made.environment["PENSTOCK_API_KEY"] == "sk-engine"
+    assert made.environment["PENSTOCK_GATEWAY_KEY"] == "sk-engine"
     assert made.environment["VLLM_API_KEY"] == ""
     assert "sk-engine" not in " ".join(made.arguments)
 

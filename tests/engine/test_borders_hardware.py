@@ -16,8 +16,9 @@ from penstock.core.errors import StartupError
 from penstock.engine import hardware
 from penstock.engine.clock import MonotonicClock, VirtualClock
 from penstock.engine.environment import prepare
-from penstock.engine.hardware import choose_device, cpu_isa, cpu_name, memory, prior, roofline, usable_cores
+from penstock.engine.hardware import choose_device, cpu_isa, cpu_name, prior, roofline
 from penstock.engine.heartbeat import Heartbeat
+from penstock.engine.machine import memory, usable_cores
 
 from .test_hardware import MACHINE
 

@@ -19,6 +19,7 @@ from penstock.core.errors import EngineDead, InvalidRequest, ModelLoadError
 from penstock.core.plan import Event
 from penstock.core.request_spec import FinishReason
 from penstock.engine import process as module
+from penstock.engine.clients import STARTER
 from penstock.engine.config import EngineConfig
 from penstock.engine.heartbeat import Heartbeat
 from penstock.engine.messages import Abort, Add, Drain, Failed, Output, decode_from_engine, encode
@@ -120,7 +121,7 @@ def test_between_two_steps_a_bounded_number_is_taken_in(
     received(process, loop, 8)
     taken = len(loop.scheduler.unfinished)
     assert taken in (4, 8)
-    process._inbox.poll(2000)
+    process._clients._ends[STARTER][0].poll(2000)
     before = len(loop.scheduler.unfinished)
     process._receive(loop, wait=False)
     assert len(loop.scheduler.unfinished) - before <= 4
@@ -227,7 +228,7 @@ def test_its_last_words(
     handlers: dict[int, Any] = {}
     monkeypatch.setattr(module.signal, "signal", handlers.__setitem__)
     levels: list[Any] = []
-    monkeypatch.setattr(module.logging, "basicConfig", lambda **fields: levels.append(fields))
+    monkeypatch.setattr(module.logs, "configure", lambda process, **fields: levels.append(fields))
 
     def run(self: EngineProcess) -> None:
         if error is not None:
@@ -236,7 +237,7 @@ def test_its_last_words(
     monkeypatch.setattr(EngineProcess, "run", run)
     assert main(msgspec.json.encode(world.launch).decode()) == status
     assert handlers == {signal.SIGINT: signal.SIG_IGN, signal.SIGTERM: signal.SIG_IGN}
-    assert levels[0]["level"] == "INFO"
+    assert levels == [{"level": "info", "format": "text"}]
     said = world.said()
     if failed is None:
         assert said == []

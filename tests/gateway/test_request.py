@@ -67,9 +67,9 @@ def test_a_limit_refuses_and_says_which(make: Make, limit: str, code: str, retry
 
 def test_concurrent_requests_come_back(make: Make) -> None:
     gateway = make(spec=SPEC.replace("concurrent_requests: 100", "concurrent_requests: 1"))
-    for _ in range(3):
+    for number in range(3):
         assert gateway.post().status == 200
-        gateway.rows(len(gateway.meter.rows))
+        gateway.rows(number + 1)
     assert "x-ratelimit-reset-concurrent" not in gateway.post().headers
 
 

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from penstock.core.errors import MemoryBudgetError
 from penstock.kernels.limits import workspace_bytes
-from penstock.model.memory import _most, _size, activation_bytes, kv_bytes_per_token
+from penstock.model.memory import _most, activation_bytes, format_size, kv_bytes_per_token
 
 from .test_memory import CUDA, GIB, MACHINE, QWEN, plan
 
@@ -33,7 +33,7 @@ from .test_memory import CUDA, GIB, MACHINE, QWEN, plan
     ],
 )
 def test_sizes_in_words(count: int, words: str) -> None:
-    assert _size(count) == words
+    assert format_size(count) == words
 
 
 @given(limit=st.integers(0, 70), border=st.integers(0, 80))
@@ -98,7 +98,7 @@ def test_logits_are_those_of_all_requests_or_of_a_piece_of_a_prompt(seqs: int, r
 
 def test_the_table_word_by_word() -> None:
     budget = plan(max_model_len=1000, max_num_seqs=2)
-    activations = _size(budget.activations)
+    activations = format_size(budget.activations)
     assert budget.num_blocks == 4 * 2 * 63
     assert budget.free == budget.available - budget.weights - budget.activations - budget.kv_cache
     assert budget.concurrency == 8
@@ -106,10 +106,10 @@ def test_the_table_word_by_word() -> None:
         "Memory (cpu)",
         "  weights         1.50 GiB",
         f"  activations {activations:>12}  at most, 1,024 tokens per step",
-        f"  KV cache    {_size(budget.kv_cache):>12}  8,064 tokens: 8.0 requests of 1,000 tokens",
+        f"  KV cache    {format_size(budget.kv_cache):>12}  8,064 tokens: 8.0 requests of 1,000 tokens",
         f"{'':28}504 blocks of 16, 112.00 KiB/token",
         "  limit          11.00 GiB  --gpu-memory-utilization 0.5",
-        f"  free        {_size(budget.free):>12}  of 22.00 GiB available",
+        f"  free        {format_size(budget.free):>12}  of 22.00 GiB available",
     ]
     exact = plan(kv_cache_memory_bytes=5 * GIB)
     assert "GiB  --kv-cache-memory-bytes\n" in exact.render()

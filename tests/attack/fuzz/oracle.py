@@ -44,7 +44,7 @@ def _wrong(case: Case, answer: Answer) -> str | None:
     if "x-request-id" not in answer.headers and case.method != "OPTIONS":
         return f"{status} without a request id"
     if case.method == "HEAD":
-        return None if status in (200, *REFUSALS) else f"HEAD answered with {status}"
+        return None if status in (200, 403, *REFUSALS) else f"HEAD answered with {status}"
     if case.method == "OPTIONS" and status == 200:  # CORS
         return None
     if status == 200:
@@ -52,6 +52,8 @@ def _wrong(case: Case, answer: Answer) -> str | None:
     error = _error(answer)
     if status == 503:
         return None if error.get("reason") in FULL else f"503 {error.get('reason')}"
+    if status == 403:  # of what is for gateways only
+        return None if error.get("reason") == "permission_denied" else f"403 {error.get('reason')}"
     if status not in REFUSALS:
         return f"{status} {error['code']}: {error['message'][:60]}"
     if case.must_serve:

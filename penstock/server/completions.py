@@ -27,6 +27,7 @@ from .pipeline import Ask, Told
 from .protocol import CompletionRequest
 from .state import State
 from .tokens import check_ids
+from .work import IN_THREAD
 
 _DEFAULT_MAX_TOKENS = 16
 
@@ -183,7 +184,9 @@ def _told_logprobs(state: State, request: CompletionRequest) -> int:
 async def _checked_inputs(state: State, request: CompletionRequest) -> list[str | list[int]]:
     """`_inputs`, in a thread where there are many ids."""
     given = request.prompt if isinstance(request.prompt, list) else []
-    size = len(given) + sum(len(each) for each in given if isinstance(each, list))
+    size = len(given)
+    if size <= IN_THREAD:  # else a loop over them would hold up everybody by itself
+        size += sum(len(each) for each in given if isinstance(each, list))
     return await state.work.do(size, _inputs, request, state.engine.info)
 
 

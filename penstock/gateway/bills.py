@@ -18,6 +18,7 @@ import aiohttp
 import msgspec
 
 from .stations import Station, Stations
+from .tasks import ended
 from .usage import NANO, Tally
 
 logger = logging.getLogger("penstock.gateway")
@@ -72,8 +73,7 @@ class Bills:
     async def stop(self) -> None:
         """End; nobody gets a bill any more."""
         if self._task is not None:
-            self._task.cancel()
-            await asyncio.gather(self._task, return_exceptions=True)
+            await ended([self._task])
             self._task = None
 
     async def fill(self, tally: Tally, station: Station, request_id: str) -> bool:

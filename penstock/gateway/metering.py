@@ -28,6 +28,7 @@ from .limits.valkey import ValkeyCounters
 from .meter import Standing
 from .policy.amounts import Amounts, Limit, Unit
 from .records import Row
+from .tasks import ended
 
 logger = logging.getLogger("penstock.gateway")
 
@@ -163,9 +164,7 @@ class LedgerMeter:
     async def close(self) -> None:
         """Write what is left, give back leases. What cannot be written stays in the spool until the next
         start."""
-        for task in self._tasks:
-            task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
+        await ended(self._tasks)
         whole = False
         try:
             await self.flush()

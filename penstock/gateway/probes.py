@@ -18,6 +18,7 @@ import aiohttp
 
 from .policy.health import Progress
 from .stations import Station, Stations
+from .tasks import ended
 
 logger = logging.getLogger("penstock.gateway")
 
@@ -122,8 +123,7 @@ class Prober:
     async def stop(self) -> None:
         """End."""
         if self._task is not None:
-            self._task.cancel()
-            await asyncio.gather(self._task, return_exceptions=True)
+            await ended([self._task])
             self._task = None
 
     async def look(self) -> None:

@@ -24,6 +24,7 @@ from penstock.gateway.meter import LimitReached
 from penstock.gateway.policy.amounts import Amounts, Limit
 from penstock.gateway.policy.bank import Bank
 from penstock.gateway.policy.leases import TTL, Ask, Grant
+from penstock.gateway.tasks import ended
 
 from .stores import free_port, postgres, redis
 
@@ -94,9 +95,7 @@ class House:
     async def kill(self, counters: Any) -> None:
         """As by kill -9: nothing more is heard of it."""
         self.workers.remove(counters)
-        for task in counters._tasks:
-            task.cancel()
-        await asyncio.gather(*counters._tasks, return_exceptions=True)
+        await ended(counters._tasks)
         if self.kind == "redis":
             await counters._client.aclose()
 

@@ -19,6 +19,7 @@ from penstock.gateway.meter import LimitReached, Standing
 from penstock.gateway.policy.amounts import Amounts, Limit
 from penstock.gateway.policy.leases import TTL, Ask, Grant
 from penstock.gateway.policy.shares import Share, Shares, Ticket
+from penstock.gateway.tasks import ended
 
 from .counters import Left, refusal
 
@@ -154,9 +155,7 @@ class LeasedCounters:
 
     async def close(self) -> None:
         """Give back what is not in use."""
-        for task in self._tasks:
-            task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
+        await ended(self._tasks)
         asks = self.shares.give_back(self.now())
         if asks:
             try:

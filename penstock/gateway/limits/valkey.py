@@ -24,6 +24,7 @@ from penstock.gateway.meter import Standing
 from penstock.gateway.policy.accounts import SPAN, account_id, window_end, window_start
 from penstock.gateway.policy.amounts import Amounts, Limit, Unit
 from penstock.gateway.policy.leases import TTL
+from penstock.gateway.tasks import ended
 
 from .counters import NOTHING, Left, refusal
 
@@ -179,9 +180,7 @@ class ValkeyCounters:
             await asyncio.wait_for(self._idle.wait(), TIMEOUT)
         except TimeoutError:
             logger.warning("%d ended requests stay reserved in the counters", len(self._ended))
-        for task in self._tasks:
-            task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
+        await ended(self._tasks)
         await self._client.aclose()
 
     async def _ask(

@@ -45,16 +45,15 @@ def run(args: argparse.Namespace) -> int:
                 advice="Run `penstock up`, or name the servers that there are under upstreams:.",
             )
         logger.warning("models of the spec are started by `penstock up`, and are not served here: %s", names)
-    level = config.uvicorn_log_level.replace("trace", "debug")
-    logs.configure("gateway", level=level, format=config.log_format)
+    logs.configure("gateway", level=config.uvicorn_log_level, format=config.log_format)
     logging.getLogger("alembic").setLevel(logging.WARNING)
     from penstock.http.bind import bind, listen
 
     from .api import loop_factory
 
-    def serve_one(announce: bool) -> int:
+    def serve_one(alone: bool) -> int:
         with asyncio.Runner(loop_factory=loop_factory()) as runner:
-            return runner.run(_serve(spec, config, sock, announce))
+            return runner.run(_serve(spec, config, sock, alone))
 
     sock = bind(config)
     try:
@@ -69,7 +68,7 @@ def run(args: argparse.Namespace) -> int:
 
         first_key = workers.in_child(prepare)
         listen(sock, config)  # who comes before a worker has started waits in the socket's queue
-        _announce(config, sock, first_key)
+        announce(config, sock, first_key)
         return workers.run(spec.gateway.workers, lambda: serve_one(False))
     finally:
         sock.close()
@@ -105,16 +104,16 @@ async def _prepare(spec: Spec) -> str | None:
     return first_key
 
 
-def _announce(config: HttpConfig, sock: socket.socket, first_key: str | None) -> None:
-    host, port = sock.getsockname()[:2]
-    shown = "localhost" if host in ("0.0.0.0", "::") else f"[{host}]" if ":" in host else host
-    scheme = "https" if config.ssl_certfile else "http"
-    print(f"The gateway is at {scheme}://{shown}:{port}/v1", flush=True)
+def announce(config: HttpConfig, sock: socket.socket, first_key: str | None) -> None:
+    """Say on standard output where the gateway is, and its first key."""
+    from penstock.http.bind import address
+
+    print(f"The gateway is at {address(config, sock)}/v1", flush=True)
     if first_key is not None:
         print(f"The first key, shown this once: {first_key}", flush=True)
 
 
-async def _serve(spec: Spec, config: HttpConfig, sock: socket.socket, announce: bool) -> int:
+async def _serve(spec: Spec, config: HttpConfig, sock: socket.socket, alone: bool) -> int:
     from penstock.gateway.app import create_app
     from penstock.gateway.opening import open_door
     from penstock.http.serve import serve
@@ -122,8 +121,8 @@ async def _serve(spec: Spec, config: HttpConfig, sock: socket.socket, announce: 
     door, first_key = await open_door(spec, None)
 
     def started() -> None:
-        if announce:
-            _announce(config, sock, first_key)
+        if alone:
+            announce(config, sock, first_key)
 
     door.start()
     return await serve(create_app(door, config), config, door, sock, name="gateway", on_started=started)

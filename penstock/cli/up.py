@@ -48,8 +48,7 @@ def run(args: argparse.Namespace) -> int:
             advice="`penstock gateway` serves what is under upstreams:.",
         )
     config = gateway.http_config(spec, args)
-    level = config.uvicorn_log_level.replace("trace", "debug")
-    logs.configure("up", level=level, format=config.log_format)
+    logs.configure("up", level=config.uvicorn_log_level, format=config.log_format)
     logging.getLogger("alembic").setLevel(logging.WARNING)
     from penstock.http.bind import bind
 
@@ -87,15 +86,11 @@ async def _serve(spec: Spec, config: HttpConfig, planned: LocalPlan, key: str, s
     try:
         door, first_key = await open_door(spec, fleet)
         fleet.start()
-        door.start()
         household = Household(door, fleet)
         door.start()
-        url = _url(config, sock)
 
         def started() -> None:
-            print(f"The gateway is at {url}/v1", flush=True)
-            if first_key is not None:
-                print(f"The first key, shown this once: {first_key}", flush=True)
+            gateway.announce(config, sock, first_key)
 
         status = await serve(
             create_app(door, config), config, household, sock, name="gateway", on_started=started
@@ -105,12 +100,6 @@ async def _serve(spec: Spec, config: HttpConfig, planned: LocalPlan, key: str, s
         return status
     finally:
         await fleet.close()
-
-
-def _url(config: HttpConfig, sock: socket.socket) -> str:
-    host, port = sock.getsockname()[:2]
-    shown = "localhost" if host in ("0.0.0.0", "::") else f"[{host}]" if ":" in host else host
-    return f"{'https' if config.ssl_certfile else 'http'}://{shown}:{port}"
 
 
 def _show(line: str) -> None:

@@ -17,9 +17,10 @@ from collections import OrderedDict
 import aiohttp
 import msgspec
 
+from .policy.amounts import NANO
 from .stations import Station, Stations
-from .tasks import ended
-from .usage import NANO, Tally
+from .tasks import Beside
+from .usage import Tally
 
 logger = logging.getLogger("penstock.gateway")
 
@@ -54,27 +55,16 @@ class _Page(msgspec.Struct):
 _decode = msgspec.json.Decoder(_Page).decode
 
 
-class Bills:
-    """Reads the feeds of all stations that trust the gateway."""
+class Bills(Beside):
+    """Reads the feeds of all stations that trust the gateway; once stopped, nobody gets a bill."""
 
     def __init__(self, stations: Stations) -> None:
+        super().__init__()
         self._stations = stations
         self._cursors: dict[Station, str] = {}
         self._waiting: dict[tuple[Station, str], asyncio.Future[_Bill]] = {}
         self._kept: OrderedDict[tuple[Station, str], _Bill] = OrderedDict()
         self._wanted = asyncio.Event()
-        self._task: asyncio.Task[None] | None = None
-
-    def start(self) -> None:
-        """Begin, in the running loop."""
-        if self._task is None:
-            self._task = asyncio.get_running_loop().create_task(self._run())
-
-    async def stop(self) -> None:
-        """End; nobody gets a bill any more."""
-        if self._task is not None:
-            await ended([self._task])
-            self._task = None
 
     async def fill(self, tally: Tally, station: Station, request_id: str) -> bool:
         """Wait for a request's bill, and put it into `tally`; false if it does not come."""
@@ -135,15 +125,14 @@ class Bills:
         query = f"?limit={_PAGE}" + ("" if cursor is None else f"&after={cursor}")
         async with station.request("GET", "/v1/bills" + query, once=True, timeout=_TIMEOUT) as response:
             if response.status != 200:
-                if station.trusted:
-                    station.trusted = False
-                    logger.error(
-                        "%s does not give its bills (status %d): its key is none of --gateway-key",
-                        station.id,
-                        response.status,
-                    )
+                station.trusted = False
+                logger.error(
+                    "%s does not give its bills (status %d): its key is none of --gateway-key",
+                    station.id,
+                    response.status,
+                )
                 return None
-            return _decode(await response.content.read(_MOST_BYTES) or b"{}")
+            return _decode(await response.content.read(_MOST_BYTES))
 
     def _take(self, station: Station, bill: _Bill) -> None:
         key = (station, bill.request_id)

@@ -18,7 +18,7 @@ import aiohttp
 
 from .policy.health import Progress
 from .stations import Station, Stations
-from .tasks import ended
+from .tasks import Beside
 
 logger = logging.getLogger("penstock.gateway")
 
@@ -106,25 +106,14 @@ class Probe:
         return self._progress.seen(found.get(_RUNNING, 0.0), done, now)
 
 
-class Prober:
+class Prober(Beside):
     """Looks at every replica of an engine, once a second, all at a time."""
 
     def __init__(self, stations: Stations, monotonic: Callable[[], float]) -> None:
+        super().__init__()
         self._stations = stations
         self._monotonic = monotonic
         self._probes: dict[Station, Probe] = {}
-        self._task: asyncio.Task[None] | None = None
-
-    def start(self) -> None:
-        """Begin, in the running loop."""
-        if self._task is None:
-            self._task = asyncio.get_running_loop().create_task(self._run())
-
-    async def stop(self) -> None:
-        """End."""
-        if self._task is not None:
-            await ended([self._task])
-            self._task = None
 
     async def look(self) -> None:
         """Look at all of them, once."""

@@ -112,7 +112,6 @@ class Request:
         self.notes: list[str] = []
         self._used: Amounts | None = None
         self._shared = 0.0
-        self._share: tuple[Station, float] | None = None
         envelope.limit(way.route.max_tokens)
         self._salt = f"team:{principal.team}" if principal.team else f"key:{principal.key_id}"
         self._hashes: tuple[bytes, ...] | None = None
@@ -289,7 +288,7 @@ class Request:
             return None
         now = self.door.monotonic()
         several = len(stations) > 1
-        hashes = self._prefix(place) if several else ()
+        hashes = self._prefix() if several else ()
         candidates = [station.candidate(hashes, now) for station in stations]
         if not panic and all(each.weight <= 0 for each in candidates):
             return None
@@ -300,7 +299,7 @@ class Request:
             stations[index].prefixes.add(hashes)
         return index
 
-    def _prefix(self, place: Place) -> tuple[bytes, ...]:
+    def _prefix(self) -> tuple[bytes, ...]:
         if self._hashes is None:
             self._hashes = prefix_hashes(self.envelope.prompt, self._salt.encode())
         return self._hashes

@@ -16,7 +16,8 @@ from typing import Any
 
 import msgspec
 
-NANO = 1_000_000_000
+from .policy.amounts import NANO
+
 _MOST_TOKENS = 1 << 40
 _MOST_SECONDS = 1e9
 

@@ -15,6 +15,7 @@ from .ledger.keys import KeyCache, KeyStore
 from .ledger.schema import meta
 from .ledger.store import Beat, Store
 from .metering import LedgerMeter
+from .paid import PaidHours
 from .settler import Settler
 from .stations import Stations
 
@@ -45,7 +46,10 @@ async def open_door(spec: Spec, fleet: Fleet | None) -> tuple[Door, str | None]:
         await meter.close()
         raise
     door = Door(spec, cache, meter, stations, fleet, id_secret=ids)
-    door.beside.append(Settler(meter, door.bills, stations, door.metrics, door.wall))
+    door.beside += [
+        Settler(meter, door.bills, stations, door.metrics, door.wall),
+        PaidHours(meter, spec, door.wall),
+    ]
     return door, secret
 
 

@@ -321,12 +321,13 @@ class Request:
 
     async def _attempt(self, place: Place, station: Station, number: int) -> None:
         door, row = self.door, self.row
+        after = await door.bills.cursor(station)  # which may find that it is not trusted
         headers, bill_id = self._headers(station)
-        asked = bill.note(self.way, place, station.id, bill_id, await door.bills.cursor(station))
+        asked = bill.note(self.way, place, station.id, bill_id, after)
         now = door.monotonic()
         exchange = self.exchange = Exchange()
         self.place, self._used, self._station, self._asked = place, None, station, asked
-        if self._reservation is not None and (bill_id or place.on_devices):
+        if self._reservation is not None and bill_id:
             door.meter.asked(self._reservation, asked)
         row.upstream, row.replica, row.model, row.attempts = place.name, station.id, place.model, number
         row.waited = row.waited or round((now - self.started) * NANO)

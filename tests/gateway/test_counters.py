@@ -18,12 +18,13 @@ from penstock.gateway.ledger.schema import metadata
 from penstock.gateway.ledger.store import Beat, Store
 from penstock.gateway.ledger.thread import StoreThread
 from penstock.gateway.limits.counters import Counters, quantity
-from penstock.gateway.limits.leased import REMEMBER, LeasedCounters
+from penstock.gateway.limits.leased import LeasedCounters
 from penstock.gateway.limits.valkey import ValkeyCounters
 from penstock.gateway.meter import LimitReached, NotCounted
 from penstock.gateway.policy.amounts import Amounts, Limit
 from penstock.gateway.policy.bank import Bank
 from penstock.gateway.policy.leases import TTL, Ask, Grant
+from penstock.gateway.policy.shares import REMEMBER
 from penstock.gateway.tasks import ended
 
 from .stores import free_port, postgres, redis

@@ -48,8 +48,8 @@ def run(body: Coroutine[Any, Any, T]) -> T:
 class Line:
     """A Caller (limits/leased.py): one thing after the other, each after a delay, some of them lost.
 
-    `draw` says for each piece of work: seconds until it is done, seconds until the answer is there, and whether
-    it fails before (`call`) or after (`answer`) it was done, or not (``).
+    `draw` says for each piece of work: seconds until it is done, seconds until the answer is there, and
+    whether it fails before (`call`) or after (`answer`) it was done, or not (``).
     """
 
     def __init__(self, draw: Callable[[], tuple[float, float, str]]) -> None:

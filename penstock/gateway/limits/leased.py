@@ -21,7 +21,7 @@ from penstock.gateway.policy.leases import TTL, Ask, Grant
 from penstock.gateway.policy.shares import Share, Shares, Ticket
 from penstock.gateway.tasks import ended
 
-from .counters import Left, refusal, reads
+from .counters import Left, reads, refusal
 
 logger = logging.getLogger("penstock.gateway")
 
@@ -34,8 +34,6 @@ POLL = 0.05
 """Seconds between two looks at what others are short of."""
 PULSE = 1.0
 """Seconds between two signs of life, and between two rounds of giving back."""
-REMEMBER = 0.1
-"""Seconds for which a refusal is believed without asking the bank again."""
 
 
 class Bank(Protocol):
@@ -113,9 +111,9 @@ class LeasedCounters:
         return self.shares.reserve(limits, worst, now, valid=self._monotonic() < self._valid_until)
 
     async def reserve(self, limits: Sequence[Limit], worst: Amounts) -> Ticket:
-        """Within the lease, or after a round. Raises LimitReached where the bank has said so, NotCounted where
-        it cannot say, or not in time."""
-        waiting: dict[Share, int] = {}
+        """Within the lease, or after a round. Raises LimitReached where the bank has said so, NotCounted
+        where it cannot say, or not in time."""
+        waiting: dict[Share, tuple[int, int]] = {}
         try:
             async with asyncio.timeout(SLOWEST):
                 return await self._wait(limits, worst, waiting)
@@ -125,15 +123,17 @@ class LeasedCounters:
                 retry_after=5,
             ) from None
         finally:
-            for share, amount in waiting.items():
+            for share, (amount, _) in waiting.items():
                 share.waiting.remove(amount)
                 if share.pending:
                     share.returning = True  # so that the bank forgets that it is wanted
                     if not share.waiting:
                         self._wanted.set()
 
-    async def _wait(self, limits: Sequence[Limit], worst: Amounts, waiting: dict[Share, int]) -> Ticket:
-        """Round after round, in `waiting` what is waited for."""
+    async def _wait(
+        self, limits: Sequence[Limit], worst: Amounts, waiting: dict[Share, tuple[int, int]]
+    ) -> Ticket:
+        """Round after round, in `waiting` what is waited for: amounts, and after which round that began."""
         pending_since: float | None = None
         while True:
             if self._monotonic() >= self._valid_until:
@@ -153,7 +153,7 @@ class LeasedCounters:
                 raise _unknown(pending[0])
             for share, amount in short:
                 if share not in waiting:
-                    waiting[share] = amount
+                    waiting[share] = amount, self.shares.number
                     share.waiting.append(amount)
             if pending:
                 await asyncio.sleep(POLL / 2)
@@ -189,16 +189,19 @@ class LeasedCounters:
                 except Unavailable as error:
                     logger.warning("leases could not be given back: %s", error.message)
 
-    def _refuse(self, short: list[tuple[Share, int]], waiting: dict[Share, int], now: float) -> None:
+    def _refuse(
+        self, short: list[tuple[Share, int]], waiting: dict[Share, tuple[int, int]], now: float
+    ) -> None:
         """Raise LimitReached where the bank has said that the limit is reached, and NotCounted where it has
-        said that nobody knows."""
+        said that nobody knows: since this request waits, and of no earlier time."""
         doubtful: Share | None = None
         for share, amount in short:
-            known = share.refused is not None and amount >= share.refused
-            fresh = share in waiting or self._monotonic() < share.refused_until
-            if amount > share.cap or (known and fresh and not share.doubt):
+            refused = share.refused is not None and amount >= share.refused
+            if refused and self._monotonic() >= share.refused_until:
+                refused = share in waiting and waiting[share][1] < share.refused_before
+            if amount > share.cap or (refused and not share.doubt):
                 raise _refusal(share, amount, now)
-            if known and fresh:
+            if refused:
                 doubtful = share
         if doubtful is not None:
             raise _unknown(doubtful)
@@ -214,13 +217,13 @@ class LeasedCounters:
         told, self._round = self._round, asyncio.get_running_loop().create_future()
         failed: Unavailable | None = None
         asks = self.shares.asks(self.now())
-        believed_until = self._monotonic() + REMEMBER
+        asked = self._monotonic()
         try:
             if asks:
                 self.rounds += 1
                 await self._caller.call(
                     lambda: self._bank.lease(self._worker, asks),
-                    apply=lambda grants: self.shares.granted(asks, grants, believed_until),
+                    apply=lambda grants: self.shares.granted(asks, grants, asked),
                     urgent=True,
                 )
             self._heard()
@@ -302,8 +305,8 @@ def _refusal(share: Share, amount: int, now: float) -> LimitReached:
 
 def _unknown(share: Share) -> NotCounted:
     return NotCounted(
-        f"Whether the limit of {reads(share.limit)} is reached cannot be told now: a part of it is leased to a "
-        "worker of the gateway that is not heard of.",
+        f"Whether the limit of {reads(share.limit)} is reached cannot be told now: a part of it is leased to "
+        "a worker of the gateway that is not heard of.",
         retry_after=5,
     )
 

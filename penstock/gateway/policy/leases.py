@@ -8,9 +8,9 @@ worker's lease is used up. A worker says what it keeps and what it needs; `decid
 are absolute, so that an answer that was lost is repaired by asking again.
 
 Where the rest does not suffice but others hold leases, the worker's lease is marked as short, with the time;
-the others hear of the mark, give back what they do not use, and say which mark they have heard. So there are four
-answers: granted; pending (others that live have not yet heard); refused (they have, and use what they hold); in
-doubt (it would fit if a worker that is not heard of had not used what it holds).
+the others hear of the mark, give back what they do not use, and say which mark they have heard. So there are
+four answers: granted; pending (others that live have not yet heard); refused (they have, and use what they
+hold); in doubt (it would fit if a worker that is not heard of had not used what it holds).
 """
 
 from __future__ import annotations

@@ -17,6 +17,8 @@ from .accounts import SPAN, Account
 from .amounts import Amounts, Limit
 from .leases import Ask, Grant
 
+REMEMBER = 0.1
+"""Seconds for which a refusal is believed without asking the store again."""
 IDLE = 120.0
 """Seconds after which an account that nobody uses is forgotten."""
 
@@ -32,8 +34,10 @@ class Share(Account):
         "heard",
         "known",
         "last",
+        "marked",
         "pending",
         "refused",
+        "refused_before",
         "refused_until",
         "returning",
         "room",
@@ -49,11 +53,13 @@ class Share(Account):
         self.taken = 0  # reserved since the last tick
         self.demand = 0  # reserved between the last two ticks
         self.last = now  # last reservation
-        self.pending = False  # the last answer was not final
+        self.pending = False  # the last answer was not final: others are to be heard
+        self.marked = (0, 0.0)  # number and time of the asks from which on they are
         self.first = 0  # of `waiting`, when the store was last asked
         self.refused: int | None = None  # smallest amount that the last answer refused
         self.doubt = False  # whether it did so because of a silent worker
-        self.refused_until = 0.0  # for whoever drives this: how long that is believed
+        self.refused_before = 0  # it is true of whoever waited before the asks of this number
+        self.refused_until = 0.0  # and, for a moment, of whoever comes
         self.heard = 0.0  # newest mark of others that are short
         self.asked = False  # an answer is under way
         self.returning = False  # something is to be told: a lower lease, or only that it has been heard
@@ -98,6 +104,7 @@ class Shares:
         self._shares: dict[tuple[str, str, str], Share] = {}
         self._past: dict[str, Share] = {}  # of windows that are over, until they are settled
         self.alone = True  # no other worker shares the accounts
+        self.number = 0  # of asks so far
 
     def __iter__(self) -> Iterator[Share]:
         yield from self._shares.values()
@@ -159,6 +166,7 @@ class Shares:
     def asks(self, now: float) -> list[Ask]:
         """What to tell the store now. The answers come by `granted`, all of them, before the next asks."""
         found = []
+        self.number += 1
         for share in self:
             if share.returning:  # requests that wait do not hold up those of others that would fit
                 share.granted = max(share.held(now), 0)
@@ -174,16 +182,19 @@ class Shares:
             found.append(Ask(share.id, share.limit, share.start, keep, need, least, demand, share.heard))
         return found
 
-    def granted(self, asks: Sequence[Ask], grants: Sequence[Grant], believed_until: float = 0.0) -> None:
-        """The store's answers to `asks`, in their order; `believed_until` is for refusals."""
+    def granted(self, asks: Sequence[Ask], grants: Sequence[Grant], asked: float = 0.0) -> None:
+        """The store's answers to `asks`, in their order, of the moment `asked`."""
         shares = {share.id: share for share in self}
         for ask, grant in zip(asks, grants, strict=True):
             share = shares[ask.id]
             short = grant.granted < ask.keep + ask.least
             share.known, share.asked = grant.granted, False
-            share.granted, share.room, share.pending = grant.granted, grant.room, grant.pending
+            share.granted, share.room = grant.granted, grant.room
             share.refused = share.first if short and not grant.pending else None
-            share.doubt, share.refused_until = grant.doubt, believed_until
+            if not share.pending:
+                share.marked = (self.number, asked)
+            share.pending, share.doubt = grant.pending, grant.doubt
+            share.refused_before, share.refused_until = share.marked[0], share.marked[1] + REMEMBER
             if grant.pending and not share.waiting:
                 share.returning = True  # whoever wanted it has left; the store is to forget it
 
@@ -209,7 +220,7 @@ class Shares:
                 share.known = None
 
     def pressed(self, marks: Mapping[str, float], now: float) -> bool:
-        """Other workers are short of these accounts (id → mark); whether there is something to tell the store."""
+        """Other workers are short of these accounts (id → mark); whether there is something to tell."""
         told = False
         for share in self:
             if (mark := marks.get(share.id)) is not None:

@@ -252,7 +252,7 @@ def moody(dice: random.Random) -> Callable[[], tuple[float, float, str]]:
     return draw
 
 
-@pytest.mark.parametrize("seed", range(8))
+@pytest.mark.parametrize("seed", range(4))
 def test_no_phantom_and_nothing_over_a_cap(seed: int) -> None:
     async def body() -> dict[str, int]:
         dice = random.Random(seed)
@@ -268,7 +268,7 @@ def test_no_phantom_and_nothing_over_a_cap(seed: int) -> None:
             if not task.cancelled() and (error := task.exception()) is not None:
                 failed.append(error)
 
-        for _ in range(150):
+        for _ in range(100):
             await asyncio.sleep(dice.choice([0.0, 0.01, 0.1, 0.5, 2.0]))
             if len(house.workers) > 1 and dice.random() < 0.01:
                 await house.kill(dice.choice(house.workers), dice.choice([0.5, 1.5, 3.0, 40.0]))
@@ -302,7 +302,7 @@ def test_no_phantom_and_nothing_over_a_cap(seed: int) -> None:
         return house.answers
 
     answers = run(body())
-    assert answers["let through"] > 50, answers
+    assert answers["let through"] > 30, answers
     assert seed % 3 or answers["limit"] > 20, answers
 
 

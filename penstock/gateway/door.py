@@ -42,6 +42,7 @@ from .policy.routes import Book, Place, Way, order, shadows
 from .probes import Prober
 from .request import Caller, Request
 from .stations import Station, Stations
+from .tasks import Beside
 
 logger = logging.getLogger("penstock.gateway")
 
@@ -91,7 +92,9 @@ class Door:
         self.metrics = metrics or Metrics()
         self.monotonic, self.wall, self.draw = monotonic, wall, draw
         self.prober = Prober(stations, monotonic)
-        self.bills = Bills(stations)
+        self.bills = Bills(stations, self.metrics)
+        self.beside: list[Beside] = [self.prober, self.bills]
+        """What runs beside requests."""
         self._running: set[asyncio.Task[None]] = set()
         self._behind: set[asyncio.Task[None]] = set()
         self._draining = False
@@ -230,9 +233,9 @@ class Door:
         return order(targets, fallback, [self.draw() for _ in targets])
 
     def start(self) -> None:
-        """Begin what runs beside requests, in the running loop: probes."""
-        self.prober.start()
-        self.bills.start()
+        """Begin what runs beside requests, in the running loop."""
+        for each in self.beside:
+            each.start()
 
     # ---- Worker ----
 
@@ -263,8 +266,8 @@ class Door:
 
     async def close(self) -> None:
         """Write what is written behind, and end all connections."""
-        await self.prober.stop()
-        await self.bills.stop()
+        for each in reversed(self.beside):
+            await each.stop()
         for task in self._behind:
             task.cancel()
         await asyncio.gather(*self._behind, return_exceptions=True)

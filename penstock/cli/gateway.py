@@ -37,6 +37,8 @@ def run(args: argparse.Namespace) -> int:
     """Run until a signal. Returns 0 after a complete drain."""
     spec = load(Path(args.file))
     config = http_config(spec, args)
+    logs.configure("gateway", level=config.uvicorn_log_level, format=config.log_format)
+    logging.getLogger("alembic").setLevel(logging.WARNING)
     if spec.models:
         names = ", ".join(list(spec.models)[:8])
         if not spec.upstreams:
@@ -45,8 +47,6 @@ def run(args: argparse.Namespace) -> int:
                 advice="Run `penstock up`, or name the servers that there are under upstreams:.",
             )
         logger.warning("models of the spec are started by `penstock up`, and are not served here: %s", names)
-    logs.configure("gateway", level=config.uvicorn_log_level, format=config.log_format)
-    logging.getLogger("alembic").setLevel(logging.WARNING)
     from penstock.http.bind import bind, listen
 
     from .api import loop_factory

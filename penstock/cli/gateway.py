@@ -83,6 +83,7 @@ def http_config(spec: Spec, args: argparse.Namespace | None = None) -> HttpConfi
         "max_body_bytes": gateway.max_body_bytes,
         "ssl_certfile": gateway.ssl_certfile,
         "ssl_keyfile": gateway.ssl_keyfile,
+        "enable_ssl_refresh": True,
         "disable_uvicorn_access_log": True,  # the ledger has a row for each request
     }
     config: HttpConfig = make_config(HttpConfig, args or argparse.Namespace(), **said)

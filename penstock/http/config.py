@@ -59,6 +59,9 @@ class HttpConfig:
     ssl_keyfile: str | None = option(None, "Private key file (PEM) to serve HTTPS.")
     ssl_certfile: str | None = option(None, "Certificate file (PEM) to serve HTTPS.")
     ssl_ca_certs: str | None = option(None, "File of certificate authorities (PEM) for client certificates.")
+    enable_ssl_refresh: bool = option(
+        False, "Read the TLS files again when they change, for new connections; SIGHUP does so in any case."
+    )
     ssl_cert_reqs: int = option(0, "Client certificates: 0 none, 1 optional, 2 required.")
     timeout_keep_alive: int = option(
         5, "Seconds that a connection is kept open on which no request has begun, a new one as well."

@@ -81,6 +81,7 @@ def http_config(spec: Spec, args: argparse.Namespace | None = None) -> HttpConfi
         "host": gateway.host,
         "port": gateway.port,
         "max_body_bytes": gateway.max_body_bytes,
+        "trusted_proxies": gateway.trusted_proxies,
         "ssl_certfile": gateway.ssl_certfile,
         "ssl_keyfile": gateway.ssl_keyfile,
         "enable_ssl_refresh": True,

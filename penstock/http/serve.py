@@ -31,6 +31,7 @@ from .layers import restricted
 from .limits import Connections, Limits, affordable
 from .listener import Listener
 from .peers import Peers
+from .proxies import Proxies
 from .tls import Certificates
 
 logger = logging.getLogger("penstock.http")
@@ -194,6 +195,7 @@ class Server(uvicorn.Server):
         self._watches_tls = config.enable_ssl_refresh
         self._on_started = on_started
         self._peers = peers
+        self._proxies = Proxies(config.trusted_proxies)
         try:
             self._limits = Limits.of(config, affordable(config.max_connections))
         except ValueError as error:
@@ -204,7 +206,8 @@ class Server(uvicorn.Server):
         yield
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
-        connections = Connections(self._limits, asyncio.get_running_loop().time, self._peers)
+        clock = asyncio.get_running_loop().time
+        connections = Connections(self._limits, clock, self._peers, self._proxies)
 
         def make(address: str) -> Connection:
             return Connection(self.config, self.server_state, connections, address, restricted)
@@ -248,7 +251,7 @@ def _uvicorn_config(app: ASGIApp, config: HttpConfig) -> uvicorn.Config:
         log_config=None,  # who runs the process says how it logs
         access_log=False,  # ours knows the route, the duration and the id (`exchanges`)
         server_header=False,
-        proxy_headers=False,  # they would stand in the access log as the client wrote them
+        proxy_headers=False,  # ours believes nobody unasked (`proxies`)
         timeout_keep_alive=config.timeout_keep_alive,
         timeout_graceful_shutdown=int(_FLUSH),
     )

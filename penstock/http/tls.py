@@ -4,8 +4,8 @@
                └─ files that do not fit together change nothing, and are told of once
 
 A renewal writes two files, or swaps the link to their folder (Kubernetes, cert-manager, certbot): whoever
-looks in between sees halves. So a context is made as a whole or not at all, and what failed is looked at again
-as soon as a file changes. Connections keep the context that they began with.
+looks in between sees halves. So a context is made as a whole or not at all, and what failed is looked at
+again as soon as a file changes. Connections keep the context that they began with.
 """
 
 from __future__ import annotations

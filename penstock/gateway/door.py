@@ -22,6 +22,7 @@ from msgspec.json import encode
 from starlette.types import Receive, Scope, Send
 
 from penstock.core.errors import AuthenticationFailed, Draining, PenstockError
+from penstock.http.auth import bearer
 from penstock.http.body import parse_object, read_body
 from penstock.http.errors import send_error
 from penstock.http.exchange import ClientGone, until_disconnect
@@ -42,6 +43,7 @@ from .policy.routes import Book, Place, Way, order, shadows
 from .probes import Prober
 from .request import Caller, Request
 from .stations import Station, Stations
+from .tasks import Beside
 
 logger = logging.getLogger("penstock.gateway")
 
@@ -91,7 +93,9 @@ class Door:
         self.metrics = metrics or Metrics()
         self.monotonic, self.wall, self.draw = monotonic, wall, draw
         self.prober = Prober(stations, monotonic)
-        self.bills = Bills(stations)
+        self.bills = Bills(stations, self.metrics)
+        self.beside: list[Beside] = [self.prober, self.bills]
+        """What runs beside requests."""
         self._running: set[asyncio.Task[None]] = set()
         self._behind: set[asyncio.Task[None]] = set()
         self._draining = False
@@ -104,8 +108,7 @@ class Door:
         headers = {name.decode("latin-1"): value.decode("latin-1") for name, value in scope["headers"]}
         secret = headers.get("x-api-key", "")
         if given := headers.get("authorization"):
-            scheme, _, token = given.partition(" ")
-            secret = token.strip() if scheme.lower() == "bearer" else ""
+            secret = bearer(given) or ""
         if not secret:
             raise AuthenticationFailed(
                 "No API key was provided.", advice="Send the header `Authorization: Bearer KEY`."
@@ -230,9 +233,9 @@ class Door:
         return order(targets, fallback, [self.draw() for _ in targets])
 
     def start(self) -> None:
-        """Begin what runs beside requests, in the running loop: probes."""
-        self.prober.start()
-        self.bills.start()
+        """Begin what runs beside requests, in the running loop."""
+        for each in self.beside:
+            each.start()
 
     # ---- Worker ----
 
@@ -263,8 +266,8 @@ class Door:
 
     async def close(self) -> None:
         """Write what is written behind, and end all connections."""
-        await self.prober.stop()
-        await self.bills.stop()
+        for each in reversed(self.beside):
+            await each.stop()
         for task in self._behind:
             task.cancel()
         await asyncio.gather(*self._behind, return_exceptions=True)

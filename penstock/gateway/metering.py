@@ -11,23 +11,23 @@ import asyncio
 import logging
 import socket
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 from penstock.core.errors import Unavailable
 from penstock.spec.model import Ledger
 
 from .ledger.journal import Journal
-from .ledger.store import Beat, Store
+from .ledger.store import Beat, Store, unit_of
 from .ledger.thread import StoreThread
 from .ledger.writer import Charged, Writer, bury
 from .limits.counters import NOTHING, Counters, Ticket
 from .limits.leased import LeasedCounters
 from .limits.valkey import ValkeyCounters
 from .meter import Standing
-from .policy.amounts import Amounts, Limit, Unit
-from .records import Row
+from .policy.amounts import Amounts, Limit
+from .records import Asked, Row
 from .tasks import ended
 
 logger = logging.getLogger("penstock.gateway")
@@ -143,6 +143,22 @@ class LedgerMeter:
         self._open += 1
         return Reserved(row, number, ticket, self.counters)
 
+    def asked(self, reservation: Reserved, asked: Asked) -> None:
+        """An upstream will be asked now, on disk before it is."""
+        if reservation.ticket is not None:
+            self.journal.ask(reservation.number, asked)
+
+    async def owed(self, since: int, most: int) -> list[tuple[str, int, Row]]:
+        """See Store.owed. Raises Unavailable."""
+        return await self.thread.call(lambda: self.store.owed(since, most))
+
+    async def resettle(
+        self, places: Collection[tuple[str, int]], settle: Callable[[Row], Amounts | None]
+    ) -> None:
+        """See Store.resettle; whoever counts learns of it. Raises Unavailable."""
+        added = await self.thread.call(lambda: self.store.resettle(places, settle))
+        await self.counters.corrected(added)
+
     def commit(self, reservation: Reserved, used: Amounts) -> None:
         """A request has ended, with what it used. The second time it does nothing."""
         ticket, reservation.ticket = reservation.ticket, None
@@ -239,8 +255,3 @@ class LedgerMeter:
 def charges(ticket: Ticket, amounts: Amounts) -> dict[str, int]:
     """What a request adds to the accounts that the ledger charges."""
     return {id: amounts.of(unit_of(id)) for id in ticket.charged}
-
-
-def unit_of(id: str) -> Unit:
-    """The unit of an account, by its id."""
-    return cast(Unit, id.rsplit("|", 3)[1])

@@ -15,6 +15,7 @@ from .ledger.keys import KeyCache, KeyStore
 from .ledger.schema import meta
 from .ledger.store import Beat, Store
 from .metering import LedgerMeter
+from .settler import Settler
 from .stations import Stations
 
 FIRST_KEY = "first"
@@ -43,7 +44,9 @@ async def open_door(spec: Spec, fleet: Fleet | None) -> tuple[Door, str | None]:
     except PenstockError:
         await meter.close()
         raise
-    return Door(spec, cache, meter, stations, fleet, id_secret=ids), secret
+    door = Door(spec, cache, meter, stations, fleet, id_secret=ids)
+    door.beside.append(Settler(meter, door.bills, stations, door.metrics, door.wall))
+    return door, secret
 
 
 def _first_key(keys: KeyStore) -> str | None:

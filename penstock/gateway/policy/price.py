@@ -8,13 +8,28 @@ comparator   by the tokens of the same request, at a cloud's price
 from __future__ import annotations
 
 from dataclasses import dataclass
-
-from penstock.spec.model import Price
+from typing import Protocol
 
 from .amounts import NANO
 
 _HOUR = 3600 * NANO
 """Nanoseconds."""
+
+
+class TokenPrice(Protocol):
+    """spec.model.Price, or what was noted of one."""
+
+    @property
+    def input(self) -> int:
+        """Nanodollars for `per` tokens, as all of them."""
+        ...
+
+    @property
+    def output(self) -> int: ...
+    @property
+    def cached_input(self) -> int | None: ...
+    @property
+    def per(self) -> int: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,7 +42,7 @@ class Used:
     """Of the input, read from a cache."""
 
 
-def by_tokens(price: Price, used: Used) -> int:
+def by_tokens(price: TokenPrice, used: Used) -> int:
     """Nanodollars for tokens."""
     cached = min(used.cached, used.input)
     cached_price = price.input if price.cached_input is None else price.cached_input

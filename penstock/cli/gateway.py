@@ -37,6 +37,8 @@ def run(args: argparse.Namespace) -> int:
     """Run until a signal. Returns 0 after a complete drain."""
     spec = load(Path(args.file))
     config = http_config(spec, args)
+    logs.configure("gateway", level=config.uvicorn_log_level, format=config.log_format)
+    logging.getLogger("alembic").setLevel(logging.WARNING)
     if spec.models:
         names = ", ".join(list(spec.models)[:8])
         if not spec.upstreams:
@@ -45,8 +47,6 @@ def run(args: argparse.Namespace) -> int:
                 advice="Run `penstock up`, or name the servers that there are under upstreams:.",
             )
         logger.warning("models of the spec are started by `penstock up`, and are not served here: %s", names)
-    logs.configure("gateway", level=config.uvicorn_log_level, format=config.log_format)
-    logging.getLogger("alembic").setLevel(logging.WARNING)
     from penstock.http.bind import bind, listen
 
     from .api import loop_factory
@@ -81,8 +81,10 @@ def http_config(spec: Spec, args: argparse.Namespace | None = None) -> HttpConfi
         "host": gateway.host,
         "port": gateway.port,
         "max_body_bytes": gateway.max_body_bytes,
+        "trusted_proxies": gateway.trusted_proxies,
         "ssl_certfile": gateway.ssl_certfile,
         "ssl_keyfile": gateway.ssl_keyfile,
+        "enable_ssl_refresh": True,
         "disable_uvicorn_access_log": True,  # the ledger has a row for each request
     }
     config: HttpConfig = make_config(HttpConfig, args or argparse.Namespace(), **said)

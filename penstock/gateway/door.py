@@ -22,6 +22,7 @@ from msgspec.json import encode
 from starlette.types import Receive, Scope, Send
 
 from penstock.core.errors import AuthenticationFailed, Draining, PenstockError
+from penstock.http.auth import bearer
 from penstock.http.body import parse_object, read_body
 from penstock.http.errors import send_error
 from penstock.http.exchange import ClientGone, until_disconnect
@@ -107,8 +108,7 @@ class Door:
         headers = {name.decode("latin-1"): value.decode("latin-1") for name, value in scope["headers"]}
         secret = headers.get("x-api-key", "")
         if given := headers.get("authorization"):
-            scheme, _, token = given.partition(" ")
-            secret = token.strip() if scheme.lower() == "bearer" else ""
+            secret = bearer(given) or ""
         if not secret:
             raise AuthenticationFailed(
                 "No API key was provided.", advice="Send the header `Authorization: Bearer KEY`."

@@ -176,6 +176,7 @@ class LedgerMeter:
         self.journal.retry()
         while not self.writer.is_done:
             await self._step()
+        await self.thread.call(lambda: None)  # a step that was cancelled has told what it did
 
     async def close(self) -> None:
         """Write what is left, give back leases. What cannot be written stays in the spool until the next
@@ -204,7 +205,8 @@ class LedgerMeter:
         def apply(charged: Charged) -> None:
             self.counters.folded(charged.amounts, doubted=charged.doubted)
 
-        await self.thread.call(self.writer.step, apply=apply)
+        async with self.thread.turn:
+            await self.thread.call(self.writer.step, apply=apply)
 
     async def _write(self) -> None:
         """The journal goes into the database, for ever."""

@@ -16,7 +16,6 @@ import contextlib
 import logging
 import signal
 import socket
-import ssl
 from collections.abc import Callable, Generator, Mapping
 from typing import Protocol
 
@@ -25,13 +24,15 @@ from starlette.types import ASGIApp
 
 from penstock.core.errors import PenstockError, StartupError
 
-from .bind import bind_error, check_tls, load_tls
+from .bind import bind_error
 from .config import HttpConfig
 from .connection import Connection
 from .layers import restricted
 from .limits import Connections, Limits, affordable
 from .listener import Listener
 from .peers import Peers
+from .proxies import Proxies
+from .tls import Certificates
 
 logger = logging.getLogger("penstock.http")
 
@@ -44,6 +45,8 @@ _LAST_WORDS = 2.0
 """Seconds that a server whose worker is dead goes on to answer 503 with the cause."""
 _FLUSH = 5.0
 """Seconds that connections get to send what they have, after everything else has ended."""
+_LOOK = 10
+"""Ticks of uvicorn's, of 0.1 s, between two looks at the TLS files."""
 _ABORT = 1.0
 """Seconds that handlers get to say goodbye after the second signal."""
 
@@ -188,9 +191,11 @@ class Server(uvicorn.Server):
     ) -> None:
         super().__init__(_uvicorn_config(app, config))
         self.config.load()
-        self._http = config
+        self._tls = None if config.ssl_certfile is None else Certificates(config)
+        self._watches_tls = config.enable_ssl_refresh
         self._on_started = on_started
         self._peers = peers
+        self._proxies = Proxies(config.trusted_proxies)
         try:
             self._limits = Limits.of(config, affordable(config.max_connections))
         except ValueError as error:
@@ -201,13 +206,14 @@ class Server(uvicorn.Server):
         yield
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
-        connections = Connections(self._limits, asyncio.get_running_loop().time, self._peers)
+        clock = asyncio.get_running_loop().time
+        connections = Connections(self._limits, clock, self._peers, self._proxies)
 
         def make(address: str) -> Connection:
             return Connection(self.config, self.server_state, connections, address, restricted)
 
         self.servers = [
-            Listener(sock, connections, make, self.config.ssl, self.config.backlog)  # type: ignore[misc]
+            Listener(sock, connections, make, self._tls, self.config.backlog)  # type: ignore[misc]
             for sock in sockets or ()
         ]
         self.started = True
@@ -225,17 +231,16 @@ class Server(uvicorn.Server):
 
     def reload(self) -> None:
         """SIGHUP: read the TLS files again, for new connections; those that cannot be used change nothing."""
-        config, context = self._http, self.config.ssl
-        if context is None or config.ssl_certfile is None:
+        if self._tls is None:
             logger.info("SIGHUP: there is nothing to read again; flags and keys hold until the next start.")
-            return
-        try:
-            check_tls(config)
-            load_tls(context, config)
-        except (StartupError, OSError, ssl.SSLError) as error:
-            logger.error("SIGHUP: the TLS files stay as they were. %s", error)
         else:
-            logger.info("SIGHUP: new connections get the certificate in %s.", config.ssl_certfile)
+            self._tls.reload("SIGHUP")
+
+    async def on_tick(self, counter: int) -> bool:
+        """uvicorn's clock: ten times a second."""
+        if self._tls is not None and self._watches_tls and counter % _LOOK == 0:
+            self._tls.look()
+        return await super().on_tick(counter)
 
 
 def _uvicorn_config(app: ASGIApp, config: HttpConfig) -> uvicorn.Config:
@@ -246,11 +251,7 @@ def _uvicorn_config(app: ASGIApp, config: HttpConfig) -> uvicorn.Config:
         log_config=None,  # who runs the process says how it logs
         access_log=False,  # ours knows the route, the duration and the id (`exchanges`)
         server_header=False,
-        proxy_headers=False,  # they would stand in the access log as the client wrote them
+        proxy_headers=False,  # ours believes nobody unasked (`proxies`)
         timeout_keep_alive=config.timeout_keep_alive,
         timeout_graceful_shutdown=int(_FLUSH),
-        ssl_keyfile=config.ssl_keyfile,
-        ssl_certfile=config.ssl_certfile,
-        ssl_ca_certs=config.ssl_ca_certs,
-        ssl_cert_reqs=config.ssl_cert_reqs,
     )

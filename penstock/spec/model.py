@@ -317,7 +317,8 @@ class Gateway(Part):
     ssl_keyfile: str | None = None
     """Its private key (PEM)."""
     trusted_proxies: tuple[str, ...] = ()
-    """Addresses or networks whose X-Forwarded-For is believed."""
+    """Addresses or networks, as 10.0.0.0/8, whose X-Forwarded-For or Forwarded is believed; `unix` for a Unix
+    socket."""
     admin_key_env: Variable | None = None
     """Environment variable with the key of the admin API; without it there is none."""
     max_body_bytes: Bytes = 10 * 1024 * 1024

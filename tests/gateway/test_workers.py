@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import json
 import os
+import shutil
 import signal
 import sqlite3
+import ssl
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
 import pytest
 
 from tests.http.live import PATIENCE, exchange
+from tests.http.test_tls import certificate
 
 from .conftest import BODY, CHAT
 from .upstream import Upstream
@@ -71,6 +76,53 @@ def test_workers_share_a_port_and_are_replaced(tmp_path: Path) -> None:
         process.kill()
         process.communicate()
         upstream.stop()
+
+
+@pytest.mark.skipif(shutil.which("openssl") is None, reason="no openssl to make certificates with")
+def test_all_workers_take_a_renewed_certificate(tmp_path: Path) -> None:
+    certificate(tmp_path, "first")
+    spec = SPEC.format(url="http://127.0.0.1:9").replace(
+        "workers: 2", "workers: 2, ssl_certfile: cert.pem, ssl_keyfile: key.pem"
+    )
+    (tmp_path / "penstock.yaml").write_text(spec)
+    process = subprocess.Popen(
+        [sys.executable, "-m", "penstock", "gateway", "--log-format", "json"],
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": os.getcwd()},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    try:
+        assert process.stdout is not None
+        assert process.stderr is not None
+        url = process.stdout.readline().split()[-1]
+        port = int(url.removesuffix("/v1").rpartition(":")[2])
+        assert url.startswith("https://")
+        first = ssl.get_server_certificate(("127.0.0.1", port), timeout=PATIENCE)
+        told: set[int] = set()
+        log = process.stderr
+
+        def read() -> None:
+            for line in log:
+                entry = json.loads(line)
+                if "new connections get the certificate" in entry["message"]:
+                    told.add(entry["pid"])
+
+        reader = threading.Thread(target=read, daemon=True)
+        reader.start()
+        end = time.monotonic() + PATIENCE
+        while len(told) < 2:  # one may have started with a renewed one already, and waits for the next
+            assert time.monotonic() < end
+            certificate(tmp_path, "second")
+            reader.join(1.1)
+        assert told == children(process.pid)
+        for _ in range(8):
+            assert ssl.get_server_certificate(("127.0.0.1", port), timeout=PATIENCE) != first
+    finally:
+        process.kill()
+        reader.join(PATIENCE)
+        process.communicate()
 
 
 def test_what_is_wrong_is_said_before_a_worker_starts(tmp_path: Path) -> None:

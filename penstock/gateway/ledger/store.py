@@ -60,8 +60,8 @@ class Beat(NamedTuple):
 
     others: int
     """Workers besides it."""
-    pressed: list[str]
-    """Accounts that others are short of."""
+    pressed: dict[str, float]
+    """Accounts that others are short of, and the newest mark of it."""
     keys: int
     """Version of the keys."""
 
@@ -127,7 +127,7 @@ class Store:
                 connection.execute(workers.update().where(workers.c.id == worker).values(seen=now, gone=None))
             about = {"me": worker, "since": now - TTL, "until": now + 1}
             others = connection.execute(_OTHERS, about).scalar_one()
-            pressed = list(connection.execute(_PRESSED, about).scalars()) if others else []
+            pressed = dict(connection.execute(_PRESSED, about).all()) if others else {}
             keys = connection.execute(_KEYS).scalar_one_or_none()
         return Beat(others, pressed, keys or 0)
 
@@ -145,18 +145,18 @@ class Store:
             mine: dict[str, float | None] = {}
             others: dict[str, list[Lease]] = {id: [] for id in ids}
             windows = {ask.id: ask.limit.window for ask in asks}
-            for id, holder, granted, since, touched, seen, gone in connection.execute(_LEASES, {"ids": ids}):
+            for id, holder, granted, since, heard, seen, gone in connection.execute(_LEASES, {"ids": ids}):
                 if holder == worker:
                     mine[id] = since
                     continue
                 alive = lives(gone=gone, seen=seen, now=now)
                 counted = counts(windows[id], gone=gone, seen=seen, now=now)
-                others[id].append(Lease(granted, touched, alive, counted))
+                others[id].append(Lease(granted, heard, alive, counted))
             grants, rows = [], []
             for ask in asks:
                 grant, since = decide(ask, used[ask.id], others[ask.id], mine.get(ask.id), now)
                 grants.append(grant)
-                row = {"account": ask.id, "worker": worker, "granted": grant.granted, "touched": now}
+                row = {"account": ask.id, "worker": worker, "granted": grant.granted, "touched": ask.heard}
                 rows.append({**row, "wanted_since": since})
             statement = self.insert(leases)
             given = statement.excluded
@@ -381,10 +381,10 @@ _LIVE = sa.and_(
 )
 _OTHERS = sa.select(sa.func.count()).select_from(workers).where(_LIVE)
 _PRESSED = (
-    sa.select(leases.c.account)
-    .distinct()
+    sa.select(leases.c.account, sa.func.max(leases.c.wanted_since))
     .join(workers, workers.c.id == leases.c.worker)
     .where(leases.c.wanted_since.is_not(None), _LIVE)
+    .group_by(leases.c.account)
 )
 _KEYS = sa.select(meta.c.value).where(meta.c.name == "keys")
 _SERVER_TIME = sa.select(sa.extract("epoch", sa.func.clock_timestamp()))

@@ -41,7 +41,7 @@ class Counters(Protocol[T]):
         ...
 
     async def reserve(self, limits: Sequence[Limit], worst: Amounts) -> T:
-        """Reserve against all limits or none. Raises LimitReached; Unavailable where it cannot be counted."""
+        """Reserve against all limits or none. Raises LimitReached; NotCounted where it cannot be counted."""
         ...
 
     def settle(self, ticket: T, used: Amounts) -> None:
@@ -93,13 +93,18 @@ def quantity(unit: Unit, amount: int) -> str:
     return f"{amount} {_WORDS[unit]}"
 
 
+def reads(limit: Limit) -> str:
+    """A limit in the words of people: `$5.00 per day of team:search`."""
+    per = "" if limit.window == "now" else f" per {limit.window}"
+    return f"{quantity(limit.unit, limit.cap)}{per} of {limit.scope}"
+
+
 def refusal(
     limit: Limit, amount: int, *, remaining: int, now: float, resets_at: float, frees_in: float | None
 ) -> LimitReached:
     """The error that says which limit, its value, and when it resets. `frees_in`: seconds until the request
     fits by time alone, if it does."""
-    per = "" if limit.window == "now" else f" per {limit.window}"
-    words = f"{quantity(limit.unit, limit.cap)}{per} of {limit.scope}"
+    words = reads(limit)
     if amount > limit.cap:
         message = (
             f"This request needs up to {quantity(limit.unit, amount)}, and the limit is {words}. It can "

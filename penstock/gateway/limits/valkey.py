@@ -20,7 +20,7 @@ from importlib.resources import files
 from typing import Any, Literal
 
 from penstock.core.errors import StartupError, Unavailable
-from penstock.gateway.meter import Standing
+from penstock.gateway.meter import NotCounted, Standing
 from penstock.gateway.policy.accounts import SPAN, account_id, window_end, window_start
 from penstock.gateway.policy.amounts import Amounts, Limit, Unit
 from penstock.gateway.policy.leases import TTL
@@ -113,7 +113,7 @@ class ValkeyCounters:
         return None if limits else Held(None, (), (), ())
 
     async def reserve(self, limits: Sequence[Limit], worst: Amounts) -> Held:
-        """One script. Raises LimitReached; Unavailable where there is no answer and failures close."""
+        """One script. Raises LimitReached; NotCounted where there is no answer and failures close."""
         now = self._now()
         ids = [_id(limit, now) for limit in limits]
         amounts = [worst.of(limit.unit) for limit in limits]
@@ -221,7 +221,7 @@ class ValkeyCounters:
         self._down = True
         if self._failure == "open":
             return Held(None, limits, ids, ())
-        raise Unavailable("Limits cannot be counted: the counters do not answer.", retry_after=1)
+        raise NotCounted("Limits cannot be counted: the counters do not answer.", retry_after=1)
 
     def _heard(self) -> None:
         if self._down:

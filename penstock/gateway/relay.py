@@ -19,6 +19,7 @@ from starlette.types import Send
 from penstock.core.errors import PenstockError, brief
 from penstock.http.chunks import describe_error
 from penstock.http.client import Answer, ConnectFailed, Disconnected, Incomplete, NotHttp
+from penstock.http.deadline import Deadline
 
 from .endpoints import Endpoint
 from .hooks import MOST_EVENTS
@@ -138,7 +139,7 @@ class Relay:
         fault: Fault = "slow"
         exchange.asked = True
         try:
-            async with asyncio.timeout(station.timeout_connect + station.timeout_headers) as timer:
+            async with Deadline(station.timeout_connect + station.timeout_headers) as timer:  # noqa: SIM117
                 async with station.ask(self._endpoint.path, body, headers) as response:
                     exchange.status = response.status
                     if response.status != 200:
@@ -174,9 +175,7 @@ class Relay:
         except TooLong:
             await self._broken(Failed(Attempt("invalid"), "sent an event without an end"))
 
-    async def _stream(
-        self, response: Answer, timer: asyncio.Timeout, usage_wanted: bool, extra: Headers
-    ) -> None:
+    async def _stream(self, response: Answer, timer: Deadline, usage_wanted: bool, extra: Headers) -> None:
         """Relay events. What is awaited until the first one counts as waiting for headers: engines send those
         at once, and then the request stands in a queue."""
         exchange, send = self._exchange, self._send
@@ -212,7 +211,7 @@ class Relay:
         exchange.sent = True
         await send({"type": "http.response.body", "body": b"", "more_body": False})
 
-    async def _whole(self, response: Answer, timer: asyncio.Timeout, extra: Headers) -> None:
+    async def _whole(self, response: Answer, timer: Deadline, extra: Headers) -> None:
         self._idle(timer)
         body = await self._read(response, timer, MOST_BYTES)
         if body is None:
@@ -226,7 +225,7 @@ class Relay:
             body = await self._inspect(body)
         await self._answer(response, timer, body, extra)
 
-    async def _refused(self, response: Answer, timer: asyncio.Timeout, extra: Headers) -> None:
+    async def _refused(self, response: Answer, timer: Deadline, extra: Headers) -> None:
         """Another status than 200. What is wrong with the request is for the client; the rest is not."""
         status = response.status
         body = await self._read(response, timer, _MOST_ERROR) or b""
@@ -241,7 +240,7 @@ class Relay:
         self._exchange.refused = True
         await self._answer(response, timer, body, extra)
 
-    async def _read(self, response: Answer, timer: asyncio.Timeout, most: int) -> bytes | None:
+    async def _read(self, response: Answer, timer: Deadline, most: int) -> bytes | None:
         """The whole body; None if it is larger."""
         pieces: list[bytes] = []
         size = 0
@@ -254,7 +253,7 @@ class Relay:
             timer.reschedule(now() + idle)
         return b"".join(pieces)
 
-    async def _answer(self, response: Answer, timer: asyncio.Timeout, body: bytes, extra: Headers) -> None:
+    async def _answer(self, response: Answer, timer: Deadline, body: bytes, extra: Headers) -> None:
         timer.reschedule(None)
         await self._begin(response, [(b"content-length", str(len(body)).encode()), *extra()])
         self._exchange.sent = True
@@ -288,7 +287,7 @@ class Relay:
         last = self._endpoint.error_event(failed.error(self._station.id))
         await self._send({"type": "http.response.body", "body": last, "more_body": False})
 
-    def _idle(self, timer: asyncio.Timeout) -> None:
+    def _idle(self, timer: Deadline) -> None:
         timer.reschedule(self._loop.time() + self._station.timeout_idle)
 
     def _late(self, fault: Fault) -> str:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import gc
 import logging
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -115,6 +116,14 @@ def announce(config: HttpConfig, sock: socket.socket, first_key: str | None) -> 
         print(f"The first key, shown this once: {first_key}", flush=True)
 
 
+def settle() -> None:
+    """What is there now stays: collections need not look at it again. And they come after 50,000 more objects
+    instead of 700: with a hundred requests at a time, most of what they see is in use (a fifth of it all)."""
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(50_000)
+
+
 async def _serve(spec: Spec, config: HttpConfig, sock: socket.socket, alone: bool) -> int:
     from penstock.gateway.app import create_app
     from penstock.gateway.opening import open_door
@@ -123,6 +132,7 @@ async def _serve(spec: Spec, config: HttpConfig, sock: socket.socket, alone: boo
     door, first_key = await open_door(spec, None)
 
     def started() -> None:
+        settle()
         if alone:
             announce(config, sock, first_key)
 

@@ -90,6 +90,7 @@ async def _serve(spec: Spec, config: HttpConfig, planned: LocalPlan, key: str, s
         door.start()
 
         def started() -> None:
+            gateway.settle()
             gateway.announce(config, sock, first_key)
 
         status = await serve(

@@ -56,7 +56,9 @@ def run(args: argparse.Namespace) -> int:
     from .local_models import plan, warnings
 
     sock = bind(config)
+    admin: socket.socket | None = None
     try:
+        admin = gateway.bind_admin(spec, config)
         if spec.gateway.workers > 1:
             logger.warning(
                 "gateway.workers is %d; `penstock up` runs one process of the gateway, which has the "
@@ -70,12 +72,21 @@ def run(args: argparse.Namespace) -> int:
         for table in planned.tables:
             print(table, file=sys.stderr, flush=True)
         with asyncio.Runner(loop_factory=loop_factory()) as runner:
-            return runner.run(_serve(spec, config, planned, key, sock))
+            return runner.run(_serve(spec, config, planned, key, sock, admin))
     finally:
         sock.close()
+        if admin is not None:
+            admin.close()
 
 
-async def _serve(spec: Spec, config: HttpConfig, planned: LocalPlan, key: str, sock: socket.socket) -> int:
+async def _serve(
+    spec: Spec,
+    config: HttpConfig,
+    planned: LocalPlan,
+    key: str,
+    sock: socket.socket,
+    admin: socket.socket | None,
+) -> int:
     from penstock.gateway.app import create_app
     from penstock.gateway.local.fleet import LocalFleet
     from penstock.gateway.local.household import Household
@@ -93,7 +104,13 @@ async def _serve(spec: Spec, config: HttpConfig, planned: LocalPlan, key: str, s
             gateway.announce(config, sock, first_key)
 
         status = await serve(
-            create_app(door, config), config, household, sock, name="gateway", on_started=started
+            create_app(door, config),
+            config,
+            household,
+            sock,
+            name="gateway",
+            on_started=started,
+            beside=gateway.beside(spec, config, door, admin),
         )
         if fleet.refusal is not None:
             raise fleet.refusal
@@ -109,5 +126,5 @@ def _show(line: str) -> None:
 def without_secrets(spec: Spec, environment: Mapping[str, str]) -> dict[str, str]:
     """What engines get of the environment: not the keys of clouds, of the admin API and of the database."""
     secret = {upstream.api_key_env for upstream in spec.upstreams.values()}
-    secret |= {spec.gateway.admin_key_env, "PENSTOCK_LEDGER_PASSWORD"}
+    secret |= {spec.gateway.admin.key_env if spec.gateway.admin else None, "PENSTOCK_LEDGER_PASSWORD"}
     return {name: value for name, value in environment.items() if name not in secret}

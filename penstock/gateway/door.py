@@ -29,6 +29,7 @@ from penstock.http.exchange import ClientGone, until_disconnect
 from penstock.spec.model import Spec
 
 from . import quota
+from .admin import Admin
 from .bills import Bills
 from .endpoints import Endpoint
 from .envelope import Envelope
@@ -91,6 +92,7 @@ class Door:
         self.entitlements = Entitlements(spec)
         self.metrics = metrics or Metrics()
         self.monotonic, self.wall, self.draw = monotonic, wall, draw
+        self.admin: Admin | None = None
         self.prober = Prober(stations, monotonic)
         self.bills = Bills(stations)
         self._running: set[asyncio.Task[None]] = set()
@@ -268,6 +270,8 @@ class Door:
         for task in self._behind:
             task.cancel()
         await asyncio.gather(*self._behind, return_exceptions=True)
+        if self.admin is not None:
+            self.admin.close()
         await self.hooks.close()
         await self.meter.close()
         await self.stations.close()

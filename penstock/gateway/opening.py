@@ -9,6 +9,7 @@ import sqlalchemy as sa
 from penstock.core.errors import PenstockError
 from penstock.spec.model import Spec
 
+from .admin import Admin, admin_secret
 from .door import Door
 from .fleet import Fleet
 from .ledger.keys import KeyCache, KeyStore
@@ -25,8 +26,10 @@ async def open_door(spec: Spec, fleet: Fleet | None) -> tuple[Door, str | None]:
     """The door, which is closed by `Door.close`; and the secret of the first key, if the ledger had none and
     it was made now.
 
-    Raises StartupError: the database or the spool cannot be used, the key of an upstream is missing.
+    Raises StartupError: the database or the spool cannot be used, the key of an upstream or of the admin API
+    is missing.
     """
+    secret_of_admin = admin_secret(spec)
     stations = Stations(spec, fleet)
     cache: KeyCache | None = None
 
@@ -43,7 +46,10 @@ async def open_door(spec: Spec, fleet: Fleet | None) -> tuple[Door, str | None]:
     except PenstockError:
         await meter.close()
         raise
-    return Door(spec, cache, meter, stations, fleet, id_secret=ids), secret
+    door = Door(spec, cache, meter, stations, fleet, id_secret=ids)
+    if secret_of_admin is not None:
+        door.admin = Admin(secret_of_admin, spec, meter.store, meter.thread, cache)
+    return door, secret
 
 
 def _first_key(keys: KeyStore) -> str | None:

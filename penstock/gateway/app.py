@@ -49,7 +49,13 @@ class _Relayed:
     endpoint: Endpoint
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        await self.door.serve(self.endpoint, scope, receive, send)
+        door, endpoint = self.door, self.endpoint
+        if door.tracing is None:
+            await door.serve(endpoint, scope, receive, send)
+            return
+        await door.tracing.around(
+            endpoint.path, scope, send, lambda send: door.serve(endpoint, scope, receive, send)
+        )
 
 
 def create_app(door: Door, config: HttpConfig) -> ASGIApp:

@@ -44,6 +44,7 @@ from .policy.routes import Book, Place, Way, order, shadows
 from .probes import Prober
 from .request import Caller, Request
 from .stations import Station, Stations
+from .tracing import SPAN, Tracing
 
 logger = logging.getLogger("penstock.gateway")
 
@@ -93,6 +94,7 @@ class Door:
         self.metrics = metrics or Metrics()
         self.monotonic, self.wall, self.draw = monotonic, wall, draw
         self.admin: Admin | None = None
+        self.tracing: Tracing | None = None
         self.prober = Prober(stations, monotonic)
         self.bills = Bills(stations)
         self._running: set[asyncio.Task[None]] = set()
@@ -159,6 +161,7 @@ class Door:
         request.row.at = arrived
         request.started = started
         request.previous = previous
+        request.span = scope.get(SPAN)
         if verdict is not None:
             request.notes += verdict.notes
             request.refusal = verdict.refusal
@@ -275,6 +278,8 @@ class Door:
         await self.hooks.close()
         await self.meter.close()
         await self.stations.close()
+        if self.tracing is not None:
+            await self.tracing.close()
 
 
 async def _quietly(request: Request) -> None:

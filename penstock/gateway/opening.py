@@ -17,6 +17,7 @@ from .ledger.schema import meta
 from .ledger.store import Beat, Store
 from .metering import LedgerMeter
 from .stations import Stations
+from .tracing import open_tracing
 
 FIRST_KEY = "first"
 """Name of the key that is made where there is none."""
@@ -26,10 +27,11 @@ async def open_door(spec: Spec, fleet: Fleet | None) -> tuple[Door, str | None]:
     """The door, which is closed by `Door.close`; and the secret of the first key, if the ledger had none and
     it was made now.
 
-    Raises StartupError: the database or the spool cannot be used, the key of an upstream or of the admin API
-    is missing.
+    Raises StartupError: the database or the spool cannot be used, the key of an upstream or of the admin API,
+    or a package, is missing.
     """
     secret_of_admin = admin_secret(spec)
+    tracing = open_tracing() if spec.gateway.tracing else None
     stations = Stations(spec, fleet)
     cache: KeyCache | None = None
 
@@ -47,6 +49,7 @@ async def open_door(spec: Spec, fleet: Fleet | None) -> tuple[Door, str | None]:
         await meter.close()
         raise
     door = Door(spec, cache, meter, stations, fleet, id_secret=ids)
+    door.tracing = tracing
     if secret_of_admin is not None:
         door.admin = Admin(secret_of_admin, spec, meter.store, meter.thread, cache)
     return door, secret

@@ -332,6 +332,8 @@ class Gateway(Part):
     socket."""
     admin: Admin | None = None
     """The admin API; there is none if not given."""
+    tracing: bool = False
+    """Send OpenTelemetry spans, as the environment variables OTEL_* say; needs `penstock[otel]`."""
     max_body_bytes: Bytes = 10 * 1024 * 1024
     """Largest request body; more is answered with 413."""
     hooks: tuple[Hook, ...] = ()

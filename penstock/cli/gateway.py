@@ -70,12 +70,7 @@ def run(args: argparse.Namespace) -> int:
             return serve_one(True)
         from penstock.gateway import workers
 
-        def prepare() -> str | None:
-            """Migrate the database and make the first key, once for all workers."""
-            with asyncio.Runner(loop_factory=loop_factory()) as runner:
-                return runner.run(_prepare(spec))
-
-        first_key = workers.in_child(prepare)
+        first_key = workers.in_child(lambda: prepare(spec))
         listen(sock, config)  # who comes before a worker has started waits in the socket's queue
         announce(config, sock, first_key)
         return workers.run(spec.gateway.workers, lambda: serve_one(False))
@@ -148,6 +143,14 @@ def beside(
     if own is None or admin is None:
         return []
     return [(Server(create_admin_app(door, own), own), admin)]
+
+
+def prepare(spec: Spec) -> str | None:
+    """Migrate the database and make the first key, once for all workers; returns it."""
+    from .api import loop_factory
+
+    with asyncio.Runner(loop_factory=loop_factory()) as runner:
+        return runner.run(_prepare(spec))
 
 
 async def _prepare(spec: Spec) -> str | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import http.client
 import json
 import os
 import shutil
@@ -20,8 +21,8 @@ import pytest
 from tests.http.live import PATIENCE, exchange
 from tests.http.test_tls import certificate
 
-from .conftest import BODY, CHAT
-from .upstream import Upstream
+from .conftest import BODY, CHAT, STREAM
+from .upstream import Upstream, stall
 
 SPEC = """
 upstreams: {{ours: {{url: {url}, kind: openai, models: {{tiny: {{}}}}}}}}
@@ -73,6 +74,41 @@ def test_workers_share_a_port_and_are_replaced(tmp_path: Path) -> None:
         with sqlite3.connect(tmp_path / "penstock.db") as ledger:
             assert ledger.execute("select count(*) from ledger").fetchone() == (len(upstream.asked),)
         ledger.close()
+    finally:
+        process.kill()
+        process.communicate()
+        upstream.stop()
+
+
+def test_a_terminal_that_tells_all_processes_is_heard_once(tmp_path: Path) -> None:
+    """Ctrl-C goes to a whole group; a second signal would cut running requests off."""
+    upstream = Upstream(default=stall).start()
+    spec = SPEC.format(url=upstream.url).replace("models: {tiny", "timeout_idle: 0.5, models: {tiny")
+    (tmp_path / "penstock.yaml").write_text(spec)
+    process = subprocess.Popen(
+        [sys.executable, "-m", "penstock", "gateway"],
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": os.getcwd()},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+    try:
+        assert process.stdout is not None
+        url, key = (process.stdout.readline().split()[-1] for _ in range(2))
+        connection = http.client.HTTPConnection(
+            "127.0.0.1", int(url.split(":")[2].split("/")[0]), timeout=PATIENCE
+        )
+        headers = {"Content-Type": "application/json", "Authorization": f"Bearer {key}"}
+        connection.request("POST", CHAT, json.dumps(STREAM), headers)
+        answer = connection.getresponse()
+        os.killpg(process.pid, signal.SIGINT)
+        assert b"upstream_stalled" in answer.read()  # it went on to its own end
+        connection.close()
+        _, log = process.communicate(timeout=PATIENCE)
+        assert process.returncode == 0, log
+        assert "Second signal" not in log
     finally:
         process.kill()
         process.communicate()

@@ -9,6 +9,7 @@ import sqlalchemy as sa
 from penstock.core.errors import PenstockError
 from penstock.spec.model import Spec
 
+from .admin import Admin, admin_secret
 from .door import Door
 from .fleet import Fleet
 from .ledger.keys import KeyCache, KeyStore
@@ -18,6 +19,7 @@ from .metering import LedgerMeter
 from .paid import PaidHours
 from .settler import Settler
 from .stations import Stations
+from .tracing import open_tracing
 
 FIRST_KEY = "first"
 """Name of the key that is made where there is none."""
@@ -27,8 +29,11 @@ async def open_door(spec: Spec, fleet: Fleet | None) -> tuple[Door, str | None]:
     """The door, which is closed by `Door.close`; and the secret of the first key, if the ledger had none and
     it was made now.
 
-    Raises StartupError: the database or the spool cannot be used, the key of an upstream is missing.
+    Raises StartupError: the database or the spool cannot be used, the key of an upstream or of the admin API,
+    or a package, is missing.
     """
+    secret_of_admin = admin_secret(spec)
+    tracing = open_tracing() if spec.gateway.tracing else None
     stations = Stations(spec, fleet)
     cache: KeyCache | None = None
 
@@ -50,6 +55,9 @@ async def open_door(spec: Spec, fleet: Fleet | None) -> tuple[Door, str | None]:
         Settler(meter, door.bills, stations, door.metrics, door.wall),
         PaidHours(meter, spec, door.wall),
     ]
+    door.tracing = tracing
+    if secret_of_admin is not None:
+        door.admin = Admin(secret_of_admin, spec, meter.store, meter.thread, cache)
     return door, secret
 
 

@@ -179,6 +179,19 @@ class Store:
             found = connection.execute(sa.select(accounts.c.used).where(accounts.c.id == account))
             return found.scalar_one_or_none() or 0
 
+    def booked(self, ids: Sequence[str]) -> dict[str, tuple[int, int]]:
+        """Of each of these accounts that there is: what it has counted for good, and what workers hold of it
+        for requests that are under way or to come."""
+        held = sa.func.coalesce(sa.func.sum(leases.c.granted), 0)
+        query = (
+            sa.select(accounts.c.id, accounts.c.used, held)
+            .outerjoin(leases, leases.c.account == accounts.c.id)
+            .where(accounts.c.id.in_(ids))
+            .group_by(accounts.c.id, accounts.c.used)
+        )
+        with self.reading() as connection:
+            return {id: (used, int(granted)) for id, used, granted in connection.execute(query)}
+
     def position(self, worker: str) -> tuple[Position, bool]:
         """How far a worker's journal is in the ledger, and whether that is all of it."""
         with self.reading() as connection:

@@ -13,20 +13,20 @@ import socket
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 from penstock.core.errors import Unavailable
 from penstock.spec.model import Ledger
 
 from .ledger.journal import Journal
-from .ledger.store import Beat, Store
+from .ledger.store import Beat, Store, unit_of
 from .ledger.thread import StoreThread
 from .ledger.writer import Charged, Writer, bury
 from .limits.counters import NOTHING, Counters, Ticket
 from .limits.leased import LeasedCounters
 from .limits.valkey import ValkeyCounters
 from .meter import Standing
-from .policy.amounts import Amounts, Limit, Unit
+from .policy.amounts import Amounts, Limit
 from .records import Row
 from .tasks import ended
 
@@ -237,8 +237,3 @@ class LedgerMeter:
 def charges(ticket: Ticket, amounts: Amounts) -> dict[str, int]:
     """What a request adds to the accounts that the ledger charges."""
     return {id: amounts.of(unit_of(id)) for id in ticket.charged}
-
-
-def unit_of(id: str) -> Unit:
-    """The unit of an account, by its id."""
-    return cast(Unit, id.rsplit("|", 3)[1])

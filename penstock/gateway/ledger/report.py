@@ -118,6 +118,8 @@ COLUMNS: dict[str, tuple[str, Callable[[Any], Any]]] = {
     "cached_tokens": ("cached_tokens", _same),
     "gpu_seconds": ("device_seconds", decimal),
     "gpu_seconds_estimated": ("device_seconds_estimated", bool),
+    "lost_gpu_seconds": ("lost_device_seconds", decimal),
+    "pool": ("pool", _same),
     "device": ("device", _same),
     "dollars": ("dollars", decimal),
     "comparator_dollars": ("comparator_dollars", decimal),

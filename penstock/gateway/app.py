@@ -3,6 +3,7 @@
 POST  /v1/chat/completions, …   endpoints.ENDPOINTS     a key; metered
 GET   /v1/models[/NAME]         what the key may use    a key
 …     /v1/responses/NAME…       responses.manage          its owner's
+…     /v1/files… /v1/batches…   files.pages               their owner's
 GET   /health /ping /livez /readyz /metrics             nobody's secret
 """
 
@@ -67,6 +68,8 @@ def create_app(door: Door, config: HttpConfig) -> ASGIApp:
         Route("/readyz", _Handled(pages.ready), methods=["GET"]),
         Route("/metrics", _Handled(pages.metrics), methods=["GET"]),
     ]
+    if door.files is not None:
+        routes += door.files.routes()
     return application(routes, config)
 
 

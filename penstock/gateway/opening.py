@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import secrets
+from pathlib import Path
 
 import sqlalchemy as sa
 
@@ -10,6 +11,7 @@ from penstock.core.errors import PenstockError
 from penstock.spec.model import Spec
 
 from .door import Door
+from .files.pages import Files
 from .fleet import Fleet
 from .ledger.keys import KeyCache, KeyStore
 from .ledger.schema import meta
@@ -43,7 +45,9 @@ async def open_door(spec: Spec, fleet: Fleet | None) -> tuple[Door, str | None]:
     except PenstockError:
         await meter.close()
         raise
-    return Door(spec, cache, meter, stations, fleet, id_secret=ids), secret
+    door = Door(spec, cache, meter, stations, fleet, id_secret=ids)
+    door.files = Files(door, meter, Path(spec.ledger.spool))
+    return door, secret
 
 
 def _first_key(keys: KeyStore) -> str | None:

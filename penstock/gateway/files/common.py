@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 from urllib.parse import parse_qsl
 
 from starlette.types import Scope
 
-from penstock.core.errors import InvalidRequest, PenstockError, Unavailable, quote
+from penstock.core.errors import InvalidRequest, Unavailable, quote
 from penstock.gateway.metering import LedgerMeter
 from penstock.gateway.owned import NotFound
 from penstock.gateway.relay import Failed
@@ -68,9 +68,12 @@ class Shared:
         return self.door.owned.read(name, self.door.stations.all(), caller.principal.key_id)
 
     @contextlib.contextmanager
-    def told(self, station: Station, known: dict[str, str]) -> Any:
-        """What goes wrong upstream, as the client is told of it. `known`: the upstream's ids with the client's
-        names, the one that is asked for first."""
+    def told(self, station: Station, known: dict[str, str]) -> Iterator[None]:
+        """What goes wrong upstream, as the client is told of it.
+
+        Args:
+            known: the upstream's ids with the client's names, the one that is asked for first.
+        """
         try:
             yield
         except Failed as failed:
@@ -81,10 +84,6 @@ class Shared:
             for id, name in known.items():
                 error.message = error.message.replace(id, name)
             raise
-
-    def refused(self, error: PenstockError) -> None:
-        """Count a request that was not let through."""
-        self.door.metrics.refused(error.code or str(error.status))
 
 
 class TooMany(Unavailable):
@@ -127,7 +126,7 @@ class Query:
         given = self._given.get("order", "desc")
         if given not in ("asc", "desc"):
             raise InvalidRequest(f"order must be asc or desc, got {quote(given)}.", param="order")
-        return given == "asc"
+        return bool(given == "asc")
 
 
 def page_of(data: list[dict[str, Any]], more: bool) -> dict[str, Any]:
@@ -139,5 +138,3 @@ def page_of(data: list[dict[str, Any]], more: bool) -> dict[str, Any]:
 def whole(value: object) -> int | None:
     """A whole number, if it is one."""
     return value if isinstance(value, int) and not isinstance(value, bool) and 0 <= value < 1 << 53 else None
-
-

@@ -1,8 +1,8 @@
 """Files: taken from clients, given to upstreams, and only to their owners again.
 
-    POST /v1/files        form ─▶ of a batch: lines ─▶ upstream ─▶ objects
-    GET /v1/files         objects
-    GET, DELETE …/NAME    the upstream that has it; GET …/NAME/content: byte by byte
+POST /v1/files        form ─▶ of a batch: lines ─▶ upstream ─▶ objects
+GET /v1/files         objects
+GET, DELETE …/NAME    the upstream that has it; GET …/NAME/content: byte by byte
 """
 
 from __future__ import annotations
@@ -10,7 +10,6 @@ from __future__ import annotations
 import asyncio
 import os
 import re
-import tempfile
 from typing import IO, Any
 
 import aiohttp
@@ -26,7 +25,7 @@ from penstock.gateway.stations import Station
 from penstock.http.exchange import respond, until_disconnect
 
 from .common import Query, Shared, TooMany, page_of, whole
-from .form import Form, read_form
+from .form import Form, nameless, read_form
 from .lines import Contents, Lines, NoFiles, place_of
 from .objects import Kept
 from .upstream import Missing, ask, asked
@@ -92,7 +91,9 @@ class Desk:
                 oldest_first=oldest_first,
             )
         )
-        data = [shared.named(msgspec.json.decode(each.body), stations[each.replica], key_id) for each in found]
+        data = [
+            shared.named(msgspec.json.decode(each.body), stations[each.replica], key_id) for each in found
+        ]
         await respond(send, msgspec.json.encode(page_of(data, more)))
 
     async def get(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -134,8 +135,8 @@ class Desk:
         loop = asyncio.get_running_loop()
         path = f"/v1/files/{id}/content"
         with self._shared.told(station, {id: name}):
-            async with asked(station, "GET", path, timeout=station.timeout_headers, headers=headers) as answer:
-                response, timer = answer
+            first = station.timeout_connect + station.timeout_headers
+            async with asked(station, "GET", path, timeout=first, headers=headers) as (response, timer):
                 timer.reschedule(None)  # a client that reads slowly is no upstream that writes slowly
                 await send(
                     {"type": "http.response.start", "status": 200, "headers": _content_headers(response)}
@@ -161,14 +162,12 @@ class Desk:
             place = named or self._only_place(caller)
             return await self._send(form, form.file, Contents(), place, caller, request_id)
         lines = Lines(self._door, caller, request_id, self._limits)
-        folder = self._shared.folder
-        file: IO[bytes] = await asyncio.to_thread(lambda: tempfile.TemporaryFile(dir=folder))
-        with file:
+        with await asyncio.to_thread(nameless, self._shared.folder) as file:
             contents = await lines.rewrite(form.file, file)
             assert lines.place is not None
             if named is not None and named.name != lines.place.name:
                 raise InvalidRequest(
-                    f"The model of the form goes to {named.name}, and those of its lines to {lines.place.name}.",
+                    f"The form's model goes to {named.name}, and those of its lines to {lines.place.name}.",
                     param="model",
                 )
             form.content_type = "application/jsonl"
@@ -201,8 +200,8 @@ class Desk:
             raise NoFiles(
                 f"It is not clear which upstream this file is for: {', '.join(sorted(found))} take files.",
                 param="model",
-                advice="Send the field `model` with the form (extra_body of OpenAI's client): the file goes where "
-                "that model's requests go.",
+                advice="Send the field `model` with the form (extra_body of OpenAI's client): the file goes "
+                "where that model's requests go.",
             )
         raise NoFiles(
             "No upstream that this key can use takes files.",

@@ -37,7 +37,9 @@ _PIECE = 256 << 10
 """Bytes that are written to disk at once."""
 _LONGEST_NAME = 255
 _TYPE = re.compile(r"[A-Za-z0-9!#$&^_.+-]{1,64}/[A-Za-z0-9!#$&^_.+-]{1,64}")
-FIELDS = frozenset({"purpose", "expires_after[anchor]", "expires_after[seconds]", "model", "target_model_names"})
+FIELDS = frozenset(
+    {"purpose", "expires_after[anchor]", "expires_after[seconds]", "model", "target_model_names"}
+)
 """Fields that an upload may have besides its file."""
 
 
@@ -59,8 +61,7 @@ async def read_form(scope: Scope, receive: Receive, most: int, folder: Path) -> 
     announced = header(scope, b"content-length") or ""
     if announced.isdecimal() and int(announced) > most + _ROOM and header(scope, b"expect") is not None:
         raise _too_large(most)  # the client waits for our word before it sends
-    # whoever raises closes it
-    file: IO[bytes] = await asyncio.to_thread(lambda: tempfile.TemporaryFile(dir=folder))
+    file = await asyncio.to_thread(nameless, folder)
     try:
         parts, more = _Parts(most), True
         parser = MultipartParser(boundary, parts.callbacks())  # type: ignore[arg-type]
@@ -85,6 +86,11 @@ async def read_form(scope: Scope, receive: Receive, most: int, folder: Path) -> 
     except BaseException:
         file.close()
         raise
+
+
+def nameless(folder: Path) -> IO[bytes]:
+    """A file that has no name: it is gone when it is closed, or when the process ends."""
+    return tempfile.TemporaryFile(dir=folder)
 
 
 class _Parts:
@@ -128,7 +134,9 @@ class _Parts:
         if not self._ended:
             raise InvalidRequest("The form cannot be read: it ends before its last boundary.")
         if self.filename is None:
-            raise InvalidRequest("The form has no file.", param="file", advice="Send one in the field `file`.")
+            raise InvalidRequest(
+                "The form has no file.", param="file", advice="Send one in the field `file`."
+            )
         if not self.fields.get("purpose"):
             raise InvalidRequest("The field purpose is required.", param="purpose")
         return Form(file, self.size, self.filename, self.content_type, self.fields)
@@ -150,7 +158,11 @@ class _Parts:
         name = _said(options.get(b"name", b""))
         if kind != b"form-data" or not name:
             raise InvalidRequest("A part of the form has no name.")
-        if self._headers.get(b"content-transfer-encoding", b"binary").lower() not in (b"binary", b"8bit", b"7bit"):
+        if self._headers.get(b"content-transfer-encoding", b"binary").lower() not in (
+            b"binary",
+            b"8bit",
+            b"7bit",
+        ):
             raise InvalidRequest(f"The part {quote(name)} is encoded, which this server does not decode.")
         self._in_file = name == "file"
         if self._in_file:
@@ -219,7 +231,7 @@ def _filename(name: str) -> str:
         raise InvalidRequest(
             f"{quote(name)} is no name for a file.",
             param="file",
-            advice=f"It has 1 to {_LONGEST_NAME} bytes, no control characters, quotes, slashes or backslashes.",
+            advice=f"It has 1 to {_LONGEST_NAME} bytes, and no control characters, quotes or slashes.",
         )
     return name
 

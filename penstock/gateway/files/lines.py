@@ -1,7 +1,7 @@
 """The input of a batch: one request a line, as its upstream is to see it.
 
     {"custom_id": …, "method": "POST", "url": "/v1/chat/completions", "body": {"model": "small", …}}
-        ──▶ the same with the upstream's model, the route's caps, the key's cache_salt; and what it may use at most
+        ──▶ the same with the upstream's model, the route's caps, the key's cache_salt; and its worst case
 
 All lines are for one route, one endpoint and one upstream. A line is held at a time, and some of those beside
 it; what is wrong with one is told with its number.
@@ -10,11 +10,11 @@ it; what is wrong with one is told with its number.
 from __future__ import annotations
 
 import asyncio
-from typing import IO, TYPE_CHECKING, NoReturn
+from typing import IO, TYPE_CHECKING, Any, NoReturn
 
 import msgspec
 
-from penstock.core.errors import InvalidRequest, PayloadTooLarge, PenstockError, UnsupportedParameter, quote
+from penstock.core.errors import InvalidRequest, PayloadTooLarge, PenstockError, quote
 from penstock.gateway.endpoints import ENDPOINTS, Endpoint
 from penstock.gateway.envelope import Envelope
 from penstock.gateway.policy.price import Used
@@ -180,7 +180,8 @@ class Lines:
             self.contents.endpoint = url
         if endpoint is not self._endpoint:
             raise InvalidRequest(
-                f"url is {url}, and was {self._endpoint.path} before: a batch is for one endpoint.", param="url"
+                f"url is {url}, and was {self._endpoint.path} before: a batch has one endpoint.",
+                param="url",
             )
         return endpoint
 
@@ -216,7 +217,7 @@ class Lines:
         assert self.place is not None
         if not door.hooks.wants("before", contents.route):
             return envelope
-        about = {
+        about: dict[str, Any] = {
             "id": self._id,
             "endpoint": endpoint.path,
             "route": contents.route,
@@ -230,7 +231,9 @@ class Lines:
         if verdict.refusal is not None:
             raise verdict.refusal
         if door.book.tags_local_only(verdict.tags) and not self.place.in_house:
-            raise Forbidden("A hook has given it a tag that is local_only, and the upstream is not in the house.")
+            raise Forbidden(
+                "A hook has given it a tag that is local_only, and the upstream is not in the house."
+            )
         contents.tags |= verdict.tags
         contents.notes += [note for note in verdict.notes if note not in contents.notes]
         if verdict.instead is None:

@@ -1,4 +1,4 @@
-"""Files and batches that upstreams keep for the gateway's keys: whose they are, and what was said of them last.
+"""Files and batches that upstreams keep for the gateway's keys: whose they are, and what was said of them.
 
     file    body: the upstream's object    about: of a batch's input, what its lines may use (Contents)
     batch   body: the upstream's object    about: its row and its terms (Charged)

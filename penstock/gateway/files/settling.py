@@ -1,6 +1,6 @@
 """Batches that run somewhere: asked about until they have ended, and then charged what they used.
 
-    running ─▶ GET /v1/batches/ID ─▶ completed, failed, expired, cancelled ─▶ usage ─▶ the row is settled ─▶ over
+    running ─▶ GET /v1/batches/ID ─▶ completed, failed, expired, cancelled ─▶ usage ─▶ row settled: over
     asked   ─▶ the upstream's list ─▶ found: running; not found: nothing is charged
 
 All that is needed is in the database: it survives any process, and workers take a batch each (`Objects.due`).
@@ -15,9 +15,10 @@ from typing import Any
 
 import msgspec
 
-from penstock.core.errors import PenstockError, Unavailable
-from penstock.gateway.policy.amounts import NANO
+from penstock.core.errors import PenstockError, Unavailable, brief
+from penstock.gateway.policy.amounts import NANO, Amounts
 from penstock.gateway.policy.retries import Attempt
+from penstock.gateway.records import Row
 from penstock.gateway.relay import Failed
 from penstock.gateway.stations import Station
 from penstock.gateway.tasks import Beside
@@ -25,7 +26,6 @@ from penstock.gateway.usage import Tally, read_answer
 
 from .common import TAG, Shared, whole
 from .objects import Kept
-from .settle import settle_row
 from .terms import Terms, charge
 from .upstream import TIMEOUT, Missing, ask, asked, pages
 
@@ -80,9 +80,7 @@ class Settling(Beside):
         begun = self._door.wall()
         stations = shared.stations()
         before = begun - round(PERIOD * NANO)
-        while due := await shared.store(
-            lambda: shared.objects.due(before, begun, list(stations), _AT_ONCE)
-        ):
+        while due := await shared.store(lambda: shared.objects.due(before, begun, list(stations), _AT_ONCE)):
             await asyncio.gather(*(self._one(each, stations[each.replica]) for each in due))
 
     async def _one(self, kept: Kept, station: Station) -> None:
@@ -132,18 +130,28 @@ class Settling(Beside):
 
     async def _settle(self, terms: Terms, tally: Tally, note: str, *, sure: bool) -> bool:
         """Settle a row, if nobody has; false where there is no such row yet."""
-        shared, row = self._shared, terms.row
+        shared = self._shared
         pace = self._door.stations.paces.get(terms.place)
-        figures, used = charge(terms, tally, pace, sure=sure)
-        figures["note"] = "; ".join(filter(None, (row.note, note)))
-        done = await shared.store(
-            lambda: settle_row(shared.meter.store, terms.worker, terms.number, figures, used)
-        )
-        if done:
-            for name, value in figures.items():
-                setattr(row, name, value)
+        found: list[Row] = []
+        settled: list[Row] = []
+
+        def settle(row: Row) -> Amounts | None:
+            found.append(row)
+            if row.settlement != "unsettled":
+                return None
+            row.note = brief("; ".join(filter(None, (row.note, note))), 300)
+            settled.append(row)
+            return charge(terms, row, tally, pace, sure=sure)
+
+        def work() -> None:
+            found.clear()
+            settled.clear()
+            shared.meter.store.resettle([(terms.worker, terms.number)], settle)
+
+        await shared.store(work)
+        for row in settled:
             self._door.metrics.billed(row)
-        return done is not None
+        return bool(found)
 
     async def _seek(self, kept: Kept, station: Station) -> None:
         """Look whether there is a batch whose answer was lost."""
@@ -151,7 +159,7 @@ class Settling(Beside):
         terms = msgspec.json.decode(kept.about, type=Terms)
         async for batch in pages(station, "/v1/batches", _PAGES):
             metadata = batch.get("metadata")
-            if not isinstance(metadata, dict) or metadata.get(TAG) != terms.row.id:
+            if not isinstance(metadata, dict) or metadata.get(TAG) != terms.request_id:
                 continue
             values = {"id": str(batch.get("id")), "state": "running", "body": msgspec.json.encode(batch)}
             await shared.store(lambda values=values: shared.objects.change(kept.replica, kept.id, **values))  # type: ignore[misc]

@@ -8,43 +8,14 @@ Device time that an upstream does not tell is reckoned by the pace of the model,
 
 from __future__ import annotations
 
-from typing import Any
-
 import msgspec
 
 from penstock.gateway.policy.amounts import Amounts
 from penstock.gateway.policy.price import Pace, Used, by_device, by_tokens, of_batches
 from penstock.gateway.policy.routes import Place
-from penstock.gateway.records import Row
+from penstock.gateway.records import Rate, Row
 from penstock.gateway.usage import Tally
 from penstock.spec.model import Price
-
-
-class Rate(msgspec.Struct):
-    """A price of batches, in nanodollars for `per` tokens."""
-
-    input: int
-    output: int
-    cached: int
-    per: int
-
-    @classmethod
-    def of(cls, price: Price | None) -> Rate | None:
-        """What batches pay."""
-        if price is None:
-            return None
-        price = of_batches(price)
-        cached = price.input if price.cached_input is None else price.cached_input
-        return cls(price.input, price.output, cached, price.per)
-
-    def dollars(self, used: Used) -> int:
-        """Nanodollars."""
-        return by_tokens(
-            Price.model_construct(
-                input=self.input, output=self.output, cached_input=self.cached, per=self.per
-            ),
-            used,
-        )
 
 
 class Terms(msgspec.Struct, kw_only=True):
@@ -53,8 +24,8 @@ class Terms(msgspec.Struct, kw_only=True):
     worker: str
     number: int
     """Where its row is."""
-    row: Row
-    """As it was let through."""
+    request_id: str
+    """Of its row, by which its upstream can be asked for it."""
     input: str
     """The upstream's id of its input."""
     rate: Rate | None = None
@@ -63,23 +34,35 @@ class Terms(msgspec.Struct, kw_only=True):
     devices: int = 1
     device_price: int | None = None
     place: str = ""
-    """Of its pace."""
+    """Whose pace its device time is reckoned by."""
+
+
+def rate(price: Price | None) -> Rate | None:
+    """What batches pay."""
+    if price is None:
+        return None
+    price = of_batches(price)
+    return Rate(price.input, price.output, price.cached_input, price.per)
+
+
+def dollars(rate: Rate, used: Used) -> int:
+    """Nanodollars for tokens."""
+    return by_tokens(Price.model_construct(**msgspec.structs.asdict(rate)), used)
 
 
 def worst(place: Place, used: Used, pace: Pace) -> Amounts:
     """The most that a batch may use."""
-    tokens, dollars = used.input + used.output, 0
+    tokens, amount = used.input + used.output, 0
     device = pace.worst(tokens) if place.on_devices else 0
-    rate = Rate.of(place.price)
-    if rate is not None:
-        dollars = rate.dollars(used)
+    if (paid := rate(place.price)) is not None:
+        amount = dollars(paid, used)
     elif place.device_price is not None:
-        dollars = by_device(place.device_price, device)
-    return Amounts(tokens=tokens, dollars=dollars, device_seconds=device)
+        amount = by_device(place.device_price, device)
+    return Amounts(tokens=tokens, dollars=amount, device_seconds=device)
 
 
-def charge(terms: Terms, tally: Tally, pace: Pace | None, *, sure: bool) -> tuple[dict[str, Any], Amounts]:
-    """The row's last figures, by column, and what is counted.
+def charge(terms: Terms, row: Row, tally: Tally, pace: Pace | None, *, sure: bool) -> Amounts:
+    """Fill in a row's last figures; returns what is counted.
 
     Args:
         pace: of the model lately; None where nothing is known.
@@ -87,35 +70,22 @@ def charge(terms: Terms, tally: Tally, pace: Pace | None, *, sure: bool) -> tupl
     """
     used = Used(tally.input, tally.output, tally.cached)
     tokens = used.input + used.output
-    figures: dict[str, Any] = {
-        "input_tokens": used.input,
-        "output_tokens": used.output,
-        "cached_tokens": used.cached,
-        "device": terms.device,
-        "device_seconds": None,
-        "device_seconds_estimated": False,
-        "dollars": None,
-        "comparator_dollars": None,
-    }
+    row.input_tokens, row.output_tokens, row.cached_tokens = used.input, used.output, used.cached
+    row.dollars = row.comparator_dollars = row.device_seconds = None
     if terms.device:
         told = tally.device_seconds
+        row.device = terms.device
+        row.device_seconds = (told or 0) * terms.devices
         if told is None and tokens:
             paced = None if pace is None or pace.largest is None else pace.largest * tokens
-            reserved = terms.row.reserved_device_seconds
-            figures["device_seconds"] = reserved if paced is None else min(paced, reserved)
-            figures["device_seconds_estimated"], sure = True, False
-        else:
-            figures["device_seconds"] = (told or 0) * terms.devices
+            reserved = row.reserved_device_seconds
+            row.device_seconds = reserved if paced is None else min(paced, reserved)
+            row.device_seconds_estimated, sure = True, False
     if terms.rate is not None:
-        figures["dollars"] = terms.rate.dollars(used)
-    elif terms.device_price is not None and figures["device_seconds"] is not None:
-        figures["dollars"] = by_device(terms.device_price, figures["device_seconds"])
+        row.dollars = dollars(terms.rate, used)
+    elif terms.device_price is not None and row.device_seconds is not None:
+        row.dollars = by_device(terms.device_price, row.device_seconds)
     if terms.comparator is not None:
-        figures["comparator_dollars"] = terms.comparator.dollars(used)
-    figures["settlement"] = "settled" if sure else "estimated"
-    amounts = Amounts(
-        tokens=tokens,
-        dollars=figures["dollars"] or 0,
-        device_seconds=figures["device_seconds"] or 0,
-    )
-    return figures, amounts
+        row.comparator_dollars = dollars(terms.comparator, used)
+    row.settlement = "settled" if sure else "estimated"
+    return Amounts(tokens=tokens, dollars=row.dollars or 0, device_seconds=row.device_seconds or 0)

@@ -65,7 +65,7 @@ class Objects:
             found = connection.execute(sa.select(*_COLUMNS).where(_is(replica, id))).one_or_none()
         return None if found is None else _kept(found)
 
-    def change(self, replica: str, id: str, **values: Any) -> bool:
+    def change(self, replica: str, id: str, /, **values: Any) -> bool:
         """Write fields of one; false where it is gone."""
         with self._store.writing(durable=True) as connection:
             done = connection.execute(objects.update().where(_is(replica, id)).values(**values))

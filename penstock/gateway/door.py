@@ -43,6 +43,7 @@ from .policy.routes import Book, Place, Way, order, shadows
 from .probes import Prober
 from .request import Caller, Request
 from .stations import Station, Stations
+from .tasks import Beside
 
 logger = logging.getLogger("penstock.gateway")
 
@@ -92,7 +93,9 @@ class Door:
         self.metrics = metrics or Metrics()
         self.monotonic, self.wall, self.draw = monotonic, wall, draw
         self.prober = Prober(stations, monotonic)
-        self.bills = Bills(stations)
+        self.bills = Bills(stations, self.metrics)
+        self.beside: list[Beside] = [self.prober, self.bills]
+        """What runs beside requests."""
         self.files: Files | None = None
         """Files and batches, which need a ledger in a database."""
         self._running: set[asyncio.Task[None]] = set()
@@ -244,11 +247,9 @@ class Door:
         return order(targets, fallback, [self.draw() for _ in targets])
 
     def start(self) -> None:
-        """Begin what runs beside requests, in the running loop: probes."""
-        self.prober.start()
-        self.bills.start()
-        if self.files is not None:
-            self.files.settling.start()
+        """Begin what runs beside requests, in the running loop."""
+        for each in self.beside:
+            each.start()
 
     # ---- Worker ----
 
@@ -279,10 +280,8 @@ class Door:
 
     async def close(self) -> None:
         """Write what is written behind, and end all connections."""
-        await self.prober.stop()
-        await self.bills.stop()
-        if self.files is not None:
-            await self.files.settling.stop()
+        for each in reversed(self.beside):
+            await each.stop()
         for task in self._behind:
             task.cancel()
         await asyncio.gather(*self._behind, return_exceptions=True)

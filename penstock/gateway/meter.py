@@ -14,7 +14,7 @@ from typing import Protocol, TypeVar
 from penstock.core.errors import Unavailable
 
 from .policy.amounts import Amounts, Limit
-from .records import Row
+from .records import Asked, Row
 
 
 class LimitReached(Unavailable):
@@ -63,6 +63,11 @@ class Meter(Protocol[Granted]):
     async def reserve(self, row: Row, limits: Sequence[Limit], worst: Amounts) -> Granted:
         """Let a request through, its worst case counted against all of `limits` or none. Raises LimitReached;
         Unavailable where nothing can be counted and requests must then be refused."""
+        ...
+
+    def asked(self, reservation: Granted, asked: Asked) -> None:
+        """An upstream will be asked now: should this process die, its bill settles the row. Never waits,
+        never raises."""
         ...
 
     def commit(self, reservation: Granted, used: Amounts) -> None:

@@ -11,7 +11,7 @@ import asyncio
 import logging
 import socket
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +27,7 @@ from .limits.leased import LeasedCounters
 from .limits.valkey import ValkeyCounters
 from .meter import Standing
 from .policy.amounts import Amounts, Limit
-from .records import Row
+from .records import Asked, Row
 from .tasks import ended
 
 logger = logging.getLogger("penstock.gateway")
@@ -142,6 +142,22 @@ class LedgerMeter:
             raise
         self._open += 1
         return Reserved(row, number, ticket, self.counters)
+
+    def asked(self, reservation: Reserved, asked: Asked) -> None:
+        """An upstream will be asked now, on disk before it is."""
+        if reservation.ticket is not None:
+            self.journal.ask(reservation.number, asked)
+
+    async def owed(self, since: int, most: int) -> list[tuple[str, int, Row]]:
+        """See Store.owed. Raises Unavailable."""
+        return await self.thread.call(lambda: self.store.owed(since, most))
+
+    async def resettle(
+        self, places: Collection[tuple[str, int]], settle: Callable[[Row], Amounts | None]
+    ) -> None:
+        """See Store.resettle; whoever counts learns of it. Raises Unavailable."""
+        added = await self.thread.call(lambda: self.store.resettle(places, settle))
+        await self.counters.corrected(added)
 
     def commit(self, reservation: Reserved, used: Amounts) -> None:
         """A request has ended, with what it used. The second time it does nothing."""

@@ -6,6 +6,8 @@ Labels are names of the spec, statuses and units: no client can make a new serie
 
 from __future__ import annotations
 
+from typing import Literal
+
 import prometheus_client
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 from prometheus_client.exposition import CONTENT_TYPE_PLAIN_0_0_4, generate_latest
@@ -32,6 +34,11 @@ IN_FLIGHT = Metric("penstock:gateway_requests_in_flight", Kind.GAUGE, "Requests 
 ATTEMPTS_FAILED = Metric(
     "penstock:gateway_attempts_failed", Kind.COUNTER, "Attempts at an upstream that failed, by fault.",
     ("upstream", "fault"),
+)  # fmt: skip
+BILLS = Metric(
+    "penstock:gateway_bills", Kind.COUNTER,
+    "Final bills of engines that did not come in time (overdue); and of these, or of workers that died: "
+    "those that settled their rows (late), and those that never will (lost).", ("upstream", "outcome"),
 )  # fmt: skip
 INPUT_TOKENS = Metric("penstock:gateway_input_tokens", Kind.COUNTER, "Tokens of prompts, as billed.", _ROUTE)
 OUTPUT_TOKENS = Metric("penstock:gateway_output_tokens", Kind.COUNTER, "Tokens generated, as billed.", _ROUTE)
@@ -71,7 +78,7 @@ ENGINE_RESTARTS = Metric(
 )  # fmt: skip
 
 METRICS = (
-    *(REQUESTS, REFUSALS, IN_FLIGHT, ATTEMPTS_FAILED, INPUT_TOKENS, OUTPUT_TOKENS, CACHED_TOKENS),
+    *(REQUESTS, REFUSALS, IN_FLIGHT, ATTEMPTS_FAILED, BILLS, INPUT_TOKENS, OUTPUT_TOKENS, CACHED_TOKENS),
     *(DEVICE_SECONDS, DOLLARS, TIME_TO_FIRST_BYTE, LATENCY, WAITED, STATION_IN_FLIGHT, STATION_WEIGHT),
     *(ENGINE_READY, ENGINE_RESTARTS),
 )
@@ -105,6 +112,10 @@ class Metrics:
     def attempt_failed(self, upstream: str, fault: str) -> None:
         """An attempt came to nothing."""
         self._count(ATTEMPTS_FAILED, 1, upstream, fault)
+
+    def bill(self, upstream: str, outcome: Literal["overdue", "late", "lost"]) -> None:
+        """A bill was not there with the end of its request."""
+        self._count(BILLS, 1, upstream, outcome)
 
     def in_flight(self, count: int) -> None:
         """How many requests are under way."""

@@ -34,7 +34,7 @@ from .policy.affinity import choose, prefix_hashes
 from .policy.amounts import NANO, Amounts, Limit
 from .policy.retries import ejects, pause
 from .policy.routes import Place, Way
-from .records import Principal, Row
+from .records import Asked, Principal, Row
 from .relay import Exchange, Failed, Relay
 from .stations import Station
 
@@ -98,8 +98,8 @@ class Request:
         self.exchange = Exchange()
         self.place: Place | None = None
         self._station: Station | None = None
-        self._bill_id = ""
-        """What the engine calls the last attempt."""
+        self._asked: Asked | None = None
+        """The last attempt."""
         self.reserved = Amounts()
         self._reservation: Reservation | None = None
         self.refusal: PenstockError | None = None
@@ -324,6 +324,11 @@ class Request:
         now = door.monotonic()
         exchange = self.exchange = Exchange()
         self.place, self._used, self._station = place, None, station
+        headers, bill_id = self._headers(station)
+        asked = bill.note(self.way, place, station.id, bill_id, door.bills.cursor(station))
+        self._asked = asked
+        if self._reservation is not None and (bill_id or place.on_devices):
+            door.meter.asked(self._reservation, asked)
         row.upstream, row.replica, row.model, row.attempts = place.name, station.id, place.model, number
         row.waited = row.waited or round((now - self.started) * NANO)
         body = self.envelope.write(place, self._salt)
@@ -331,18 +336,23 @@ class Request:
         relay = Relay(station, self.endpoint, exchange, self.send, self._renamer(station), inspect)
         station.in_flight += 1
         begun = station.share.begin(now)
+        lost = False
         keep = door.fleet.use(place.name) if place.local and door.fleet else contextlib.nullcontext()
         try:
             with keep:
                 await relay.run(
                     body,
-                    self._headers(station),
+                    headers,
                     usage_wanted=self.envelope.usage_wanted,
                     stream=self.envelope.stream,
                     extra=lambda: self._answer_headers(station, begun),
                 )
         except Failed as error:
             self._failed(station, error)
+            lost = exchange.asked
+            if lost and bill_id:  # it may have worked: its bill will say so
+                row.owed += (msgspec.structs.replace(asked, lost=True),)
+            self._asked, self.exchange = None, Exchange()  # whatever comes now, this was no answer
             raise
         else:
             if exchange.broken is not None:
@@ -352,6 +362,8 @@ class Request:
         finally:
             station.in_flight -= 1
             self._shared = station.share.end(begun, door.monotonic())
+            if lost and place.on_devices and not bill_id:
+                row.lost_device_seconds += round(self._shared * NANO) * place.devices
 
     def _renamer(self, station: Station) -> Renamer | None:
         if not self.endpoint.owned:
@@ -367,34 +379,40 @@ class Request:
         self.notes.append(f"{station.id}: {attempt.fault}" + (f" {attempt.status}" if attempt.status else ""))
         logger.warning("request %s: the upstream %s %s", self.row.id, station.id, failed.message)
 
-    def _headers(self, station: Station) -> dict[str, str]:
+    def _headers(self, station: Station) -> tuple[dict[str, str], str]:
+        """Of the request to an upstream; and what its bill will be called, if there will be one."""
         given = self.caller.headers
         headers = {name: given[name] for name in _FORWARDED if name in given}
         headers["content-type"] = "application/json"
         headers["accept-encoding"] = "identity"
-        headers["x-request-id"] = self._bill_id = self.row.id
-        if station.trusted:
-            # clients choose ids, and may repeat them; a bill is of one attempt
-            headers["x-request-id"] = self._bill_id = f"{self.row.id[:200]}.{secrets.token_hex(4)}"
-            headers["x-penstock-tenant"] = self._salt
-        return headers
+        headers["x-request-id"] = self.row.id
+        if not station.trusted:
+            return headers, ""
+        # clients choose ids, and may repeat them; a bill is of one attempt
+        headers["x-request-id"] = bill_id = f"{self.row.id[:200]}.{secrets.token_hex(4)}"
+        headers["x-penstock-tenant"] = self._salt
+        return headers, bill_id
 
     # ---- what it costs ----
 
     @property
     def _is_owed_a_bill(self) -> bool:
         """Whether the engine worked for it and has not said how much, but will."""
-        exchange, station = self.exchange, self._station
-        if station is None or not station.trusted or self._reservation is None:
+        exchange, asked = self.exchange, self._asked
+        if asked is None or not asked.bill or self._reservation is None:
             return False
         told = exchange.tally.told and exchange.tally.final
         return exchange.asked and not exchange.refused and not told
 
     async def _commit_by_bill(self) -> None:
+        row, station, asked = self.row, self._station, self._asked
+        assert station is not None
+        assert asked is not None
+        owed = row.owed
+        row.owed = (*owed, asked)  # should it come later than this waits
         try:
-            assert self._station is not None
-            if await self.door.bills.fill(self.exchange.tally, self._station, self._bill_id):
-                self._used = None
+            if await self.door.bills.fill(self.exchange.tally, station, asked):
+                row.owed, self._used = owed, None
         finally:
             self._commit()
 

@@ -78,6 +78,7 @@ class Batches:
             upstream=place.name,
             replica=station.id,
             model=place.model,
+            pool=place.pool,
             attempts=1,
             note="; ".join([f"{contents.lines} requests", *contents.notes]),
         )

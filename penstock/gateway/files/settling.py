@@ -130,7 +130,6 @@ class Settling(Beside):
 
     async def _settle(self, terms: Terms, tally: Tally, note: str, *, sure: bool) -> bool:
         """Settle a row, if nobody has; false where there is no such row yet."""
-        shared = self._shared
         pace = self._door.stations.paces.get(terms.place)
         found: list[Row] = []
         settled: list[Row] = []
@@ -143,12 +142,7 @@ class Settling(Beside):
             settled.append(row)
             return charge(terms, row, tally, pace, sure=sure)
 
-        def work() -> None:
-            found.clear()
-            settled.clear()
-            shared.meter.store.resettle([(terms.worker, terms.number)], settle)
-
-        await shared.store(work)
+        await self._shared.meter.resettle([(terms.worker, terms.number)], settle)
         for row in settled:
             self._door.metrics.billed(row)
         return bool(found)

@@ -45,17 +45,12 @@ def rate(price: Price | None) -> Rate | None:
     return Rate(price.input, price.output, price.cached_input, price.per)
 
 
-def dollars(rate: Rate, used: Used) -> int:
-    """Nanodollars for tokens."""
-    return by_tokens(Price.model_construct(**msgspec.structs.asdict(rate)), used)
-
-
 def worst(place: Place, used: Used, pace: Pace) -> Amounts:
     """The most that a batch may use."""
     tokens, amount = used.input + used.output, 0
     device = pace.worst(tokens) if place.on_devices else 0
     if (paid := rate(place.price)) is not None:
-        amount = dollars(paid, used)
+        amount = by_tokens(paid, used)
     elif place.device_price is not None:
         amount = by_device(place.device_price, device)
     return Amounts(tokens=tokens, dollars=amount, device_seconds=device)
@@ -82,10 +77,10 @@ def charge(terms: Terms, row: Row, tally: Tally, pace: Pace | None, *, sure: boo
             row.device_seconds = reserved if paced is None else min(paced, reserved)
             row.device_seconds_estimated, sure = True, False
     if terms.rate is not None:
-        row.dollars = dollars(terms.rate, used)
+        row.dollars = by_tokens(terms.rate, used)
     elif terms.device_price is not None and row.device_seconds is not None:
         row.dollars = by_device(terms.device_price, row.device_seconds)
     if terms.comparator is not None:
-        row.comparator_dollars = dollars(terms.comparator, used)
+        row.comparator_dollars = by_tokens(terms.comparator, used)
     row.settlement = "settled" if sure else "estimated"
     return Amounts(tokens=tokens, dollars=row.dollars or 0, device_seconds=row.device_seconds or 0)

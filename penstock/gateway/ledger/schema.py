@@ -1,6 +1,6 @@
 """The tables. Money is nanodollars, device time nanoseconds times devices, times Unix nanoseconds.
 
-    ledger ── one row a request, never changed but to settle what was unsettled (late.py)
+    ledger ── one row a request, never changed but to settle what was unsettled (Store.resettle)
     paid ──── when the devices of a pool were paid for (idle.py)
     accounts ─┬─ leases ─── workers      the limits' counters (policy/leases.py)
     keys      └─ used = Σ of the rows that were charged to it

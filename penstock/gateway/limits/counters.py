@@ -56,6 +56,11 @@ class Counters(Protocol[T]):
         """The ledger has charged these amounts to the accounts; `doubted`: some time ago."""
         ...
 
+    async def corrected(self, amounts: Mapping[str, int]) -> None:
+        """The ledger has settled rows that were written before: so much more, or less, is used of budgets.
+        Never raises."""
+        ...
+
     async def bury(self, worker: str, used: Mapping[int, Mapping[str, int]]) -> None:
         """A worker has died; `used`: number of a request → unit → amount, of what its journal tells. Raises
         Unavailable."""

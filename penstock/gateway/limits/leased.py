@@ -150,6 +150,9 @@ class LeasedCounters:
         """The ledger has charged these amounts; `doubted`: some time ago."""
         self.shares.folded(amounts, doubted=doubted)
 
+    async def corrected(self, amounts: Mapping[str, int]) -> None:
+        """The accounts in the database are what leases are given by."""
+
     async def bury(self, worker: str, used: Mapping[int, Mapping[str, int]]) -> None:
         """Its leases were in the database, and went with its journal."""
 

@@ -162,6 +162,16 @@ class ValkeyCounters:
     def folded(self, amounts: Mapping[str, int], *, doubted: bool = False) -> None:
         """The ledger's sums are its own business."""
 
+    async def corrected(self, amounts: Mapping[str, int]) -> None:
+        """Budgets that the server knows change with the ledger's; others begin with it. Should the server not
+        be reached now, its sum stays as it was until the window's end."""
+        try:
+            for id, amount in amounts.items():
+                if await self._client.hexists(_key(id), "u"):
+                    await self._client.hincrby(_key(id), "u", amount)
+        except self._errors as error:
+            logger.warning("the counters have missed a correction: %s", error or type(error).__name__)
+
     async def bury(self, worker: str, used: Mapping[int, Mapping[str, int]]) -> None:
         """A worker has died: settle what it had open, by number what its journal says of each unit, and the
         rest as reserved. Its requests no longer count as under way. Raises Unavailable."""

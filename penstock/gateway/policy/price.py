@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from fractions import Fraction
+from typing import Protocol
 
 from penstock.spec.model import Price
 
@@ -17,6 +18,22 @@ from .amounts import NANO
 
 _HOUR = 3600 * NANO
 """Nanoseconds."""
+
+
+class TokenPrice(Protocol):
+    """spec.model.Price, or what was noted of one."""
+
+    @property
+    def input(self) -> int:
+        """Nanodollars for `per` tokens, as all of them."""
+        ...
+
+    @property
+    def output(self) -> int: ...
+    @property
+    def cached_input(self) -> int | None: ...
+    @property
+    def per(self) -> int: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,7 +46,7 @@ class Used:
     """Of the input, read from a cache."""
 
 
-def by_tokens(price: Price, used: Used) -> int:
+def by_tokens(price: TokenPrice, used: Used) -> int:
     """Nanodollars for tokens."""
     cached = min(used.cached, used.input)
     cached_price = price.input if price.cached_input is None else price.cached_input

@@ -91,7 +91,8 @@ class Batches:
         ]
         reservation = await shared.meter.reserve(row, limits, most)
         headers = quota.standing(reservation, door.wall())
-        sent = _Sent(self, reservation, most, started)
+        asking = shared.headers(row.id, station, caller)
+        sent = _Sent(shared, reservation, most, started, asking)
         terms = Terms(
             worker=shared.meter.journal.worker,
             number=reservation.number,
@@ -208,7 +209,7 @@ class Batches:
         """The route and the place of a batch, which are as they were when its input was uploaded. Raises
         ModelNotFound, Forbidden, InvalidRequest."""
         door, principal = self._door, caller.principal
-        for name in contents.names:
+        for name in contents.names or [contents.route]:
             way = door.book.find(name, caller.headers, caller.tags, principal.team, principal.routes)
             place = place_of(door.spec, way, caller.local_only)
             same = (way.name, place.name, place.model) == (contents.route, contents.upstream, contents.model)
@@ -227,9 +228,17 @@ class Batches:
 class _Sent:
     """One batch on its way to the upstream: whatever happens, its reservation is committed once."""
 
-    def __init__(self, batches: Batches, reservation: Reserved, most: Amounts, started: float) -> None:
-        self._shared = batches._shared
-        self._door = batches._door
+    def __init__(
+        self,
+        shared: Shared,
+        reservation: Reserved,
+        most: Amounts,
+        started: float,
+        headers: dict[str, str],
+    ) -> None:
+        self._shared = shared
+        self._door = shared.door
+        self._headers = headers
         self._reservation = reservation
         self._row = reservation.row
         self._most = most
@@ -280,7 +289,7 @@ class _Sent:
     async def _ask(self, given: dict[str, Any], station: Station) -> dict[str, Any]:
         self._known = False
         try:
-            headers = {"x-request-id": self._row.id, "content-type": "application/json"}
+            headers = {**self._headers, "content-type": "application/json"}
             data = msgspec.json.encode(given)
             answer = await ask(station, "POST", PATH, data=data, headers=headers)
             id = answer.get("id")

@@ -49,6 +49,13 @@ class Shared:
         """By id."""
         return {station.id: station for station in self.door.stations.all()}
 
+    def headers(self, request_id: str, station: Station, caller: Caller) -> dict[str, str]:
+        """Of a request that brings something."""
+        headers = {"x-request-id": request_id}
+        if station.trusted:
+            headers["x-penstock-tenant"] = tenant(caller)
+        return headers
+
     def named(self, value: dict[str, Any], station: Station, key_id: str) -> dict[str, Any]:
         """An upstream's object with the client's ids."""
         owned = self.door.owned
@@ -84,6 +91,12 @@ class Shared:
             for id, name in known.items():
                 error.message = error.message.replace(id, name)
             raise
+
+
+def tenant(caller: Caller) -> str:
+    """Whose cached prefixes are whose."""
+    principal = caller.principal
+    return f"team:{principal.team}" if principal.team else f"key:{principal.key_id}"
 
 
 class TooMany(Unavailable):

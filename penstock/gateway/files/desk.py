@@ -34,7 +34,7 @@ BATCH = "batch"
 """The purpose of files that are a batch's input."""
 _PURPOSE = re.compile(r"[a-z][a-z0-9_-]{0,63}")
 _ID = re.compile(r"[A-Za-z0-9_-]{1,256}")
-_MOST_LISTED = 10_000
+_MOST_LISTED, _LISTED = 10_000, 1000
 _PIECE = 64 << 10
 
 
@@ -73,7 +73,7 @@ class Desk:
         caller = await self._door.caller(scope)
         key_id, stations = caller.principal.key_id, shared.stations()
         query = Query(scope, ("after", "limit", "order", "purpose"))
-        limit, oldest_first = query.limit(_MOST_LISTED, _MOST_LISTED), query.oldest_first()
+        limit, oldest_first = query.limit(_LISTED, _MOST_LISTED), query.oldest_first()
         after, purpose = query.text("after"), query.text("purpose")
         edge = None
         if after is not None:
@@ -220,7 +220,7 @@ class Desk:
         """Upload, and remember whose it is. It goes on to its end if the client leaves: the file is the
         client's then, and in its list."""
         shared, key_id = self._shared, caller.principal.key_id
-        station, answer = await self._upload(form, file, place, request_id)
+        station, answer = await self._upload(form, file, place, caller, request_id)
         id = answer.get("id")
         with shared.told(station, {}):
             if not isinstance(id, str) or not _ID.fullmatch(id):
@@ -246,7 +246,7 @@ class Desk:
         return shared.named(answer, station, key_id)
 
     async def _upload(
-        self, form: Form, file: IO[bytes], place: Place, request_id: str
+        self, form: Form, file: IO[bytes], place: Place, caller: Caller, request_id: str
     ) -> tuple[Station, dict[str, Any]]:
         """Ask the replicas of a place in turn, until one takes a connection. Raises PenstockError."""
         door = self._door
@@ -265,7 +265,8 @@ class Desk:
             station.in_flight += 1
             try:
                 with self._shared.told(station, {}):
-                    headers, timeout = {"x-request-id": request_id}, self._limits.timeout
+                    headers = self._shared.headers(request_id, station, caller)
+                    timeout = self._limits.timeout
                     try:
                         answer = await ask(
                             station, "POST", "/v1/files", data=data, headers=headers, timeout=timeout

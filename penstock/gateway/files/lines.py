@@ -22,6 +22,8 @@ from penstock.gateway.policy.routes import Forbidden, Place, Way
 from penstock.http.body import parse_object
 from penstock.spec.model import Files, Spec
 
+from .common import tenant
+
 if TYPE_CHECKING:
     from penstock.gateway.door import Door
     from penstock.gateway.request import Caller
@@ -35,6 +37,7 @@ BATCHED = {
 _PIECE = 256 << 10
 """Bytes of lines that are dealt with before others get a turn."""
 _FIELDS = msgspec.json.Decoder(dict[str, msgspec.Raw])
+_MOST_NAMES, _LONGEST_NAME = 64, 128
 _REFUSED = ("previous_response_id",)
 """Fields that lead to what one replica has, and a batch cannot be sent after."""
 
@@ -44,7 +47,7 @@ class Contents(msgspec.Struct, kw_only=True):
 
     route: str = ""
     names: list[str] = []
-    """Models as the lines name them: the route and its aliases."""
+    """Models as the lines name them: the route and its aliases, or what a match takes (64 of them)."""
     upstream: str = ""
     model: str = ""
     """What the upstream calls it."""
@@ -94,8 +97,8 @@ class Lines:
         self._limits = limits
         self._way: Way | None = None
         self._endpoint: Endpoint | None = None
-        principal = caller.principal
-        self._salt = f"team:{principal.team}" if principal.team else f"key:{principal.key_id}"
+        self._known: set[str] = set()
+        """Names that lead there."""
         self.place: Place | None = None
         self.contents = Contents()
 
@@ -161,7 +164,7 @@ class Lines:
         contents.lines += 1
         contents.input += worst.input
         contents.output += worst.output
-        fields["body"] = msgspec.Raw(envelope.write(place, self._salt))
+        fields["body"] = msgspec.Raw(envelope.write(place, tenant(self._caller)))
         return msgspec.json.encode(fields)
 
     def _envelope(self, body: bytes, endpoint: Endpoint) -> Envelope:
@@ -189,14 +192,13 @@ class Lines:
         """Where this model's requests go, which is where all others of the file go. Raises ModelNotFound,
         Forbidden, InvalidRequest."""
         contents, caller = self.contents, self._caller
-        if self.place is not None and model in contents.names:
+        if self.place is not None and model in self._known:
             return self.place
         principal = caller.principal
         way = self._door.book.find(model, caller.headers, caller.tags, principal.team, principal.routes)
         if self._way is not None and way.name != self._way.name:
             raise InvalidRequest(
-                f"It is for {quote(model)}, and those before it for {quote(contents.names[0])}: a batch is "
-                "for one model.",
+                f"It is for {quote(model)}, and those before it for {contents.route}: a batch has one model.",
                 param="model",
                 advice="Upload a file for each.",
             )
@@ -208,7 +210,9 @@ class Lines:
             self._way = way
             self.place = place_of(self._door.spec, way, caller.local_only)
             contents.route, contents.upstream, contents.model = way.name, self.place.name, self.place.model
-        contents.names.append(model)
+        if len(self._known) < _MOST_NAMES and len(model) <= _LONGEST_NAME:  # a match takes any name
+            self._known.add(model)
+            contents.names = sorted(self._known)
         return self.place
 
     async def _seen_by_hooks(self, envelope: Envelope, endpoint: Endpoint) -> Envelope:

@@ -15,7 +15,7 @@ from typing import Any
 
 import msgspec
 
-from penstock.core.errors import PenstockError, Unavailable, brief
+from penstock.core.errors import Unavailable, brief
 from penstock.gateway.policy.amounts import NANO, Amounts
 from penstock.gateway.policy.retries import Attempt
 from penstock.gateway.records import Row
@@ -27,7 +27,7 @@ from penstock.gateway.usage import Tally, read_answer
 from .common import TAG, Shared, whole
 from .objects import Kept
 from .terms import Terms, charge
-from .upstream import TIMEOUT, Missing, ask, asked, pages
+from .upstream import TIMEOUT, Missing, UpstreamSaysNo, ask, asked, pages
 
 logger = logging.getLogger("penstock.gateway")
 
@@ -85,28 +85,30 @@ class Settling(Beside):
 
     async def _one(self, kept: Kept, station: Station) -> None:
         age = (self._door.wall() - kept.created) / NANO
+        why = "has not ended"
         try:
             if kept.state == "asked":
-                if age > _GRACE:
-                    await self._seek(kept, station)
-            else:
-                await self.told(kept, await ask(station, "GET", f"/v1/batches/{kept.id}"), station)
-            return
+                if age <= _GRACE or await self._seek(kept, station):
+                    return
+            elif await self.told(kept, await ask(station, "GET", f"/v1/batches/{kept.id}"), station):
+                return
         except Missing:
-            why = "does not know it"
+            why = "is not known there"
         except Failed as failed:
-            why = failed.message
-        except PenstockError as error:
-            why = error.message
+            why = f"cannot be asked about: the upstream {failed.message}"
+        except UpstreamSaysNo as error:  # whose words may quote the request
+            why = f"cannot be asked about: the upstream answered HTTP {error.status}"
         if age > _GIVE_UP:
-            logger.error("batch %s of %s: it %s; its row stays at its reservation", kept.id, station.id, why)
+            logger.error("batch %s of %s %s; its row stays at its reservation", kept.id, station.id, why)
             await self._over(kept)
-        else:
-            logger.warning("batch %s of %s: it %s", kept.id, station.id, why)
+        elif why != "has not ended":
+            logger.warning("batch %s of %s %s", kept.id, station.id, why)
 
-    async def told(self, kept: Kept, batch: dict[str, Any], station: Station) -> None:
-        """Take in what an upstream says of a batch: settle it where it has ended. Raises Failed, Missing,
-        PenstockError where that must be tried again."""
+    async def told(self, kept: Kept, batch: dict[str, Any], station: Station) -> bool:
+        """Take in what an upstream says of a batch: settle it where it has ended; whether that is done.
+
+        Raises Failed, Missing, PenstockError where it must be tried again.
+        """
         shared = self._shared
         if batch.get("id") != kept.id:
             raise Failed(Attempt("invalid"), "answered with another batch")
@@ -114,7 +116,7 @@ class Settling(Beside):
         status = batch.get("status")
         if status not in ENDED or kept.state != "running":
             await shared.store(lambda: shared.objects.change(kept.replica, kept.id, body=body))
-            return
+            return kept.state == "over"
         terms = msgspec.json.decode(kept.about, type=Terms)
         await self._outputs(kept, batch, station)
         tally, sure = await self._used(batch, station)
@@ -125,8 +127,9 @@ class Settling(Beside):
                 station.id,
             )
         elif not await self._settle(terms, tally, f"batch {status}{_counts(batch)}", sure=sure):
-            return  # its row is not in the database yet
+            return False  # its row is not in the database yet
         await shared.store(lambda: shared.objects.change(kept.replica, kept.id, body=body, state="over"))
+        return True
 
     async def _settle(self, terms: Terms, tally: Tally, note: str, *, sure: bool) -> bool:
         """Settle a row, if nobody has; false where there is no such row yet."""
@@ -147,8 +150,8 @@ class Settling(Beside):
             self._door.metrics.billed(row)
         return bool(found)
 
-    async def _seek(self, kept: Kept, station: Station) -> None:
-        """Look whether there is a batch whose answer was lost."""
+    async def _seek(self, kept: Kept, station: Station) -> bool:
+        """Look for a batch whose answer was lost; whether it is known now what became of it."""
         shared = self._shared
         terms = msgspec.json.decode(kept.about, type=Terms)
         async for batch in pages(station, "/v1/batches", _PAGES):
@@ -157,10 +160,12 @@ class Settling(Beside):
                 continue
             values = {"id": str(batch.get("id")), "state": "running", "body": msgspec.json.encode(batch)}
             await shared.store(lambda values=values: shared.objects.change(kept.replica, kept.id, **values))  # type: ignore[misc]
-            return
+            return True
         tally = Tally(told=True, final=True)
-        if await self._settle(terms, tally, "no batch came of it", sure=True):
-            await shared.store(lambda: shared.objects.remove(kept.replica, kept.id))
+        if not await self._settle(terms, tally, "no batch came of it", sure=True):
+            return False
+        await shared.store(lambda: shared.objects.remove(kept.replica, kept.id))
+        return True
 
     async def _outputs(self, kept: Kept, batch: dict[str, Any], station: Station) -> None:
         """What a batch has written is its owner's, and in the list of files."""

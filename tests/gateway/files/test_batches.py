@@ -1,4 +1,4 @@
-"""Batches: what is reserved, what is charged in the end, and that it happens once, whatever dies meanwhile."""
+"""Batches: what is reserved, what is charged in the end, and that it happens once, whatever dies."""
 
 from __future__ import annotations
 
@@ -18,6 +18,8 @@ from tests.gateway.upstream import Wire, half_body, hang_up, no_json, reset, sta
 from .conftest import CHAT, SPEC, Gateway, Make, line, lines
 
 USAGE = {"input_tokens": 1000, "output_tokens": 100, "total_tokens": 1100}
+FEW = {"prompt_tokens": 10, "completion_tokens": 5}
+FAILED: dict[str, Any] = {"response": None, "error": {"code": "x"}}
 HALF = 1000 * 500 + 100 * 1000
 """Nanodollars of that, at one and two dollars for a million tokens, and half of it for batches."""
 
@@ -113,11 +115,11 @@ def test_a_batch_over_the_budget_never_reaches_the_upstream(make: Make) -> None:
     [
         ("completed", {"usage": USAGE}, HALF, "settled"),
         ("cancelled", {"usage": USAGE}, HALF, "settled"),
-        ("expired", {"lines": [answer_line({"prompt_tokens": 10, "completion_tokens": 5})] * 2}, 20_000, "settled"),
+        ("expired", {"lines": [answer_line(FEW)] * 2}, 20_000, "settled"),
         ("completed", {"lines": [answer_line({"input_tokens": 10, "output_tokens": 5})]}, 10_000, "settled"),
-        ("completed", {"lines": [answer_line({"prompt_tokens": 10, "completion_tokens": 5}), answer_line()]}, 10_000, "estimated"),
-        ("completed", {"lines": [answer_line(code=400), {"response": None, "error": {"code": "x"}}]}, 0, "settled"),
-        ("completed", {"lines": [answer_line({"prompt_tokens": 10, "completion_tokens": 5})], "usage": dict.fromkeys(USAGE, 0)}, 10_000, "settled"),
+        ("completed", {"lines": [answer_line(FEW), answer_line()]}, 10_000, "estimated"),
+        ("completed", {"lines": [answer_line(code=400), FAILED]}, 0, "settled"),
+        ("completed", {"lines": [answer_line(FEW)], "usage": dict.fromkeys(USAGE, 0)}, 10_000, "settled"),
         ("failed", {"errors": {"data": []}}, 0, "settled"),
         ("expired", {}, 0, "settled"),
         ("cancelled", {}, 0, "settled"),
@@ -231,7 +233,7 @@ def test_what_does_not_answer_is_asked_again(gateway: Gateway, caplog: pytest.Lo
         gateway.look()
         assert gateway.row()["settlement"] == "unsettled"
     gateway.cloud.script.clear()
-    gateway.cloud.end("batch_0001", lines=[answer_line({"prompt_tokens": 10, "completion_tokens": 5})])
+    gateway.cloud.end("batch_0001", lines=[answer_line(FEW)])
     content = f"/v1/files/{gateway.cloud.batches['batch_0001']['output_file_id']}/content"
     for bad in (half_body, status(503)):
         gateway.cloud.script["GET", content] = bad
@@ -240,17 +242,20 @@ def test_what_does_not_answer_is_asked_again(gateway: Gateway, caplog: pytest.Lo
     gateway.cloud.script.clear()
     gateway.look()
     assert gateway.used() == 10_000
-    assert "batch_0001 of cloud: it answered HTTP 500" in caplog.text
+    assert "batch batch_0001 of cloud cannot be asked about: the upstream answered HTTP 500" in caplog.text
 
 
 def test_nobody_asks_for_ever(gateway: Gateway, caplog: pytest.LogCaptureFixture) -> None:
     sent(gateway)
-    gateway.cloud.batches.clear()
+    sent(gateway)
+    del gateway.cloud.batches["batch_0002"]
     gateway.look()
+    assert "batch batch_0002 of cloud is not known there" in caplog.text
     wall = gateway.live.door.wall()
     gateway.live.door.wall = lambda: wall + 9 * 86_400 * 10**9
     gateway.look()
-    assert "its row stays at its reservation" in caplog.text
+    assert "batch batch_0001 of cloud has not ended; its row stays at its reservation" in caplog.text
+    assert "batch batch_0002 of cloud is not known there; its row stays" in caplog.text
     asked = len(gateway.cloud.asked)
     gateway.look()
     assert len(gateway.cloud.asked) == asked

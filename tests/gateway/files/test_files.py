@@ -263,7 +263,8 @@ def test_as_many_uploads_as_may_be(make: Make) -> None:
     gateway = make(replace={"max_bytes: 100000": "max_bytes: 100000, max_uploads: 1"})
     head = (
         f"POST /v1/files HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {gateway.key}\r\n"
-        "Content-Type: multipart/form-data; boundary=b\r\nContent-Length: 1000\r\nExpect: 100-continue\r\n\r\n"
+        "Content-Type: multipart/form-data; boundary=b\r\nContent-Length: 1000\r\n"
+        "Expect: 100-continue\r\n\r\n"
     )
     with socket.create_connection(("127.0.0.1", gateway.live.port), 20) as connection:
         connection.sendall(head.encode())
@@ -277,14 +278,17 @@ def test_as_many_uploads_as_may_be(make: Make) -> None:
 
 
 def test_where_a_file_goes_without_lines(make: Make) -> None:
-    both = "routes: {{both: {{targets: [{{model: a, upstream: one}}, {{model: b, upstream: two}}]}}, second: {{targets: [{{model: b, upstream: two}}]}}}}"
     spec = """
     upstreams:
       one: {{url: "{url}/v1", files: true, models: {{a: {{}}}}}}
       two: {{url: "{url}/two", files: true, models: {{b: {{}}}}}}
       three: {{url: "{url}/three", models: {{c: {{}}}}}}
+    routes:
+      both: {{targets: [{{model: a, upstream: one}}, {{model: b, upstream: two}}]}}
+      second: {{targets: [{{model: b, upstream: two}}]}}
+    teams: {{narrow: {{routes: [second]}}}}
     """
-    gateway = make(spec=f"{spec}\n    {both}\n    teams: {{{{narrow: {{{{routes: [second]}}}}}}}}\n")
+    gateway = make(spec=spec)
     answer = gateway.upload(b"x", "vision")
     assert (answer.status, answer.reason) == (400, "no_files")
     assert "one, two" in answer.error["message"]

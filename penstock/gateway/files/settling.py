@@ -35,6 +35,8 @@ PERIOD = 15.0
 """Seconds between two questions about a batch."""
 _GRACE = 2 * TIMEOUT
 """Seconds that the answer to a new batch may take."""
+_CLOCKS = 3600.0
+"""Seconds by which an upstream's clock may be behind."""
 _GIVE_UP = 8 * 86_400.0
 """Seconds after which nobody asks about a batch any more: its row stays at its reservation."""
 _AT_ONCE = 8
@@ -155,6 +157,8 @@ class Settling(Beside):
         shared = self._shared
         terms = msgspec.json.decode(kept.about, type=Terms)
         async for batch in pages(station, "/v1/batches", _PAGES):
+            if (whole(batch.get("created_at")) or 0) < kept.created / NANO - _CLOCKS:
+                break  # the rest is older
             metadata = batch.get("metadata")
             if not isinstance(metadata, dict) or metadata.get(TAG) != terms.request_id:
                 continue

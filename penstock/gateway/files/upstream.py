@@ -80,7 +80,7 @@ async def ask(
 
 
 async def pages(station: Station, path: str, most: int) -> AsyncIterator[dict[str, Any]]:
-    """The entries of an upstream's list, newest first, of `most` pages. Raises as `asked`."""
+    """The entries of an upstream's list, newest first. Raises as `asked`, and Failed after `most` pages."""
     after = ""
     for _ in range(most):
         page = await ask(station, "GET", f"{path}?limit=100{after}", most=_MOST_PAGE)
@@ -92,6 +92,7 @@ async def pages(station: Station, path: str, most: int) -> AsyncIterator[dict[st
         if not page.get("has_more") or not last.replace("-", "").replace("_", "").isalnum():
             return
         after = f"&after={last}"
+    raise Failed(Attempt("invalid"), f"lists more than {most} pages")
 
 
 async def _read(response: aiohttp.ClientResponse, most: int) -> bytes:

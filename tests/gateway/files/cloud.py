@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import email
 import json
+import time
 from email.message import Message
 from typing import Any
 from urllib.parse import parse_qs, urlsplit
@@ -11,6 +12,7 @@ from urllib.parse import parse_qs, urlsplit
 from tests.gateway.upstream import Asked, Behaviour, Upstream, Wire
 
 MOMENT = 1_800_000_000
+"""When files are made here; batches are made now."""
 
 
 class Cloud:
@@ -101,7 +103,7 @@ class Cloud:
                 id = f"batch_{len(self.batches) + 1:04}"
                 nothing = dict.fromkeys(("output_file_id", "error_file_id", "errors", "usage"))
                 counts = {"total": 0, "completed": 0, "failed": 0}
-                about = {"id": id, "object": "batch", "created_at": MOMENT, "status": "validating"}
+                about = {"id": id, "object": "batch", "created_at": int(time.time()), "status": "validating"}
                 self.batches[id] = {**about, **given, **nothing, "request_counts": counts}
                 return 200, self.batches[id]
             case "GET", ["batches", id] if id in self.batches:

@@ -77,10 +77,10 @@ class Late:
 class LiveLedger(Live):
     """A gateway whose door is opened in its own loop."""
 
-    def __init__(self, spec: Spec) -> None:
+    def __init__(self, spec: Spec, **config: Any) -> None:
         self._late = Late()
         self._spec = spec
-        self._config = HttpConfig(host="127.0.0.1", port=0)
+        self._config = HttpConfig(host="127.0.0.1", port=0, **config)
         super().__init__(self._late, self._config)
         self.door: Door
         self.loop: asyncio.AbstractEventLoop

@@ -330,6 +330,21 @@ def test_a_batch_that_never_came_to_be_is_released(gateway: Gateway, behaviour: 
     assert row["note"].endswith("no batch came of it")
 
 
+def test_a_list_is_read_as_far_as_it_can_matter(gateway: Gateway, monkeypatch: pytest.MonkeyPatch) -> None:
+    """To what is older than the batch; and what lies beyond the pages that are read may be there."""
+    for _ in range(6):
+        sent(gateway)
+    gateway.cloud.script["POST", "/v1/batches"] = hang_up
+    gateway.batch(gateway.upload(lines(line())).json["id"])
+    monkeypatch.setattr("penstock.gateway.files.settling._PAGES", 2)
+    gateway.look()
+    assert [row["settlement"] for row in gateway.rows()] == ["unsettled"] * 7
+    for batch in gateway.cloud.batches.values():
+        batch["created_at"] -= 7200
+    gateway.look()
+    assert gateway.rows()[-1]["settlement"] == "settled"
+
+
 def test_a_gateway_that_dies_while_it_asks_finds_its_batch(gateway: Gateway) -> None:
     """As after kill -9: a row in the journal without an end, and a batch at the upstream."""
 

@@ -13,7 +13,7 @@ import pytest
 from tests.gateway.upstream import Wire, half_body, hang_up, no_json, reset, status
 
 from .cloud import MOMENT, parts
-from .conftest import CHAT, Gateway, Make, form, line, lines
+from .conftest import CHAT, Gateway, LiveLedger, Make, form, line, lines
 
 
 def test_openais_client_uploads_reads_and_deletes(gateway: Gateway) -> None:
@@ -257,6 +257,18 @@ def test_a_client_that_leaves_in_the_middle_leaves_nothing(gateway: Gateway) -> 
     assert not [
         each for each in (gateway.folder / "spool").iterdir() if each.suffix not in (".lock", ".journal")
     ]
+
+
+def test_a_client_that_is_slow_has_its_time(gateway: Gateway) -> None:
+    gateway.live.stop()
+    gateway.live = LiveLedger(gateway.spec, timeout_body=0.3)
+    gateway.start()
+    head = (
+        f"POST /v1/files HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {gateway.key}\r\n"
+        "Content-Type: multipart/form-data; boundary=b\r\nContent-Length: 1000\r\n\r\n--b\r\n"
+    )
+    assert gateway.live.raw(head.encode()).startswith(b"HTTP/1.1 408 ")
+    assert gateway.upload(b"fine", "vision").status == 200
 
 
 def test_as_many_uploads_as_may_be(make: Make) -> None:

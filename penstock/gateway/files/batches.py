@@ -9,13 +9,21 @@ POST /v1/batches ─▶ what its lines may use, from the file ─▶ reserve ─
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import re
 from typing import Any
 
 import msgspec
 from starlette.types import Receive, Scope, Send
 
-from penstock.core.errors import Draining, InvalidRequest, PenstockError, UnsupportedParameter, quote
+from penstock.core.errors import (
+    Draining,
+    InvalidRequest,
+    PenstockError,
+    Unavailable,
+    UnsupportedParameter,
+    quote,
+)
 from penstock.gateway import quota
 from penstock.gateway.metering import Reserved
 from penstock.gateway.owned import NotFound
@@ -272,7 +280,8 @@ class _Sent:
                     answer = await self._ask(given, station)
             finally:
                 if self._known and not self._accepted:
-                    await shared.store(lambda: shared.objects.remove(station.id, asked_for))
+                    with contextlib.suppress(Unavailable):  # settling.py finds that there is none
+                        await shared.store(lambda: shared.objects.remove(station.id, asked_for))
             values = {"id": str(answer["id"]), "state": "running", "body": msgspec.json.encode(answer)}
             await shared.store(lambda: shared.objects.change(station.id, asked_for, **values))
             row.end, row.status = "done", 200

@@ -46,8 +46,13 @@ class Shared:
         return self.meter.thread.call(work)
 
     def stations(self) -> dict[str, Station]:
-        """By id."""
-        return {station.id: station for station in self.door.stations.all()}
+        """By id. The only replica of an upstream, and the first of several, are the same one: what it has is
+        found again when others join it."""
+        found = {station.id: station for station in self.door.stations.all()}
+        for station in list(found.values()):
+            name, several, number = station.id.rpartition("/")
+            found.setdefault(name if several and number == "0" else f"{station.id}/0", station)
+        return found
 
     def headers(self, request_id: str, station: Station, caller: Caller) -> dict[str, str]:
         """Of a request that brings something."""

@@ -9,13 +9,15 @@ from typing import Any
 import openai
 import pytest
 
+from penstock.gateway.files.objects import Objects
 from penstock.gateway.files.settling import Settling
+from penstock.gateway.ledger.store import StoreDown
 from penstock.gateway.policy.price import Used, by_tokens, of_batches
 from penstock.gateway.records import Row
 from penstock.spec.model import Price
 from tests.gateway.upstream import Wire, half_body, hang_up, no_json, reset, status
 
-from .conftest import CHAT, SPEC, Gateway, Make, line, lines
+from .conftest import CHAT, SPEC, Gateway, LiveLedger, Make, line, lines
 
 USAGE = {"input_tokens": 1000, "output_tokens": 100, "total_tokens": 1100}
 FEW = {"prompt_tokens": 10, "completion_tokens": 5}
@@ -529,3 +531,78 @@ def test_endpoints_other_than_chat(gateway: Gateway) -> None:
         file = gateway.upload(lines({**line(), "url": path, "body": body})).json["id"]
         assert gateway.batch(file, endpoint=path).status == 200
         assert gateway.batch(file, endpoint=CHAT).status == 400
+
+
+def down(*_: Any, **__: Any) -> None:
+    raise StoreDown("The ledger's database does not answer: it is a test.", retry_after=1)
+
+
+def test_a_database_that_is_down_takes_no_batches(gateway: Gateway, monkeypatch: pytest.MonkeyPatch) -> None:
+    file = gateway.upload(lines(line())).json["id"]
+    with monkeypatch.context() as patched:
+        patched.setattr(Objects, "add", down)
+        assert gateway.batch(file).reason == "ledger_unavailable"
+        assert gateway.upload(lines(line())).reason == "ledger_unavailable"
+    assert gateway.cloud.batches == {}
+    assert (gateway.row()["settlement"], gateway.used()) == ("settled", 0)
+    gateway.wait_for(lambda: len(gateway.cloud.files) == 1)  # what nobody could find again is deleted
+
+
+def test_a_database_that_goes_down_while_the_upstream_takes_it(
+    gateway: Gateway, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The batch runs, and is found again; what the upstream refused is told, whatever the database does."""
+    file = gateway.upload(lines(line())).json["id"]
+    with monkeypatch.context() as patched:
+        patched.setattr(Objects, "change", down)
+        assert gateway.batch(file).reason == "ledger_unavailable"
+    assert gateway.row()["settlement"] == "unsettled"
+    gateway.look()
+    gateway.cloud.end("batch_0001", usage=USAGE)
+    gateway.look()
+    assert (gateway.row()["settlement"], gateway.used()) == ("settled", HALF)
+    gateway.cloud.script["POST", "/v1/batches"] = status(400)
+    with monkeypatch.context() as patched:
+        patched.setattr(Objects, "remove", down)
+        assert gateway.batch(file).status == 400
+    gateway.cloud.script.clear()
+    gateway.look()
+    assert gateway.used() == HALF
+    objects = Objects(gateway.store)
+    assert objects.due(0, 0, ["cloud"], 9) == []
+
+
+def test_a_replica_that_gets_company_still_settles(gateway: Gateway) -> None:
+    """The station `cloud` is `cloud/0` from then on."""
+    sent(gateway)
+    gateway.live.stop()
+    upstream = gateway.spec.upstreams["cloud"].model_copy(update={"urls": ("http://127.0.0.1:9",)})
+    spec = gateway.spec.model_copy(update={"upstreams": {"cloud": upstream}})
+    gateway.live = LiveLedger(spec)
+    gateway.start()
+    (batch,) = gateway.call("GET", "/v1/batches").json["data"]
+    assert gateway.call("GET", f"/v1/batches/{batch['id']}").status == 200
+    gateway.cloud.end("batch_0001", usage=USAGE)
+    gateway.look()
+    assert (gateway.row()["settlement"], gateway.used()) == ("settled", HALF)
+
+
+@pytest.mark.parametrize(
+    ("behaviour", "code", "reason"),
+    [
+        (reset, 502, "upstream_reset"),
+        (no_json, 502, "upstream_invalid"),
+        (status(503), 503, "upstream_status"),
+        (status(404), 404, "not_found"),
+        (status(409, body={"error": {"message": "batch_0001 has ended"}}), 409, "409"),
+    ],
+)
+def test_an_upstream_that_does_not_cancel(gateway: Gateway, behaviour: Any, code: int, reason: str) -> None:
+    name = sent(gateway).json["id"]
+    gateway.cloud.script["POST", "/v1/batches/batch_0001/cancel"] = behaviour
+    answer = gateway.call("POST", f"/v1/batches/{name}/cancel")
+    assert (answer.status, answer.reason) == (code, reason)
+    if code == 409:
+        assert f"{name} has ended" in answer.error["message"]
+    gateway.cloud.script.clear()
+    assert gateway.call("POST", f"/v1/batches/{name}/cancel").json["status"] == "cancelling"

@@ -17,6 +17,7 @@ from .ledger.keys import KeyCache, KeyStore
 from .ledger.schema import meta
 from .ledger.store import Beat, Store
 from .metering import LedgerMeter
+from .paid import PaidHours
 from .settler import Settler
 from .stations import Stations
 
@@ -47,9 +48,12 @@ async def open_door(spec: Spec, fleet: Fleet | None) -> tuple[Door, str | None]:
         await meter.close()
         raise
     door = Door(spec, cache, meter, stations, fleet, id_secret=ids)
-    door.beside.append(Settler(meter, door.bills, stations, door.metrics, door.wall))
     door.files = Files(door, meter, Path(spec.ledger.spool))
-    door.beside.append(door.files.settling)
+    door.beside += [
+        Settler(meter, door.bills, stations, door.metrics, door.wall),
+        PaidHours(meter, spec, door.wall),
+        door.files.settling,
+    ]
     return door, secret
 
 

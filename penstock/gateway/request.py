@@ -321,12 +321,11 @@ class Request:
 
     async def _attempt(self, place: Place, station: Station, number: int) -> None:
         door, row = self.door, self.row
+        headers, bill_id = self._headers(station)
+        asked = bill.note(self.way, place, station.id, bill_id, await door.bills.cursor(station))
         now = door.monotonic()
         exchange = self.exchange = Exchange()
-        self.place, self._used, self._station = place, None, station
-        headers, bill_id = self._headers(station)
-        asked = bill.note(self.way, place, station.id, bill_id, door.bills.cursor(station))
-        self._asked = asked
+        self.place, self._used, self._station, self._asked = place, None, station, asked
         if self._reservation is not None and (bill_id or place.on_devices):
             door.meter.asked(self._reservation, asked)
         row.upstream, row.replica, row.model, row.attempts = place.name, station.id, place.model, number

@@ -40,7 +40,7 @@ def read(body: bytes, cuts: list[int]) -> tuple[Form, bytes]:
     return got, content
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(content=TRICKY, cuts=st.lists(st.integers(0, 400), max_size=8))
 @example(content=b"", cuts=[])
 @example(content=b"x" * 300, cuts=list(range(400)))
@@ -54,7 +54,7 @@ def test_a_form_is_the_same_in_any_pieces(content: bytes, cuts: list[int]) -> No
     assert (got.filename, got.content_type) == ("in.jsonl", "text/html")
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(
     at=st.integers(0, 250),
     removed=st.integers(0, 30),

@@ -4,6 +4,7 @@ POST  /v1/chat/completions, …   endpoints.ENDPOINTS     a key; metered
 GET   /v1/models[/NAME]         what the key may use    a key
 …     /v1/responses/NAME…       responses.manage          its owner's
 …     /admin/v1/…              admin.Admin               the admin key; here, or at a port of its own
+…     /v1/files… /v1/batches…   files.pages               their owner's
 GET   /health /ping /livez /readyz /metrics             nobody's secret
 """
 
@@ -77,6 +78,8 @@ def create_app(door: Door, config: HttpConfig) -> ASGIApp:
     own_port = door.spec.gateway.admin is not None and door.spec.gateway.admin.port is not None
     if door.admin is not None and not own_port:
         routes += door.admin.routes()
+    if door.files is not None:
+        routes += door.files.routes()
     return application(routes, config)
 
 

@@ -15,7 +15,7 @@ import logging
 import random
 import secrets
 import time
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Iterator
 from typing import Any
 
 from msgspec.json import encode
@@ -33,6 +33,7 @@ from .admin import Admin
 from .bills import Bills
 from .endpoints import Endpoint
 from .envelope import Envelope
+from .files.pages import Files
 from .fleet import Fleet
 from .hooks import Hooks, Verdict
 from .keys import Keys
@@ -100,6 +101,8 @@ class Door:
         self.bills = Bills(stations, self.metrics)
         self.beside: list[Beside] = [self.prober, self.bills]
         """What runs beside requests."""
+        self.files: Files | None = None
+        """Files and batches, which need a ledger in a database."""
         self._running: set[asyncio.Task[None]] = set()
         self._behind: set[asyncio.Task[None]] = set()
         self._draining = False
@@ -149,7 +152,7 @@ class Door:
             way = self.book.find(
                 envelope.model, caller.headers, caller.tags, principal.team, principal.routes
             )
-            scope["request_id"] = _row_id(scope["client_request_id"])
+            scope["request_id"] = self.new_id(scope)
             verdict = None
             if self.hooks.wants("before", way.name):
                 verdict = await self._before(scope["request_id"], way, body, envelope, caller)
@@ -168,18 +171,29 @@ class Door:
         if verdict is not None:
             request.notes += verdict.notes
             request.refusal = verdict.refusal
+        with self.under_way():
+            try:
+                await until_disconnect(receive, request.run())
+            except LimitReached as error:
+                self.metrics.refused(error.code or "")
+                await send_error(send, error, quota.refusal(error, self.wall()), body=endpoint.error)
+
+    @contextlib.contextmanager
+    def under_way(self) -> Iterator[None]:
+        """Around each request: a door that closes waits for it."""
         task = asyncio.current_task()
         assert task is not None
         self._running.add(task)
         try:
-            await until_disconnect(receive, request.run())
-        except LimitReached as error:
-            self.metrics.refused(error.code or "")
-            await send_error(send, error, quota.refusal(error, self.wall()), body=endpoint.error)
+            yield
         finally:
             self._running.discard(task)
             if not self._running:
                 self._idle.set()
+
+    def new_id(self, scope: Scope) -> str:
+        """Of a row; it begins with the client's own."""
+        return _row_id(scope["client_request_id"])
 
     async def _before(self, id: str, way: Way, body: bytes, envelope: Envelope, caller: Caller) -> Verdict:
         """What hooks say of a request."""

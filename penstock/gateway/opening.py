@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import secrets
+from pathlib import Path
 
 import sqlalchemy as sa
 
@@ -11,6 +12,7 @@ from penstock.spec.model import Spec
 
 from .admin import Admin, admin_secret
 from .door import Door
+from .files.pages import Files
 from .fleet import Fleet
 from .ledger.keys import KeyCache, KeyStore
 from .ledger.schema import meta
@@ -51,9 +53,11 @@ async def open_door(spec: Spec, fleet: Fleet | None) -> tuple[Door, str | None]:
         await meter.close()
         raise
     door = Door(spec, cache, meter, stations, fleet, id_secret=ids)
+    door.files = Files(door, meter, Path(spec.ledger.spool))
     door.beside += [
         Settler(meter, door.bills, stations, door.metrics, door.wall),
         PaidHours(meter, spec, door.wall),
+        door.files.settling,
     ]
     door.tracing = tracing
     if secret_of_admin is not None:

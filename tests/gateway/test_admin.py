@@ -8,6 +8,7 @@ import logging
 import threading
 import time
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -16,10 +17,13 @@ import pytest
 from penstock.core.errors import StartupError
 from penstock.gateway.admin import admin_secret
 from penstock.gateway.app import create_admin_app, create_app
+from penstock.gateway.ledger import report
 from penstock.gateway.ledger.journal import Position
+from penstock.gateway.ledger.keys import KeyNotFound, KeyStore
 from penstock.gateway.ledger.store import Entry, Store
 from penstock.gateway.opening import open_door
-from penstock.gateway.policy.amounts import NANO
+from penstock.gateway.policy.amounts import NANO, Limit
+from penstock.gateway.policy.leases import Ask
 from penstock.gateway.records import Row
 from penstock.http.bind import bind
 from penstock.http.config import HttpConfig
@@ -28,6 +32,7 @@ from penstock.spec.load import SpecError, loads
 from tests.http.live import PATIENCE, Response, exchange
 
 from .conftest import BODY, CHAT
+from .stores import postgres
 from .upstream import Upstream
 
 SECRET = "admin-0123456789abcdef"
@@ -324,6 +329,44 @@ def test_rows_and_budgets(gateway: Governed, tmp_path: Path) -> None:
     scopes = {each["scope"] for each in gateway.ask("GET", "/limits?team=search").json["data"]}
     assert scopes == {"team:search"}
     assert gateway.ask("GET", "/limits?key=nobody").status == 404
+
+
+@pytest.fixture(params=["sqlite", "postgresql"])
+def store(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Store]:
+    with ExitStack() as stack:
+        sqlite = f"sqlite:///{tmp_path / 'ledger.db'}"
+        found = Store(sqlite if request.param == "sqlite" else stack.enter_context(postgres()))
+        found.open()
+        yield found
+        found.close()
+
+
+def test_what_is_read_is_the_same_in_both_databases(store: Store) -> None:
+    table = KeyStore(store, clock=lambda: 1_800_000_000.0)  # all made in the same moment
+    made = sorted(table.create(team="t" if number % 2 else "u")[0].id for number in range(5))
+    assert [key.id for key in table.list(limit=2)] == made[:2]
+    assert [key.id for key in table.list(after=made[1], limit=9)] == made[2:]
+    assert len(table.list(team="t")) == 2
+    with pytest.raises(KeyNotFound):
+        table.list(after="nobody")
+
+    store.register("w", "here")
+    rows = [Row(id=str(number), at=10 + number // 3, key_id="k", tags={"a": "b"}) for number in range(6)]
+    charged = {"key:k|dollars|day|0": 7}
+    entries = [Entry(number, row, charged if number < 2 else {}) for number, row in enumerate(rows)]
+    store.apply("w", entries, Position(), Position(1, 1))
+    found, after = [], None
+    for _ in range(3):
+        page, after = report.page(store, report.Filter(tags=(("a", "b"),)), 2, after)
+        found += [row["id"] for row in page]
+        assert after is None or report.Place.read(str(after)) == after
+    assert (found, after) == (["5", "4", "3", "2", "1", "0"], None)
+
+    limit = Limit("key:k", "dollars", "day", 100)
+    store.lease("w", [Ask("key:k|dollars|day|0", limit, start=0, keep=0, need=20, least=20)])
+    used, leased = store.booked(["key:k|dollars|day|0", "nobody"])["key:k|dollars|day|0"]
+    assert used == 14
+    assert 20 <= leased <= 86
 
 
 def test_a_port_of_its_own(open_gateway: Open) -> None:

@@ -53,7 +53,7 @@ class Played:
         return message
 
     async def hears_nothing_more(self) -> bool:
-        """Whether everything has been heard; ask when the sender has closed its sockets, which by then have sent
+        """Whether everything has been heard; ask when the sender has closed its sockets, which then have sent
         what they had."""
         try:
             await asyncio.wait_for(self._inbox.recv(), 0.2)

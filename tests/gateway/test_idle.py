@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import json
 from collections.abc import Iterator
 from pathlib import Path
@@ -64,7 +65,7 @@ def test_every_moment_has_one_price(claims: list[Spell], since: int | None, unti
     parts = list(prices(spells, since, until))
     assert parts[0][0] == since
     assert parts[-1][1] == until
-    assert all(before[1] == after[0] for before, after in zip(parts, parts[1:], strict=False))
+    assert all(before[1] == after[0] for before, after in itertools.pairwise(parts))
     for moment in range(since or 0, 13 if until is None else until):
         before = [each.terms.price for each in spells if each.begin <= moment]
         expected = before[-1] if before else (spells[0].terms.price if spells else None)
@@ -124,7 +125,7 @@ def test_idle_and_used_are_what_was_paid_in_any_spans(
     written(store, *(row(at, seconds, lost_device_seconds=lost) for at, seconds, lost in rows))
     whole = idle(store)
     spans = [None, *sorted(cuts), None]
-    parts = [use for since, until in zip(spans, spans[1:], strict=False) for use in idle(store, since, until)]
+    parts = [use for since, until in itertools.pairwise(spans) for use in idle(store, since, until)]
     for use in (*whole, *parts):
         assert use.idle + use.used == use.paid
         assert use.idle_money is not None

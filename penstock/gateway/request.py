@@ -129,9 +129,6 @@ class Request:
         if self.endpoint.metered:
             limits = door.entitlements.of(row.key_id, row.team, row.tags, self.caller.principal.limits)
         self.reserved = self._worst()
-        row.reserved_tokens = self.reserved.tokens
-        row.reserved_dollars = self.reserved.dollars
-        row.reserved_device_seconds = self.reserved.device_seconds
         if self.endpoint.metered:
             self._reservation = await door.meter.reserve(row, limits, self.reserved)
         if self.span is not None:

@@ -21,7 +21,7 @@ from penstock.gateway.limits.counters import Counters, quantity
 from penstock.gateway.limits.leased import LeasedCounters
 from penstock.gateway.limits.valkey import ValkeyCounters
 from penstock.gateway.meter import LimitReached, NotCounted
-from penstock.gateway.policy.amounts import Amounts, Limit
+from penstock.gateway.policy.amounts import Amounts, Limit, Unit
 from penstock.gateway.policy.bank import Bank
 from penstock.gateway.policy.leases import TTL, Ask, Grant
 from penstock.gateway.policy.shares import REMEMBER
@@ -370,13 +370,18 @@ def test_redis_settles_what_the_dead_had_open_once(servers: dict[str, str]) -> N
         client = Redis.from_url(servers["redis"])
         await client.flushall()
         await client.aclose()
+
+        async def ledger(numbers: Sequence[int]) -> dict[int, dict[Unit, int]]:
+            assert sorted(numbers) == [0, 1, 2]  # and the last was never in the journal
+            return {0: {"dollars": 100}, 1: {"dollars": 0}, 7: {"dollars": 9}}
+
         dead, alive = (ValkeyCounters(servers["redis"], name) for name in ("dead", "alive"))
         for _ in range(3):
             await dead.reserve([PER_DAY], Amounts(dollars=300))
         for _ in range(2):  # the second time changes nothing
-            await alive.bury("dead", {0: {"dollars": 100}, 1: {"dollars": 0}, 7: {"dollars": 9}})
-        assert await take(alive, [PER_DAY], dollars=601) is None
-        assert await take(alive, [PER_DAY], dollars=600) is not None
+            await alive.bury("dead", ledger)
+        assert await take(alive, [PER_DAY], dollars=901) is None
+        assert await take(alive, [PER_DAY], dollars=900) is not None
         for counters in (dead, alive):
             await counters.close()
 

@@ -36,6 +36,8 @@ from .schema import accounts, leases, ledger, meta, workers
 
 logger = logging.getLogger("penstock.gateway")
 
+_MANY = 1000
+"""Numbers in one question."""
 _FORGET = 40 * 86_400
 """Seconds after which leases of past windows are deleted. Rows of the ledger never are, nor a dead worker's
 position in its journal: should that turn up again, nothing in it counts twice."""
@@ -275,6 +277,16 @@ class Store:
         with self.reading() as connection:
             found = connection.execute(waiting.order_by(ledger.c.at).limit(most)).mappings()
             return [(each["worker"], each["number"], as_row(each)) for each in found]
+
+    def entries(self, worker: str, numbers: Sequence[int]) -> list[Entry]:
+        """Rows of a worker by their numbers, as far as there are such."""
+        found: list[Entry] = []
+        with self.reading() as connection:
+            for first in range(0, len(numbers), _MANY):
+                some = ledger.c.number.in_(numbers[first : first + _MANY])
+                rows = connection.execute(sa.select(ledger).where(ledger.c.worker == worker, some)).mappings()
+                found += [Entry(each["number"], as_row(each), each["charged"]) for each in rows]
+        return found
 
     def leave(self, worker: str, *, done: bool) -> None:
         """A worker has given back its leases and ends; `done` once its journal is in the ledger."""

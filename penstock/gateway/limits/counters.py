@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Protocol, TypeVar
 
@@ -25,12 +25,22 @@ class Ticket(Protocol):
     """What one request has reserved."""
 
     @property
+    def number(self) -> int | None:
+        """The number that was drawn for it, by which `bury` settles it."""
+        ...
+
+    @property
     def charged(self) -> tuple[str, ...]:
         """Ids of the accounts that the ledger charges for good: budgets of days and months."""
         ...
 
 
 T = TypeVar("T", bound=Ticket)
+
+
+Uses = Callable[[Sequence[int]], Awaitable[Mapping[int, Mapping[Unit, int]]]]
+"""What requests of a worker, by their numbers, have used of each unit, as the ledger has it; those that are not
+there have used nothing. Raises Unavailable."""
 
 
 class Counters(Protocol[T]):
@@ -61,9 +71,8 @@ class Counters(Protocol[T]):
         Never raises."""
         ...
 
-    async def bury(self, worker: str, used: Mapping[int, Mapping[str, int]]) -> None:
-        """A worker has died; `used`: number of a request → unit → amount, of what its journal tells. Raises
-        Unavailable."""
+    async def bury(self, worker: str, used: Uses) -> None:
+        """A worker has died, and its journal is in the ledger. Raises Unavailable; may then be repeated."""
         ...
 
     async def close(self) -> None:

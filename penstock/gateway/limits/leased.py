@@ -21,7 +21,7 @@ from penstock.gateway.policy.leases import TTL, Ask, Grant
 from penstock.gateway.policy.shares import Share, Shares, Ticket
 from penstock.gateway.tasks import ended
 
-from .counters import Left, reads, refusal
+from .counters import Left, Uses, reads, refusal
 
 logger = logging.getLogger("penstock.gateway")
 
@@ -178,7 +178,7 @@ class LeasedCounters:
     async def corrected(self, amounts: Mapping[str, int]) -> None:
         """The accounts in the database are what leases are given by."""
 
-    async def bury(self, worker: str, used: Mapping[int, Mapping[str, int]]) -> None:
+    async def bury(self, worker: str, used: Uses) -> None:
         """Its leases were in the database, and went with its journal."""
 
     async def close(self) -> None:

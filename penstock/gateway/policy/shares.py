@@ -87,6 +87,9 @@ class Ticket:
 
     __slots__ = ("amounts", "shares")
 
+    number = None
+    """The counters know it by no number."""
+
     def __init__(self, shares: list[Share], amounts: list[int]) -> None:
         self.shares = shares
         self.amounts = amounts

@@ -137,6 +137,18 @@ class Metrics:
         """A request has its final row."""
         where = (row.route, row.upstream)
         self._count(REQUESTS, 1, *where, str(row.status), row.end)
+        self.billed(row)
+        for metric, span in (
+            (TIME_TO_FIRST_BYTE, row.first_byte),
+            (LATENCY, row.total),
+            (WAITED, row.waited),
+        ):
+            if span is not None:
+                self._observe(metric, span / NANO, *where)
+
+    def billed(self, row: Row) -> None:
+        """What a request has used is known; of a batch that is long after its end."""
+        where = (row.route, row.upstream)
         for metric, amount in (
             (INPUT_TOKENS, row.input_tokens),
             (OUTPUT_TOKENS, row.output_tokens),
@@ -146,13 +158,6 @@ class Metrics:
         ):
             if amount:
                 self._count(metric, amount, *where)
-        for metric, span in (
-            (TIME_TO_FIRST_BYTE, row.first_byte),
-            (LATENCY, row.total),
-            (WAITED, row.waited),
-        ):
-            if span is not None:
-                self._observe(metric, span / NANO, *where)
 
     def _count(self, metric: Metric, amount: float, *labels: str) -> None:
         series = self._bound.get((metric.name, *labels))

@@ -57,6 +57,8 @@ class MemoryMeter:
             left = limit.cap - self.used.get(limit, 0) - self.reserved[limit]
             standings.append(Standing(limit, left, self.now + 60))
         assert row.id not in self.open
+        row.reserved_tokens, row.reserved_dollars = worst.tokens, worst.dollars
+        row.reserved_device_seconds = worst.device_seconds
         granted = self.open[row.id] = Granted(row, limits, worst, standings)
         return granted
 

@@ -173,6 +173,7 @@ def announce(config: HttpConfig, sock: socket.socket, first_key: str | None) -> 
 async def _serve(
     spec: Spec, config: HttpConfig, sock: socket.socket, admin: socket.socket | None, alone: bool
 ) -> int:
+    from penstock.gateway import workers
     from penstock.gateway.app import create_app
     from penstock.gateway.opening import open_door
     from penstock.http.serve import serve
@@ -191,5 +192,7 @@ async def _serve(
         sock,
         name="gateway",
         on_started=started,
+        handle_signals=alone,
+        on_actions=None if alone else workers.obey,
         beside=beside(spec, config, door, admin),
     )

@@ -22,6 +22,7 @@ from penstock.core.errors import (
     PenstockError,
     Unavailable,
     UnsupportedParameter,
+    brief,
     quote,
 )
 from penstock.gateway import quota
@@ -88,7 +89,7 @@ class Batches:
             model=place.model,
             pool=place.pool,
             attempts=1,
-            note="; ".join([f"{contents.lines} requests", *contents.notes]),
+            note=brief("; ".join([f"{contents.lines} requests", *contents.notes]), 300),
         )
         most = worst(place, contents.worst, door.stations.pace(place))
         # it runs for up to a day: what a minute may have is no measure for it

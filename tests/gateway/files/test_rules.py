@@ -75,6 +75,20 @@ def test_hooks_look_at_each_line(make: Make) -> None:
     assert "rewrote the body" in row["note"]
 
 
+async def hangs(about: dict[str, Any]) -> None:
+    """A hook that hardly answers."""
+    await asyncio.sleep(0.4)
+
+
+def test_hooks_that_are_slow_line_by_line_have_an_end(make: Make) -> None:
+    hook = "hooks: [{when: before, python: 'tests.gateway.files.test_rules:hangs'}]"
+    gateway = make(replace={HOOK: f"{HOOK[:-1]}, timeout: 0.5}}\n  {hook}"})
+    answer = gateway.upload(lines(*map(line, range(20))))
+    assert (answer.status, answer.reason) == (503, "upload_too_slow")
+    assert gateway.cloud.asked == []
+    assert gateway.upload(b"x", "vision").status == 200
+
+
 def test_a_route_whose_answers_are_looked_at_has_no_batches(make: Make) -> None:
     hook = "hooks: [{when: after, python: 'tests.gateway.files.test_rules:answers', routes: [small]}]"
     gateway = make(replace={HOOK: f"{HOOK}\n  {hook}"})

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import Iterator
+from itertools import count, pairwise
 from pathlib import Path
 
 import pytest
@@ -13,6 +14,8 @@ from hypothesis import strategies as st
 
 from penstock.cli.main import main
 from penstock.gateway.ledger.idle import BRIDGE, PoolUse, claim, idle
+from penstock.gateway.ledger.schema import ledger
+from penstock.gateway.ledger.schema import paid as table
 from penstock.gateway.ledger.store import Entry, Position, Store
 from penstock.gateway.metering import LedgerMeter
 from penstock.gateway.paid import PaidHours, terms
@@ -64,7 +67,7 @@ def test_every_moment_has_one_price(claims: list[Spell], since: int | None, unti
     parts = list(prices(spells, since, until))
     assert parts[0][0] == since
     assert parts[-1][1] == until
-    assert all(before[1] == after[0] for before, after in zip(parts, parts[1:], strict=False))
+    assert all(before[1] == after[0] for before, after in pairwise(parts))
     for moment in range(since or 0, 13 if until is None else until):
         before = [each.terms.price for each in spells if each.begin <= moment]
         expected = before[-1] if before else (spells[0].terms.price if spells else None)
@@ -80,7 +83,6 @@ def test_every_moment_has_one_price(claims: list[Spell], since: int | None, unti
 def store(tmp_path: Path) -> Iterator[Store]:
     store = Store(f"sqlite:///{tmp_path / 'ledger.db'}")
     store.open()
-    store.register("w")
     yield store
     store.close()
 
@@ -92,9 +94,23 @@ def row(at: int, seconds: int | None, **fields: object) -> Row:
     return row
 
 
+@pytest.fixture(scope="module")
+def emptied(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Store]:
+    """One for many examples, each of which empties it."""
+    store = Store(f"sqlite:///{tmp_path_factory.mktemp('ledger') / 'ledger.db'}")
+    store.open()
+    yield store
+    store.close()
+
+
+_workers = count()
+
+
 def written(store: Store, *rows: Row) -> None:
     entries = [Entry(number, each, {}) for number, each in enumerate(rows)]
-    store.apply("w", entries, Position(), Position(0, 1))
+    worker = f"writer{next(_workers)}"
+    store.register(worker)
+    store.apply(worker, entries, Position(), Position(0, 1))
 
 
 def one(found: list[PoolUse]) -> PoolUse:
@@ -104,27 +120,30 @@ def one(found: list[PoolUse]) -> PoolUse:
 
 @settings(max_examples=25, deadline=None)
 @given(
-    claims=st.lists(st.tuples(MOMENT, MOMENT, st.integers(1, 3), st.integers(0, 3)), min_size=1, max_size=5),
+    claims=st.lists(
+        st.tuples(MOMENT, st.integers(1, 6), st.integers(1, 3), st.integers(0, 3)), min_size=1, max_size=5
+    ),
     rows=st.lists(st.tuples(MOMENT, st.integers(0, 40), st.integers(0, 5)), max_size=8),
     cuts=st.lists(MOMENT, max_size=3),
 )
 def test_idle_and_used_are_what_was_paid_in_any_spans(
-    tmp_path_factory: pytest.TempPathFactory,
+    emptied: Store,
     claims: list[tuple[int, int, int, int]],
     rows: list[tuple[int, int, int]],
     cuts: list[int],
 ) -> None:
     """And spans that follow one another add up to the whole."""
-    store = Store(f"sqlite:///{tmp_path_factory.mktemp('ledger') / 'ledger.db'}")
-    store.open()
-    store.register("w")
-    for number, (begin, end, devices, price) in enumerate(claims):
+    store = emptied
+    with store.writing() as connection:
+        connection.execute(ledger.delete())
+        connection.execute(table.delete())
+    for number, (begin, length, devices, price) in enumerate(claims):
         said = Terms(devices, price, devices, "L4")
-        claim(store, f"w{number}", {"box": said}, {"box": begin}, max(begin, end))
+        claim(store, f"w{number}", {"box": said}, {"box": begin}, begin + length)
     written(store, *(row(at, seconds, lost_device_seconds=lost) for at, seconds, lost in rows))
     whole = idle(store)
     spans = [None, *sorted(cuts), None]
-    parts = [use for since, until in zip(spans, spans[1:], strict=False) for use in idle(store, since, until)]
+    parts = [use for since, until in pairwise(spans) for use in idle(store, since, until)]
     for use in (*whole, *parts):
         assert use.idle + use.used == use.paid
         assert use.idle_money is not None
@@ -132,7 +151,6 @@ def test_idle_and_used_are_what_was_paid_in_any_spans(
     for name in ("paid", "used", "idle", "paid_money", "used_money"):
         assert sum(getattr(use, name) for use in whole) == sum(getattr(use, name) for use in parts)
     assert sum(use.used for use in whole) == sum(seconds + lost for _, seconds, lost in rows)
-    store.close()
 
 
 def test_what_is_paid_used_and_idle(store: Store) -> None:
@@ -233,19 +251,11 @@ def test_a_gateway_says_what_is_paid_while_it_runs(
         now = 2 * HOUR
         await hours.stop()  # with what has passed since
         await meter.close()
-        store = Store(spec.ledger.url)
-        store.register("w")
-        entry = Entry(0, row(5, 3 * HOUR), {})
-        entry.row.pool = "cpu"
-        store.apply(
-            "w",
-            [entry, Entry(1, row(6, NANO, settlement="unsettled", pool="cpu"), {})],
-            Position(),
-            Position(0, 1),
-        )
-        store.close()
 
     asyncio.run(body())
+    store = Store(spec.ledger.url)
+    written(store, row(5, 3 * HOUR, pool="cpu"), row(6, NANO, pool="cpu", settlement="unsettled"))
+    store.close()
     assert main(["ledger", "idle", "--json"]) == 0
     said = capsys.readouterr()
     record = json.loads(said.out)

@@ -141,8 +141,8 @@ def remarks(use: PoolUse) -> Iterator[str]:
         devices, taken = use.shared.devices, use.shared.taken
         yield (
             f"{about}: engines that take {taken} devices share {devices}, and each counts the whole time of "
-            f"one that it shares: more may be used than is paid for. With count: {taken}, and the price of one "
-            "such share, the figures add up."
+            f"one that it shares: more may be used than is paid for. With count: {taken}, and the price of "
+            "one such share, the figures add up."
         )
     elif use.used > use.paid:
         yield (

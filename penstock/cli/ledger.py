@@ -8,7 +8,6 @@ import json
 import sys
 import time
 from collections.abc import Iterable, Sequence
-from datetime import UTC, datetime
 from decimal import Decimal
 from typing import Any
 
@@ -16,8 +15,6 @@ from penstock.core.errors import InvalidRequest
 from penstock.gateway.ledger import report
 from penstock.gateway.ledger.idle import idle, remarks
 from penstock.gateway.ledger.report import COLUMNS, Filter
-from penstock.gateway.policy.amounts import NANO
-from penstock.spec.units import seconds
 
 from . import ledger_at
 
@@ -123,12 +120,7 @@ def _moment(text: str | None, flag: str) -> int | None:
     if text is None:
         return None
     try:
-        when = datetime.fromisoformat(text)
-        return round((when if when.tzinfo else when.replace(tzinfo=UTC)).timestamp() * 1000) * (NANO // 1000)
-    except ValueError:
-        pass
-    try:
-        return time.time_ns() - round(seconds(text) * NANO)
+        return report.instant(text, time.time_ns())
     except ValueError:
         raise InvalidRequest(
             f"{flag} {text} is no time.", advice="Write 2026-11-21, or 24h for a day ago."

@@ -22,12 +22,14 @@ from msgspec.json import encode
 from starlette.types import Receive, Scope, Send
 
 from penstock.core.errors import AuthenticationFailed, Draining, PenstockError
+from penstock.http.auth import bearer
 from penstock.http.body import parse_object, read_body
 from penstock.http.errors import send_error
 from penstock.http.exchange import ClientGone, until_disconnect
 from penstock.spec.model import Spec
 
 from . import quota
+from .admin import Admin
 from .bills import Bills
 from .endpoints import Endpoint
 from .envelope import Envelope
@@ -44,6 +46,7 @@ from .probes import Prober
 from .request import Caller, Request
 from .stations import Station, Stations
 from .tasks import Beside
+from .tracing import SPAN, Tracing
 
 logger = logging.getLogger("penstock.gateway")
 
@@ -92,6 +95,8 @@ class Door:
         self.entitlements = Entitlements(spec)
         self.metrics = metrics or Metrics()
         self.monotonic, self.wall, self.draw = monotonic, wall, draw
+        self.admin: Admin | None = None
+        self.tracing: Tracing | None = None
         self.prober = Prober(stations, monotonic)
         self.bills = Bills(stations, self.metrics)
         self.beside: list[Beside] = [self.prober, self.bills]
@@ -110,8 +115,7 @@ class Door:
         headers = {name.decode("latin-1"): value.decode("latin-1") for name, value in scope["headers"]}
         secret = headers.get("x-api-key", "")
         if given := headers.get("authorization"):
-            scheme, _, token = given.partition(" ")
-            secret = token.strip() if scheme.lower() == "bearer" else ""
+            secret = bearer(given) or ""
         if not secret:
             raise AuthenticationFailed(
                 "No API key was provided.", advice="Send the header `Authorization: Bearer KEY`."
@@ -163,6 +167,7 @@ class Door:
         request.row.at = arrived
         request.started = started
         request.previous = previous
+        request.span = scope.get(SPAN)
         if verdict is not None:
             request.notes += verdict.notes
             request.refusal = verdict.refusal
@@ -285,9 +290,13 @@ class Door:
         for task in self._behind:
             task.cancel()
         await asyncio.gather(*self._behind, return_exceptions=True)
+        if self.admin is not None:
+            self.admin.close()
         await self.hooks.close()
         await self.meter.close()
         await self.stations.close()
+        if self.tracing is not None:
+            await self.tracing.close()
 
 
 async def _quietly(request: Request) -> None:

@@ -35,6 +35,12 @@ class LimitReached(Unavailable):
             self.type = self.code = "insufficient_quota"
 
 
+class NotCounted(Unavailable):
+    """Nobody can tell at present whether a limit is reached, so that the request cannot be let through."""
+
+    code = "ledger_unavailable"
+
+
 class Standing(Protocol):
     """How much of a limit is left, for headers."""
 
@@ -61,8 +67,8 @@ class Meter(Protocol[Granted]):
     """Whoever counts: one truth for all workers and gateways. `Granted` is what its reservations are."""
 
     async def reserve(self, row: Row, limits: Sequence[Limit], worst: Amounts) -> Granted:
-        """Let a request through, its worst case counted against all of `limits` or none. Raises LimitReached;
-        Unavailable where nothing can be counted and requests must then be refused."""
+        """Let a request through, its worst case counted against all of `limits` or none. Raises LimitReached
+        only where the limit is reached; Unavailable where nobody can tell."""
         ...
 
     def asked(self, reservation: Granted, asked: Asked) -> None:

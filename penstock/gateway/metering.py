@@ -12,6 +12,7 @@ import logging
 import socket
 import time
 from collections.abc import Callable, Collection, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,14 +20,14 @@ from penstock.core.errors import Unavailable
 from penstock.spec.model import Ledger
 
 from .ledger.journal import Journal
-from .ledger.store import Beat, Store, unit_of
+from .ledger.store import Beat, Entry, Store, unit_of
 from .ledger.thread import StoreThread
 from .ledger.writer import Charged, Writer, bury
 from .limits.counters import NOTHING, Counters, Ticket
 from .limits.leased import LeasedCounters
 from .limits.valkey import ValkeyCounters
 from .meter import Standing
-from .policy.amounts import Amounts, Limit
+from .policy.amounts import Amounts, Limit, Unit
 from .records import Asked, Row
 from .tasks import ended
 
@@ -74,6 +75,8 @@ class LedgerMeter:
         self._failing = False
         self._tasks: list[asyncio.Task[None]] = []
         self._open = 0
+        self._dead: dict[str, list[Entry]] = {}
+        """Workers whose journals are in the ledger, of which the counters do not know yet."""
         self._leased: LeasedCounters | None = None
 
     @classmethod
@@ -103,6 +106,7 @@ class LedgerMeter:
                     journal.worker,
                     failure=ledger.counters_failure,
                     known=lambda id: thread.call(lambda: store.charged(id), urgent=True),
+                    draw=journal.draw,
                 )
             meter = cls(store, journal, thread, counters)
             meter._leased = leased
@@ -136,7 +140,7 @@ class LedgerMeter:
         row.reserved_device_seconds = worst.device_seconds
         row.settlement = "open"
         try:
-            number = self.journal.open(row, charges(ticket, worst))
+            number = self.journal.open(row, charges(ticket, worst), ticket.number)
         except BaseException:
             self.counters.settle(ticket, NOTHING)
             raise
@@ -176,6 +180,7 @@ class LedgerMeter:
         self.journal.retry()
         while not self.writer.is_done:
             await self._step()
+        await self.thread.call(lambda: None)  # a step that was cancelled has told what it did
 
     async def close(self) -> None:
         """Write what is left, give back leases. What cannot be written stays in the spool until the next
@@ -204,7 +209,8 @@ class LedgerMeter:
         def apply(charged: Charged) -> None:
             self.counters.folded(charged.amounts, doubted=charged.doubted)
 
-        await self.thread.call(self.writer.step, apply=apply)
+        async with self.thread.turn:
+            await self.thread.call(self.writer.step, apply=apply)
 
     async def _write(self) -> None:
         """The journal goes into the database, for ever."""
@@ -228,14 +234,21 @@ class LedgerMeter:
                 wait, self._failing = _SLOWEST, True
 
     async def _take_over(self) -> None:
-        for worker, entries in await self.thread.call(lambda: bury(self.store, self.journal.spool)):
-            used: dict[int, dict[str, int]] = {}
-            for entry in entries:
-                used[entry.number] = {unit_of(id): amount for id, amount in entry.charged.items()}
-                used[entry.number]["tokens"] = entry.row.input_tokens + entry.row.output_tokens
-                if entry.row.settlement == "unsettled":
-                    used[entry.number]["tokens"] = entry.row.reserved_tokens
-            await self.counters.bury(worker, used)
+        self._dead |= await self.thread.call(lambda: bury(self.store, self.journal.spool))
+        for worker, entries in list(self._dead.items()):
+            await self.counters.bury(worker, partial(self._uses, worker, entries))
+            del self._dead[worker]
+
+    async def _uses(
+        self, worker: str, entries: Sequence[Entry], numbers: Sequence[int]
+    ) -> dict[int, dict[Unit, int]]:
+        """What requests of a dead worker have used: of its last ones as it was when its journal was read, of
+        those before as the ledger has it."""
+        found = {entry.number: entry for entry in entries}
+        before = [number for number in numbers if number not in found]
+        for entry in await self.thread.call(lambda: self.store.entries(worker, before)):
+            found[entry.number] = entry
+        return {number: _used(found[number]) for number in numbers if number in found}
 
     async def _bury(self) -> None:
         """Whoever else has died here is taken over."""
@@ -248,6 +261,12 @@ class LedgerMeter:
             except Exception:
                 logger.exception("the journal of a dead worker cannot be taken over")
                 await asyncio.sleep(_SLOWEST)
+
+
+def _used(entry: Entry) -> dict[Unit, int]:
+    row = entry.row
+    tokens = row.reserved_tokens if row.settlement == "unsettled" else row.input_tokens + row.output_tokens
+    return {**{unit_of(id): amount for id, amount in entry.charged.items()}, "tokens": tokens}
 
 
 def charges(ticket: Ticket, amounts: Amounts) -> dict[str, int]:

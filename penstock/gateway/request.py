@@ -40,6 +40,7 @@ from .stations import Station
 
 if TYPE_CHECKING:
     from .door import Door
+    from .tracing import AttemptSpan, RequestSpan
 
 logger = logging.getLogger("penstock.gateway")
 
@@ -84,6 +85,9 @@ class Request:
         self.places = places
         self.send = send
         self.started = 0.0
+        self.span: RequestSpan | None = None
+        """Where requests are traced; copies are not."""
+        self._attempt_span: AttemptSpan | None = None
         principal = caller.principal
         self.row = Row(
             id="",
@@ -125,11 +129,10 @@ class Request:
         if self.endpoint.metered:
             limits = door.entitlements.of(row.key_id, row.team, row.tags, self.caller.principal.limits)
         self.reserved = self._worst()
-        row.reserved_tokens = self.reserved.tokens
-        row.reserved_dollars = self.reserved.dollars
-        row.reserved_device_seconds = self.reserved.device_seconds
         if self.endpoint.metered:
             self._reservation = await door.meter.reserve(row, limits, self.reserved)
+        if self.span is not None:
+            self.span.expect_row()
         try:
             if not self._is_copy:
                 door.shadow(self)
@@ -333,6 +336,9 @@ class Request:
         body = self.envelope.write(place, self._salt)
         inspect = self._inspect if self._inspects else None
         relay = Relay(station, self.endpoint, exchange, self.send, self._renamer(station), inspect)
+        if self.span is not None:
+            self._attempt_span = self.span.attempt(place, station, number)
+            self._attempt_span.inject(headers)
         station.in_flight += 1
         begun = station.share.begin(now)
         lost = False
@@ -363,6 +369,8 @@ class Request:
             self._shared = station.share.end(begun, door.monotonic())
             if lost and place.on_devices and not bill_id:
                 row.lost_device_seconds += round(self._shared * NANO) * place.devices
+            if self._attempt_span is not None:
+                self._attempt_span.end(exchange.status)
 
     def _renamer(self, station: Station) -> Renamer | None:
         if not self.endpoint.owned:
@@ -373,6 +381,8 @@ class Request:
     def _failed(self, station: Station, failed: Failed) -> None:
         door, attempt = self.door, failed.attempt
         door.metrics.attempt_failed(self.row.upstream, attempt.fault)
+        if self._attempt_span is not None:
+            self._attempt_span.failed(attempt)
         if ejects(attempt):
             station.health.failed(door.monotonic())
         self.notes.append(f"{station.id}: {attempt.fault}" + (f" {attempt.status}" if attempt.status else ""))
@@ -472,6 +482,8 @@ class Request:
             assert self._used is not None
             door.meter.commit(self._reservation, self._used)
         door.metrics.ended(row)
+        if self.span is not None:
+            self.span.row(row)
 
 
 async def _nowhere(message: object) -> None:

@@ -307,6 +307,17 @@ class Hook(Part):
         return self
 
 
+class Admin(Part):
+    """The admin API: keys are made and revoked, and rows read, over HTTP."""
+
+    key_env: Variable
+    """Environment variable with its key, of 16 characters or more; nobody else's."""
+    host: str = "127.0.0.1"
+    """Address that it listens on, where it has a port of its own."""
+    port: Annotated[int, Field(ge=0, le=65535)] | None = None
+    """A port of its own; if not given, it is at the gateway's, for everybody who reaches that."""
+
+
 class Files(Part):
     """What may be uploaded to `/v1/files`."""
 
@@ -337,9 +348,12 @@ class Gateway(Part):
     ssl_keyfile: str | None = None
     """Its private key (PEM)."""
     trusted_proxies: tuple[str, ...] = ()
-    """Addresses or networks whose X-Forwarded-For is believed."""
-    admin_key_env: Variable | None = None
-    """Environment variable with the key of the admin API; without it there is none."""
+    """Addresses or networks, as 10.0.0.0/8, whose X-Forwarded-For or Forwarded is believed; `unix` for a Unix
+    socket."""
+    admin: Admin | None = None
+    """The admin API; there is none if not given."""
+    tracing: bool = False
+    """Send OpenTelemetry spans, as the environment variables OTEL_* say; needs `penstock[otel]`."""
     max_body_bytes: Bytes = 10 * 1024 * 1024
     """Largest request body; more is answered with 413."""
     files: Files = Files()

@@ -149,6 +149,8 @@ def _ledger(spec: Spec) -> Iterator[Problem]:
 
 def _gateway(spec: Spec) -> Iterator[Problem]:
     for index, proxy in enumerate(spec.gateway.trusted_proxies):
+        if proxy == "unix":
+            continue
         try:
             ipaddress.ip_network(proxy, strict=False)
         except ValueError:

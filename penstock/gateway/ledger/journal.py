@@ -107,19 +107,26 @@ class Journal:
         """Requests whose end could not be written yet."""
         return len(self._unwritten)
 
-    def open(self, row: Row, charged: dict[str, int]) -> int:
-        """A request is let through; returns its number. Raises SpoolFull, and then nothing is written."""
+    def draw(self) -> int:
+        """A number for a request; those of requests that are not let through are missing in the journal."""
+        number, self.number = self.number, self.number + 1
+        return number
+
+    def open(self, row: Row, charged: dict[str, int], number: int | None = None) -> int:
+        """A request is let through; returns its number: the one that was drawn for it, if any. Raises
+        SpoolFull, and then nothing is written."""
         if self._unwritten:
             self.retry()
         if self._unwritten:
             raise _full(self.spool, "No space left on device")
-        number = self.number
+        if number is None:
+            number = self.number
         data = _framed("open", number, row, charged)
         try:
             self._append(data)
         except OSError as error:
             raise _full(self.spool, error.strerror or str(error)) from None
-        self.number += 1
+        self.number = max(self.number, number + 1)
         self._open[number] = data
         return number
 

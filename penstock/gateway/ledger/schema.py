@@ -149,8 +149,8 @@ leases = Table(
     Column("account", Text, ForeignKey("accounts.id"), primary_key=True),
     Column("worker", Text, ForeignKey("workers.id"), primary_key=True),
     _count("granted"),
-    Column("wanted_since", Float),  # short, and waiting for the others
-    Column("touched", Float, nullable=False),
+    Column("wanted_since", Float),  # its mark: short since then, and waiting for the others
+    Column("touched", Float, nullable=False),  # the newest mark of others that it has answered
 )
 Index("ix_leases_worker", leases.c.worker)
 Index(

@@ -36,6 +36,8 @@ from .schema import accounts, leases, ledger, meta, workers
 
 logger = logging.getLogger("penstock.gateway")
 
+_MANY = 1000
+"""Numbers in one question."""
 _FORGET = 40 * 86_400
 """Seconds after which leases of past windows are deleted. Rows of the ledger never are, nor a dead worker's
 position in its journal: should that turn up again, nothing in it counts twice."""
@@ -60,8 +62,8 @@ class Beat(NamedTuple):
 
     others: int
     """Workers besides it."""
-    pressed: list[str]
-    """Accounts that others are short of."""
+    pressed: dict[str, float]
+    """Accounts that others are short of, and the newest mark of it."""
     keys: int
     """Version of the keys."""
 
@@ -127,7 +129,7 @@ class Store:
                 connection.execute(workers.update().where(workers.c.id == worker).values(seen=now, gone=None))
             about = {"me": worker, "since": now - TTL, "until": now + 1}
             others = connection.execute(_OTHERS, about).scalar_one()
-            pressed = list(connection.execute(_PRESSED, about).scalars()) if others else []
+            pressed = dict(connection.execute(_PRESSED, about).all()) if others else {}
             keys = connection.execute(_KEYS).scalar_one_or_none()
         return Beat(others, pressed, keys or 0)
 
@@ -145,18 +147,18 @@ class Store:
             mine: dict[str, float | None] = {}
             others: dict[str, list[Lease]] = {id: [] for id in ids}
             windows = {ask.id: ask.limit.window for ask in asks}
-            for id, holder, granted, since, touched, seen, gone in connection.execute(_LEASES, {"ids": ids}):
+            for id, holder, granted, since, heard, seen, gone in connection.execute(_LEASES, {"ids": ids}):
                 if holder == worker:
                     mine[id] = since
                     continue
                 alive = lives(gone=gone, seen=seen, now=now)
                 counted = counts(windows[id], gone=gone, seen=seen, now=now)
-                others[id].append(Lease(granted, touched, alive, counted))
+                others[id].append(Lease(granted, heard, alive, counted))
             grants, rows = [], []
             for ask in asks:
                 grant, since = decide(ask, used[ask.id], others[ask.id], mine.get(ask.id), now)
                 grants.append(grant)
-                row = {"account": ask.id, "worker": worker, "granted": grant.granted, "touched": now}
+                row = {"account": ask.id, "worker": worker, "granted": grant.granted, "touched": ask.heard}
                 rows.append({**row, "wanted_since": since})
             statement = self.insert(leases)
             given = statement.excluded
@@ -178,6 +180,19 @@ class Store:
         with self.reading() as connection:
             found = connection.execute(sa.select(accounts.c.used).where(accounts.c.id == account))
             return found.scalar_one_or_none() or 0
+
+    def booked(self, ids: Sequence[str]) -> dict[str, tuple[int, int]]:
+        """Of each of these accounts that there is: what it has counted for good, and what workers hold of it
+        for requests that are under way or to come."""
+        held = sa.func.coalesce(sa.func.sum(leases.c.granted), 0)
+        query = (
+            sa.select(accounts.c.id, accounts.c.used, held)
+            .outerjoin(leases, leases.c.account == accounts.c.id)
+            .where(accounts.c.id.in_(ids))
+            .group_by(accounts.c.id, accounts.c.used)
+        )
+        with self.reading() as connection:
+            return {id: (used, int(granted)) for id, used, granted in connection.execute(query)}
 
     def position(self, worker: str) -> tuple[Position, bool]:
         """How far a worker's journal is in the ledger, and whether that is all of it."""
@@ -262,6 +277,16 @@ class Store:
         with self.reading() as connection:
             found = connection.execute(waiting.order_by(ledger.c.at).limit(most)).mappings()
             return [(each["worker"], each["number"], as_row(each)) for each in found]
+
+    def entries(self, worker: str, numbers: Sequence[int]) -> list[Entry]:
+        """Rows of a worker by their numbers, as far as there are such."""
+        found: list[Entry] = []
+        with self.reading() as connection:
+            for first in range(0, len(numbers), _MANY):
+                some = ledger.c.number.in_(numbers[first : first + _MANY])
+                rows = connection.execute(sa.select(ledger).where(ledger.c.worker == worker, some)).mappings()
+                found += [Entry(each["number"], as_row(each), each["charged"]) for each in rows]
+        return found
 
     def leave(self, worker: str, *, done: bool) -> None:
         """A worker has given back its leases and ends; `done` once its journal is in the ledger."""
@@ -381,10 +406,10 @@ _LIVE = sa.and_(
 )
 _OTHERS = sa.select(sa.func.count()).select_from(workers).where(_LIVE)
 _PRESSED = (
-    sa.select(leases.c.account)
-    .distinct()
+    sa.select(leases.c.account, sa.func.max(leases.c.wanted_since))
     .join(workers, workers.c.id == leases.c.worker)
     .where(leases.c.wanted_since.is_not(None), _LIVE)
+    .group_by(leases.c.account)
 )
 _KEYS = sa.select(meta.c.value).where(meta.c.name == "keys")
 _SERVER_TIME = sa.select(sa.extract("epoch", sa.func.clock_timestamp()))

@@ -71,11 +71,11 @@ class Writer:
         return Charged(charged, doubted)
 
 
-def bury(store: Store, spool: Path) -> list[tuple[str, list[Entry]]]:
+def bury(store: Store, spool: Path) -> dict[str, list[Entry]]:
     """Take over the journals of dead workers: requests without an end become `unsettled`, at what they had
     reserved; whoever was asked for them still owes his bill. Returns the workers with the rows that were
     added. Raises Unavailable; may then be repeated."""
-    found = []
+    found: dict[str, list[Entry]] = {}
     for worker, lock in dead(spool):
         try:
             entries, broken = _replay(store, spool, worker)
@@ -88,7 +88,7 @@ def bury(store: Store, spool: Path) -> list[tuple[str, list[Entry]]]:
                 len(entries),
                 sum(entry.row.settlement == "unsettled" for entry in entries),
             )
-            found.append((worker, entries))
+            found[worker] = entries
         finally:
             os.close(lock)
     return found

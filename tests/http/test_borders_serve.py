@@ -85,7 +85,7 @@ def test_uvicorn_is_told_what_the_flags_say() -> None:
     assert (made.ws, made.lifespan, made.proxy_headers, made.server_header) == ("none", "off", False, False)
     assert made.timeout_keep_alive == 7
     assert (made.ssl_keyfile, made.ssl_certfile) == (None, None), (
-        "which are read again when they change (`tls`)"
+        "read again when they change (`tls`)"
     )
     assert made.timeout_graceful_shutdown == module._FLUSH
     assert made.root_path == "", "a proxy's path is taken off here, once (`paths`)"

@@ -230,10 +230,9 @@ async def error_later(wire: Wire) -> None:
 async def endless(wire: Wire) -> None:
     """Events until the gateway leaves."""
     await wire.stream()
-    with contextlib.suppress(ConnectionError):
-        while not wire.gone.is_set():
-            await wire.chunk(events(wire.asked)[0])
-            await asyncio.sleep(0.001)
+    while not wire.gone.is_set():
+        await wire.chunk(events(wire.asked)[0])
+        await asyncio.sleep(0.001)
 
 
 class Upstream:
@@ -311,6 +310,9 @@ class Upstream:
         watch = asyncio.ensure_future(self._watch(wire))
         try:
             await behaviour(wire)
+        except ConnectionError:  # writing may find out before `_watch` does, which then never will
+            self._leave(wire)
+            raise
         finally:
             watch.cancel()
         return behaviour is answer or getattr(behaviour, "__name__", "behave") == "behave"
@@ -320,8 +322,11 @@ class Upstream:
         with contextlib.suppress(ConnectionError):
             data = await wire.reader.read(1)
         if not data:
-            self.left.set()
-            wire.gone.set()
+            self._leave(wire)
+
+    def _leave(self, wire: Wire) -> None:
+        self.left.set()
+        wire.gone.set()
 
 
 def main() -> None:

@@ -33,6 +33,10 @@ ATTEMPTS_FAILED = Metric(
     "penstock:gateway_attempts_failed", Kind.COUNTER, "Attempts at an upstream that failed, by fault.",
     ("upstream", "fault"),
 )  # fmt: skip
+STREAMS_RESUMED = Metric(
+    "penstock:gateway_streams_resumed", Kind.COUNTER,
+    "Streams that broke and went on at another replica, by how often.", ("upstream",),
+)  # fmt: skip
 INPUT_TOKENS = Metric("penstock:gateway_input_tokens", Kind.COUNTER, "Tokens of prompts, as billed.", _ROUTE)
 OUTPUT_TOKENS = Metric("penstock:gateway_output_tokens", Kind.COUNTER, "Tokens generated, as billed.", _ROUTE)
 CACHED_TOKENS = Metric(
@@ -71,8 +75,9 @@ ENGINE_RESTARTS = Metric(
 )  # fmt: skip
 
 METRICS = (
-    *(REQUESTS, REFUSALS, IN_FLIGHT, ATTEMPTS_FAILED, INPUT_TOKENS, OUTPUT_TOKENS, CACHED_TOKENS),
-    *(DEVICE_SECONDS, DOLLARS, TIME_TO_FIRST_BYTE, LATENCY, WAITED, STATION_IN_FLIGHT, STATION_WEIGHT),
+    *(REQUESTS, REFUSALS, IN_FLIGHT, ATTEMPTS_FAILED, STREAMS_RESUMED),
+    *(INPUT_TOKENS, OUTPUT_TOKENS, CACHED_TOKENS, DEVICE_SECONDS, DOLLARS),
+    *(TIME_TO_FIRST_BYTE, LATENCY, WAITED, STATION_IN_FLIGHT, STATION_WEIGHT),
     *(ENGINE_READY, ENGINE_RESTARTS),
 )
 
@@ -105,6 +110,10 @@ class Metrics:
     def attempt_failed(self, upstream: str, fault: str) -> None:
         """An attempt came to nothing."""
         self._count(ATTEMPTS_FAILED, 1, upstream, fault)
+
+    def resumed(self, upstream: str) -> None:
+        """Another replica went on with a stream."""
+        self._count(STREAMS_RESUMED, 1, upstream)
 
     def in_flight(self, count: int) -> None:
         """How many requests are under way."""

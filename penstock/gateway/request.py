@@ -1,8 +1,8 @@
 """One metered request: reserve, ask until somebody answers, say what it cost, commit.
 
     reserve ─▶ next replica ─▶ attempt ─▶ answered ─────────────▶ settle ─▶ commit
-                  ▲               └─ failed, nothing seen yet ─┐
-                  └── pause ◀── somebody is left to be asked ◀─┘
+                  ▲               └─ failed, nothing seen yet ─┐    a stream broke: its beginning is a part,
+                  └── pause ◀── somebody is left to be asked ◀─┘    and another replica goes on behind it
 
 It knows one request and its state; what all requests share is the door's.
 """
@@ -36,7 +36,9 @@ from .policy.retries import ejects, pause
 from .policy.routes import Place, Way
 from .records import Principal, Row
 from .relay import Exchange, Failed, Relay
+from .resume import Resumption
 from .stations import Station
+from .usage import Tally
 
 if TYPE_CHECKING:
     from .door import Door
@@ -96,6 +98,8 @@ class Request:
             route=way.name,
         )
         self.exchange = Exchange()
+        self._rest = Resumption(self)
+        self._relay: Relay | None = None
         self.place: Place | None = None
         self._station: Station | None = None
         self._bill_id = ""
@@ -106,7 +110,7 @@ class Request:
         """What hooks have said against it; its row says so."""
         self._later = False
         """Whether it is committed by somebody who looks at its answer first."""
-        self._is_copy = False
+        self.is_copy = False
         self.previous: tuple[str, str, Station] | None = None
         """What a response continues: its name, the upstream's id, and the only replica that knows it."""
         self.notes: list[str] = []
@@ -131,7 +135,7 @@ class Request:
         if self.endpoint.metered:
             self._reservation = await door.meter.reserve(row, limits, self.reserved)
         try:
-            if not self._is_copy:
+            if not self.is_copy:
                 door.shadow(self)
             await self._attempts()
             self._end("upstream_failed" if self.exchange.broken is not None else "done", self.exchange.status)
@@ -156,7 +160,7 @@ class Request:
             raise failure from None
         finally:
             if not self._later:
-                if self._is_owed_a_bill:
+                if self._owed_bills():
                     door.behind(self._commit_by_bill())
                 else:
                     self._commit()
@@ -173,7 +177,7 @@ class Request:
 
     @property
     def _inspects(self) -> bool:
-        return not self._is_copy and self.door.hooks.wants("after", self.way.name)
+        return not self.is_copy and self.door.hooks.wants("after", self.way.name)
 
     async def _inspect(self, answer: bytes) -> bytes:
         """What hooks make of a whole answer. Raises their refusal: it is charged all the same."""
@@ -189,7 +193,7 @@ class Request:
             events = bytes(self.exchange.seen).decode("utf-8", "replace")
             await self._ask_hooks({"events": events}, "")
         finally:
-            self._commit()
+            await self._commit_by_bill()
 
     async def _ask_hooks(self, more: dict[str, Any], rewrites: str) -> Verdict:
         row = self.row
@@ -217,7 +221,7 @@ class Request:
         copy.row.id = secrets.token_hex(16)
         copy.row.at, copy.started = self.row.at, self.started
         copy.row.note = f"shadow of {self.row.id}"
-        copy._salt, copy._is_copy = self._salt, True
+        copy._salt, copy.is_copy = self._salt, True
         return copy
 
     # ---- attempts ----
@@ -236,7 +240,7 @@ class Request:
                     places = tuple(
                         place for place in self.way.fallback if place in places and place not in asked
                     )
-                found = await self._next(places, tried, used) if places else None
+                found = await self.next(places, tried, used) if places else None
                 if found is None:
                     raise self._unserved() if failed is None else self._told(failed)
                 place, station = found
@@ -250,12 +254,26 @@ class Request:
                 tried.add(station.id)
                 asked.add(place)
                 try:
-                    await self._attempt(place, station, number)
+                    await self.attempt(place, station, number)
                     return
                 except Failed as error:
                     failed = error
+                if self.exchange.begun:
+                    await self._rest.go_on(failed, place, number, tried, used)
+                    return
 
-    async def _next(
+    async def give_up(self, failed: Failed) -> None:
+        """End a stream with an error: nobody goes on with it."""
+        self.exchange.status, self.exchange.broken = 200, failed
+        assert self._relay is not None
+        await self._relay.give_up(failed)
+
+    def part(self, tokens: int) -> bill.Part:
+        """What the last attempt did of the answer, of which the client got so many tokens."""
+        assert self._station is not None
+        return bill.Part(self._station, self._bill_id, self.exchange.tally, tokens, self._shared)
+
+    async def next(
         self, places: tuple[Place, ...], tried: set[str], used: contextlib.ExitStack
     ) -> tuple[Place, Station] | None:
         """Whom to ask: a replica that is well and was not asked, in the order of places; else any that there
@@ -319,16 +337,28 @@ class Request:
             return []
         return list(self.door.stations.of(place))
 
-    async def _attempt(self, place: Place, station: Station, number: int) -> None:
+    async def attempt(self, place: Place, station: Station, number: int) -> None:
+        """Ask one station. Raises Failed where another one may be asked."""
         door, row = self.door, self.row
         now = door.monotonic()
-        exchange = self.exchange = Exchange()
+        if not self.exchange.begun:
+            self.exchange = Exchange()
+        exchange = self.exchange
+        generated = self._rest.begin(station)
         self.place, self._used, self._station = place, None, station
         row.upstream, row.replica, row.model, row.attempts = place.name, station.id, place.model, number
         row.waited = row.waited or round((now - self.started) * NANO)
-        body = self.envelope.write(place, self._salt)
+        body = self.envelope.write(place, self._salt, generated)
         inspect = self._inspect if self._inspects else None
-        relay = Relay(station, self.endpoint, exchange, self.send, self._renamer(station), inspect)
+        relay = self._relay = Relay(
+            station,
+            self.endpoint,
+            exchange,
+            self.send,
+            self._renamer(station),
+            inspect,
+            self._rest.transcript,
+        )
         station.in_flight += 1
         begun = station.share.begin(now)
         keep = door.fleet.use(place.name) if place.local and door.fleet else contextlib.nullcontext()
@@ -377,23 +407,28 @@ class Request:
             # clients choose ids, and may repeat them; a bill is of one attempt
             headers["x-request-id"] = self._bill_id = f"{self.row.id[:200]}.{secrets.token_hex(4)}"
             headers["x-penstock-tenant"] = self._salt
+        if self._rest.transcript is not None:
+            headers["x-penstock-stream-tokens"] = "1"
         return headers
 
     # ---- what it costs ----
 
-    @property
-    def _is_owed_a_bill(self) -> bool:
-        """Whether the engine worked for it and has not said how much, but will."""
+    def _owed_bills(self) -> list[tuple[Tally, Station, str]]:
+        """What engines worked for and have not said how much of it, but will: where it goes, who, and the id
+        there."""
         exchange, station = self.exchange, self._station
-        if station is None or not station.trusted or self._reservation is None:
-            return False
+        if self._reservation is None:
+            return []
+        owed = self._rest.owed()
         told = exchange.tally.told and exchange.tally.final
-        return exchange.asked and not exchange.refused and not told
+        if station is not None and station.trusted and exchange.asked and not exchange.refused and not told:
+            owed.append((exchange.tally, station, self._bill_id))
+        return owed
 
     async def _commit_by_bill(self) -> None:
         try:
-            assert self._station is not None
-            if await self.door.bills.fill(self.exchange.tally, self._station, self._bill_id):
+            filled = await asyncio.gather(*(self.door.bills.fill(*each) for each in self._owed_bills()))
+            if any(filled):
                 self._used = None
         finally:
             self._commit()
@@ -415,7 +450,8 @@ class Request:
         row = self.row
         headers.append((b"x-penstock-upstream", row.upstream.encode()))
         headers.append((b"x-penstock-route", row.route.encode()))
-        if self.exchange.tally.final and self.exchange.tally.told:
+        tally = self.exchange.tally
+        if tally.final and tally.told and not self.envelope.stream:  # some streams tell it so far, first
             share = station.share
             self._shared = share.peek(begun, self.door.monotonic())
             self._settle()
@@ -427,6 +463,7 @@ class Request:
 
     def _settle(self) -> None:
         if self._used is None:
+            self._rest.count(self.exchange.tally)
             self._used = bill.settle(
                 self.row,
                 self.way,
@@ -435,6 +472,7 @@ class Request:
                 reserved=self.reserved,
                 prompt_bytes=self.envelope.size,
                 shared=self._shared,
+                earlier=self._rest.parts,
             )
 
     def _end(self, end: str, status: int) -> None:

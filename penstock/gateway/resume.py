@@ -64,7 +64,9 @@ class Resumption:
 
     def owed(self) -> list[tuple[Tally, Station, str]]:
         """The bills of parts that are not told: where they go, whose they are, and the ids there."""
-        return [(part.tally, part.station, part.id) for part in self.parts if part.tally.device_seconds is None]
+        return [
+            (part.tally, part.station, part.id) for part in self.parts if part.tally.device_seconds is None
+        ]
 
     async def go_on(
         self, failed: Failed, place: Place, number: int, tried: set[str], used: contextlib.ExitStack

@@ -1,12 +1,13 @@
 """A connection that breaks after so many bytes: a TCP proxy in front of a real server.
 
-    gateway ──▶ Cutter ──▶ server        the next streams are cut where `plan` says, everything else goes through
+gateway ──▶ Cutter ──▶ server        the next streams are cut where `plan` says, everything else goes through
 """
 
 from __future__ import annotations
 
 import contextlib
 import re
+import select
 import socket
 import struct
 import threading
@@ -87,7 +88,7 @@ class Cutter:
 
     def _answer(self, server: socket.socket, client: socket.socket, cut: Cut | None) -> None:
         head, body = b"", 0
-        while piece := server.recv(65536):
+        while piece := self._read(server, client):
             if b"\r\n\r\n" not in head:
                 head += piece
                 if b"\r\n\r\n" not in head:
@@ -101,6 +102,11 @@ class Cutter:
                 return
             body += len(piece)
             client.sendall(piece)
+
+    def _read(self, server: socket.socket, client: socket.socket) -> bytes:
+        """What the server says next; b"" at its end, or when the client has left."""
+        readable, _, _ = select.select([server, client], [], [])
+        return server.recv(65536) if server in readable else b""
 
     def _break(self, client: socket.socket, how: How) -> None:
         if how == "reset":

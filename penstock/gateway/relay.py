@@ -260,7 +260,9 @@ class Relay:
         if status in RETRIED_STATUS or status >= 500:
             after = _seconds(response.headers.get("retry-after"))
             raise Failed(Attempt("status", status, after), f"answered HTTP {status}", said)
-        if not 400 <= status < 500 or self._exchange.begun:
+        if self._exchange.begun:  # of a stream whose beginning was no fault of the request
+            raise Failed(Attempt("status", status), f"answered HTTP {status}", said)
+        if not 400 <= status < 500:
             raise Failed(Attempt("invalid", status), f"answered HTTP {status}, which is no answer here")
         self._exchange.refused = True
         await self._answer(response, timer, body, extra)

@@ -103,16 +103,28 @@ def event(payload: Any) -> bytes:
 
 
 def events(asked: Asked) -> list[bytes]:
-    """A whole stream of chat, with usage where it was asked for."""
-    wanted = (asked.json.get("stream_options") or {}).get("include_usage")
+    """A whole stream of chat, with usage and the ids of tokens (0, 1, …) where those were asked for; what was
+    generated elsewhere is not said again."""
+    body = asked.json
+    wanted = (body.get("stream_options") or {}).get("include_usage")
     null = {"usage": None} if wanted else {}
+    generated = body.get("generated_token_ids", [])
+    assert generated == list(range(len(generated)))
+    head = {"id": "chatcmpl-1", "model": "tiny-1"}
     out = [
-        event({"id": "chatcmpl-1", "choices": [{"index": 0, "delta": {"content": token}}], **null})
-        for token in TOKENS
+        event({**head, "choices": [{"index": 0, "delta": {"content": token}}], **null})
+        for token in TOKENS[len(generated) :]
     ]
-    out.append(event({"id": "chatcmpl-1", "choices": [{"index": 0, "finish_reason": "stop"}], **null}))
+    out.append(event({**head, "choices": [{"index": 0, "finish_reason": "stop"}], **null}))
+    if asked.headers.get("x-penstock-stream-tokens") == "1":
+        for number in range(len(out) - 1):
+            out[number] = b": tokens %d\n" % (len(generated) + number) + out[number]
+        out[-1] = b": tokens \n" + out[-1]
+        out[0] = b": prompt 7 2\n" + out[0]
     if wanted:
-        out.append(event({"id": "chatcmpl-1", "choices": [], "usage": USAGE}))
+        count = len(TOKENS) - len(generated)
+        usage = {**USAGE, "completion_tokens": count, "total_tokens": 7 + count}
+        out.append(event({**head, "choices": [], "usage": usage}))
     return [*out, b"data: [DONE]\n\n"]
 
 
@@ -206,6 +218,11 @@ async def garbage(wire: Wire) -> None:
 async def no_json(wire: Wire) -> None:
     """HTTP, and no JSON in it."""
     await wire.whole(200, b"<html>It works!</html>")
+
+
+async def no_stream(wire: Wire) -> None:
+    """A whole answer, whatever was asked for."""
+    await wire.whole(200, whole_answer(wire.asked))
 
 
 async def error_event(wire: Wire) -> None:

@@ -15,11 +15,12 @@ import os
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 
-import aiohttp
 from starlette.types import Send
 
 from penstock.core.errors import PenstockError, brief
 from penstock.http.chunks import describe_error
+from penstock.http.client import Answer, ConnectFailed, Disconnected, Incomplete, NotHttp
+from penstock.http.deadline import Deadline
 
 from .endpoints import Endpoint
 from .hooks import MOST_EVENTS
@@ -147,10 +148,8 @@ class Relay:
         fault: Fault = "slow"
         exchange.asked = True
         try:
-            async with asyncio.timeout(station.timeout_connect + station.timeout_headers) as timer:
-                async with station.request(
-                    "POST", self._endpoint.path, data=body, headers=headers
-                ) as response:
+            async with Deadline(station.timeout_connect + station.timeout_headers) as timer:  # noqa: SIM117
+                async with station.ask(self._endpoint.path, body, headers) as response:
                     exchange.status = response.status
                     if response.status != 200:
                         self._idle(timer)
@@ -168,35 +167,33 @@ class Relay:
         except TimeoutError:
             fault = "stalled" if exchange.status else fault
             await self._broken(Failed(Attempt(fault), self._late(fault)))
-        except aiohttp.ConnectionTimeoutError:
+        except ConnectFailed as error:
             exchange.asked = False
-            await self._broken(
-                Failed(Attempt("connect"), f"took no connection within {station.timeout_connect:g} s")
-            )
-        except aiohttp.ClientConnectorError as error:
-            exchange.asked = False
-            await self._broken(Failed(Attempt("connect"), f"cannot be reached: {_reason(error)}"))
-        except (aiohttp.ClientPayloadError, asyncio.IncompleteReadError):
+            late = isinstance(error.__cause__, TimeoutError)
+            what = f"took no connection within {station.timeout_connect:g} s"
+            if not late:
+                what = f"cannot be reached: {_reason(error.__cause__ or error)}"
+            await self._broken(Failed(Attempt("connect"), what))
+        except Incomplete:
             await self._broken(Failed(Attempt("cut"), "broke off in the middle of its answer"))
-        except aiohttp.ServerDisconnectedError:
-            await self._broken(Failed(Attempt("reset"), "closed the connection without an answer"))
-        except (aiohttp.ClientError, OSError) as error:
-            invalid = isinstance(error, aiohttp.ClientResponseError | aiohttp.InvalidURL)
-            what = "answered with what is no HTTP" if invalid else f"lost the connection: {_reason(error)}"
-            await self._broken(Failed(Attempt("invalid" if invalid else "reset"), what))
+        except Disconnected as error:
+            what = "closed the connection without an answer"
+            if error.__cause__ is not None:
+                what = f"lost the connection: {_reason(error.__cause__)}"
+            await self._broken(Failed(Attempt("reset"), what))
+        except NotHttp:
+            await self._broken(Failed(Attempt("invalid"), "answered with what is no HTTP"))
         except TooLong:
             await self._broken(Failed(Attempt("invalid"), "sent an event without an end"))
 
-    async def _stream(
-        self, response: aiohttp.ClientResponse, timer: asyncio.Timeout, usage_wanted: bool, extra: Headers
-    ) -> None:
+    async def _stream(self, response: Answer, timer: Deadline, usage_wanted: bool, extra: Headers) -> None:
         """Relay events. What is awaited until the first one counts as waiting for headers: engines send those
         at once, and then the request stands in a queue."""
         exchange, send, transcript = self._exchange, self._send, self._transcript
         filter = StreamFilter(self._endpoint, exchange.tally, usage_wanted=usage_wanted)
-        idle, now, content = self._station.timeout_idle, self._loop.time, response.content
+        idle, now = self._station.timeout_idle, self._loop.time
         held = b""  # comments that keep a connection alive are no answer yet
-        while piece := await content.readany():
+        while piece := await response.readany():
             out = filter.feed(piece)
             if out and transcript is not None:
                 out = transcript.take(out)
@@ -234,7 +231,7 @@ class Relay:
         exchange.sent = True
         await send({"type": "http.response.body", "body": b"", "more_body": False})
 
-    async def _whole(self, response: aiohttp.ClientResponse, timer: asyncio.Timeout, extra: Headers) -> None:
+    async def _whole(self, response: Answer, timer: Deadline, extra: Headers) -> None:
         self._idle(timer)
         body = await self._read(response, timer, MOST_BYTES)
         if body is None:
@@ -248,9 +245,7 @@ class Relay:
             body = await self._inspect(body)
         await self._answer(response, timer, body, extra)
 
-    async def _refused(
-        self, response: aiohttp.ClientResponse, timer: asyncio.Timeout, extra: Headers
-    ) -> None:
+    async def _refused(self, response: Answer, timer: Deadline, extra: Headers) -> None:
         """Another status than 200. What is wrong with the request is for the client; the rest is not."""
         status = response.status
         body = await self._read(response, timer, _MOST_ERROR) or b""
@@ -267,14 +262,12 @@ class Relay:
         self._exchange.refused = True
         await self._answer(response, timer, body, extra)
 
-    async def _read(
-        self, response: aiohttp.ClientResponse, timer: asyncio.Timeout, most: int
-    ) -> bytes | None:
+    async def _read(self, response: Answer, timer: Deadline, most: int) -> bytes | None:
         """The whole body; None if it is larger."""
         pieces: list[bytes] = []
         size = 0
-        content, idle, now = response.content, self._station.timeout_idle, self._loop.time
-        while piece := await content.readany():
+        idle, now = self._station.timeout_idle, self._loop.time
+        while piece := await response.readany():
             size += len(piece)
             if size > most:
                 return None
@@ -282,21 +275,19 @@ class Relay:
             timer.reschedule(now() + idle)
         return b"".join(pieces)
 
-    async def _answer(
-        self, response: aiohttp.ClientResponse, timer: asyncio.Timeout, body: bytes, extra: Headers
-    ) -> None:
+    async def _answer(self, response: Answer, timer: Deadline, body: bytes, extra: Headers) -> None:
         timer.reschedule(None)
         await self._begin(response, [(b"content-length", str(len(body)).encode()), *extra()])
         self._exchange.sent = True
         await self._send({"type": "http.response.body", "body": body})
 
-    async def _begin(self, response: aiohttp.ClientResponse, extra: list[tuple[bytes, bytes]]) -> None:
+    async def _begin(self, response: Answer, extra: list[tuple[bytes, bytes]]) -> None:
         self._exchange.begun = True
         self._exchange.first_byte_at = self._loop.time()
         fields = [
-            (name.lower().encode(), value.encode("latin-1", "replace"))
+            (name.encode(), value.encode("latin-1", "replace"))
             for name, value in response.headers.items()
-            if name.lower() in _SHOWN
+            if name in _SHOWN
         ]
         if response.content_type == "text/event-stream":
             fields += [(b"cache-control", b"no-cache"), (b"x-accel-buffering", b"no")]
@@ -324,7 +315,7 @@ class Relay:
         last = self._endpoint.error_event(failed.error(self._station.id))
         await self._send({"type": "http.response.body", "body": last, "more_body": False})
 
-    def _idle(self, timer: asyncio.Timeout) -> None:
+    def _idle(self, timer: Deadline) -> None:
         timer.reschedule(self._loop.time() + self._station.timeout_idle)
 
     def _late(self, fault: Fault) -> str:

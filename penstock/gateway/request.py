@@ -34,14 +34,14 @@ from .policy.affinity import choose, prefix_hashes
 from .policy.amounts import NANO, Amounts, Limit
 from .policy.retries import ejects, pause
 from .policy.routes import Place, Way
-from .records import Principal, Row
+from .records import Asked, Principal, Row
 from .relay import Exchange, Failed, Relay
 from .resume import Resumption
 from .stations import Station
-from .usage import Tally
 
 if TYPE_CHECKING:
     from .door import Door
+    from .tracing import AttemptSpan, RequestSpan
 
 logger = logging.getLogger("penstock.gateway")
 
@@ -86,6 +86,9 @@ class Request:
         self.places = places
         self.send = send
         self.started = 0.0
+        self.span: RequestSpan | None = None
+        """Where requests are traced; copies are not."""
+        self._attempt_span: AttemptSpan | None = None
         principal = caller.principal
         self.row = Row(
             id="",
@@ -102,8 +105,8 @@ class Request:
         self._relay: Relay | None = None
         self.place: Place | None = None
         self._station: Station | None = None
-        self._bill_id = ""
-        """What the engine calls the last attempt."""
+        self._asked: Asked | None = None
+        """The last attempt."""
         self.reserved = Amounts()
         self._reservation: Reservation | None = None
         self.refusal: PenstockError | None = None
@@ -129,11 +132,10 @@ class Request:
         if self.endpoint.metered:
             limits = door.entitlements.of(row.key_id, row.team, row.tags, self.caller.principal.limits)
         self.reserved = self._worst()
-        row.reserved_tokens = self.reserved.tokens
-        row.reserved_dollars = self.reserved.dollars
-        row.reserved_device_seconds = self.reserved.device_seconds
         if self.endpoint.metered:
             self._reservation = await door.meter.reserve(row, limits, self.reserved)
+        if self.span is not None:
+            self.span.expect_row()
         try:
             if not self.is_copy:
                 door.shadow(self)
@@ -268,11 +270,6 @@ class Request:
         assert self._relay is not None
         await self._relay.give_up(failed)
 
-    def part(self, tokens: int) -> bill.Part:
-        """What the last attempt did of the answer, of which the client got so many tokens."""
-        assert self._station is not None
-        return bill.Part(self._station, self._bill_id, self.exchange.tally, tokens, self._shared)
-
     async def next(
         self, places: tuple[Place, ...], tried: set[str], used: contextlib.ExitStack
     ) -> tuple[Place, Station] | None:
@@ -340,12 +337,16 @@ class Request:
     async def attempt(self, place: Place, station: Station, number: int) -> None:
         """Ask one station. Raises Failed where another one may be asked."""
         door, row = self.door, self.row
+        headers, bill_id = self._headers(station)
+        asked = bill.note(self.way, place, station.id, bill_id, await door.bills.cursor(station))
         now = door.monotonic()
-        if not self.exchange.begun:
-            self.exchange = Exchange()
         exchange = self.exchange
         generated = self._rest.begin(station)
-        self.place, self._used, self._station = place, None, station
+        if self._rest.transcript is not None:
+            headers["x-penstock-stream-tokens"] = "1"
+        self.place, self._used, self._station, self._asked = place, None, station, asked
+        if self._reservation is not None and (bill_id or place.on_devices):
+            door.meter.asked(self._reservation, asked)
         row.upstream, row.replica, row.model, row.attempts = place.name, station.id, place.model, number
         row.waited = row.waited or round((now - self.started) * NANO)
         body = self.envelope.write(place, self._salt, generated)
@@ -359,20 +360,29 @@ class Request:
             inspect,
             self._rest.transcript,
         )
+        if self.span is not None:
+            self._attempt_span = self.span.attempt(place, station, number)
+            self._attempt_span.inject(headers)
         station.in_flight += 1
         begun = station.share.begin(now)
+        lost, part = False, None
         keep = door.fleet.use(place.name) if place.local and door.fleet else contextlib.nullcontext()
         try:
             with keep:
                 await relay.run(
                     body,
-                    self._headers(station),
+                    headers,
                     usage_wanted=self.envelope.usage_wanted,
                     stream=self.envelope.stream,
                     extra=lambda: self._answer_headers(station, begun),
                 )
         except Failed as error:
             self._failed(station, error)
+            part = self._rest.broke(station, asked)
+            lost = exchange.asked and part is None
+            if lost and bill_id:  # it may have worked: its bill will say so
+                row.owed += (msgspec.structs.replace(asked, lost=True),)
+            self._asked, self.exchange = None, exchange.next()  # whatever comes now, this was no whole answer
             raise
         else:
             if exchange.broken is not None:
@@ -382,6 +392,12 @@ class Request:
         finally:
             station.in_flight -= 1
             self._shared = station.share.end(begun, door.monotonic())
+            if part is not None:
+                part.shared = self._shared
+            if lost and place.on_devices and not bill_id:
+                row.lost_device_seconds += round(self._shared * NANO) * place.devices
+            if self._attempt_span is not None:
+                self._attempt_span.end(exchange.status)
 
     def _renamer(self, station: Station) -> Renamer | None:
         if not self.endpoint.owned:
@@ -392,46 +408,55 @@ class Request:
     def _failed(self, station: Station, failed: Failed) -> None:
         door, attempt = self.door, failed.attempt
         door.metrics.attempt_failed(self.row.upstream, attempt.fault)
+        if self._attempt_span is not None:
+            self._attempt_span.failed(attempt)
         if ejects(attempt):
             station.health.failed(door.monotonic())
         self.notes.append(f"{station.id}: {attempt.fault}" + (f" {attempt.status}" if attempt.status else ""))
         logger.warning("request %s: the upstream %s %s", self.row.id, station.id, failed.message)
 
-    def _headers(self, station: Station) -> dict[str, str]:
+    def _headers(self, station: Station) -> tuple[dict[str, str], str]:
+        """Of the request to an upstream; and what its bill will be called, if there will be one."""
         given = self.caller.headers
         headers = {name: given[name] for name in _FORWARDED if name in given}
         headers["content-type"] = "application/json"
         headers["accept-encoding"] = "identity"
-        headers["x-request-id"] = self._bill_id = self.row.id
-        if station.trusted:
-            # clients choose ids, and may repeat them; a bill is of one attempt
-            headers["x-request-id"] = self._bill_id = f"{self.row.id[:200]}.{secrets.token_hex(4)}"
-            headers["x-penstock-tenant"] = self._salt
-        if self._rest.transcript is not None:
-            headers["x-penstock-stream-tokens"] = "1"
-        return headers
+        headers["x-request-id"] = self.row.id
+        if not station.trusted:
+            return headers, ""
+        # clients choose ids, and may repeat them; a bill is of one attempt
+        headers["x-request-id"] = bill_id = f"{self.row.id[:200]}.{secrets.token_hex(4)}"
+        headers["x-penstock-tenant"] = self._salt
+        return headers, bill_id
 
     # ---- what it costs ----
 
-    def _owed_bills(self) -> list[tuple[Tally, Station, str]]:
-        """What engines worked for and have not said how much of it, but will: where it goes, who, and the id
-        there."""
-        exchange, station = self.exchange, self._station
+    def _owed_bills(self) -> list[bill.Part]:
+        """What engines worked for and have not said how much of it, but will."""
+        exchange, station, asked = self.exchange, self._station, self._asked
         if self._reservation is None:
             return []
-        owed = self._rest.owed()
+        owed = [part for part in self._rest.parts if part.tally.device_seconds is None]
         told = exchange.tally.told and exchange.tally.final
-        if station is not None and station.trusted and exchange.asked and not exchange.refused and not told:
-            owed.append((exchange.tally, station, self._bill_id))
+        if told or not exchange.asked or exchange.refused:
+            return owed
+        if station is not None and asked is not None and asked.bill:
+            owed.append(bill.Part(station, asked, exchange.tally, 0, self._shared))
         return owed
 
     async def _commit_by_bill(self) -> None:
+        row, parts = self.row, self._owed_bills()
+        # should they come later than this waits
+        row.owed += tuple(part.owed if self._rest.parts else part.asked for part in parts)
         try:
-            filled = await asyncio.gather(*(self.door.bills.fill(*each) for each in self._owed_bills()))
-            if any(filled):
-                self._used = None
+            await asyncio.gather(*(self._fill(part) for part in parts))
         finally:
             self._commit()
+
+    async def _fill(self, part: bill.Part) -> None:
+        if await self.door.bills.fill(part.tally, part.station, part.asked):
+            self.row.owed = tuple(each for each in self.row.owed if each.bill != part.asked.bill)
+            self._used = None
 
     def _worst(self) -> Amounts:
         context = self.way.route.context
@@ -493,6 +518,8 @@ class Request:
             assert self._used is not None
             door.meter.commit(self._reservation, self._used)
         door.metrics.ended(row)
+        if self.span is not None:
+            self.span.row(row)
 
 
 async def _nowhere(message: object) -> None:

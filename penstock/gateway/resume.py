@@ -20,6 +20,7 @@ from penstock.core.errors import PenstockError
 from . import bill
 from .policy.retries import pause
 from .policy.routes import Place
+from .records import Asked
 from .relay import Failed
 from .stations import Station
 from .transcript import Transcript, can_go_on
@@ -62,11 +63,15 @@ class Resumption:
             tally.input, tally.cached = transcript.prompt
             tally.events = transcript.gained
 
-    def owed(self) -> list[tuple[Tally, Station, str]]:
-        """The bills of parts that are not told: where they go, whose they are, and the ids there."""
-        return [
-            (part.tally, part.station, part.id) for part in self.parts if part.tally.device_seconds is None
-        ]
+    def broke(self, station: Station, asked: Asked) -> bill.Part | None:
+        """The present attempt has failed: what the client has had of it, if that is anything."""
+        request, transcript = self._request, self.transcript
+        if transcript is None or not request.exchange.begun or not transcript.gained:
+            return None
+        self.count(request.exchange.tally)
+        part = bill.Part(station, asked, request.exchange.tally, transcript.gained)
+        self.parts.append(part)
+        return part
 
     async def go_on(
         self, failed: Failed, place: Place, number: int, tried: set[str], used: contextlib.ExitStack
@@ -113,17 +118,13 @@ class Resumption:
         return None if seconds is None else station
 
     async def _is_whole(self) -> bool:
-        """Remember what the client has had of the broken attempt. Where that was everything but the usage and
-        the end, it gets those: true."""
+        """Whether the client has had everything but the usage and the end; it gets those then."""
         request, transcript = self._request, self.transcript
         assert transcript is not None
-        self.count(request.exchange.tally)
-        if transcript.gained:
-            self.parts.append(request.part(transcript.gained))
-        exchange = request.exchange = request.exchange.next()
         transcript.next()
         if not transcript.finished:
             return False
+        exchange = request.exchange
         exchange.status, exchange.whole, exchange.sent = 200, True, True
         request.notes.append("only its end was missing")
         last = transcript.ending(request.envelope.usage_wanted)

@@ -140,7 +140,7 @@ def test_a_bill_that_does_not_come_leaves_the_row_at_its_reservation(
     gateway: Gateway, engine: FakeEngine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(bills, "PATIENCE", 0.1)
-    monkeypatch.setattr(bills.Bills, "_take", lambda *_: None)
+    monkeypatch.setattr(bills.Bills, "_tell", lambda *_: True)
     engine.pause_at = 3
     with concurrent.futures.ThreadPoolExecutor(1) as pool:
         asking = pool.submit(gateway.post, BODY)

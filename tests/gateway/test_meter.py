@@ -18,10 +18,10 @@ from penstock.gateway.ledger import journal as journal_module
 from penstock.gateway.ledger.journal import SpoolFull
 from penstock.gateway.ledger.schema import accounts, leases, ledger, metadata, workers
 from penstock.gateway.ledger.store import Entry, Moved, Position, Store, StoreDown
-from penstock.gateway.limits.leased import REMEMBER
 from penstock.gateway.meter import LimitReached
 from penstock.gateway.metering import LedgerMeter
 from penstock.gateway.policy.amounts import Amounts, Limit
+from penstock.gateway.policy.shares import REMEMBER
 from penstock.gateway.records import Row
 from penstock.spec.model import Ledger
 

@@ -31,7 +31,9 @@ from .policy.retries import RETRIED_STATUS
 _MOST = 1 << 20
 """Bytes of ids: more than 130,000 tokens. A stream that is longer does not go on elsewhere."""
 _COMMENT = re.compile(rb"^: (?:tokens ([\d,]*)|prompt (\d{1,12}) (\d{1,12}))\n", re.MULTILINE)
+_TOKENS = b": tokens "
 _CHOICES = b'"choices":['
+_USAGE = b'"choices":[],"usage":{'
 _FINISHED = b'"finish_reason":"'
 """In JSON without spaces. In the text of an answer it cannot stand, where quotes are escaped."""
 _ABORTED = b'"finish_reason":"abort"'
@@ -113,7 +115,8 @@ class Transcript:
         """What the client gets of whole events, which may be none."""
         if self.aborted:
             return b""
-        if (at := events.find(_ABORTED)) >= 0:  # with what was held back, which the next engine will complete
+        if _FINISHED in events and (at := events.find(_ABORTED)) >= 0:
+            # with what was held back, which the next engine will complete
             self.aborted = True
             start = events.rfind(b"\n\n", 0, at)
             events = events[: start + 2] if start >= 0 else b""
@@ -121,8 +124,15 @@ class Transcript:
             return b"".join(map(self._rewritten, _split(events)))
         if not self._head and (at := events.find(_CHOICES)) >= 0:
             self._head = events[events.rfind(b"\n", 0, at) + 1 : at]
-        out = _COMMENT.sub(self._read, events)
-        self._notice(out)
+        if (
+            events.startswith(_TOKENS) and b"\n: " not in events
+        ):  # one event, as most are
+            ids, _, out = events[len(_TOKENS) :].partition(b"\n")
+            self._add(ids)
+        else:
+            out = _COMMENT.sub(self._read, events)
+        if self.finished or _FINISHED in out:
+            self._notice(out)
         return out
 
     def ending(self, usage_wanted: bool) -> bytes:
@@ -141,19 +151,21 @@ class Transcript:
     def _read(self, comment: re.Match[bytes]) -> bytes:
         ids, tokens, cached = comment.groups()
         if ids is not None:
-            self._speaks = True
-            if ids:
-                self.count += 1 + ids.count(b",")
-                if len(self._ids) <= _MOST:
-                    self._ids += b"," + ids if self._ids else ids
+            self._add(ids)
         elif self.prompt is None:
             self.prompt = int(tokens), int(cached)
         return b""
 
+    def _add(self, ids: bytes) -> None:
+        self._speaks = True
+        if ids:
+            self.count += 1 + ids.count(b",")
+            if len(self._ids) <= _MOST:
+                self._ids += b"," + ids if self._ids else ids
+
     def _notice(self, events: bytes) -> None:
-        if _FINISHED in events:
-            self.finished = True
-        if self.finished and _CHOICES + b'],"usage":{' in events:
+        self.finished |= _FINISHED in events
+        if _USAGE in events:
             self._told = True
 
     def _rewritten(self, one: bytes) -> bytes:

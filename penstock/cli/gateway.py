@@ -182,6 +182,7 @@ def settle() -> None:
 async def _serve(
     spec: Spec, config: HttpConfig, sock: socket.socket, admin: socket.socket | None, alone: bool
 ) -> int:
+    from penstock.gateway import workers
     from penstock.gateway.app import create_app
     from penstock.gateway.opening import open_door
     from penstock.http.serve import serve
@@ -201,5 +202,7 @@ async def _serve(
         sock,
         name="gateway",
         on_started=started,
+        handle_signals=alone,
+        on_actions=None if alone else workers.obey,
         beside=beside(spec, config, door, admin),
     )

@@ -14,7 +14,6 @@ import asyncio
 import logging
 import os
 import secrets
-import signal
 import socket
 import sys
 import tempfile
@@ -162,6 +161,7 @@ def _several(
 
 async def _engines(spec: Spec, planned: LocalPlan, key: str, hall: socket.socket) -> int:
     """The process that has the engines: until a signal, or until a model cannot work as the spec has it."""
+    from penstock.gateway import workers
     from penstock.gateway.local.shared import Hall
 
     fleet = _fleet(spec, planned, key)
@@ -175,8 +175,8 @@ async def _engines(spec: Spec, planned: LocalPlan, key: str, hall: socket.socket
             loop.create_task(fleet.close(patient=False))
 
     closing: asyncio.Task[None] | None = None
-    loop.add_signal_handler(signal.SIGTERM, over.set)
-    loop.add_signal_handler(signal.SIGQUIT, hurry)
+    loop.add_signal_handler(workers.STOP, over.set)
+    loop.add_signal_handler(workers.HURRY, hurry)
     fleet.subscribe(lambda _: over.set() if fleet.refusal is not None else None)
     try:
         server = await asyncio.start_unix_server(Hall(fleet).serve, sock=hall)
@@ -196,6 +196,7 @@ async def _worker(
     spec: Spec, config: HttpConfig, key: str, path: str, sock: socket.socket, admin: socket.socket | None
 ) -> int:
     """One process of the gateway, which asks for engines at `path`."""
+    from penstock.gateway import workers
     from penstock.gateway.app import create_app
     from penstock.gateway.local.shared import SharedFleet
     from penstock.gateway.opening import open_door
@@ -211,6 +212,8 @@ async def _worker(
             door,
             sock,
             name="gateway",
+            handle_signals=False,
+            on_actions=workers.obey,
             beside=gateway.beside(spec, config, door, admin),
         )
     finally:

@@ -38,6 +38,8 @@ _INTERVAL = 1.0
 """Seconds between two looks at a feed, while nobody waits."""
 _SOON = 0.2
 """The same while somebody does."""
+_FIRST = 1.0
+"""Seconds that the first request to a station waits at most until that says where its feed is."""
 _DOUBT = 1.0
 """Seconds that somebody waits until the engine is asked whether it knows of the request at all."""
 _IDS = 50
@@ -113,8 +115,10 @@ class Bills(Beside):
         Only who asks a station first waits for it to say; empty where it does not, or sends no bills."""
         cursor = self._cursors.get(station)
         if cursor is None and station.trusted:
-            await self._learn(station)
-            cursor = self._cursors.get(station)
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(_FIRST):
+                    await self._learn(station)
+            cursor = self._cursors.setdefault(station, "")
         return cursor or ""
 
     async def fill(self, tally: Tally, station: Station, asked: Asked) -> bool:
@@ -207,12 +211,12 @@ class Bills(Beside):
         """Where its feed ends. What is before that is of nobody who could ask here."""
         with _unanswered():
             page = await self._page(station, "id=-")
-            if page is not None:
-                self._cursors.setdefault(station, page.next)
+            if page is not None and not self._cursors.get(station):
+                self._cursors[station] = page.next
 
     async def _read(self, station: Station) -> None:
         """All that is new at one station. One that does not answer is asked again the next time."""
-        if station not in self._cursors:
+        if not self._cursors.get(station):
             await self._learn(station)
             return
         with _unanswered():
@@ -233,6 +237,8 @@ class Bills(Beside):
 
     async def _page(self, station: Station, query: str) -> _Page | None:
         async with station.request("GET", f"/v1/bills?{query}", once=True, timeout=_TIMEOUT) as response:
+            if response.status not in (200, 401, 403, 404):
+                return None
             if response.status != 200:
                 station.trusted = False
                 logger.error(

@@ -337,15 +337,16 @@ class Request:
     async def attempt(self, place: Place, station: Station, number: int) -> None:
         """Ask one station. Raises Failed where another one may be asked."""
         door, row = self.door, self.row
+        after = await door.bills.cursor(station)  # which may find that it is not trusted
         headers, bill_id = self._headers(station)
-        asked = bill.note(self.way, place, station.id, bill_id, await door.bills.cursor(station))
+        asked = bill.note(self.way, place, station.id, bill_id, after)
         now = door.monotonic()
         exchange = self.exchange
         generated = self._rest.begin(station)
         if self._rest.transcript is not None:
             headers["x-penstock-stream-tokens"] = "1"
         self.place, self._used, self._station, self._asked = place, None, station, asked
-        if self._reservation is not None and (bill_id or place.on_devices):
+        if self._reservation is not None and bill_id:
             door.meter.asked(self._reservation, asked)
         row.upstream, row.replica, row.model, row.attempts = place.name, station.id, place.model, number
         row.waited = row.waited or round((now - self.started) * NANO)

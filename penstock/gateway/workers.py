@@ -1,7 +1,7 @@
 """Several processes behind one port: they inherit the listening socket, and share all else by the store.
 
     parent: no loop, no threads, no database ──fork──▶ worker 0 … worker n-1, and a companion, if there is one
-        SIGTERM, SIGINT, SIGHUP   are passed on to all
+        SIGTERM, SIGINT, SIGHUP   are passed on to all, as STOP, STOP and RELOAD: `obey`
         a worker dies             another one takes its place, after 1 s, 2 s, … 30 s if that goes on
         the parent dies           the kernel ends the workers (PR_SET_PDEATHSIG): they drain
 
@@ -10,6 +10,7 @@ It knows processes and signals; what a worker does is a function that returns it
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import ctypes
 import logging
@@ -17,7 +18,8 @@ import os
 import signal
 import time
 import traceback
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
+from types import FrameType
 
 from penstock.core.errors import StartupError
 
@@ -25,6 +27,9 @@ logger = logging.getLogger("penstock.gateway")
 
 _PR_SET_PDEATHSIG = 1
 _WATCHED = {signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGCHLD}
+STOP, RELOAD, HURRY = signal.SIGUSR1, signal.SIGUSR2, signal.SIGQUIT
+"""What the parent tells its children. Others than it is told itself: a terminal, or systemd, tells all
+processes at once, and who hears a SIGTERM from both would take it for two, which mean haste."""
 _LONGEST = 30.0
 _REFUSED = 2
 """Status of a process that has said why."""
@@ -64,11 +69,11 @@ def run(count: int, serve: Callable[[], int], companion: Callable[[], int] | Non
     """Run `serve` in `count` processes until a signal; returns 0 if all of them ended so.
 
     companion: runs in a process that is there from before the first of them until after the last, and ends at
-    SIGTERM, or in haste at SIGQUIT, which is also what it gets when this process dies. If it ends by itself,
-    all end, with its status.
+    STOP, or in haste at HURRY, which is also what it gets when this process dies. If it ends by itself, all
+    end, with its status.
     """
     signal.pthread_sigmask(signal.SIG_BLOCK, _WATCHED)
-    beside = None if companion is None else _start(companion, signal.SIGQUIT)
+    beside = None if companion is None else _start(companion, HURRY)
     workers = {_start(serve): time.monotonic() for _ in range(count)}
     failures, stops, worst, verdict, asked = 0, 0, 0, 0, False
     due: list[float] = []
@@ -79,7 +84,7 @@ def run(count: int, serve: Callable[[], int], companion: Callable[[], int] | Non
         number = None if received is None else received.si_signo
         if number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
             stops += number != signal.SIGHUP
-            _tell(workers, signal.SIGTERM if number == signal.SIGINT else signal.Signals(number))
+            _tell(workers, RELOAD if number == signal.SIGHUP else STOP)
         for pid, status in _ended():
             if pid == beside:
                 beside, verdict = None, status if status >= 0 else 1
@@ -87,13 +92,13 @@ def run(count: int, serve: Callable[[], int], companion: Callable[[], int] | Non
                     if status != _REFUSED:
                         logger.critical("the process that has the engines has ended with %d", status)
                     stops = 1
-                    _tell(workers, signal.SIGTERM)
+                    _tell(workers, STOP)
                     verdict = verdict or 1
                 continue
             begun = workers.pop(pid, None)
             if begun is None:
                 continue
-            if stops and status != -signal.SIGTERM:  # which ends one that has not begun to serve
+            if stops and status != -STOP:  # which ends one that has not begun to serve
                 worst = max(worst, abs(status))
             if not stops:
                 failures = 0 if time.monotonic() - begun > _STEADY else failures + 1
@@ -104,11 +109,22 @@ def run(count: int, serve: Callable[[], int], companion: Callable[[], int] | Non
             due.remove(min(due))
             workers[_start(serve)] = time.monotonic()
         if beside is not None and stops > 1:
-            _tell([beside], signal.SIGQUIT)
+            _tell([beside], HURRY)
         elif beside is not None and stops and not workers and not asked:
             asked = True
-            _tell([beside], signal.SIGTERM)
+            _tell([beside], STOP)
     return verdict or min(worst, 1)
+
+
+def obey(actions: Mapping[signal.Signals, Callable[[], None]]) -> None:
+    """In a worker, whose loop runs: do what the parent says. `actions`: what each signal does."""
+    loop = asyncio.get_running_loop()
+    loop.add_signal_handler(STOP, actions[signal.SIGTERM])
+    loop.add_signal_handler(RELOAD, actions[signal.SIGHUP])
+
+
+def _heard_by_parent(number: int, frame: FrameType | None) -> None:
+    """It says so."""
 
 
 def _tell(pids: Iterable[int], number: signal.Signals) -> None:
@@ -117,7 +133,7 @@ def _tell(pids: Iterable[int], number: signal.Signals) -> None:
             os.kill(pid, number)
 
 
-def _start(serve: Callable[[], int], orphaned: signal.Signals = signal.SIGTERM) -> int:
+def _start(serve: Callable[[], int], orphaned: signal.Signals = STOP) -> int:
     """A process that runs `serve`; its id. `orphaned`: what the kernel sends it when this one dies."""
     parent = os.getpid()
     pid = os.fork()
@@ -125,8 +141,8 @@ def _start(serve: Callable[[], int], orphaned: signal.Signals = signal.SIGTERM) 
         return pid
     status = 1
     try:
-        # a terminal sends Ctrl-C to its whole group: the parent passes it on, and twice would mean haste
-        os.setpgid(0, 0)
+        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+            signal.signal(number, _heard_by_parent)  # not SIG_IGN, which whatever is started would inherit
         signal.pthread_sigmask(signal.SIG_UNBLOCK, _WATCHED)
         with contextlib.suppress(OSError, AttributeError):
             ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, orphaned, 0, 0, 0)

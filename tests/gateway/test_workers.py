@@ -80,8 +80,9 @@ def test_workers_share_a_port_and_are_replaced(tmp_path: Path) -> None:
         upstream.stop()
 
 
-def test_a_terminal_that_tells_all_processes_is_heard_once(tmp_path: Path) -> None:
-    """Ctrl-C goes to a whole group; a second signal would cut running requests off."""
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_who_tells_all_processes_is_heard_once(tmp_path: Path, number: signal.Signals) -> None:
+    """Ctrl-C goes to a whole group, systemd's SIGTERM too; a second one would cut running requests off."""
     upstream = Upstream(default=stall).start()
     spec = SPEC.format(url=upstream.url).replace("models: {tiny", "timeout_idle: 0.5, models: {tiny")
     (tmp_path / "penstock.yaml").write_text(spec)
@@ -103,7 +104,7 @@ def test_a_terminal_that_tells_all_processes_is_heard_once(tmp_path: Path) -> No
         headers = {"Content-Type": "application/json", "Authorization": f"Bearer {key}"}
         connection.request("POST", CHAT, json.dumps(STREAM), headers)
         answer = connection.getresponse()
-        os.killpg(process.pid, signal.SIGINT)
+        os.killpg(process.pid, number)
         assert b"upstream_stalled" in answer.read()  # it went on to its own end
         connection.close()
         _, log = process.communicate(timeout=PATIENCE)
@@ -199,13 +200,16 @@ def test_all_workers_take_a_renewed_certificate(tmp_path: Path) -> None:
         assert url.startswith("https://")
         first = ssl.get_server_certificate(("127.0.0.1", port), timeout=PATIENCE)
         told: set[int] = set()
+        obeyed: set[int] = set()
         log = process.stderr
 
         def read() -> None:
             for line in log:
                 entry = json.loads(line)
-                if "new connections get the certificate" in entry["message"]:
+                if "They have changed: new connections get the certificate" in entry["message"]:
                     told.add(entry["pid"])
+                elif entry["message"].startswith("SIGHUP: new connections"):
+                    obeyed.add(entry["pid"])
 
         reader = threading.Thread(target=read, daemon=True)
         reader.start()
@@ -215,6 +219,10 @@ def test_all_workers_take_a_renewed_certificate(tmp_path: Path) -> None:
             certificate(tmp_path, "second")
             reader.join(1.1)
         assert told == children(process.pid)
+        process.send_signal(signal.SIGHUP)
+        while obeyed != told:
+            assert time.monotonic() < end
+            reader.join(0.02)
         for _ in range(8):
             assert ssl.get_server_certificate(("127.0.0.1", port), timeout=PATIENCE) != first
     finally:

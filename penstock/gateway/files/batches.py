@@ -22,6 +22,7 @@ from penstock.core.errors import (
     PenstockError,
     Unavailable,
     UnsupportedParameter,
+    brief,
     quote,
 )
 from penstock.gateway import quota
@@ -34,6 +35,7 @@ from penstock.gateway.records import Row
 from penstock.gateway.relay import Failed
 from penstock.gateway.request import Caller
 from penstock.gateway.stations import Station
+from penstock.gateway.tracing import SPAN, RequestSpan
 from penstock.http.body import parse_object, read_body
 from penstock.http.exchange import respond
 
@@ -88,7 +90,7 @@ class Batches:
             model=place.model,
             pool=place.pool,
             attempts=1,
-            note="; ".join([f"{contents.lines} requests", *contents.notes]),
+            note=brief("; ".join([f"{contents.lines} requests", *contents.notes]), 300),
         )
         most = worst(place, contents.worst, door.stations.pace(place))
         # it runs for up to a day: what a minute may have is no measure for it
@@ -113,7 +115,14 @@ class Batches:
             device_price=None if place.price is not None else place.device_price,
             place=f"{place.name}\0{place.model}",
         )
-        answer = await sent.run(body, terms, station, place)
+        span: RequestSpan | None = scope.get(SPAN)
+        if span is not None:
+            span.expect_row()
+        try:
+            answer = await sent.run(body, terms, station, place)
+        finally:
+            if span is not None:
+                span.row(row)
         headers.append((b"x-penstock-upstream", row.upstream.encode()))
         headers.append((b"x-penstock-route", row.route.encode()))
         if not door.spec.gateway.expose_routing:

@@ -110,6 +110,12 @@ class TooMany(Unavailable):
     code = "too_many_uploads"
 
 
+class TooSlow(Unavailable):
+    """An upload has taken all the time that it may."""
+
+    code = "upload_too_slow"
+
+
 class Query:
     """The query of a list. Raises InvalidRequest for what it may not have."""
 

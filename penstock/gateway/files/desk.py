@@ -24,7 +24,7 @@ from penstock.gateway.request import Caller, NoReplica
 from penstock.gateway.stations import Station
 from penstock.http.exchange import respond, until_disconnect
 
-from .common import Query, Shared, TooMany, page_of, whole
+from .common import Query, Shared, TooMany, TooSlow, page_of, whole
 from .form import Form, nameless, read_form
 from .lines import Contents, Lines, NoFiles, place_of
 from .objects import Kept
@@ -163,7 +163,15 @@ class Desk:
             return await self._send(form, form.file, Contents(), place, caller, request_id)
         lines = Lines(self._door, caller, request_id, self._limits)
         with await asyncio.to_thread(nameless, self._shared.folder) as file:
-            contents = await lines.rewrite(form.file, file)
+            try:
+                async with asyncio.timeout(self._limits.timeout):
+                    contents = await lines.rewrite(form.file, file)
+            except TimeoutError:
+                raise TooSlow(
+                    f"The lines of the file were not looked at within {self._limits.timeout:g} s.",
+                    advice="Hooks may be slow: the gateway's limit is gateway.files.timeout.",
+                    retry_after=5,
+                ) from None
             assert lines.place is not None
             if named is not None and named.name != lines.place.name:
                 raise InvalidRequest(

@@ -34,10 +34,12 @@ BATCHED = {
     if each.path in ("/v1/chat/completions", "/v1/completions", "/v1/embeddings", "/v1/responses")
 }
 """Endpoints of which batches are made."""
-_PIECE = 256 << 10
+_PIECE = 64 << 10
 """Bytes of lines that are dealt with before others get a turn."""
 _FIELDS = msgspec.json.Decoder(dict[str, msgspec.Raw])
 _MOST_NAMES, _LONGEST_NAME = 64, 128
+_MOST_TAGS, _MOST_NOTES = 32, 8
+"""Of the hooks, over all lines."""
 _REFUSED = ("previous_response_id",)
 """Fields that lead to what one replica has, and a batch cannot be sent after."""
 
@@ -238,8 +240,10 @@ class Lines:
             raise Forbidden(
                 "A hook has given it a tag that is local_only, and the upstream is not in the house."
             )
-        contents.tags |= verdict.tags
-        contents.notes += [note for note in verdict.notes if note not in contents.notes]
+        if len(contents.tags) < _MOST_TAGS:
+            contents.tags |= verdict.tags
+        new = [note for note in verdict.notes if note not in contents.notes]
+        contents.notes += new[: max(0, _MOST_NOTES - len(contents.notes))]
         if verdict.instead is None:
             return envelope
         return self._envelope(msgspec.json.encode({**verdict.instead, "model": envelope.model}), endpoint)

@@ -16,7 +16,7 @@ from penstock.gateway.meter import LimitReached
 from penstock.gateway.metering import LedgerMeter
 from penstock.http.errors import send_error
 
-from .batches import Batches
+from .batches import PATH, Batches
 from .common import Shared
 from .desk import Desk
 from .settling import Settling
@@ -55,7 +55,7 @@ class Files:
         for method, path, handler in self._paths:
             by_path.setdefault(path, {})[method] = handler
         return [
-            Route(path, _Page(self._door, handlers), methods=list(handlers))
+            Route(path, _Page(self._door, path, handlers), methods=list(handlers))
             for path, handlers in by_path.items()
         ]
 
@@ -65,11 +65,19 @@ class _Page:
     """The methods of a path."""
 
     door: Door
+    path: str
     handlers: dict[str, _Handler]
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         method: str = scope["method"]
         handler = self.handlers["GET" if method == "HEAD" else method]
+        tracing = self.door.tracing
+        if tracing is not None and (method, self.path) == ("POST", PATH):  # what has a row has a span
+            await tracing.around(PATH, scope, send, lambda send: self._serve(handler, scope, receive, send))
+            return
+        await self._serve(handler, scope, receive, send)
+
+    async def _serve(self, handler: _Handler, scope: Scope, receive: Receive, send: Send) -> None:
         try:
             with self.door.under_way():
                 await handler(scope, receive, send)

@@ -37,6 +37,8 @@ _GRACE = 2 * TIMEOUT
 """Seconds that the answer to a new batch may take."""
 _CLOCKS = 3600.0
 """Seconds by which an upstream's clock may be behind."""
+_LONGEST = 600.0
+"""Seconds that one batch may take of a look, its output file included."""
 _GIVE_UP = 8 * 86_400.0
 """Seconds after which nobody asks about a batch any more: its row stays at its reservation."""
 _AT_ONCE = 8
@@ -83,17 +85,25 @@ class Settling(Beside):
         stations = shared.stations()
         before = begun - round(PERIOD * NANO)
         while due := await shared.store(lambda: shared.objects.due(before, begun, list(stations), _AT_ONCE)):
-            await asyncio.gather(*(self._one(each, stations[each.replica]) for each in due))
+            work = (self._one(each, stations[each.replica]) for each in due)
+            for failed in await asyncio.gather(*work, return_exceptions=True):
+                if isinstance(failed, Unavailable):
+                    raise failed
+                if failed is not None:
+                    logger.error("looking after a batch failed", exc_info=failed)
 
     async def _one(self, kept: Kept, station: Station) -> None:
         age = (self._door.wall() - kept.created) / NANO
         why = "has not ended"
         try:
-            if kept.state == "asked":
-                if age <= _GRACE or await self._seek(kept, station):
+            async with asyncio.timeout(_LONGEST):
+                if kept.state == "asked":
+                    if age <= _GRACE or await self._seek(kept, station):
+                        return
+                elif await self.told(kept, await ask(station, "GET", f"/v1/batches/{kept.id}"), station):
                     return
-            elif await self.told(kept, await ask(station, "GET", f"/v1/batches/{kept.id}"), station):
-                return
+        except TimeoutError:
+            why = f"took more than {_LONGEST:g} s to be asked about"
         except Missing:
             why = "is not known there"
         except Failed as failed:

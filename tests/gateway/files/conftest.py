@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import shutil
 import textwrap
 import threading
 import time
@@ -235,9 +236,20 @@ def lines(*each: Any) -> bytes:
 Make = Callable[..., Gateway]
 
 
+@pytest.fixture(scope="session")
+def ledger_with_tables(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A database that need not be migrated."""
+    path = tmp_path_factory.mktemp("ledger") / "ledger.db"
+    store = Store(f"sqlite:///{path}")
+    store.open()
+    store.close()
+    return path
+
+
 @pytest.fixture
-def make(tmp_path: Path) -> Iterator[Make]:
+def make(tmp_path: Path, ledger_with_tables: Path) -> Iterator[Make]:
     """Start gateways: `make(clouds=1, replace={old: new})`."""
+    shutil.copy(ledger_with_tables, tmp_path)
     started: list[Gateway] = []
 
     def start(clouds: int = 1, replace: dict[str, str] | None = None, spec: str = SPEC) -> Gateway:

@@ -247,6 +247,32 @@ def test_what_does_not_answer_is_asked_again(gateway: Gateway, caplog: pytest.Lo
     assert "batch batch_0001 of cloud cannot be asked about: the upstream answered HTTP 500" in caplog.text
 
 
+def test_one_batch_is_not_in_the_way_of_others(
+    gateway: Gateway, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """An output file that trickles for ever, and one that breaks what reads it."""
+    for _ in range(3):
+        sent(gateway)
+
+    async def trickle(wire: Wire) -> None:
+        await wire.head(200, content_type="application/octet-stream")
+        while not wire.gone.is_set():
+            await wire.send(b"x")
+            await asyncio.sleep(0.01)
+
+    monkeypatch.setattr("penstock.gateway.files.settling._LONGEST", 0.3)
+    gateway.cloud.end("batch_0001", lines=[answer_line(FEW)])
+    output = gateway.cloud.batches["batch_0001"]["output_file_id"]
+    gateway.cloud.script["GET", f"/v1/files/{output}/content"] = trickle
+    Objects(gateway.store).change("cloud", "batch_0002", about=b"nonsense")
+    gateway.cloud.end("batch_0002", usage=USAGE)
+    gateway.cloud.end("batch_0003", usage=USAGE)
+    gateway.look()
+    assert [row["settlement"] for row in gateway.rows()] == ["unsettled", "unsettled", "settled"]
+    assert "batch_0001 of cloud took more than 0.3 s" in caplog.text
+    assert "looking after a batch failed" in caplog.text
+
+
 def test_nobody_asks_for_ever(gateway: Gateway, caplog: pytest.LogCaptureFixture) -> None:
     sent(gateway)
     sent(gateway)

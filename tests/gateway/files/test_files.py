@@ -140,7 +140,7 @@ WRONG_LINES: list[tuple[Any, int, str]] = [
     ({**line(), "custom_id": 5}, 400, "Line 2 of the file: custom_id must be a string"),
     ({**line(), "body": None}, 400, "Line 2 of the file: "),
     (line(model="nobody"), 404, "Line 2 of the file: The model 'nobody' does not exist"),
-    (line(model="other"), 400, "Line 2 of the file: .*'other'.*'small'.*one model"),
+    (line(model="other"), 400, "Line 2 of the file: .*'other'.*small.*one model"),
     (line(stream=True), 400, "Line 2 of the file: .*stream"),
     (line(max_tokens=-1), 400, "Line 2 of the file: max_tokens must be from 0"),
     (line(2, x="y" * 2000), 413, "Line 2 of the file is over the limit of 2000 bytes"),

@@ -25,11 +25,12 @@ from penstock.gateway.ledger.store import Store
 from penstock.gateway.records import Principal
 from penstock.gateway.request import Caller
 from penstock.gateway.stations import Stations
+from penstock.gateway.tracing import Tracing
 from penstock.spec.load import loads
 from penstock.spec.model import Files
 from tests.gateway.memory import MemoryKeys, MemoryMeter
 from tests.gateway.stores import postgres
-from tests.gateway.upstream import Wire
+from tests.gateway.upstream import Wire, status
 from tests.http.live import PATIENCE, exchange
 
 from .cloud import parts
@@ -73,6 +74,20 @@ def test_hooks_look_at_each_line(make: Make) -> None:
     row = gateway.row()
     assert row["tags"] == {"seen": "yes"}
     assert "rewrote the body" in row["note"]
+
+
+async def hangs(about: dict[str, Any]) -> None:
+    """A hook that hardly answers."""
+    await asyncio.sleep(0.4)
+
+
+def test_hooks_that_are_slow_line_by_line_have_an_end(make: Make) -> None:
+    hook = "hooks: [{when: before, python: 'tests.gateway.files.test_rules:hangs'}]"
+    gateway = make(replace={HOOK: f"{HOOK[:-1]}, timeout: 0.5}}\n  {hook}"})
+    answer = gateway.upload(lines(*map(line, range(20))))
+    assert (answer.status, answer.reason) == (503, "upload_too_slow")
+    assert gateway.cloud.asked == []
+    assert gateway.upload(b"x", "vision").status == 200
 
 
 def test_a_route_whose_answers_are_looked_at_has_no_batches(make: Make) -> None:
@@ -303,3 +318,26 @@ def test_objects_in_either_database(store: Store) -> None:
     assert objects.due(50, 60, everywhere, 9) == []
     objects.remove("a", "new")
     assert objects.find("a", "new") is None
+
+
+def test_a_batch_has_a_span_and_files_have_none(gateway: Gateway) -> None:
+    sdk = pytest.importorskip("opentelemetry.sdk.trace")
+    export = pytest.importorskip("opentelemetry.sdk.trace.export")
+    memory = pytest.importorskip("opentelemetry.sdk.trace.export.in_memory_span_exporter")
+    exporter = memory.InMemorySpanExporter()
+    provider = sdk.TracerProvider(shutdown_on_exit=False)
+    provider.add_span_processor(export.SimpleSpanProcessor(exporter))
+    gateway.live.door.tracing = Tracing(provider)
+    file = gateway.upload(lines(line())).json["id"]
+    assert gateway.batch(file).status == 200
+    gateway.wait_for(lambda: bool(exporter.get_finished_spans()))
+    (span,) = exporter.get_finished_spans()
+    row = gateway.row()
+    assert span.name == "POST /v1/batches"
+    assert span.attributes["penstock.request_id"] == row["id"]
+    assert span.attributes["model"] == "tiny-1"
+    assert span.attributes["http.response.status_code"] == 200
+    gateway.cloud.script["POST", "/v1/batches"] = status(500)
+    assert gateway.batch(file).status == 502
+    gateway.wait_for(lambda: len(exporter.get_finished_spans()) == 2)
+    assert exporter.get_finished_spans()[1].attributes["error.type"] == "upstream_status"

@@ -35,6 +35,10 @@ ATTEMPTS_FAILED = Metric(
     "penstock:gateway_attempts_failed", Kind.COUNTER, "Attempts at an upstream that failed, by fault.",
     ("upstream", "fault"),
 )  # fmt: skip
+STREAMS_RESUMED = Metric(
+    "penstock:gateway_streams_resumed", Kind.COUNTER,
+    "Streams that broke and went on at another replica, by how often.", ("upstream",),
+)  # fmt: skip
 BILLS = Metric(
     "penstock:gateway_bills", Kind.COUNTER,
     "Final bills of engines that did not come in time (overdue); and of these, or of workers that died: "
@@ -78,8 +82,9 @@ ENGINE_RESTARTS = Metric(
 )  # fmt: skip
 
 METRICS = (
-    *(REQUESTS, REFUSALS, IN_FLIGHT, ATTEMPTS_FAILED, BILLS, INPUT_TOKENS, OUTPUT_TOKENS, CACHED_TOKENS),
-    *(DEVICE_SECONDS, DOLLARS, TIME_TO_FIRST_BYTE, LATENCY, WAITED, STATION_IN_FLIGHT, STATION_WEIGHT),
+    *(REQUESTS, REFUSALS, IN_FLIGHT, ATTEMPTS_FAILED, STREAMS_RESUMED, BILLS),
+    *(INPUT_TOKENS, OUTPUT_TOKENS, CACHED_TOKENS, DEVICE_SECONDS, DOLLARS),
+    *(TIME_TO_FIRST_BYTE, LATENCY, WAITED, STATION_IN_FLIGHT, STATION_WEIGHT),
     *(ENGINE_READY, ENGINE_RESTARTS),
 )
 
@@ -112,6 +117,10 @@ class Metrics:
     def attempt_failed(self, upstream: str, fault: str) -> None:
         """An attempt came to nothing."""
         self._count(ATTEMPTS_FAILED, 1, upstream, fault)
+
+    def resumed(self, upstream: str) -> None:
+        """Another replica went on with a stream."""
+        self._count(STREAMS_RESUMED, 1, upstream)
 
     def bill(self, upstream: str, outcome: Literal["overdue", "late", "lost"]) -> None:
         """A bill was not there with the end of its request."""

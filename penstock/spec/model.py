@@ -234,7 +234,8 @@ class Route(Part):
     local_only: bool = False
     """Never leaves the house, whatever the targets say."""
     retries: Annotated[int, Field(ge=0, le=10)] = 2
-    """More attempts before the first token, at other replicas where there are some."""
+    """More attempts before the first token, or for the rest of a stream that breaks, at other replicas where
+    there are some."""
     wait: Seconds = 300.0
     """How long requests wait for a model that is starting."""
     max_waiting: Annotated[int, Field(ge=0)] = 256

@@ -39,8 +39,8 @@ T = TypeVar("T", bound=Ticket)
 
 
 Uses = Callable[[Sequence[int]], Awaitable[Mapping[int, Mapping[Unit, int]]]]
-"""What requests of a worker, by their numbers, have used of each unit, as the ledger has it; those that are not
-there have used nothing. Raises Unavailable."""
+"""What requests of a worker, by their numbers, have used of each unit, as the ledger has it; those that are
+not there have used nothing. Raises Unavailable."""
 
 
 class Counters(Protocol[T]):

@@ -51,8 +51,8 @@ class HttpConfig:
     trusted_proxies: tuple[str, ...] = field(
         default=(),
         metadata={
-            "help": "Networks, as 10.0.0.0/8, or `unix`, whose X-Forwarded-For or Forwarded says who the client "
-            "is.",
+            "help": "Networks, as 10.0.0.0/8, or `unix`, whose X-Forwarded-For or Forwarded says "
+            "who the client is.",
             "metavar": "NETWORK",
         },
     )

@@ -70,7 +70,7 @@ class Connection(asyncio.Protocol):
         self._client = client
         self._loop = asyncio.get_running_loop()
         self._waiter: asyncio.Future[None] | None = None
-        self._parser = httptools.HttpResponseParser(self)
+        self._parser: Any = httptools.HttpResponseParser(self)
         self._paused = False
         self._closed = False
         self.complete = True
@@ -92,6 +92,7 @@ class Connection(asyncio.Protocol):
     def connection_lost(self, exc: Exception | None) -> None:
         """It is gone."""
         self._closed = True
+        self._parser = None  # which holds this, too
         self._client.forget(self)
         if self.complete:
             return

@@ -24,10 +24,14 @@ from penstock.gateway.policy.idle import HOUR, Spell, Terms, paid, prices, toget
 from penstock.gateway.records import Row
 from penstock.spec.load import loads
 
+from .stores import postgres
+
 MOMENT = st.integers(0, 12)
 TERMS = st.builds(Terms, st.integers(1, 3), st.one_of(st.none(), st.integers(0, 3)), st.integers(0, 4))
 SPELLS = st.lists(st.builds(Spell, MOMENT, MOMENT, TERMS), max_size=6)
 SPAN = st.one_of(st.none(), MOMENT)
+NEW_YEAR = 1_767_225_600 * NANO
+"""2026, in Unix nanoseconds."""
 ONE = Terms(1, 3_600_000_000, 1, "L4")
 
 
@@ -172,6 +176,22 @@ def test_what_is_paid_used_and_idle(store: Store) -> None:
     assert (record["pool"], record["device"]) == ("box", "L4")
 
 
+def test_postgresql_counts_the_same() -> None:
+    with postgres() as url:
+        store = Store(url)
+        store.open()
+        begun = claim(store, "w", {"box": ONE, "idle": Terms(2, None, 0)}, {}, 0)
+        claim(store, "w", {"box": ONE, "idle": Terms(2, None, 0)}, begun, 2 * HOUR)
+        claim(store, "v", {"box": ONE}, {}, 2 * HOUR + 1)
+        claim(store, "w", {"box": ONE}, begun, HOUR)
+        written(store, row(5, HOUR // 2, lost_device_seconds=1), row(7, 9, settlement="unsettled"))
+        box, other = idle(store, 0, 2 * HOUR)
+        assert (box.paid, box.used, box.unsettled, box.unsettled_reserved) == (2 * HOUR, HOUR // 2 + 1, 1, 9)
+        assert box.used_money == (HOUR // 2 + 1) * (ONE.price or 0)
+        assert (other.pool, other.paid, other.used, other.paid_money) == ("idle", 4 * HOUR, 0, None)
+        store.close()
+
+
 def test_a_request_belongs_to_the_moment_of_its_arrival(store: Store) -> None:
     claim(store, "w", {"box": ONE}, {"box": 0}, 100)
     written(store, row(49, 30), row(50, 7))
@@ -239,22 +259,24 @@ def test_a_gateway_says_what_is_paid_while_it_runs(
     """And the command tells what became of it, and why more may be used than there is."""
     (tmp_path / "penstock.yaml").write_text(SPEC)
     monkeypatch.chdir(tmp_path)
-    spec, now = loads(SPEC), 0
+    spec, now = loads(SPEC), NEW_YEAR
 
     async def body() -> None:
         nonlocal now
         meter = await LedgerMeter.open(spec.ledger)
         hours = PaidHours(meter, spec, lambda: now)
         await hours.extend()
-        now = HOUR
+        now += HOUR
         await hours.extend()
-        now = 2 * HOUR
+        now += HOUR
         await hours.stop()  # with what has passed since
         await meter.close()
 
     asyncio.run(body())
     store = Store(spec.ledger.url)
-    written(store, row(5, 3 * HOUR, pool="cpu"), row(6, NANO, pool="cpu", settlement="unsettled"))
+    written(
+        store, row(NEW_YEAR, 3 * HOUR, pool="cpu"), row(NEW_YEAR, NANO, pool="cpu", settlement="unsettled")
+    )
     store.close()
     assert main(["ledger", "idle", "--json"]) == 0
     said = capsys.readouterr()
@@ -268,7 +290,7 @@ def test_a_gateway_says_what_is_paid_while_it_runs(
     assert (record["utilization"], record["idle_dollars"]) == (1.5, -2)
     assert "engines that take 2 devices share 1, and each counts the whole time" in said.err
     assert "1 rows are unsettled and count as idle" in said.err
-    assert main(["ledger", "idle", "--pool", "cpu", "--until", "1970-01-01T01:00"]) == 0
+    assert main(["ledger", "idle", "--pool", "cpu", "--until", "2026-01-01T01:00"]) == 0
     table = capsys.readouterr().out.split()
     assert table[:3] == ["pool", "device", "paid_hours"]
     assert table[9:] == ["cpu", "cpu", "1", "3", "-2", "3", "2", "6", "-4"]

@@ -185,7 +185,7 @@ def test_the_dead_leave_rows_that_wait_for_whoever_was_asked(tmp_path: Path) -> 
     journal.ask(twice, second)
     journal.ask(cloud, msgspec.structs.replace(ASKED, bill=""))
     journal.shut(delete=False)
-    [(_, entries)] = bury(store, tmp_path / "spool")
+    [entries] = bury(store, tmp_path / "spool").values()
     rows = {entry.number: entry.row for entry in entries}
     assert rows[twice].owed == (msgspec.structs.replace(ASKED, lost=True), second)
     assert (rows[twice].replica, rows[twice].pool, rows[twice].attempts) == ("ours/0", "box", 2)

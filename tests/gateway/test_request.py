@@ -92,7 +92,7 @@ def test_the_worst_case_is_reserved(make: Make) -> None:
     gateway = make(hang, spec=SPEC.replace("timeout_headers: 0.3", "timeout_headers: 30"))
     thread = threading.Thread(target=gateway.post, args=({**BODY, "n": 3},), daemon=True)
     thread.start()
-    gateway.wait_for(lambda: bool(gateway.meter.open))
+    gateway.wait_for(lambda: bool(gateway.upstream.asked))
     (granted,) = gateway.meter.open.values()
     size = len(json.dumps({**BODY, "n": 3}))
     assert granted.worst.tokens == size + 256 + 3 * 16

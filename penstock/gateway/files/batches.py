@@ -329,7 +329,8 @@ class _Sent:
         used = Amounts()
         row.settlement = "settled"
         if self._accepted or not self._known:
-            used, row.settlement, row.device = most, "unsettled", place.device
+            used, row.settlement = most, "unsettled"
+            row.pool, row.device = place.pool, place.device
         # what it is charged in the end is counted then
         door.metrics.ended(row)
         if self._accepted or not self._known:

@@ -124,8 +124,8 @@ def instant(text: str, now: int) -> int:
         when = datetime.fromisoformat(text)
     except ValueError:
         return now - round(seconds(text) * NANO)
-    if not 1970 < when.year < 2262:
-        raise ValueError("it is not between 1971 and 2261")
+    if not 1970 <= when.year < 2262:
+        raise ValueError("it is not between 1970 and 2261")
     return round((when if when.tzinfo else when.replace(tzinfo=UTC)).timestamp() * 1000) * (NANO // 1000)
 
 

@@ -34,6 +34,7 @@ logger = logging.getLogger("penstock.gateway")
 _PREFIX = "{penstock}"
 _DAY = 86_400
 _SLOWEST = 5.0
+_CONNECTIONS = 32
 _UNITS: tuple[Unit, ...] = ("requests", "tokens", "dollars", "device_seconds")
 TIMEOUT = 1.0
 """Seconds until an answer; then it counts as down."""
@@ -82,9 +83,15 @@ class ValkeyCounters:
                 "Counters in Valkey or Redis need their client.", advice='pip install "penstock[redis]"'
             ) from None
         try:
-            self._client: Any = client.Redis.from_url(
-                url, socket_timeout=TIMEOUT, socket_connect_timeout=TIMEOUT, max_connections=256
+            # a burst waits for a connection in place of opening one for each of its requests
+            pool = client.BlockingConnectionPool.from_url(
+                url,
+                max_connections=_CONNECTIONS,
+                timeout=TIMEOUT,
+                socket_timeout=TIMEOUT,
+                socket_connect_timeout=TIMEOUT,
             )
+            self._client: Any = client.Redis.from_pool(pool)
         except ValueError as error:
             raise StartupError(
                 f"The counters' URL cannot be used: {error}.",

@@ -57,7 +57,9 @@ class Hall:
         try:
             while line := await reader.readline():
                 self._heard(_DECODER.decode(line), writer, waits, uses)
-        except (ConnectionError, ValueError) as error:
+        except ConnectionError:
+            pass  # it has died
+        except ValueError as error:
             logger.error("a worker of the gateway is not understood: %s", error)
         finally:
             self._writers.discard(writer)

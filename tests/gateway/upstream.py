@@ -110,7 +110,7 @@ def events(asked: Asked) -> list[bytes]:
     null = {"usage": None} if wanted else {}
     generated = body.get("generated_token_ids", [])
     assert generated == list(range(len(generated)))
-    head = {"id": "chatcmpl-1", "model": "tiny-1"}
+    head = {"id": "chatcmpl-1"}
     out = [
         event({**head, "choices": [{"index": 0, "delta": {"content": token}}], **null})
         for token in TOKENS[len(generated) :]

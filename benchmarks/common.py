@@ -69,10 +69,11 @@ def post(url: str, path: str, body: dict[str, Any]) -> dict[str, Any]:
 def save(name: str, result: dict[str, Any]) -> None:
     """Write results/NAME.json with the machine and the command line."""
     RESULTS.mkdir(exist_ok=True)
+    module = Path(sys.argv[0]).resolve().relative_to(RESULTS.parents[1]).with_suffix("")
     record = {
         "benchmark": name,
         "date": time.strftime("%Y-%m-%d %H:%M:%S UTC", time.gmtime()),
-        "command": f"python -m {' '.join([f'benchmarks.{Path(sys.argv[0]).stem}', *sys.argv[1:]])}",
+        "command": f"python -m {' '.join(['.'.join(module.parts), *sys.argv[1:]])}",
         "machine": describe_machine(),
         **result,
     }

@@ -4,8 +4,8 @@
 
 Closed loop: C connections, each with one request after the other. Open loop: R requests a second, whatever
 the answers do, each on a connection that is free, or on a new one; times count from when a request was due.
-Prints JSON: requests per second, errors, and percentiles of the time to the first byte and of the whole
-answer, in milliseconds.
+Prints JSON: requests per second, errors, percentiles of the time to the first byte and of the whole answer in
+milliseconds, and its own CPU time for a request: where that is near 1 / rate, it is the bottleneck.
 """
 
 from __future__ import annotations
@@ -130,13 +130,16 @@ class Load:
             tasks.append(asyncio.ensure_future(self.one(due)))
         await asyncio.gather(*tasks)
 
-    def result(self, seconds: float) -> dict[str, object]:
+    def result(self, seconds: float, cpu: float, warming: int) -> dict[str, object]:
+        count = sum(self.outcomes.values())
         return {
-            "requests": sum(self.outcomes.values()),
+            "requests": count,
+            "requests_with_warming": count + warming,
             "seconds": round(seconds, 3),
             "per_second": round(self.outcomes["200"] / seconds, 1),
             "outcomes": dict(self.outcomes),
             "failures": self.failures,
+            "load_cpu_us": round(1e6 * cpu / max(1, count)),
             "first_ms": _percentiles(self.first),
             "whole_ms": _percentiles(self.whole),
         }
@@ -153,15 +156,17 @@ def _percentiles(times: list[float]) -> dict[str, float]:
 
 async def main(args: argparse.Namespace) -> None:
     load = Load(args)
-    for _ in range(min(args.warm, args.requests)):
+    warming = min(args.warm, args.requests)
+    for _ in range(warming):
         await load.one(time.perf_counter())
     load.first, load.whole, load.outcomes = [], [], Counter()
-    begin = time.perf_counter()
+    begin, used = time.perf_counter(), time.process_time()
     if args.rate:
         await load.open(args.rate, args.requests)
     else:
         await load.closed(args.concurrency, args.requests)
-    print(json.dumps(load.result(time.perf_counter() - begin)))
+    seconds, used = time.perf_counter() - begin, time.process_time() - used
+    print(json.dumps(load.result(seconds, used, warming)))
 
 
 if __name__ == "__main__":

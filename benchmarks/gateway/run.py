@@ -1,11 +1,20 @@
-"""What the gateway adds, measured: direct and through it, in turns.
+"""What the gateway adds, measured: direct and through it, in turns, and through LiteLLM's proxy.
 
     python -m benchmarks.gateway.run [--requests N] [--rounds R] [--rate R] [--concurrency C]
+                                     [--litellm /path/to/venv/bin/litellm]
 
 A fake upstream, the gateway (keys, limits, meter and ledger on, one worker) and the load are processes of
-their own on one machine. Closed loop: requests per second with C requests at a time. Open loop: what the
-gateway adds to the time to the first byte at a rate that it keeps up with. Beside them the gateway's own CPU
-time for a request, which says more than rates do on a machine that is busy; `busy` is the load average.
+their own on one machine. Loads, plain and streamed (16 chunks):
+
+    closed   C requests at a time: requests per second
+    single   one at a time: what is added to the time to the first byte where nobody waits for anybody
+    open     at a rate that the gateway keeps up with: the same under load (not for LiteLLM, which does not)
+
+Beside them the CPU time of a request in the process that answers and in the load generator (`cpu_us`,
+`load_cpu_us`), which says more than rates do on a machine that is busy; `busy` is the load average. On two
+cores, gateway, upstream and load share them: a rate is a lower bound of what one core of its own would give.
+LiteLLM is `pip install "litellm[proxy]"` in an environment of its own; without PostgreSQL it has no virtual
+keys, budgets and spend logs, so that it does less than the gateway does here.
 """
 
 from __future__ import annotations
@@ -13,74 +22,21 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import signal
-import subprocess
-import sys
+import statistics
 import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
 from benchmarks.common import save
 
-_SPEC = """
-pools: {{box: {{hardware: L4, price_per_hour: 3.60}}}}
-upstreams:
-  ours: {{url: "http://127.0.0.1:{port}", kind: openai, pool: box, models: {{m: {{context: 8192}}}}}}
-routes: {{small: {{targets: [{{model: m, upstream: ours}}]}}}}
-limits:
-  requests_per_minute: 100000000
-  tokens_per_minute: 1000000000000
-  dollars_per_day: 1000000
-  concurrent_requests: 10000
-gateway: {{port: 0}}
-"""
-_TICK = os.sysconf("SC_CLK_TCK")
+from .processes import Running, gateway, litellm, load, upstream, version_of
 
-
-@contextmanager
-def process(*command: str, cwd: str | None = None) -> Iterator[subprocess.Popen[str]]:
-    """A process of ours, ended by SIGTERM."""
-    environment = {**os.environ, "PYTHONPATH": os.getcwd()}
-    started = subprocess.Popen(
-        [sys.executable, "-m", *command],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.DEVNULL,
-        text=True,
-        cwd=cwd,
-        env=environment,
-    )
-    try:
-        yield started
-    finally:
-        started.send_signal(signal.SIGTERM)
-        try:
-            started.communicate(timeout=30)
-        except subprocess.TimeoutExpired:
-            started.kill()
-            started.communicate()
-
-
-def cpu_seconds(pid: int) -> float:
-    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-    return (int(fields[11]) + int(fields[12])) / _TICK
-
-
-def memory(pid: int) -> int:
-    """Resident bytes."""
-    return int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
-
-
-def load(*arguments: str) -> dict[str, Any]:
-    done = subprocess.run(
-        [sys.executable, "-m", "benchmarks.gateway.load", *arguments],
-        capture_output=True,
-        text=True,
-        check=True,
-    )
-    result: dict[str, Any] = json.loads(done.stdout)
-    return result
+_WARMING = 200
+"""Requests to everybody before the first that count."""
+_SINGLE = 10
+"""Requests one at a time are fewer by this."""
 
 
 def main() -> None:
@@ -89,37 +45,84 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--rate", type=float, default=200.0)
     parser.add_argument("--concurrency", type=int, default=100)
-    parser.add_argument("--gap", type=float, default=0.005)
+    parser.add_argument("--gap", type=float, default=0.005, help="seconds between two chunks")
+    parser.add_argument("--litellm", help="its command")
+    parser.add_argument("--litellm-requests", type=int, default=1000)
     args = parser.parse_args()
     runs: list[dict[str, Any]] = []
-    with (
-        tempfile.TemporaryDirectory() as folder,
-        process("benchmarks.gateway.upstream", "--gap", str(args.gap)) as upstream,
-    ):
-        assert upstream.stdout is not None
-        direct = upstream.stdout.readline().strip()
-        (Path(folder) / "penstock.yaml").write_text(_SPEC.format(port=direct))
-        with process("penstock", "gateway", cwd=folder) as gateway:
-            assert gateway.stdout is not None
-            url, key = (gateway.stdout.readline().split()[-1] for _ in range(2))
-            through = ["--port", url.removesuffix("/v1").rpartition(":")[2], "--key", key]
-            begun = memory(gateway.pid)
-            for number in range(args.rounds):
-                for stream in ([], ["--stream"]):
-                    closed = ["--concurrency", str(args.concurrency)]
-                    for how, shape in (("closed", closed), ("open", ["--rate", str(args.rate)])):
-                        for name, where in (("direct", ["--port", direct]), ("gateway", through)):
-                            before = cpu_seconds(gateway.pid)
-                            result = load(*where, *shape, *stream, "--requests", str(args.requests))
-                            used = cpu_seconds(gateway.pid) - before
-                            result |= {"round": number, "loop": how, "stream": bool(stream), "path": name}
-                            result["busy"] = os.getloadavg()[0]
-                            if name == "gateway":
-                                result["cpu_us"] = round(1e6 * used / (result["requests"] + 20))
-                            runs.append(result)
-                            print(json.dumps(result), flush=True)
-            print(f"resident memory: {begun >> 20} MiB at first, {memory(gateway.pid) >> 20} MiB at the end")
-    save("gateway", {"arguments": vars(args), "runs": runs})
+    with ExitStack() as stack:
+        folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
+        direct = stack.enter_context(upstream(args.gap))
+        paths: dict[str, Running] = {"direct": direct}
+        paths["gateway"] = stack.enter_context(gateway(direct.port, folder))
+        if args.litellm:
+            paths["litellm"] = stack.enter_context(litellm(args.litellm, direct.port, folder))
+        for running in paths.values():  # code that runs for the first time is slow, LiteLLM's above all
+            for stream in ([], ["--stream"]):
+                load(running, "--requests", str(_WARMING), "--concurrency", "10", *stream)
+        memory = {name: running.memory for name, running in paths.items()}
+        for number in range(args.rounds):
+            for stream in (False, True):
+                for shape in ("closed", "single", "open"):
+                    for name, running in paths.items():
+                        if shape == "open" and name == "litellm":
+                            continue
+                        count = args.litellm_requests if name == "litellm" else args.requests
+                        runs.append(_run(running, shape, count, args, stream=stream))
+                        runs[-1] |= {"path": name, "round": number}
+                        print(json.dumps(runs[-1]), flush=True)
+        grown = {name: [memory[name], running.memory] for name, running in paths.items()}
+    found = list(_summary(runs, list(paths)))
+    print(*found, sep="\n")
+    versions = {"litellm": version_of(args.litellm)} if args.litellm else {}
+    result = {"arguments": vars(args), **versions, "summary": found, "memory_bytes": grown, "runs": runs}
+    save("gateway", result)
+
+
+def _run(where: Running, shape: str, count: int, args: argparse.Namespace, *, stream: bool) -> dict[str, Any]:
+    how = ["--rate", str(args.rate)] if shape == "open" else ["--concurrency", str(args.concurrency)]
+    if shape == "single":
+        how, count = ["--concurrency", "1"], max(1, count // _SINGLE)
+    result = load(where, *how, *(["--stream"] if stream else []), "--requests", str(count))
+    return result | {"loop": shape, "stream": stream, "busy": round(os.getloadavg()[0], 2)}
+
+
+def _summary(runs: list[dict[str, Any]], paths: list[str]) -> Iterable[str]:
+    """Medians of the rounds, and what they are to one another."""
+
+    def median(path: str, shape: str, stream: bool, *names: str) -> float:
+        values = []
+        for run in runs:
+            if (run["path"], run["loop"], run["stream"]) == (path, shape, stream):
+                value: Any = run
+                for name in names:
+                    value = value.get(name, float("nan"))
+                values.append(value)
+        return statistics.median(values)
+
+    for stream in (False, True):
+        kind = "streamed" if stream else "plain"
+        for path in paths:
+            rate = median(path, "closed", stream, "per_second")
+            line = f"{kind}, closed, {path}: {rate:.0f} requests/s"
+            if path != "direct":
+                line += f", {median(path, 'closed', stream, 'cpu_us'):.0f} us of CPU each"
+            yield line
+        if "litellm" in paths:
+            ratio = median("gateway", "closed", stream, "per_second")
+            ratio /= median("litellm", "closed", stream, "per_second")
+            yield f"{kind}, closed: the gateway has {ratio:.1f} times LiteLLM's rate"
+        for shape in ("single", "open"):
+            for path in paths[1:]:
+                if shape == "open" and path == "litellm":
+                    continue
+                added = [
+                    median(path, shape, stream, "first_ms", p)
+                    - median("direct", shape, stream, "first_ms", p)
+                    for p in ("p50", "p99")
+                ]
+                added_ms = f"{added[0]:+.2f} ms at p50, {added[1]:+.2f} at p99"
+                yield f"{kind}, {shape}, {path}: to the first byte {added_ms}"
 
 
 if __name__ == "__main__":

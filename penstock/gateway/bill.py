@@ -1,6 +1,7 @@
 """What a request is charged: the row's last figures, and the amounts that the meter counts.
 
 told       the upstream's usage                                          settled
+together   what several engines did of one answer                        settled, or estimated
 not told   a stream's events, and the prompt's bytes; the station's time estimated
 unknown    asked, and gone before anything came back                     unsettled, at its reservation
 nothing    refused, or nobody answered                                   settled, at zero
@@ -9,6 +10,11 @@ late       the engine's final bill, after the row was written            settled
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from msgspec.structs import replace
+
 from penstock.spec.model import Price
 
 from .policy.amounts import NANO, Amounts
@@ -16,10 +22,30 @@ from .policy.price import Pace, TokenPrice, Used, by_device, by_tokens
 from .policy.routes import Place, Way
 from .records import Asked, Rate, Row
 from .relay import Exchange
+from .stations import Station
 from .usage import Tally
 
 _BYTES_PER_TOKEN = 4
 """Of prompts, where nobody has counted."""
+
+
+@dataclass(slots=True)
+class Part:
+    """What one engine did of an answer that another one went on with."""
+
+    station: Station
+    asked: Asked
+    tally: Tally
+    """As far as it has said, or its bill does."""
+    tokens: int
+    """That the client got of it."""
+    shared: float = 0.0
+    """Seconds of the station that processor sharing gives the request."""
+
+    @property
+    def owed(self) -> Asked:
+        """Who may still send its bill, with what is charged until then."""
+        return replace(self.asked, part=round(self.shared * NANO) * self.asked.devices)
 
 
 def worst(places: tuple[Place, ...], used: dict[Place, Used], paces: dict[Place, Pace]) -> Amounts:
@@ -47,6 +73,7 @@ def settle(
     reserved: Amounts,
     prompt_bytes: int,
     shared: float,
+    earlier: Sequence[Part] = (),
 ) -> Amounts:
     """Fill in a row's figures; returns what is counted.
 
@@ -54,8 +81,11 @@ def settle(
         place: that answered, or was asked last; None where nobody was.
         prompt_bytes: length of the request's body.
         shared: seconds of the station that processor sharing gives the request.
+        earlier: what other engines did of it, before the last one that was asked.
     """
     tally = exchange.tally
+    if earlier and place is not None:
+        return _settle_together(row, way, place, exchange, shared, earlier)
     if place is None or not exchange.asked or exchange.refused or is_nothing(row, exchange):
         row.settlement = "settled"
         return Amounts()
@@ -72,6 +102,25 @@ def settle(
         tally.output = max(tally.output, tally.events)
     complete = tally.told and tally.final
     row.settlement = "settled" if complete else "estimated"
+    return _charge(row, place, way.comparator, tally, shared)
+
+
+def _settle_together(
+    row: Row, way: Way, place: Place, exchange: Exchange, shared: float, earlier: Sequence[Part]
+) -> Amounts:
+    """The client got each token once, of one prompt; the engines' times add up."""
+    first, last = earlier[0].tally, exchange.tally
+    tally = Tally(input=first.input, cached=first.cached, output=sum(part.tokens for part in earlier))
+    told = [part.tally.device_seconds for part in earlier]
+    seconds = [part.shared for part in earlier]
+    if exchange.asked:
+        tally.output += last.output if last.final else max(last.output, last.events)
+        told.append(last.device_seconds)
+        seconds.append(shared)
+    if None not in told:
+        tally.device_seconds = sum(each or 0 for each in told)
+    shared = sum(more if each is None else each / NANO for each, more in zip(told, seconds, strict=True))
+    row.settlement = "estimated" if None in told else "settled"
     return _charge(row, place, way.comparator, tally, shared)
 
 
@@ -110,8 +159,14 @@ def late(row: Row, asked: Asked, tally: Tally) -> Amounts | None:
     if asked.lost:
         row.lost_device_seconds += (tally.device_seconds or 0) * asked.devices
         return None
-    row.settlement = "settled"
-    return _charge(row, asked, asked.comparator, tally, 0.0)
+    if asked.part is not None:  # the client's tokens stay, and the other engines' time
+        others = ((row.device_seconds or 0) - asked.part) // asked.devices
+        seconds = others + (tally.device_seconds or 0)
+        tally = Tally(row.input_tokens, row.output_tokens, row.cached_tokens, seconds)
+    used = _charge(row, asked, asked.comparator, tally, 0.0)
+    waits = any(each.part is not None for each in row.owed)
+    row.settlement, row.device_seconds_estimated = "estimated" if waits else "settled", waits
+    return used
 
 
 def give_up(row: Row, asked: Asked) -> None:

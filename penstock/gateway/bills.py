@@ -38,6 +38,8 @@ _INTERVAL = 1.0
 """Seconds between two looks at a feed, while nobody waits."""
 _SOON = 0.2
 """The same while somebody does."""
+_FIRST = 1.0
+"""Seconds that the first request to a station waits at most until that says where its feed is."""
 _DOUBT = 1.0
 """Seconds that somebody waits until the engine is asked whether it knows of the request at all."""
 _IDS = 50
@@ -108,9 +110,16 @@ class Bills(Beside):
         self._kept: OrderedDict[tuple[Station, str], _Bill] = OrderedDict()
         self._wanted = asyncio.Event()
 
-    def cursor(self, station: Station) -> str:
-        """The end of a station's feed, as far as it is known: bills of what it is asked now are behind it."""
-        return self._cursors.get(station, "")
+    async def cursor(self, station: Station) -> str:
+        """The end of a station's feed, as far as it is known: bills of what it is asked now are behind it.
+        Only who asks a station first waits for it to say; empty where it does not, or sends no bills."""
+        cursor = self._cursors.get(station)
+        if cursor is None and station.trusted:
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(_FIRST):
+                    await self._learn(station)
+            cursor = self._cursors.setdefault(station, "")
+        return cursor or ""
 
     async def fill(self, tally: Tally, station: Station, asked: Asked) -> bool:
         """Wait for a request's bill, and put it into `tally`; false if it does not come."""
@@ -198,17 +207,24 @@ class Bills(Beside):
                     answer = NOTHING
                 self._tell(station, id, answer)
 
+    async def _learn(self, station: Station) -> None:
+        """Where its feed ends. What is before that is of nobody who could ask here."""
+        with _unanswered():
+            page = await self._page(station, "id=-")
+            if page is not None and not self._cursors.get(station):
+                self._cursors[station] = page.next
+
     async def _read(self, station: Station) -> None:
         """All that is new at one station. One that does not answer is asked again the next time."""
+        if not self._cursors.get(station):
+            await self._learn(station)
+            return
         with _unanswered():
             while True:
-                cursor = self._cursors.get(station)
-                page = await self._page(
-                    station, f"limit={_PAGE}" + ("" if cursor is None else f"&after={cursor}")
-                )
+                page = await self._page(station, f"limit={_PAGE}&after={self._cursors[station]}")
                 if page is None:
                     return
-                if page.lost and cursor is not None:
+                if page.lost:
                     logger.warning("%s: %d bills are lost; their rows stay unsettled", station.id, page.lost)
                 self._cursors[station] = page.next
                 for bill in page.data:
@@ -221,6 +237,8 @@ class Bills(Beside):
 
     async def _page(self, station: Station, query: str) -> _Page | None:
         async with station.request("GET", f"/v1/bills?{query}", once=True, timeout=_TIMEOUT) as response:
+            if response.status not in (200, 401, 403, 404):
+                return None
             if response.status != 200:
                 station.trusted = False
                 logger.error(

@@ -15,7 +15,7 @@ import logging
 import random
 import secrets
 import time
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Iterator
 from typing import Any
 
 from msgspec.json import encode
@@ -29,9 +29,11 @@ from penstock.http.exchange import ClientGone, until_disconnect
 from penstock.spec.model import Spec
 
 from . import quota
+from .admin import Admin
 from .bills import Bills
 from .endpoints import Endpoint
 from .envelope import Envelope
+from .files.pages import Files
 from .fleet import Fleet
 from .hooks import Hooks, Verdict
 from .keys import Keys
@@ -44,6 +46,7 @@ from .probes import Prober
 from .request import Caller, Request
 from .stations import Station, Stations
 from .tasks import Beside
+from .tracing import SPAN, Tracing
 
 logger = logging.getLogger("penstock.gateway")
 
@@ -92,10 +95,14 @@ class Door:
         self.entitlements = Entitlements(spec)
         self.metrics = metrics or Metrics()
         self.monotonic, self.wall, self.draw = monotonic, wall, draw
+        self.admin: Admin | None = None
+        self.tracing: Tracing | None = None
         self.prober = Prober(stations, monotonic)
         self.bills = Bills(stations, self.metrics)
         self.beside: list[Beside] = [self.prober, self.bills]
         """What runs beside requests."""
+        self.files: Files | None = None
+        """Files and batches, which need a ledger in a database."""
         self._running: set[asyncio.Task[None]] = set()
         self._behind: set[asyncio.Task[None]] = set()
         self._draining = False
@@ -145,7 +152,7 @@ class Door:
             way = self.book.find(
                 envelope.model, caller.headers, caller.tags, principal.team, principal.routes
             )
-            scope["request_id"] = _row_id(scope["client_request_id"])
+            scope["request_id"] = self.new_id(scope)
             verdict = None
             if self.hooks.wants("before", way.name):
                 verdict = await self._before(scope["request_id"], way, body, envelope, caller)
@@ -160,21 +167,33 @@ class Door:
         request.row.at = arrived
         request.started = started
         request.previous = previous
+        request.span = scope.get(SPAN)
         if verdict is not None:
             request.notes += verdict.notes
             request.refusal = verdict.refusal
+        with self.under_way():
+            try:
+                await until_disconnect(receive, request.run())
+            except LimitReached as error:
+                self.metrics.refused(error.code or "")
+                await send_error(send, error, quota.refusal(error, self.wall()), body=endpoint.error)
+
+    @contextlib.contextmanager
+    def under_way(self) -> Iterator[None]:
+        """Around each request: a door that closes waits for it."""
         task = asyncio.current_task()
         assert task is not None
         self._running.add(task)
         try:
-            await until_disconnect(receive, request.run())
-        except LimitReached as error:
-            self.metrics.refused(error.code or "")
-            await send_error(send, error, quota.refusal(error, self.wall()), body=endpoint.error)
+            yield
         finally:
             self._running.discard(task)
             if not self._running:
                 self._idle.set()
+
+    def new_id(self, scope: Scope) -> str:
+        """Of a row; it begins with the client's own."""
+        return _row_id(scope["client_request_id"])
 
     async def _before(self, id: str, way: Way, body: bytes, envelope: Envelope, caller: Caller) -> Verdict:
         """What hooks say of a request."""
@@ -271,9 +290,13 @@ class Door:
         for task in self._behind:
             task.cancel()
         await asyncio.gather(*self._behind, return_exceptions=True)
+        if self.admin is not None:
+            self.admin.close()
         await self.hooks.close()
         await self.meter.close()
         await self.stations.close()
+        if self.tracing is not None:
+            await self.tracing.close()
 
 
 async def _quietly(request: Request) -> None:

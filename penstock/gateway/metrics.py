@@ -35,6 +35,10 @@ ATTEMPTS_FAILED = Metric(
     "penstock:gateway_attempts_failed", Kind.COUNTER, "Attempts at an upstream that failed, by fault.",
     ("upstream", "fault"),
 )  # fmt: skip
+STREAMS_RESUMED = Metric(
+    "penstock:gateway_streams_resumed", Kind.COUNTER,
+    "Streams that broke and went on at another replica, by how often.", ("upstream",),
+)  # fmt: skip
 BILLS = Metric(
     "penstock:gateway_bills", Kind.COUNTER,
     "Final bills of engines that did not come in time (overdue); and of these, or of workers that died: "
@@ -78,8 +82,9 @@ ENGINE_RESTARTS = Metric(
 )  # fmt: skip
 
 METRICS = (
-    *(REQUESTS, REFUSALS, IN_FLIGHT, ATTEMPTS_FAILED, BILLS, INPUT_TOKENS, OUTPUT_TOKENS, CACHED_TOKENS),
-    *(DEVICE_SECONDS, DOLLARS, TIME_TO_FIRST_BYTE, LATENCY, WAITED, STATION_IN_FLIGHT, STATION_WEIGHT),
+    *(REQUESTS, REFUSALS, IN_FLIGHT, ATTEMPTS_FAILED, STREAMS_RESUMED, BILLS),
+    *(INPUT_TOKENS, OUTPUT_TOKENS, CACHED_TOKENS, DEVICE_SECONDS, DOLLARS),
+    *(TIME_TO_FIRST_BYTE, LATENCY, WAITED, STATION_IN_FLIGHT, STATION_WEIGHT),
     *(ENGINE_READY, ENGINE_RESTARTS),
 )
 
@@ -113,6 +118,10 @@ class Metrics:
         """An attempt came to nothing."""
         self._count(ATTEMPTS_FAILED, 1, upstream, fault)
 
+    def resumed(self, upstream: str) -> None:
+        """Another replica went on with a stream."""
+        self._count(STREAMS_RESUMED, 1, upstream)
+
     def bill(self, upstream: str, outcome: Literal["overdue", "late", "lost"]) -> None:
         """A bill was not there with the end of its request."""
         self._count(BILLS, 1, upstream, outcome)
@@ -137,6 +146,18 @@ class Metrics:
         """A request has its final row."""
         where = (row.route, row.upstream)
         self._count(REQUESTS, 1, *where, str(row.status), row.end)
+        self.billed(row)
+        for metric, span in (
+            (TIME_TO_FIRST_BYTE, row.first_byte),
+            (LATENCY, row.total),
+            (WAITED, row.waited),
+        ):
+            if span is not None:
+                self._observe(metric, span / NANO, *where)
+
+    def billed(self, row: Row) -> None:
+        """What a request has used is known; of a batch that is long after its end."""
+        where = (row.route, row.upstream)
         for metric, amount in (
             (INPUT_TOKENS, row.input_tokens),
             (OUTPUT_TOKENS, row.output_tokens),
@@ -146,13 +167,6 @@ class Metrics:
         ):
             if amount:
                 self._count(metric, amount, *where)
-        for metric, span in (
-            (TIME_TO_FIRST_BYTE, row.first_byte),
-            (LATENCY, row.total),
-            (WAITED, row.waited),
-        ):
-            if span is not None:
-                self._observe(metric, span / NANO, *where)
 
     def _count(self, metric: Metric, amount: float, *labels: str) -> None:
         series = self._bound.get((metric.name, *labels))

@@ -56,6 +56,9 @@ class Asked(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """What the engine calls it; empty where it sends no bills."""
     after: str = ""
     """Where the engine's feed was before: the bill is behind it. Empty where that is not known."""
+    part: int | None = None
+    """Nanoseconds times devices that its row is charged for it by estimate, where other engines made the rest
+    of the answer. The bill replaces that, and nothing else."""
     lost: bool = False
     """It failed, and its answer is not the row's: its device time is nobody's."""
 

@@ -17,6 +17,7 @@ import aiohttp
 from yarl import URL
 
 from penstock.core.errors import StartupError
+from penstock.http.client import Answer, Client
 from penstock.spec.model import Spec, Upstream
 
 from .fleet import Fleet, Replica
@@ -70,6 +71,7 @@ class Station:
         self.kv_usage = 0.0
         self.reported_at = float("-inf")
         self._headers = dict(headers)
+        self._client = Client(url, headers, timeout=self.timeout_connect, keep_alive=_KEEP_ALIVE)
         self._urls: dict[str, URL] = {}
         self._session: aiohttp.ClientSession | None = None
 
@@ -90,8 +92,12 @@ class Station:
             matched=self.prefixes.match(hashes) if hashes else 0,
         )
 
+    def ask(self, path: str, body: bytes, headers: Mapping[str, str]) -> Answer:
+        """A POST that is relayed, as a context manager; `path` is the gateway's own word."""
+        return self._client.request("POST", path, body, headers)
+
     def request(self, method: str, path: str, *, once: bool = False, **options: Any) -> Any:
-        """aiohttp's context manager of one exchange.
+        """aiohttp's context manager of one exchange, for what is not asked for by the thousand.
 
         Args:
             path: the gateway's own word; nothing of it comes from a client unchecked.
@@ -120,6 +126,7 @@ class Station:
 
     async def close(self) -> None:
         """End its connections."""
+        await self._client.close()
         if self._session is not None:
             await self._session.close()
 

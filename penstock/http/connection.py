@@ -30,6 +30,7 @@ from uvicorn.server import ServerState
 
 from penstock.core.errors import PenstockError
 
+from .cycle import Cycle
 from .errors import (
     HeadersTooLarge,
     MalformedRequest,
@@ -223,6 +224,7 @@ class Connection(HttpToolsProtocol):
 
     def _start_asgi_task(self, cycle: RequestResponseCycle, app: ASGIApp) -> None:  # type: ignore[override]
         self._answering = cycle
+        cycle.__class__ = Cycle  # uvicorn makes its own, by name
         super()._start_asgi_task(cycle, app)  # type: ignore[arg-type]
 
     # ---- limits ----

@@ -16,7 +16,7 @@ import contextlib
 import logging
 import signal
 import socket
-from collections.abc import Callable, Generator, Mapping
+from collections.abc import Callable, Generator, Mapping, Sequence
 from typing import Protocol
 
 import uvicorn
@@ -85,6 +85,7 @@ async def serve(
     handle_signals: bool = True,
     on_actions: Callable[[Actions], None] | None = None,
     peers: Peers | None = None,
+    beside: Sequence[tuple[Server, socket.socket]] = (),
 ) -> int:
     """Serve until a signal or the worker's death. Returns the exit status: 0 after a complete drain, else 1.
 
@@ -96,14 +97,20 @@ async def serve(
         handle_signals: SIGTERM and SIGINT drain; needs the main thread.
         on_actions: told what each signal does, where somebody else hears of them.
         peers: other processes that accept on the same socket.
+        beside: servers that listen on sockets of their own, until the worker is closed.
     """
     server = Server(app, config, on_started=on_started, peers=peers)
     lifecycle = Lifecycle(server, worker, name, config.shutdown_timeout)
     loop = asyncio.get_running_loop()
+
+    def reload() -> None:
+        for each in (server, *(other for other, _ in beside)):
+            each.reload()
+
     actions: Actions = {
         signal.SIGTERM: lifecycle.stop,
         signal.SIGINT: lifecycle.stop,
-        signal.SIGHUP: server.reload,
+        signal.SIGHUP: reload,
     }
     signals = actions if handle_signals else {}
     for number, action in signals.items():
@@ -111,6 +118,7 @@ async def serve(
     if on_actions is not None:
         on_actions(actions)
     watching = asyncio.create_task(lifecycle.watch())
+    others = [loop.create_task(other.serve(sockets=[its])) for other, its in beside]
     try:
         await server.serve(sockets=[sock])
     except OSError as error:  # someone else has begun to listen since bind
@@ -121,6 +129,9 @@ async def serve(
             loop.remove_signal_handler(number)
         watching.cancel()
         await lifecycle.finish()
+        for other, _ in beside:
+            other.should_exit = True
+        await asyncio.gather(*others, return_exceptions=True)
         await worker.close()
     return lifecycle.exit_status
 

@@ -3,6 +3,7 @@
     X-Penstock-Tenant         whose request it is              from a key of --gateway-key only
     X-Penstock-Class          realtime, or background          likewise
     X-Penstock-Stream-Tokens  1: ids of a stream's tokens come along, in comments that clients do not see
+                                 (: prompt COUNT CACHED, once, and : tokens ID,ID,… before each chunk)
     generated_token_ids       (a field) what another engine had generated: the answer goes on behind it
 
 A stream whose engine is lost goes on at another one with the ids of its comments: greedy or seeded, the text

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
 from contextlib import asynccontextmanager
@@ -359,6 +360,33 @@ def test_redis_that_lost_its_memory_begins_with_the_ledgers_sums(servers: dict[s
         assert await take(counters, [PER_DAY], dollars=31) is None
         assert await take(counters, [PER_DAY], dollars=30) is not None
         await counters.close()
+
+    run(body)
+
+
+def test_redis_learns_of_rows_that_were_settled_later(servers: dict[str, str]) -> None:
+    """A budget that it does not know is not made of a correction: it begins with the ledger's sum."""
+
+    async def body() -> None:
+        from redis.asyncio import Redis
+
+        async def known(_: str) -> int:
+            return 100
+
+        client = Redis.from_url(servers["redis"])
+        await client.flushall()
+        await client.aclose()
+        counters = ValkeyCounters(servers["redis"], "w", known=lambda id: asyncio.ensure_future(known(id)))
+        ticket = await counters.reserve([PER_DAY], Amounts(dollars=1))
+        [id] = ticket.charged
+        await counters.corrected({id: -70, id.replace("t", "x", 1): 5})
+        assert await take(counters, [PER_DAY], dollars=970) is None
+        assert await take(counters, [PER_DAY], dollars=969) is not None
+        other = dataclasses.replace(PER_DAY, scope=PER_DAY.scope.replace("t", "x", 1))
+        assert await take(counters, [other], dollars=901) is None
+        assert await take(counters, [other], dollars=900) is not None
+        await counters.close()
+        await counters.corrected({id: 1})  # told in the log, and nothing else
 
     run(body)
 

@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 import sqlalchemy as sa
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from penstock.gateway.ledger.schema import accounts, ledger, metadata
+from penstock.gateway.ledger.schema import accounts, ledger, metadata, workers
 from penstock.gateway.ledger.store import Entry, Position, Store
 from penstock.gateway.policy.amounts import Amounts
 from penstock.gateway.records import Asked, Rate, Row
@@ -106,16 +106,27 @@ def test_what_breaks_in_the_middle_changes_nothing(store: Store) -> None:
     assert len(store.owed(0, 10)) == 2
 
 
-@settings(max_examples=20, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@pytest.fixture(scope="module")
+def emptied(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Store]:
+    """One for many examples, each of which empties it."""
+    store = Store(f"sqlite:///{tmp_path_factory.mktemp('ledger') / 'ledger.db'}")
+    store.open()
+    yield store
+    store.close()
+
+
+@settings(max_examples=20, deadline=None)
 @given(
     reserved=st.lists(st.integers(0, 10**12), min_size=1, max_size=6),
     ended=st.lists(st.tuples(st.integers(0, 5), st.integers(0, 10**12), st.booleans()), max_size=12),
 )
 def test_the_accounts_are_the_rows_whatever_is_settled(
-    tmp_path_factory: pytest.TempPathFactory, reserved: list[int], ended: list[tuple[int, int, bool]]
+    emptied: Store, reserved: list[int], ended: list[tuple[int, int, bool]]
 ) -> None:
-    store = Store(f"sqlite:///{tmp_path_factory.mktemp('ledger') / 'ledger.db'}")
-    store.open()
+    store = emptied
+    with store.writing() as connection:
+        for table in (ledger, accounts, workers):
+            connection.execute(table.delete())
     store.register("w")
     written(store, *(waiting(number, amount) for number, amount in enumerate(reserved)))
     for number, amount, repeated in ended:
@@ -125,4 +136,3 @@ def test_the_accounts_are_the_rows_whatever_is_settled(
         rows = connection.execute(sa.select(ledger.c.charged)).scalars().all()
     sums = {id: sum(row[id] for row in rows) for id in (DAY, TIME)}
     assert used(store) == sums
-    store.close()

@@ -127,7 +127,9 @@ def stream(served: LiveServer, body: dict[str, Any]) -> list[tuple[list[int], st
     """(token ids of the comment, text) of each event with text, [DONE] checked."""
     headers = {**CLIENT, "X-Penstock-Stream-Tokens": "1"}
     answer = served.post("/v1/completions", {"model": MODEL, "prompt": "Hi", "stream": True, **body}, headers)
-    *events, done, nothing = answer.body.decode().split("\n\n")
+    prompt, whole = answer.body.decode().split("\n", 1)
+    assert prompt == ": prompt 2 0"
+    *events, done, nothing = whole.split("\n\n")
     assert (done, nothing) == ("data: [DONE]", "")
     told = []
     for event in events:

@@ -4,6 +4,7 @@
     paid ──── when the devices of a pool were paid for (idle.py)
     accounts ─┬─ leases ─── workers      the limits' counters (policy/leases.py)
     keys      └─ used = Σ of the rows that were charged to it
+    objects ── files and batches that upstreams keep, with whose they are
 
 migrations/ makes them; a test compares the two.
 """
@@ -23,6 +24,7 @@ from sqlalchemy import (
     MetaData,
     Table,
     Text,
+    text,
 )
 
 metadata = MetaData(
@@ -175,6 +177,29 @@ keys = Table(
     Column("created", BigInteger, nullable=False),
     Column("expires", BigInteger),
     Column("revoked", BigInteger),
+)
+
+objects = Table(
+    "objects",
+    metadata,
+    Column("replica", Text, primary_key=True),
+    Column("id", Text, primary_key=True),  # the upstream's
+    Column("kind", Text, nullable=False),  # file, batch
+    Column("key_id", Text, nullable=False),
+    _text("purpose"),  # of a file
+    Column("created", BigInteger, nullable=False),
+    Column("expires", BigInteger),
+    _text("state"),  # of a batch: asked, running, over
+    _count("checked"),  # when its upstream was last asked about it
+    Column("body", LargeBinary, nullable=False),  # what the upstream said of it last, JSON
+    Column("about", LargeBinary, nullable=False),  # what the gateway knows of it, JSON
+)
+Index("ix_objects_key_id_kind_created", objects.c.key_id, objects.c.kind, objects.c.created)
+Index(
+    "ix_objects_checked",
+    objects.c.checked,
+    sqlite_where=text("state IN ('asked', 'running')"),
+    postgresql_where=text("state IN ('asked', 'running')"),
 )
 
 meta = Table(

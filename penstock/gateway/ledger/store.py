@@ -96,6 +96,15 @@ class Store:
         marks = ", ".join(["?" if self._sqlite else "%s"] * len(COLUMNS))
         self._append_sql = f"INSERT INTO ledger ({names}) VALUES ({marks}) ON CONFLICT DO NOTHING"
         self.insert: Any = sqlite.insert if self._sqlite else postgresql.insert
+        # made once: each takes a millisecond, and what it was made of is left to the garbage collector
+        charge, grant = self.insert(accounts), self.insert(leases)
+        self._charging = charge.on_conflict_do_update(
+            index_elements=["id"], set_={"used": accounts.c.used + charge.excluded.used}
+        )
+        self._granting = grant.on_conflict_do_update(
+            index_elements=["account", "worker"],
+            set_={name: grant.excluded[name] for name in ("granted", "touched", "wanted_since")},
+        )
 
     def open(self) -> None:
         """Reach the database and bring its tables up to date. Raises StartupError."""
@@ -160,19 +169,7 @@ class Store:
                 grants.append(grant)
                 row = {"account": ask.id, "worker": worker, "granted": grant.granted, "touched": ask.heard}
                 rows.append({**row, "wanted_since": since})
-            statement = self.insert(leases)
-            given = statement.excluded
-            connection.execute(
-                statement.on_conflict_do_update(
-                    index_elements=["account", "worker"],
-                    set_={
-                        "granted": given.granted,
-                        "touched": given.touched,
-                        "wanted_since": given.wanted_since,
-                    },
-                ),
-                rows,
-            )
+            connection.execute(self._granting, rows)
         return grants
 
     def charged(self, account: str) -> int:
@@ -180,6 +177,19 @@ class Store:
         with self.reading() as connection:
             found = connection.execute(sa.select(accounts.c.used).where(accounts.c.id == account))
             return found.scalar_one_or_none() or 0
+
+    def booked(self, ids: Sequence[str]) -> dict[str, tuple[int, int]]:
+        """Of each of these accounts that there is: what it has counted for good, and what workers hold of it
+        for requests that are under way or to come."""
+        held = sa.func.coalesce(sa.func.sum(leases.c.granted), 0)
+        query = (
+            sa.select(accounts.c.id, accounts.c.used, held)
+            .outerjoin(leases, leases.c.account == accounts.c.id)
+            .where(accounts.c.id.in_(ids))
+            .group_by(accounts.c.id, accounts.c.used)
+        )
+        with self.reading() as connection:
+            return {id: (used, int(granted)) for id, used, granted in connection.execute(query)}
 
     def position(self, worker: str) -> tuple[Position, bool]:
         """How far a worker's journal is in the ledger, and whether that is all of it."""
@@ -196,22 +206,19 @@ class Store:
         that this is the end. Returns what was added to the accounts. Raises Moved."""
         charged = sums(entries)
         with self.writing(durable=bool(entries)) as connection:
-            moved: dict[str, Any] = {"segment": end.segment, "offset": end.offset}
-            if last:
-                moved |= {"done": True, "gone": sa.func.coalesce(workers.c.gone, self.now(connection))}
-            here = sa.and_(
-                workers.c.id == worker,
-                workers.c.segment == begin.segment,
-                workers.c.offset == begin.offset,
-                sa.not_(workers.c.done),
-            )
-            if connection.execute(workers.update().where(here).values(moved)).rowcount != 1:
+            moved: dict[str, Any] = {"b_segment": end.segment, "b_offset": end.offset}
+            here = {"b_worker": worker, "b_from_segment": begin.segment, "b_from": begin.offset}
+            if connection.execute(_MOVE, {**here, **moved}).rowcount != 1:
                 raise Moved(self.position(worker)[0])
             if entries:
                 self._append(connection, worker, entries)
             self._charge(connection, charged)
             self._shrink(connection, worker, charged)
             if last:
+                gone = sa.func.coalesce(workers.c.gone, self.now(connection))
+                connection.execute(
+                    workers.update().where(workers.c.id == worker).values(done=True, gone=gone)
+                )
                 ended = sa.select(accounts.c.id).where(accounts.c.window != "minute")
                 connection.execute(
                     leases.delete().where(leases.c.worker == worker, leases.c.account.in_(ended))
@@ -330,13 +337,8 @@ class Store:
         """Amounts enter the accounts, or leave them where they are negative."""
         if not charged:
             return
-        statement = self.insert(accounts)
-        connection.execute(
-            statement.on_conflict_do_update(
-                index_elements=["id"], set_={"used": accounts.c.used + statement.excluded.used}
-            ),
-            [{**_account(id), "used": amount} for id, amount in sorted(charged.items())],  # as all lock them
-        )
+        ordered = sorted(charged.items())  # as everybody locks them
+        connection.execute(self._charging, [{**_account(id), "used": amount} for id, amount in ordered])
 
     def _shrink(self, connection: sa.Connection, worker: str, charged: Mapping[str, int]) -> None:
         """What has entered the accounts is no longer a worker's to lease."""
@@ -356,6 +358,16 @@ class Store:
         connection.execute(leases.delete().where(leases.c.account.in_(past)))
 
 
+_MOVE = (
+    workers.update()
+    .where(
+        workers.c.id == sa.bindparam("b_worker"),
+        workers.c.segment == sa.bindparam("b_from_segment"),
+        workers.c.offset == sa.bindparam("b_from"),
+        sa.not_(workers.c.done),
+    )
+    .values(segment=sa.bindparam("b_segment"), offset=sa.bindparam("b_offset"))
+)
 _USED = (
     sa.select(accounts.c.id, accounts.c.used)
     .where(accounts.c.id.in_(sa.bindparam("ids", expanding=True)))

@@ -1,6 +1,7 @@
 """What a request costs, and what it may cost at most. Integers, rounded to the nearest nanodollar, half up.
 
 by tokens    (input - cached) * input + cached * cached_input + output * output, each for `per` tokens
+batches      the same, times what they pay of it
 by device    price of a device and hour / 3600 s * device-seconds
 comparator   by the tokens of the same request, at a cloud's price
 """
@@ -8,7 +9,10 @@ comparator   by the tokens of the same request, at a cloud's price
 from __future__ import annotations
 
 from dataclasses import dataclass
+from fractions import Fraction
 from typing import Protocol
+
+from penstock.spec.model import Price
 
 from .amounts import NANO
 
@@ -48,6 +52,17 @@ def by_tokens(price: TokenPrice, used: Used) -> int:
     cached_price = price.input if price.cached_input is None else price.cached_input
     amount = (used.input - cached) * price.input + cached * cached_price + used.output * price.output
     return (2 * amount + price.per) // (2 * price.per)
+
+
+def of_batches(price: Price) -> Price:
+    """The price that batches pay: whole numbers still, for more tokens."""
+    if price.batch is None:
+        return price
+    share = Fraction(str(price.batch))
+    cached = price.input if price.cached_input is None else price.cached_input
+    amounts = {"input": price.input, "output": price.output, "cached_input": cached}
+    changed = {name: amount * share.numerator for name, amount in amounts.items()}
+    return price.model_copy(update={**changed, "per": price.per * share.denominator, "batch": None})
 
 
 def by_device(price_per_hour: int, device_nanoseconds: int) -> int:

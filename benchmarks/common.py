@@ -66,18 +66,14 @@ def post(url: str, path: str, body: dict[str, Any]) -> dict[str, Any]:
         return result
 
 
-def _module() -> str:
-    spec = sys.modules["__main__"].__spec__
-    return f"benchmarks.{Path(sys.argv[0]).stem}" if spec is None else spec.name
-
-
 def save(name: str, result: dict[str, Any]) -> None:
     """Write results/NAME.json with the machine and the command line."""
     RESULTS.mkdir(exist_ok=True)
+    module = Path(sys.argv[0]).resolve().relative_to(RESULTS.parents[1]).with_suffix("")
     record = {
         "benchmark": name,
         "date": time.strftime("%Y-%m-%d %H:%M:%S UTC", time.gmtime()),
-        "command": " ".join(["python -m", _module(), *sys.argv[1:]]),
+        "command": f"python -m {' '.join(['.'.join(module.parts), *sys.argv[1:]])}",
         "machine": describe_machine(),
         **result,
     }

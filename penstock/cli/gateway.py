@@ -11,6 +11,7 @@ import argparse
 import asyncio
 import gc
 import logging
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -24,7 +25,13 @@ from .flags import add_config, make_config
 if TYPE_CHECKING:
     import socket
 
+    from penstock.gateway.door import Door
+    from penstock.http.serve import Server
+
 logger = logging.getLogger("penstock.gateway")
+
+_ADMIN_CONNECTIONS = 64
+"""Of the admin API, where it has a port of its own."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -38,6 +45,8 @@ def run(args: argparse.Namespace) -> int:
     """Run until a signal. Returns 0 after a complete drain."""
     spec = load(Path(args.file))
     config = http_config(spec, args)
+    logs.configure("gateway", level=config.uvicorn_log_level, format=config.log_format)
+    logging.getLogger("alembic").setLevel(logging.WARNING)
     if spec.models:
         names = ", ".join(list(spec.models)[:8])
         if not spec.upstreams:
@@ -46,33 +55,30 @@ def run(args: argparse.Namespace) -> int:
                 advice="Run `penstock up`, or name the servers that there are under upstreams:.",
             )
         logger.warning("models of the spec are started by `penstock up`, and are not served here: %s", names)
-    logs.configure("gateway", level=config.uvicorn_log_level, format=config.log_format)
-    logging.getLogger("alembic").setLevel(logging.WARNING)
     from penstock.http.bind import bind, listen
 
     from .api import loop_factory
 
     def serve_one(alone: bool) -> int:
         with asyncio.Runner(loop_factory=loop_factory()) as runner:
-            return runner.run(_serve(spec, config, sock, alone))
+            return runner.run(_serve(spec, config, sock, admin, alone))
 
     sock = bind(config)
+    admin: socket.socket | None = None
     try:
+        admin = bind_admin(spec, config)
         if spec.gateway.workers == 1:
             return serve_one(True)
         from penstock.gateway import workers
 
-        def prepare() -> str | None:
-            """Migrate the database and make the first key, once for all workers."""
-            with asyncio.Runner(loop_factory=loop_factory()) as runner:
-                return runner.run(_prepare(spec))
-
-        first_key = workers.in_child(prepare)
+        first_key = workers.in_child(lambda: prepare(spec))
         listen(sock, config)  # who comes before a worker has started waits in the socket's queue
         announce(config, sock, first_key)
         return workers.run(spec.gateway.workers, lambda: serve_one(False))
     finally:
         sock.close()
+        if admin is not None:
+            admin.close()
 
 
 def http_config(spec: Spec, args: argparse.Namespace | None = None) -> HttpConfig:
@@ -82,8 +88,10 @@ def http_config(spec: Spec, args: argparse.Namespace | None = None) -> HttpConfi
         "host": gateway.host,
         "port": gateway.port,
         "max_body_bytes": gateway.max_body_bytes,
+        "trusted_proxies": gateway.trusted_proxies,
         "ssl_certfile": gateway.ssl_certfile,
         "ssl_keyfile": gateway.ssl_keyfile,
+        "enable_ssl_refresh": True,
         "disable_uvicorn_access_log": True,  # the ledger has a row for each request
     }
     config: HttpConfig = make_config(HttpConfig, args or argparse.Namespace(), **said)
@@ -95,6 +103,55 @@ def http_config(spec: Spec, args: argparse.Namespace | None = None) -> HttpConfi
             advice="Create one with `penstock keys create`.",
         )
     return config
+
+
+def admin_config(spec: Spec, config: HttpConfig) -> HttpConfig | None:
+    """How the admin API listens, with the gateway's certificate; None where it has no port of its own."""
+    wanted = spec.gateway.admin
+    if wanted is None or wanted.port is None:
+        return None
+    return replace(config, host=wanted.host, port=wanted.port, uds=None, max_connections=_ADMIN_CONNECTIONS)
+
+
+def bind_admin(spec: Spec, config: HttpConfig) -> socket.socket | None:
+    """The socket of the admin API, which listens, where it has a port of its own. Raises StartupError."""
+    from penstock.http.bind import address, bind, listen
+
+    own = admin_config(spec, config)
+    if own is None:
+        return None
+    try:
+        sock = bind(own)
+        listen(sock, own)
+    except StartupError as error:
+        raise StartupError(
+            f"The admin API cannot listen: {error.message}",
+            param="gateway.admin",
+            advice="Choose another host or port under gateway.admin.",
+        ) from error
+    logger.info("the admin API is at %s/admin/v1", address(own, sock))
+    return sock
+
+
+def beside(
+    spec: Spec, config: HttpConfig, door: Door, admin: socket.socket | None
+) -> list[tuple[Server, socket.socket]]:
+    """What listens beside the gateway."""
+    from penstock.gateway.app import create_admin_app
+    from penstock.http.serve import Server
+
+    own = admin_config(spec, config)
+    if own is None or admin is None:
+        return []
+    return [(Server(create_admin_app(door, own), own), admin)]
+
+
+def prepare(spec: Spec) -> str | None:
+    """Migrate the database and make the first key, once for all workers; returns it."""
+    from .api import loop_factory
+
+    with asyncio.Runner(loop_factory=loop_factory()) as runner:
+        return runner.run(_prepare(spec))
 
 
 async def _prepare(spec: Spec) -> str | None:
@@ -122,7 +179,10 @@ def settle() -> None:
     gc.set_threshold(50_000)
 
 
-async def _serve(spec: Spec, config: HttpConfig, sock: socket.socket, alone: bool) -> int:
+async def _serve(
+    spec: Spec, config: HttpConfig, sock: socket.socket, admin: socket.socket | None, alone: bool
+) -> int:
+    from penstock.gateway import workers
     from penstock.gateway.app import create_app
     from penstock.gateway.opening import open_door
     from penstock.http.serve import serve
@@ -135,4 +195,14 @@ async def _serve(spec: Spec, config: HttpConfig, sock: socket.socket, alone: boo
             announce(config, sock, first_key)
 
     door.start()
-    return await serve(create_app(door, config), config, door, sock, name="gateway", on_started=started)
+    return await serve(
+        create_app(door, config),
+        config,
+        door,
+        sock,
+        name="gateway",
+        on_started=started,
+        handle_signals=alone,
+        on_actions=None if alone else workers.obey,
+        beside=beside(spec, config, door, admin),
+    )

@@ -13,7 +13,7 @@ import msgspec
 from pydantic import ValidationError
 
 from penstock.core.errors import InvalidRequest
-from penstock.gateway.ledger.keys import Key, KeyStore
+from penstock.gateway.ledger.keys import Key, KeyStore, expiry
 from penstock.gateway.policy.amounts import NANO
 from penstock.spec.model import Limits
 from penstock.spec.units import seconds
@@ -99,11 +99,10 @@ def _create_values(args: argparse.Namespace) -> dict[str, Any]:
 
 
 def _moment(text: str) -> int:
-    """`30d` from now, or the beginning of a day (UTC), in Unix nanoseconds."""
     try:
-        return round(datetime.fromisoformat(text).replace(tzinfo=UTC).timestamp()) * NANO
-    except ValueError:
-        return time.time_ns() + round(_duration(text, "--expires") * NANO)
+        return expiry(text, time.time_ns())
+    except ValueError as error:
+        raise InvalidRequest(f"--expires {text}: {error}.", param="--expires") from None
 
 
 def _duration(text: str, flag: str) -> float:

@@ -7,25 +7,25 @@ import csv
 import json
 import sys
 import time
-from collections.abc import Iterable
-from datetime import UTC, datetime
+from collections.abc import Iterable, Sequence
 from decimal import Decimal
 from typing import Any
 
 from penstock.core.errors import InvalidRequest
 from penstock.gateway.ledger import report
+from penstock.gateway.ledger.idle import idle, remarks
 from penstock.gateway.ledger.report import COLUMNS, Filter
-from penstock.gateway.policy.amounts import NANO
-from penstock.spec.units import seconds
 
 from . import ledger_at
 
 _TABLE = ["time", "key", "team", "feature", "route", "inference.backend", "status", "settlement"]
 _TABLE += ["input_tokens", "output_tokens", "gpu_seconds", "dollars", "total_seconds"]
+_IDLE = ["pool", "device", "paid_hours", "used_hours", "idle_hours", "utilization"]
+_IDLE += ["paid_dollars", "used_dollars", "idle_dollars"]
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add list, show and export."""
+    """Add list, show, export and idle."""
     commands = parser.add_subparsers(dest="ledger_command", metavar="COMMAND", required=True)
     listed = commands.add_parser("list", help="the newest rows, last first")
     listed.add_argument("--limit", type=int, default=20, metavar="N", help="how many (default: 20)")
@@ -36,12 +36,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     export.add_argument(
         "--format", choices=("csv", "json"), default="csv", help="json: a line a row (default: csv)"
     )
-    for command in (listed, export):
-        rows = command.add_argument_group("which rows")
+    idle = commands.add_parser("idle", help="of the paid hours of each pool, what was used and what was idle")
+    idle.add_argument("--pool", metavar="POOL", help="this one only")
+    idle.add_argument("--json", action="store_true", help="as JSON lines")
+    for command in (listed, export, idle):
+        rows = command.add_argument_group("which time" if command is idle else "which rows")
         rows.add_argument(
             "--since", metavar="TIME", help="2026-11-21, 2026-11-21T08:30 (UTC), or 24h ago as 24h"
         )
-        rows.add_argument("--until", metavar="TIME", help="rows before that")
+        rows.add_argument("--until", metavar="TIME", help="before that")
+        if command is idle:
+            continue
         rows.add_argument("--key", metavar="KEY", help="id or name of a key")
         rows.add_argument("--team", metavar="TEAM")
         rows.add_argument("--tag", action="append", default=[], metavar="TAG=VALUE", help="as feature=search")
@@ -49,7 +54,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         rows.add_argument("--upstream", metavar="NAME", help="a model of ours, or an upstream")
         rows.add_argument("--model", metavar="MODEL")
         rows.add_argument("--settlement", choices=("settled", "estimated", "unsettled"))
-    for command in (listed, show, export):
+    for command in (listed, show, export, idle):
         ledger_at.add_arguments(command)
 
 
@@ -63,11 +68,22 @@ def run(args: argparse.Namespace) -> int:
         if not found:
             print(f"penstock ledger: there is no request {args.id!r}.", file=sys.stderr)
         return 0 if found else 1
+    if args.ledger_command == "idle":
+        since, until = _moment(args.since, "--since"), _moment(args.until, "--until")
+        if since is not None and until is not None and since > until:
+            raise InvalidRequest(f"--since {args.since} is after --until {args.until}.")
+        uses = idle(ledger_at.open_store(args), since, until, args.pool)
+        records = (use.record() for use in uses)
+        _lines(records) if args.json else _table(records, _IDLE)
+        for use in uses:
+            for line in remarks(use):
+                print(f"penstock ledger: {line}", file=sys.stderr)
+        return 0
     wanted = _filter(args)
     store = ledger_at.open_store(args)
     if args.ledger_command == "list":
         newest = report.rows(store, wanted, newest=args.limit)
-        _lines(newest) if args.json else _table(newest)
+        _lines(newest) if args.json else _table(newest, _TABLE)
     elif args.format == "json":
         _lines(report.rows(store, wanted))
     else:
@@ -104,12 +120,7 @@ def _moment(text: str | None, flag: str) -> int | None:
     if text is None:
         return None
     try:
-        when = datetime.fromisoformat(text)
-        return round((when if when.tzinfo else when.replace(tzinfo=UTC)).timestamp() * 1000) * (NANO // 1000)
-    except ValueError:
-        pass
-    try:
-        return time.time_ns() - round(seconds(text) * NANO)
+        return report.instant(text, time.time_ns())
     except ValueError:
         raise InvalidRequest(
             f"{flag} {text} is no time.", advice="Write 2026-11-21, or 24h for a day ago."
@@ -122,13 +133,13 @@ def _lines(rows: Iterable[dict[str, Any]]) -> None:
         print(json.dumps(row, default=float, separators=(",", ":")))
 
 
-def _table(rows: Iterable[dict[str, Any]]) -> None:
+def _table(rows: Iterable[dict[str, Any]], columns: Sequence[str]) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    table = Table(*_TABLE, box=None)
+    table = Table(*columns, box=None)
     for row in rows:
-        table.add_row(*(_text(row[name]) for name in _TABLE))
+        table.add_row(*(_text(row[name]) for name in columns))
     # a line a row, whatever the terminal: it can be scrolled, and a cell that is cut says nothing
     console = Console(highlight=False, markup=False)
     console.width = max(console.width, 180)

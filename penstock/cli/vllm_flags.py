@@ -326,10 +326,6 @@ _TABLE: dict[str, tuple[tuple[str, str], ...]] = {
             "code of yours in the server: put a proxy in front",
             "--middleware",
         ),
-        (
-            "certificates that are watched: SIGHUP reads the files again",
-            "--enable-ssl-refresh=off",
-        ),
         ("a choice of ciphers: they are Python's, for TLS 1.2 and later", "--ssl-ciphers"),
         ("/docs loads nothing from elsewhere", "--enable-offline-docs=any"),
         ("/load always answers", "--enable-server-load-tracking=any"),

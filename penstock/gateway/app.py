@@ -3,6 +3,8 @@
 POST  /v1/chat/completions, …   endpoints.ENDPOINTS     a key; metered
 GET   /v1/models[/NAME]         what the key may use    a key
 …     /v1/responses/NAME…       responses.manage          its owner's
+…     /admin/v1/…              admin.Admin               the admin key; here, or at a port of its own
+…     /v1/files… /v1/batches…   files.pages               their owner's
 GET   /health /ping /livez /readyz /metrics             nobody's secret
 """
 
@@ -48,7 +50,13 @@ class _Relayed:
     endpoint: Endpoint
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        await self.door.serve(self.endpoint, scope, receive, send)
+        door, endpoint = self.door, self.endpoint
+        if door.tracing is None:
+            await door.serve(endpoint, scope, receive, send)
+            return
+        await door.tracing.around(
+            endpoint.path, scope, send, lambda send: door.serve(endpoint, scope, receive, send)
+        )
 
 
 def create_app(door: Door, config: HttpConfig) -> ASGIApp:
@@ -67,7 +75,17 @@ def create_app(door: Door, config: HttpConfig) -> ASGIApp:
         Route("/readyz", _Handled(pages.ready), methods=["GET"]),
         Route("/metrics", _Handled(pages.metrics), methods=["GET"]),
     ]
+    own_port = door.spec.gateway.admin is not None and door.spec.gateway.admin.port is not None
+    if door.admin is not None and not own_port:
+        routes += door.admin.routes()
+    if door.files is not None:
+        routes += door.files.routes()
     return application(routes, config)
+
+
+def create_admin_app(door: Door, config: HttpConfig) -> ASGIApp:
+    """The application of the admin API at a port of its own."""
+    return application([] if door.admin is None else door.admin.routes(), config)
 
 
 class _Pages:

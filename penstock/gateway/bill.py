@@ -1,22 +1,51 @@
 """What a request is charged: the row's last figures, and the amounts that the meter counts.
 
 told       the upstream's usage                                          settled
+together   what several engines did of one answer                        settled, or estimated
 not told   a stream's events, and the prompt's bytes; the station's time estimated
 unknown    asked, and gone before anything came back                     unsettled, at its reservation
 nothing    refused, or nobody answered                                   settled, at zero
+late       the engine's final bill, after the row was written            settled
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from msgspec.structs import replace
+
+from penstock.spec.model import Price
+
 from .policy.amounts import NANO, Amounts
-from .policy.price import Pace, Used, by_device, by_tokens
+from .policy.price import Pace, TokenPrice, Used, by_device, by_tokens
 from .policy.routes import Place, Way
-from .records import Row
+from .records import Asked, Rate, Row
 from .relay import Exchange
+from .stations import Station
 from .usage import Tally
 
 _BYTES_PER_TOKEN = 4
 """Of prompts, where nobody has counted."""
+
+
+@dataclass(slots=True)
+class Part:
+    """What one engine did of an answer that another one went on with."""
+
+    station: Station
+    asked: Asked
+    tally: Tally
+    """As far as it has said, or its bill does."""
+    tokens: int
+    """That the client got of it."""
+    shared: float = 0.0
+    """Seconds of the station that processor sharing gives the request."""
+
+    @property
+    def owed(self) -> Asked:
+        """Who may still send its bill, with what is charged until then."""
+        return replace(self.asked, part=round(self.shared * NANO) * self.asked.devices)
 
 
 def worst(places: tuple[Place, ...], used: dict[Place, Used], paces: dict[Place, Pace]) -> Amounts:
@@ -44,6 +73,7 @@ def settle(
     reserved: Amounts,
     prompt_bytes: int,
     shared: float,
+    earlier: Sequence[Part] = (),
 ) -> Amounts:
     """Fill in a row's figures; returns what is counted.
 
@@ -51,9 +81,12 @@ def settle(
         place: that answered, or was asked last; None where nobody was.
         prompt_bytes: length of the request's body.
         shared: seconds of the station that processor sharing gives the request.
+        earlier: what other engines did of it, before the last one that was asked.
     """
     tally = exchange.tally
-    if place is None or not exchange.asked or exchange.refused or _nothing(row, exchange):
+    if earlier and place is not None:
+        return _settle_together(row, way, place, exchange, shared, earlier)
+    if place is None or not exchange.asked or exchange.refused or is_nothing(row, exchange):
         row.settlement = "settled"
         return Amounts()
     if not tally.told and not tally.events:
@@ -61,7 +94,7 @@ def settle(
             tally.input = -(-prompt_bytes // _BYTES_PER_TOKEN)
         else:
             row.settlement = "unsettled"
-            row.device, row.dollars = place.device, reserved.dollars
+            row.pool, row.device, row.dollars = place.pool, place.device, reserved.dollars
             row.device_seconds = reserved.device_seconds if place.on_devices else None
             return reserved
     elif not tally.final or not tally.told:
@@ -69,24 +102,94 @@ def settle(
         tally.output = max(tally.output, tally.events)
     complete = tally.told and tally.final
     row.settlement = "settled" if complete else "estimated"
-    row.input_tokens, row.output_tokens, row.cached_tokens = tally.input, tally.output, tally.cached
-    _charge(row, way, place, tally, shared)
-    return Amounts(
-        tokens=tally.input + tally.output,
-        dollars=row.dollars or 0,
-        device_seconds=row.device_seconds or 0,
+    return _charge(row, place, way.comparator, tally, shared)
+
+
+def _settle_together(
+    row: Row, way: Way, place: Place, exchange: Exchange, shared: float, earlier: Sequence[Part]
+) -> Amounts:
+    """The client got each token once, of one prompt; the engines' times add up."""
+    first, last = earlier[0].tally, exchange.tally
+    tally = Tally(input=first.input, cached=first.cached, output=sum(part.tokens for part in earlier))
+    told = [part.tally.device_seconds for part in earlier]
+    seconds = [part.shared for part in earlier]
+    if exchange.asked:
+        tally.output += last.output if last.final else max(last.output, last.events)
+        told.append(last.device_seconds)
+        seconds.append(shared)
+    if None not in told:
+        tally.device_seconds = sum(each or 0 for each in told)
+    shared = sum(more if each is None else each / NANO for each, more in zip(told, seconds, strict=True))
+    row.settlement = "estimated" if None in told else "settled"
+    return _charge(row, place, way.comparator, tally, shared)
+
+
+def note(way: Way, place: Place, replica: str, bill: str, after: str) -> Asked:
+    """Who is asked, with all that a bill which comes late is priced by.
+
+    Args:
+        bill: what the engine calls it; empty where it sends no bills.
+        after: the place in its feed behind which that bill will be, if known.
+    """
+    return Asked(
+        replica=replica,
+        upstream=place.name,
+        model=place.model,
+        pool=place.pool,
+        device=place.device,
+        devices=place.devices,
+        device_price=place.device_price,
+        price=_rate(place.price),
+        comparator=_rate(way.comparator),
+        bill=bill,
+        after=after,
     )
 
 
-def _nothing(row: Row, exchange: Exchange) -> bool:
+def late(row: Row, asked: Asked, tally: Tally) -> Amounts | None:
+    """A bill has come after its row was written. Returns what is counted instead; None where that stays,
+    because the attempt failed (its device time is noted and charged to nobody), or the row has this bill.
+
+    Args:
+        tally: what the bill says; nothing at all where the engine never worked for it.
+    """
+    if asked not in row.owed:
+        return None
+    row.owed = tuple(each for each in row.owed if each != asked)
+    if asked.lost:
+        row.lost_device_seconds += (tally.device_seconds or 0) * asked.devices
+        return None
+    if asked.part is not None:  # the client's tokens stay, and the other engines' time
+        others = ((row.device_seconds or 0) - asked.part) // asked.devices
+        seconds = others + (tally.device_seconds or 0)
+        tally = Tally(row.input_tokens, row.output_tokens, row.cached_tokens, seconds)
+    used = _charge(row, asked, asked.comparator, tally, 0.0)
+    waits = any(each.part is not None for each in row.owed)
+    row.settlement, row.device_seconds_estimated = "estimated" if waits else "settled", waits
+    return used
+
+
+def give_up(row: Row, asked: Asked) -> None:
+    """A bill will never come: what the row says stays."""
+    row.owed = tuple(each for each in row.owed if each != asked)
+
+
+def is_nothing(row: Row, exchange: Exchange) -> bool:
     """Whether every upstream failed before there was an answer."""
     return row.end == "upstream_failed" and not exchange.begun
 
 
-def _charge(row: Row, way: Way, place: Place, tally: Tally, shared: float) -> None:
+def _rate(price: Price | None) -> Rate | None:
+    return None if price is None else Rate(price.input, price.output, price.cached_input, price.per)
+
+
+def _charge(
+    row: Row, place: Place | Asked, comparator: TokenPrice | None, tally: Tally, shared: float
+) -> Amounts:
     used = Used(tally.input, tally.output, tally.cached)
+    row.input_tokens, row.output_tokens, row.cached_tokens = tally.input, tally.output, tally.cached
     if place.on_devices:
-        row.device = place.device
+        row.pool, row.device = place.pool, place.device
         told = tally.device_seconds
         row.device_seconds = (round(shared * NANO) if told is None else told) * place.devices
         row.device_seconds_estimated = told is None
@@ -94,5 +197,10 @@ def _charge(row: Row, way: Way, place: Place, tally: Tally, shared: float) -> No
         row.dollars = by_tokens(place.price, used)
     elif place.device_price is not None and row.device_seconds is not None:
         row.dollars = by_device(place.device_price, row.device_seconds)
-    if way.comparator is not None:
-        row.comparator_dollars = by_tokens(way.comparator, used)
+    if comparator is not None:
+        row.comparator_dollars = by_tokens(comparator, used)
+    return Amounts(
+        tokens=tally.input + tally.output,
+        dollars=row.dollars or 0,
+        device_seconds=row.device_seconds or 0,
+    )

@@ -15,22 +15,25 @@ import logging
 import random
 import secrets
 import time
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Iterator
 from typing import Any
 
 from msgspec.json import encode
 from starlette.types import Receive, Scope, Send
 
 from penstock.core.errors import AuthenticationFailed, Draining, PenstockError
+from penstock.http.auth import bearer
 from penstock.http.body import parse_object, read_body
 from penstock.http.errors import send_error
 from penstock.http.exchange import ClientGone, until_disconnect
 from penstock.spec.model import Spec
 
 from . import quota
+from .admin import Admin
 from .bills import Bills
 from .endpoints import Endpoint
 from .envelope import Envelope
+from .files.pages import Files
 from .fleet import Fleet
 from .hooks import Hooks, Verdict
 from .keys import Keys
@@ -42,6 +45,8 @@ from .policy.routes import Book, Place, Way, order, shadows
 from .probes import Prober
 from .request import Caller, Request
 from .stations import Station, Stations
+from .tasks import Beside
+from .tracing import SPAN, Tracing
 
 logger = logging.getLogger("penstock.gateway")
 
@@ -90,8 +95,14 @@ class Door:
         self.entitlements = Entitlements(spec)
         self.metrics = metrics or Metrics()
         self.monotonic, self.wall, self.draw = monotonic, wall, draw
+        self.admin: Admin | None = None
+        self.tracing: Tracing | None = None
         self.prober = Prober(stations, monotonic)
-        self.bills = Bills(stations)
+        self.bills = Bills(stations, self.metrics)
+        self.beside: list[Beside] = [self.prober, self.bills]
+        """What runs beside requests."""
+        self.files: Files | None = None
+        """Files and batches, which need a ledger in a database."""
         self._running: set[asyncio.Task[None]] = set()
         self._behind: set[asyncio.Task[None]] = set()
         self._draining = False
@@ -104,8 +115,7 @@ class Door:
         headers = {name.decode("latin-1"): value.decode("latin-1") for name, value in scope["headers"]}
         secret = headers.get("x-api-key", "")
         if given := headers.get("authorization"):
-            scheme, _, token = given.partition(" ")
-            secret = token.strip() if scheme.lower() == "bearer" else ""
+            secret = bearer(given) or ""
         if not secret:
             raise AuthenticationFailed(
                 "No API key was provided.", advice="Send the header `Authorization: Bearer KEY`."
@@ -142,7 +152,7 @@ class Door:
             way = self.book.find(
                 envelope.model, caller.headers, caller.tags, principal.team, principal.routes
             )
-            scope["request_id"] = _row_id(scope["client_request_id"])
+            scope["request_id"] = self.new_id(scope)
             verdict = None
             if self.hooks.wants("before", way.name):
                 verdict = await self._before(scope["request_id"], way, body, envelope, caller)
@@ -157,21 +167,33 @@ class Door:
         request.row.at = arrived
         request.started = started
         request.previous = previous
+        request.span = scope.get(SPAN)
         if verdict is not None:
             request.notes += verdict.notes
             request.refusal = verdict.refusal
+        with self.under_way():
+            try:
+                await until_disconnect(receive, request.run())
+            except LimitReached as error:
+                self.metrics.refused(error.code or "")
+                await send_error(send, error, quota.refusal(error, self.wall()), body=endpoint.error)
+
+    @contextlib.contextmanager
+    def under_way(self) -> Iterator[None]:
+        """Around each request: a door that closes waits for it."""
         task = asyncio.current_task()
         assert task is not None
         self._running.add(task)
         try:
-            await until_disconnect(receive, request.run())
-        except LimitReached as error:
-            self.metrics.refused(error.code or "")
-            await send_error(send, error, quota.refusal(error, self.wall()), body=endpoint.error)
+            yield
         finally:
             self._running.discard(task)
             if not self._running:
                 self._idle.set()
+
+    def new_id(self, scope: Scope) -> str:
+        """Of a row; it begins with the client's own."""
+        return _row_id(scope["client_request_id"])
 
     async def _before(self, id: str, way: Way, body: bytes, envelope: Envelope, caller: Caller) -> Verdict:
         """What hooks say of a request."""
@@ -230,9 +252,9 @@ class Door:
         return order(targets, fallback, [self.draw() for _ in targets])
 
     def start(self) -> None:
-        """Begin what runs beside requests, in the running loop: probes."""
-        self.prober.start()
-        self.bills.start()
+        """Begin what runs beside requests, in the running loop."""
+        for each in self.beside:
+            each.start()
 
     # ---- Worker ----
 
@@ -263,14 +285,18 @@ class Door:
 
     async def close(self) -> None:
         """Write what is written behind, and end all connections."""
-        await self.prober.stop()
-        await self.bills.stop()
+        for each in reversed(self.beside):
+            await each.stop()
         for task in self._behind:
             task.cancel()
         await asyncio.gather(*self._behind, return_exceptions=True)
+        if self.admin is not None:
+            self.admin.close()
         await self.hooks.close()
         await self.meter.close()
         await self.stations.close()
+        if self.tracing is not None:
+            await self.tracing.close()
 
 
 async def _quietly(request: Request) -> None:

@@ -28,6 +28,8 @@ _TEMPLATE = 256
 UNBOUNDED = 32_768
 """Tokens of an answer that are reckoned with where neither request, route nor context bounds them."""
 _MOST = (1 << 31) - 1
+_NOTHING = frozenset({b"null", b"false", b"[]", b"{}", b'{"type":"text"}', b'{"type": "text"}'})
+"""Values with which a field asks for nothing; the last two of `response_format`."""
 
 
 class Envelope:
@@ -89,11 +91,12 @@ class Envelope:
             prompt, cap = min(prompt, context), min(cap, context)
         return Used(input=prompt, output=cap * self.choices)
 
-    def write(self, place: Place, salt: str | None) -> bytes:
+    def write(self, place: Place, salt: str | None, generated: bytes | None = None) -> bytes:
         """The body for a place.
 
         Args:
             salt: separates cached prefixes, for engines that know `cache_salt`; the client's own is dropped.
+            generated: JSON list of the tokens behind which the answer is to go on.
         """
         fields: dict[str, Any] = dict(self._fields)
         fields["model"] = place.model
@@ -102,6 +105,8 @@ class Envelope:
             fields["cache_salt"] = salt
         if self.endpoint.usage_option and self.stream and not self.usage_wanted:
             fields["stream_options"] = {**self._options, "include_usage": True}
+        if generated is not None:
+            fields["generated_token_ids"] = msgspec.Raw(generated)
         return msgspec.json.encode(fields)
 
     def text(self, name: str) -> str | None:
@@ -112,6 +117,10 @@ class Envelope:
     def put(self, name: str, value: str) -> None:
         """Write a text into a field."""
         self._fields[name] = msgspec.Raw(msgspec.json.encode(value))
+
+    def asks_for(self, names: Iterable[str]) -> bool:
+        """Whether one of these fields asks for something."""
+        return any(bytes(self._fields.get(name, b"null")) not in _NOTHING for name in names)
 
     def refuse(self, names: Iterable[str]) -> None:
         """Raise UnsupportedParameter for the first of these fields that asks for something."""

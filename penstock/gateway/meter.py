@@ -14,7 +14,7 @@ from typing import Protocol, TypeVar
 from penstock.core.errors import Unavailable
 
 from .policy.amounts import Amounts, Limit
-from .records import Row
+from .records import Asked, Row
 
 
 class LimitReached(Unavailable):
@@ -33,6 +33,12 @@ class LimitReached(Unavailable):
         self.resets_at = resets_at  # Unix time
         if limit.unit in ("dollars", "device_seconds"):
             self.type = self.code = "insufficient_quota"
+
+
+class NotCounted(Unavailable):
+    """Nobody can tell at present whether a limit is reached, so that the request cannot be let through."""
+
+    code = "ledger_unavailable"
 
 
 class Standing(Protocol):
@@ -61,8 +67,13 @@ class Meter(Protocol[Granted]):
     """Whoever counts: one truth for all workers and gateways. `Granted` is what its reservations are."""
 
     async def reserve(self, row: Row, limits: Sequence[Limit], worst: Amounts) -> Granted:
-        """Let a request through, its worst case counted against all of `limits` or none. Raises LimitReached;
-        Unavailable where nothing can be counted and requests must then be refused."""
+        """Let a request through, its worst case counted against all of `limits` or none. Raises LimitReached
+        only where the limit is reached; Unavailable where nobody can tell."""
+        ...
+
+    def asked(self, reservation: Granted, asked: Asked) -> None:
+        """An upstream will be asked now: should this process die, its bill settles the row. Never waits,
+        never raises."""
         ...
 
     def commit(self, reservation: Granted, used: Amounts) -> None:

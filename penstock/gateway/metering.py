@@ -11,15 +11,16 @@ import asyncio
 import logging
 import socket
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
+from functools import partial
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 from penstock.core.errors import Unavailable
 from penstock.spec.model import Ledger
 
 from .ledger.journal import Journal
-from .ledger.store import Beat, Store
+from .ledger.store import Beat, Entry, Store, unit_of
 from .ledger.thread import StoreThread
 from .ledger.writer import Charged, Writer, bury
 from .limits.counters import NOTHING, Counters, Ticket
@@ -27,7 +28,7 @@ from .limits.leased import LeasedCounters
 from .limits.valkey import ValkeyCounters
 from .meter import Standing
 from .policy.amounts import Amounts, Limit, Unit
-from .records import Row
+from .records import Asked, Row
 from .tasks import ended
 
 logger = logging.getLogger("penstock.gateway")
@@ -74,6 +75,8 @@ class LedgerMeter:
         self._failing = False
         self._tasks: list[asyncio.Task[None]] = []
         self._open = 0
+        self._dead: dict[str, list[Entry]] = {}
+        """Workers whose journals are in the ledger, of which the counters do not know yet."""
         self._leased: LeasedCounters | None = None
 
     @classmethod
@@ -103,6 +106,7 @@ class LedgerMeter:
                     journal.worker,
                     failure=ledger.counters_failure,
                     known=lambda id: thread.call(lambda: store.charged(id), urgent=True),
+                    draw=journal.draw,
                 )
             meter = cls(store, journal, thread, counters)
             meter._leased = leased
@@ -136,12 +140,28 @@ class LedgerMeter:
         row.reserved_device_seconds = worst.device_seconds
         row.settlement = "open"
         try:
-            number = self.journal.open(row, charges(ticket, worst))
+            number = self.journal.open(row, charges(ticket, worst), ticket.number)
         except BaseException:
             self.counters.settle(ticket, NOTHING)
             raise
         self._open += 1
         return Reserved(row, number, ticket, self.counters)
+
+    def asked(self, reservation: Reserved, asked: Asked) -> None:
+        """An upstream will be asked now, on disk before it is."""
+        if reservation.ticket is not None:
+            self.journal.ask(reservation.number, asked)
+
+    async def owed(self, since: int, most: int) -> list[tuple[str, int, Row]]:
+        """See Store.owed. Raises Unavailable."""
+        return await self.thread.call(lambda: self.store.owed(since, most))
+
+    async def resettle(
+        self, places: Collection[tuple[str, int]], settle: Callable[[Row], Amounts | None]
+    ) -> None:
+        """See Store.resettle; whoever counts learns of it. Raises Unavailable."""
+        added = await self.thread.call(lambda: self.store.resettle(places, settle))
+        await self.counters.corrected(added)
 
     def commit(self, reservation: Reserved, used: Amounts) -> None:
         """A request has ended, with what it used. The second time it does nothing."""
@@ -160,6 +180,7 @@ class LedgerMeter:
         self.journal.retry()
         while not self.writer.is_done:
             await self._step()
+        await self.thread.call(lambda: None)  # a step that was cancelled has told what it did
 
     async def close(self) -> None:
         """Write what is left, give back leases. What cannot be written stays in the spool until the next
@@ -188,7 +209,8 @@ class LedgerMeter:
         def apply(charged: Charged) -> None:
             self.counters.folded(charged.amounts, doubted=charged.doubted)
 
-        await self.thread.call(self.writer.step, apply=apply)
+        async with self.thread.turn:
+            await self.thread.call(self.writer.step, apply=apply)
 
     async def _write(self) -> None:
         """The journal goes into the database, for ever."""
@@ -212,14 +234,21 @@ class LedgerMeter:
                 wait, self._failing = _SLOWEST, True
 
     async def _take_over(self) -> None:
-        for worker, entries in await self.thread.call(lambda: bury(self.store, self.journal.spool)):
-            used: dict[int, dict[str, int]] = {}
-            for entry in entries:
-                used[entry.number] = {unit_of(id): amount for id, amount in entry.charged.items()}
-                used[entry.number]["tokens"] = entry.row.input_tokens + entry.row.output_tokens
-                if entry.row.settlement == "unsettled":
-                    used[entry.number]["tokens"] = entry.row.reserved_tokens
-            await self.counters.bury(worker, used)
+        self._dead |= await self.thread.call(lambda: bury(self.store, self.journal.spool))
+        for worker, entries in list(self._dead.items()):
+            await self.counters.bury(worker, partial(self._uses, worker, entries))
+            del self._dead[worker]
+
+    async def _uses(
+        self, worker: str, entries: Sequence[Entry], numbers: Sequence[int]
+    ) -> dict[int, dict[Unit, int]]:
+        """What requests of a dead worker have used: of its last ones as it was when its journal was read, of
+        those before as the ledger has it."""
+        found = {entry.number: entry for entry in entries}
+        before = [number for number in numbers if number not in found]
+        for entry in await self.thread.call(lambda: self.store.entries(worker, before)):
+            found[entry.number] = entry
+        return {number: _used(found[number]) for number in numbers if number in found}
 
     async def _bury(self) -> None:
         """Whoever else has died here is taken over."""
@@ -234,11 +263,12 @@ class LedgerMeter:
                 await asyncio.sleep(_SLOWEST)
 
 
+def _used(entry: Entry) -> dict[Unit, int]:
+    row = entry.row
+    tokens = row.reserved_tokens if row.settlement == "unsettled" else row.input_tokens + row.output_tokens
+    return {**{unit_of(id): amount for id, amount in entry.charged.items()}, "tokens": tokens}
+
+
 def charges(ticket: Ticket, amounts: Amounts) -> dict[str, int]:
     """What a request adds to the accounts that the ledger charges."""
     return {id: amounts.of(unit_of(id)) for id in ticket.charged}
-
-
-def unit_of(id: str) -> Unit:
-    """The unit of an account, by its id."""
-    return cast(Unit, id.rsplit("|", 3)[1])

@@ -6,6 +6,8 @@ Labels are names of the spec, statuses and units: no client can make a new serie
 
 from __future__ import annotations
 
+from typing import Literal
+
 import prometheus_client
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 from prometheus_client.exposition import CONTENT_TYPE_PLAIN_0_0_4, generate_latest
@@ -32,6 +34,15 @@ IN_FLIGHT = Metric("penstock:gateway_requests_in_flight", Kind.GAUGE, "Requests 
 ATTEMPTS_FAILED = Metric(
     "penstock:gateway_attempts_failed", Kind.COUNTER, "Attempts at an upstream that failed, by fault.",
     ("upstream", "fault"),
+)  # fmt: skip
+STREAMS_RESUMED = Metric(
+    "penstock:gateway_streams_resumed", Kind.COUNTER,
+    "Streams that broke and went on at another replica, by how often.", ("upstream",),
+)  # fmt: skip
+BILLS = Metric(
+    "penstock:gateway_bills", Kind.COUNTER,
+    "Final bills of engines that did not come in time (overdue); and of these, or of workers that died: "
+    "those that settled their rows (late), and those that never will (lost).", ("upstream", "outcome"),
 )  # fmt: skip
 INPUT_TOKENS = Metric("penstock:gateway_input_tokens", Kind.COUNTER, "Tokens of prompts, as billed.", _ROUTE)
 OUTPUT_TOKENS = Metric("penstock:gateway_output_tokens", Kind.COUNTER, "Tokens generated, as billed.", _ROUTE)
@@ -71,8 +82,9 @@ ENGINE_RESTARTS = Metric(
 )  # fmt: skip
 
 METRICS = (
-    *(REQUESTS, REFUSALS, IN_FLIGHT, ATTEMPTS_FAILED, INPUT_TOKENS, OUTPUT_TOKENS, CACHED_TOKENS),
-    *(DEVICE_SECONDS, DOLLARS, TIME_TO_FIRST_BYTE, LATENCY, WAITED, STATION_IN_FLIGHT, STATION_WEIGHT),
+    *(REQUESTS, REFUSALS, IN_FLIGHT, ATTEMPTS_FAILED, STREAMS_RESUMED, BILLS),
+    *(INPUT_TOKENS, OUTPUT_TOKENS, CACHED_TOKENS, DEVICE_SECONDS, DOLLARS),
+    *(TIME_TO_FIRST_BYTE, LATENCY, WAITED, STATION_IN_FLIGHT, STATION_WEIGHT),
     *(ENGINE_READY, ENGINE_RESTARTS),
 )
 
@@ -106,6 +118,14 @@ class Metrics:
         """An attempt came to nothing."""
         self._count(ATTEMPTS_FAILED, 1, upstream, fault)
 
+    def resumed(self, upstream: str) -> None:
+        """Another replica went on with a stream."""
+        self._count(STREAMS_RESUMED, 1, upstream)
+
+    def bill(self, upstream: str, outcome: Literal["overdue", "late", "lost"]) -> None:
+        """A bill was not there with the end of its request."""
+        self._count(BILLS, 1, upstream, outcome)
+
     def in_flight(self, count: int) -> None:
         """How many requests are under way."""
         self._gauges[IN_FLIGHT.name].set(count)
@@ -126,6 +146,18 @@ class Metrics:
         """A request has its final row."""
         where = (row.route, row.upstream)
         self._count(REQUESTS, 1, *where, str(row.status), row.end)
+        self.billed(row)
+        for metric, span in (
+            (TIME_TO_FIRST_BYTE, row.first_byte),
+            (LATENCY, row.total),
+            (WAITED, row.waited),
+        ):
+            if span is not None:
+                self._observe(metric, span / NANO, *where)
+
+    def billed(self, row: Row) -> None:
+        """What a request has used is known; of a batch that is long after its end."""
+        where = (row.route, row.upstream)
         for metric, amount in (
             (INPUT_TOKENS, row.input_tokens),
             (OUTPUT_TOKENS, row.output_tokens),
@@ -135,13 +167,6 @@ class Metrics:
         ):
             if amount:
                 self._count(metric, amount, *where)
-        for metric, span in (
-            (TIME_TO_FIRST_BYTE, row.first_byte),
-            (LATENCY, row.total),
-            (WAITED, row.waited),
-        ):
-            if span is not None:
-                self._observe(metric, span / NANO, *where)
 
     def _count(self, metric: Metric, amount: float, *labels: str) -> None:
         series = self._bound.get((metric.name, *labels))

@@ -3,19 +3,25 @@
 from __future__ import annotations
 
 import secrets
+from pathlib import Path
 
 import sqlalchemy as sa
 
 from penstock.core.errors import PenstockError
 from penstock.spec.model import Spec
 
+from .admin import Admin, admin_secret
 from .door import Door
+from .files.pages import Files
 from .fleet import Fleet
 from .ledger.keys import KeyCache, KeyStore
 from .ledger.schema import meta
 from .ledger.store import Beat, Store
 from .metering import LedgerMeter
+from .paid import PaidHours
+from .settler import Settler
 from .stations import Stations
+from .tracing import open_tracing
 
 FIRST_KEY = "first"
 """Name of the key that is made where there is none."""
@@ -25,8 +31,11 @@ async def open_door(spec: Spec, fleet: Fleet | None) -> tuple[Door, str | None]:
     """The door, which is closed by `Door.close`; and the secret of the first key, if the ledger had none and
     it was made now.
 
-    Raises StartupError: the database or the spool cannot be used, the key of an upstream is missing.
+    Raises StartupError: the database or the spool cannot be used, the key of an upstream or of the admin API,
+    or a package, is missing.
     """
+    secret_of_admin = admin_secret(spec)
+    tracing = open_tracing() if spec.gateway.tracing else None
     stations = Stations(spec, fleet)
     cache: KeyCache | None = None
 
@@ -43,7 +52,17 @@ async def open_door(spec: Spec, fleet: Fleet | None) -> tuple[Door, str | None]:
     except PenstockError:
         await meter.close()
         raise
-    return Door(spec, cache, meter, stations, fleet, id_secret=ids), secret
+    door = Door(spec, cache, meter, stations, fleet, id_secret=ids)
+    door.files = Files(door, meter, Path(spec.ledger.spool))
+    door.beside += [
+        Settler(meter, door.bills, stations, door.metrics, door.wall),
+        PaidHours(meter, spec, door.wall),
+        door.files.settling,
+    ]
+    door.tracing = tracing
+    if secret_of_admin is not None:
+        door.admin = Admin(secret_of_admin, spec, meter.store, meter.thread, cache)
+    return door, secret
 
 
 def _first_key(keys: KeyStore) -> str | None:

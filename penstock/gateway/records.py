@@ -30,6 +30,44 @@ class Principal(msgspec.Struct, frozen=True):
     """Its own, in place of its team's key_limits and of the spec's; None where it has none."""
 
 
+class Rate(msgspec.Struct, frozen=True):
+    """A price by tokens, as it was when the request went out; see spec.model.Price."""
+
+    input: int
+    output: int
+    cached_input: int | None
+    per: int
+
+
+class Asked(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """One attempt: who was asked, and all that prices the engine's bill, whoever reads it and whenever."""
+
+    replica: str
+    upstream: str
+    model: str
+    pool: str = ""
+    device: str = ""
+    devices: int = 1
+    device_price: int | None = None
+    """Nanodollars of a device and hour."""
+    price: Rate | None = None
+    comparator: Rate | None = None
+    bill: str = ""
+    """What the engine calls it; empty where it sends no bills."""
+    after: str = ""
+    """Where the engine's feed was before: the bill is behind it. Empty where that is not known."""
+    part: int | None = None
+    """Nanoseconds times devices that its row is charged for it by estimate, where other engines made the rest
+    of the answer. The bill replaces that, and nothing else."""
+    lost: bool = False
+    """It failed, and its answer is not the row's: its device time is nobody's."""
+
+    @property
+    def on_devices(self) -> bool:
+        """Whether what it uses is device time of ours."""
+        return bool(self.device)
+
+
 class Row(msgspec.Struct, kw_only=True):
     """One request in the ledger. Written once when it is let through (`open`), and once when it has ended."""
 
@@ -63,6 +101,11 @@ class Row(msgspec.Struct, kw_only=True):
     device_seconds: int | None = None
     """Nanoseconds times devices; None where nobody knows (a cloud)."""
     device_seconds_estimated: bool = False
+    lost_device_seconds: int = 0
+    """Nanoseconds times devices of attempts that failed before another one answered: not in
+    `device_seconds`, and charged to nobody."""
+    pool: str = ""
+    """Whose devices it used; empty for a cloud."""
     device: str = ""
     """Kind of device, as the pool names it."""
     dollars: int | None = None
@@ -85,3 +128,5 @@ class Row(msgspec.Struct, kw_only=True):
     outcome: str | None = None
     note: str = ""
     """What hooks and retries did, in a few words."""
+    owed: tuple[Asked, ...] = ()
+    """Attempts whose bills have not come yet; those that are not `lost` settle the row."""

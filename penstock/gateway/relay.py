@@ -1,10 +1,11 @@
 """One attempt: a request to one station, and its answer on the way to the client.
 
     send ─▶ headers ─▶ whole body ────────────▶ client, with what it cost in headers
-                    └▶ first event ─▶ events ─▶ client; from here on nobody else can be asked
+                    └▶ first event ─▶ events ─▶ client; from here on only who can go on behind them is asked
 
 Everything that goes wrong before the client has seen a byte is a `Failed`, after which somebody else may be
-asked. It knows bytes and times; whom to ask, and what it costs, is decided elsewhere.
+asked; later too, where somebody else can go on with the stream. It knows bytes and times; whom to ask, and
+what it costs, is decided elsewhere.
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ from .hooks import MOST_EVENTS
 from .policy.retries import OWN_FAULT_STATUS, RETRIED_STATUS, Attempt, Fault
 from .stations import Station
 from .stream import StreamFilter, TooLong
+from .transcript import Transcript, is_final
 from .usage import Tally, read_answer
 
 MOST_BYTES = 128 << 20
@@ -93,6 +95,10 @@ class Exchange:
     broken: Failed | None = None
     """Why the stream broke, of which the client has been told in it."""
 
+    def next(self) -> Exchange:
+        """Of a stream that somebody else goes on with."""
+        return Exchange(begun=self.begun, first_byte_at=self.first_byte_at, seen=self.seen)
+
 
 Headers = Callable[[], list[tuple[bytes, bytes]]]
 
@@ -108,13 +114,16 @@ class Relay:
         send: Send,
         rename: Callable[[bytes], bytes] | None = None,
         inspect: Callable[[bytes], Awaitable[bytes]] | None = None,
+        transcript: Transcript | None = None,
     ) -> None:
         """
         Args:
             rename: writes the client's ids into whole events, or a whole answer.
             inspect: is shown a whole answer before the client, and may write another one; of a stream, the
                 exchange keeps the beginning instead.
+            transcript: of a stream that somebody else can go on with when it breaks.
         """
+        self._transcript = transcript
         self._inspect = inspect
         self._station = station
         self._endpoint = endpoint
@@ -126,8 +135,8 @@ class Relay:
     async def run(
         self, body: bytes, headers: dict[str, str], *, usage_wanted: bool, stream: bool, extra: Headers
     ) -> None:
-        """Ask, and answer the client. Raises Failed before the client has seen anything; after that a stream
-        ends with an error event, and `Exchange.broken` says so.
+        """Ask, and answer the client. Raises Failed before the client has seen anything, or where somebody
+        else can go on; otherwise a stream ends with an error event, and `Exchange.broken` says so.
 
         Args:
             headers: of the request to the upstream.
@@ -151,10 +160,12 @@ class Relay:
                             raise Failed(Attempt("invalid"), "answered with a stream that was not asked for")
                         await self._stream(response, timer, usage_wanted, extra)
                         return
+                    if exchange.begun:
+                        raise Failed(Attempt("invalid"), "does not go on with a stream")
                     fault = "stalled"
                     await self._whole(response, timer, extra)
         except TimeoutError:
-            fault = "stalled" if exchange.begun or exchange.status else fault
+            fault = "stalled" if exchange.status else fault
             await self._broken(Failed(Attempt(fault), self._late(fault)))
         except ConnectFailed as error:
             exchange.asked = False
@@ -178,16 +189,25 @@ class Relay:
     async def _stream(self, response: Answer, timer: Deadline, usage_wanted: bool, extra: Headers) -> None:
         """Relay events. What is awaited until the first one counts as waiting for headers: engines send those
         at once, and then the request stands in a queue."""
-        exchange, send = self._exchange, self._send
+        exchange, send, transcript = self._exchange, self._send, self._transcript
         filter = StreamFilter(self._endpoint, exchange.tally, usage_wanted=usage_wanted)
         idle, now = self._station.timeout_idle, self._loop.time
         held = b""  # comments that keep a connection alive are no answer yet
         while piece := await response.readany():
             out = filter.feed(piece)
+            if out and transcript is not None:
+                out = transcript.take(out)
             if filter.failed is not None:
                 failed = Failed(Attempt("error"), "failed", describe_error(filter.failed))
                 await self._tell(out)
-                await self._broken(failed)
+                if exchange.begun and is_final(filter.failed):
+                    await self.give_up(failed)
+                else:
+                    await self._broken(failed)
+                return
+            if transcript is not None and transcript.aborted:
+                await self._tell(out)
+                await self._broken(Failed(Attempt("error"), "ended before its answer did"))
                 return
             if out and self._rename is not None:
                 out = self._rename(out)
@@ -235,6 +255,8 @@ class Relay:
         if status in RETRIED_STATUS or status >= 500:
             after = _seconds(response.headers.get("retry-after"))
             raise Failed(Attempt("status", status, after), f"answered HTTP {status}", said)
+        if self._exchange.begun:  # of a stream whose beginning was no fault of the request
+            raise Failed(Attempt("status", status), f"answered HTTP {status}", said)
         if not 400 <= status < 500:
             raise Failed(Attempt("invalid", status), f"answered HTTP {status}, which is no answer here")
         self._exchange.refused = True
@@ -277,12 +299,18 @@ class Relay:
             await self._send({"type": "http.response.body", "body": out, "more_body": True})
 
     async def _broken(self, failed: Failed) -> None:
-        """Raise, or end the stream with an error where it has begun."""
+        """Raise, or end the stream with an error where it has begun and nobody can go on with it."""
         if not self._exchange.begun:
             raise failed from None
         if self._exchange.whole:  # and then its connection broke, which the client need not know
             await self._send({"type": "http.response.body", "body": b"", "more_body": False})
             return
+        if self._transcript is not None and self._transcript.can_go_on:
+            raise failed from None
+        await self.give_up(failed)
+
+    async def give_up(self, failed: Failed) -> None:
+        """End a stream with an error."""
         self._exchange.broken = failed
         last = self._endpoint.error_event(failed.error(self._station.id))
         await self._send({"type": "http.response.body", "body": last, "more_body": False})

@@ -1,8 +1,8 @@
 """One metered request: reserve, ask until somebody answers, say what it cost, commit.
 
     reserve ─▶ next replica ─▶ attempt ─▶ answered ─────────────▶ settle ─▶ commit
-                  ▲               └─ failed, nothing seen yet ─┐
-                  └── pause ◀── somebody is left to be asked ◀─┘
+                  ▲               └─ failed, nothing seen yet ─┐    a stream broke: its beginning is a part,
+                  └── pause ◀── somebody is left to be asked ◀─┘    and another replica goes on behind it
 
 It knows one request and its state; what all requests share is the door's.
 """
@@ -34,12 +34,14 @@ from .policy.affinity import choose, prefix_hashes
 from .policy.amounts import NANO, Amounts, Limit
 from .policy.retries import ejects, pause
 from .policy.routes import Place, Way
-from .records import Principal, Row
+from .records import Asked, Principal, Row
 from .relay import Exchange, Failed, Relay
+from .resume import Resumption
 from .stations import Station
 
 if TYPE_CHECKING:
     from .door import Door
+    from .tracing import AttemptSpan, RequestSpan
 
 logger = logging.getLogger("penstock.gateway")
 
@@ -84,6 +86,9 @@ class Request:
         self.places = places
         self.send = send
         self.started = 0.0
+        self.span: RequestSpan | None = None
+        """Where requests are traced; copies are not."""
+        self._attempt_span: AttemptSpan | None = None
         principal = caller.principal
         self.row = Row(
             id="",
@@ -96,17 +101,19 @@ class Request:
             route=way.name,
         )
         self.exchange = Exchange()
+        self._rest = Resumption(self)
+        self._relay: Relay | None = None
         self.place: Place | None = None
         self._station: Station | None = None
-        self._bill_id = ""
-        """What the engine calls the last attempt."""
+        self._asked: Asked | None = None
+        """The last attempt."""
         self.reserved = Amounts()
         self._reservation: Reservation | None = None
         self.refusal: PenstockError | None = None
         """What hooks have said against it; its row says so."""
         self._later = False
         """Whether it is committed by somebody who looks at its answer first."""
-        self._is_copy = False
+        self.is_copy = False
         self.previous: tuple[str, str, Station] | None = None
         """What a response continues: its name, the upstream's id, and the only replica that knows it."""
         self.notes: list[str] = []
@@ -125,13 +132,12 @@ class Request:
         if self.endpoint.metered:
             limits = door.entitlements.of(row.key_id, row.team, row.tags, self.caller.principal.limits)
         self.reserved = self._worst()
-        row.reserved_tokens = self.reserved.tokens
-        row.reserved_dollars = self.reserved.dollars
-        row.reserved_device_seconds = self.reserved.device_seconds
         if self.endpoint.metered:
             self._reservation = await door.meter.reserve(row, limits, self.reserved)
+        if self.span is not None:
+            self.span.expect_row()
         try:
-            if not self._is_copy:
+            if not self.is_copy:
                 door.shadow(self)
             await self._attempts()
             self._end("upstream_failed" if self.exchange.broken is not None else "done", self.exchange.status)
@@ -156,7 +162,7 @@ class Request:
             raise failure from None
         finally:
             if not self._later:
-                if self._is_owed_a_bill:
+                if self._owed_bills():
                     door.behind(self._commit_by_bill())
                 else:
                     self._commit()
@@ -173,7 +179,7 @@ class Request:
 
     @property
     def _inspects(self) -> bool:
-        return not self._is_copy and self.door.hooks.wants("after", self.way.name)
+        return not self.is_copy and self.door.hooks.wants("after", self.way.name)
 
     async def _inspect(self, answer: bytes) -> bytes:
         """What hooks make of a whole answer. Raises their refusal: it is charged all the same."""
@@ -189,7 +195,7 @@ class Request:
             events = bytes(self.exchange.seen).decode("utf-8", "replace")
             await self._ask_hooks({"events": events}, "")
         finally:
-            self._commit()
+            await self._commit_by_bill()
 
     async def _ask_hooks(self, more: dict[str, Any], rewrites: str) -> Verdict:
         row = self.row
@@ -217,7 +223,7 @@ class Request:
         copy.row.id = secrets.token_hex(16)
         copy.row.at, copy.started = self.row.at, self.started
         copy.row.note = f"shadow of {self.row.id}"
-        copy._salt, copy._is_copy = self._salt, True
+        copy._salt, copy.is_copy = self._salt, True
         return copy
 
     # ---- attempts ----
@@ -236,7 +242,7 @@ class Request:
                     places = tuple(
                         place for place in self.way.fallback if place in places and place not in asked
                     )
-                found = await self._next(places, tried, used) if places else None
+                found = await self.next(places, tried, used) if places else None
                 if found is None:
                     raise self._unserved() if failed is None else self._told(failed)
                 place, station = found
@@ -250,12 +256,21 @@ class Request:
                 tried.add(station.id)
                 asked.add(place)
                 try:
-                    await self._attempt(place, station, number)
+                    await self.attempt(place, station, number)
                     return
                 except Failed as error:
                     failed = error
+                if self.exchange.begun:
+                    await self._rest.go_on(failed, place, number, tried, used)
+                    return
 
-    async def _next(
+    async def give_up(self, failed: Failed) -> None:
+        """End a stream with an error: nobody goes on with it."""
+        self.exchange.status, self.exchange.broken = 200, failed
+        assert self._relay is not None
+        await self._relay.give_up(failed)
+
+    async def next(
         self, places: tuple[Place, ...], tried: set[str], used: contextlib.ExitStack
     ) -> tuple[Place, Station] | None:
         """Whom to ask: a replica that is well and was not asked, in the order of places; else any that there
@@ -319,30 +334,56 @@ class Request:
             return []
         return list(self.door.stations.of(place))
 
-    async def _attempt(self, place: Place, station: Station, number: int) -> None:
+    async def attempt(self, place: Place, station: Station, number: int) -> None:
+        """Ask one station. Raises Failed where another one may be asked."""
         door, row = self.door, self.row
+        after = await door.bills.cursor(station)  # which may find that it is not trusted
+        headers, bill_id = self._headers(station)
+        asked = bill.note(self.way, place, station.id, bill_id, after)
         now = door.monotonic()
-        exchange = self.exchange = Exchange()
-        self.place, self._used, self._station = place, None, station
+        exchange = self.exchange
+        generated = self._rest.begin(station)
+        if self._rest.transcript is not None:
+            headers["x-penstock-stream-tokens"] = "1"
+        self.place, self._used, self._station, self._asked = place, None, station, asked
+        if self._reservation is not None and bill_id:
+            door.meter.asked(self._reservation, asked)
         row.upstream, row.replica, row.model, row.attempts = place.name, station.id, place.model, number
         row.waited = row.waited or round((now - self.started) * NANO)
-        body = self.envelope.write(place, self._salt)
+        body = self.envelope.write(place, self._salt, generated)
         inspect = self._inspect if self._inspects else None
-        relay = Relay(station, self.endpoint, exchange, self.send, self._renamer(station), inspect)
+        relay = self._relay = Relay(
+            station,
+            self.endpoint,
+            exchange,
+            self.send,
+            self._renamer(station),
+            inspect,
+            self._rest.transcript,
+        )
+        if self.span is not None:
+            self._attempt_span = self.span.attempt(place, station, number)
+            self._attempt_span.inject(headers)
         station.in_flight += 1
         begun = station.share.begin(now)
+        lost, part = False, None
         keep = door.fleet.use(place.name) if place.local and door.fleet else contextlib.nullcontext()
         try:
             with keep:
                 await relay.run(
                     body,
-                    self._headers(station),
+                    headers,
                     usage_wanted=self.envelope.usage_wanted,
                     stream=self.envelope.stream,
                     extra=lambda: self._answer_headers(station, begun),
                 )
         except Failed as error:
             self._failed(station, error)
+            part = self._rest.broke(station, asked)
+            lost = exchange.asked and part is None
+            if lost and bill_id:  # it may have worked: its bill will say so
+                row.owed += (msgspec.structs.replace(asked, lost=True),)
+            self._asked, self.exchange = None, exchange.next()  # whatever comes now, this was no whole answer
             raise
         else:
             if exchange.broken is not None:
@@ -352,6 +393,12 @@ class Request:
         finally:
             station.in_flight -= 1
             self._shared = station.share.end(begun, door.monotonic())
+            if part is not None:
+                part.shared = self._shared
+            if lost and place.on_devices and not bill_id:
+                row.lost_device_seconds += round(self._shared * NANO) * place.devices
+            if self._attempt_span is not None:
+                self._attempt_span.end(exchange.status)
 
     def _renamer(self, station: Station) -> Renamer | None:
         if not self.endpoint.owned:
@@ -362,41 +409,55 @@ class Request:
     def _failed(self, station: Station, failed: Failed) -> None:
         door, attempt = self.door, failed.attempt
         door.metrics.attempt_failed(self.row.upstream, attempt.fault)
+        if self._attempt_span is not None:
+            self._attempt_span.failed(attempt)
         if ejects(attempt):
             station.health.failed(door.monotonic())
         self.notes.append(f"{station.id}: {attempt.fault}" + (f" {attempt.status}" if attempt.status else ""))
         logger.warning("request %s: the upstream %s %s", self.row.id, station.id, failed.message)
 
-    def _headers(self, station: Station) -> dict[str, str]:
+    def _headers(self, station: Station) -> tuple[dict[str, str], str]:
+        """Of the request to an upstream; and what its bill will be called, if there will be one."""
         given = self.caller.headers
         headers = {name: given[name] for name in _FORWARDED if name in given}
         headers["content-type"] = "application/json"
         headers["accept-encoding"] = "identity"
-        headers["x-request-id"] = self._bill_id = self.row.id
-        if station.trusted:
-            # clients choose ids, and may repeat them; a bill is of one attempt
-            headers["x-request-id"] = self._bill_id = f"{self.row.id[:200]}.{secrets.token_hex(4)}"
-            headers["x-penstock-tenant"] = self._salt
-        return headers
+        headers["x-request-id"] = self.row.id
+        if not station.trusted:
+            return headers, ""
+        # clients choose ids, and may repeat them; a bill is of one attempt
+        headers["x-request-id"] = bill_id = f"{self.row.id[:200]}.{secrets.token_hex(4)}"
+        headers["x-penstock-tenant"] = self._salt
+        return headers, bill_id
 
     # ---- what it costs ----
 
-    @property
-    def _is_owed_a_bill(self) -> bool:
-        """Whether the engine worked for it and has not said how much, but will."""
-        exchange, station = self.exchange, self._station
-        if station is None or not station.trusted or self._reservation is None:
-            return False
+    def _owed_bills(self) -> list[bill.Part]:
+        """What engines worked for and have not said how much of it, but will."""
+        exchange, station, asked = self.exchange, self._station, self._asked
+        if self._reservation is None:
+            return []
+        owed = [part for part in self._rest.parts if part.tally.device_seconds is None]
         told = exchange.tally.told and exchange.tally.final
-        return exchange.asked and not exchange.refused and not told
+        if told or not exchange.asked or exchange.refused:
+            return owed
+        if station is not None and asked is not None and asked.bill:
+            owed.append(bill.Part(station, asked, exchange.tally, 0, self._shared))
+        return owed
 
     async def _commit_by_bill(self) -> None:
+        row, parts = self.row, self._owed_bills()
+        # should they come later than this waits
+        row.owed += tuple(part.owed if self._rest.parts else part.asked for part in parts)
         try:
-            assert self._station is not None
-            if await self.door.bills.fill(self.exchange.tally, self._station, self._bill_id):
-                self._used = None
+            await asyncio.gather(*(self._fill(part) for part in parts))
         finally:
             self._commit()
+
+    async def _fill(self, part: bill.Part) -> None:
+        if await self.door.bills.fill(part.tally, part.station, part.asked):
+            self.row.owed = tuple(each for each in self.row.owed if each.bill != part.asked.bill)
+            self._used = None
 
     def _worst(self) -> Amounts:
         context = self.way.route.context
@@ -415,7 +476,8 @@ class Request:
         row = self.row
         headers.append((b"x-penstock-upstream", row.upstream.encode()))
         headers.append((b"x-penstock-route", row.route.encode()))
-        if self.exchange.tally.final and self.exchange.tally.told:
+        tally = self.exchange.tally
+        if tally.final and tally.told and not self.envelope.stream:  # some streams tell it so far, first
             share = station.share
             self._shared = share.peek(begun, self.door.monotonic())
             self._settle()
@@ -427,6 +489,7 @@ class Request:
 
     def _settle(self) -> None:
         if self._used is None:
+            self._rest.count(self.exchange.tally)
             self._used = bill.settle(
                 self.row,
                 self.way,
@@ -435,6 +498,7 @@ class Request:
                 reserved=self.reserved,
                 prompt_bytes=self.envelope.size,
                 shared=self._shared,
+                earlier=self._rest.parts,
             )
 
     def _end(self, end: str, status: int) -> None:
@@ -455,6 +519,8 @@ class Request:
             assert self._used is not None
             door.meter.commit(self._reservation, self._used)
         door.metrics.ended(row)
+        if self.span is not None:
+            self.span.row(row)
 
 
 async def _nowhere(message: object) -> None:

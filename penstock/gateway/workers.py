@@ -1,7 +1,7 @@
 """Several processes behind one port: they inherit the listening socket, and share all else by the store.
 
-    parent: no loop, no threads, no database ──fork──▶ worker 0 … worker n-1
-        SIGTERM, SIGINT, SIGHUP   are passed on to all
+    parent: no loop, no threads, no database ──fork──▶ worker 0 … worker n-1, and a companion, if there is one
+        SIGTERM, SIGINT, SIGHUP   are passed on to all, as STOP, STOP and RELOAD: `obey`
         a worker dies             another one takes its place, after 1 s, 2 s, … 30 s if that goes on
         the parent dies           the kernel ends the workers (PR_SET_PDEATHSIG): they drain
 
@@ -10,6 +10,7 @@ It knows processes and signals; what a worker does is a function that returns it
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import ctypes
 import logging
@@ -17,7 +18,8 @@ import os
 import signal
 import time
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping
+from types import FrameType
 
 from penstock.core.errors import StartupError
 
@@ -25,7 +27,12 @@ logger = logging.getLogger("penstock.gateway")
 
 _PR_SET_PDEATHSIG = 1
 _WATCHED = {signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGCHLD}
+STOP, RELOAD, HURRY = signal.SIGUSR1, signal.SIGUSR2, signal.SIGQUIT
+"""What the parent tells its children. Others than it is told itself: a terminal, or systemd, tells all
+processes at once, and who hears a SIGTERM from both would take it for two, which mean haste."""
 _LONGEST = 30.0
+_REFUSED = 2
+"""Status of a process that has said why."""
 _STEADY = 60.0
 """Seconds after which a worker that dies is no sign of a trouble that lasts."""
 
@@ -58,49 +65,87 @@ def in_child(work: Callable[[], str | None]) -> str | None:
     return said[1:].decode() or None
 
 
-def run(count: int, serve: Callable[[], int]) -> int:
-    """Run `serve` in `count` processes until a signal; returns 0 if all of them ended so."""
+def run(count: int, serve: Callable[[], int], companion: Callable[[], int] | None = None) -> int:
+    """Run `serve` in `count` processes until a signal; returns 0 if all of them ended so.
+
+    companion: runs in a process that is there from before the first of them until after the last, and ends at
+    STOP, or in haste at HURRY, which is also what it gets when this process dies. If it ends by itself, all
+    end, with its status.
+    """
     signal.pthread_sigmask(signal.SIG_BLOCK, _WATCHED)
+    beside = None if companion is None else _start(companion, HURRY)
     workers = {_start(serve): time.monotonic() for _ in range(count)}
-    failures, stopping, worst = 0, False, 0
+    failures, stops, worst, verdict, asked = 0, 0, 0, 0, False
     due: list[float] = []
     """When the places of those that died are filled."""
-    while workers or (due and not stopping):
-        patience = max(0.0, min(due) - time.monotonic()) if due and not stopping else 3600.0
+    while workers or beside is not None or (due and not stops):
+        patience = max(0.0, min(due) - time.monotonic()) if due and not stops else 3600.0
         received = signal.sigtimedwait(_WATCHED, patience)
         number = None if received is None else received.si_signo
         if number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
-            stopping = stopping or number != signal.SIGHUP
-            for pid in workers:
-                with contextlib.suppress(ProcessLookupError):
-                    os.kill(pid, signal.SIGTERM if number == signal.SIGINT else number)
+            stops += number != signal.SIGHUP
+            _tell(workers, RELOAD if number == signal.SIGHUP else STOP)
         for pid, status in _ended():
+            if pid == beside:
+                beside, verdict = None, status if status >= 0 else 1
+                if not stops:
+                    if status != _REFUSED:
+                        logger.critical("the process that has the engines has ended with %d", status)
+                    stops = 1
+                    _tell(workers, STOP)
+                    verdict = verdict or 1
+                continue
             begun = workers.pop(pid, None)
             if begun is None:
                 continue
-            if stopping and status != -signal.SIGTERM:  # which ends one that has not begun to serve
+            if stops and status != -STOP:  # which ends one that has not begun to serve
                 worst = max(worst, abs(status))
-            if not stopping:
+            if not stops:
                 failures = 0 if time.monotonic() - begun > _STEADY else failures + 1
                 wait = min(_LONGEST, 2.0 ** (failures - 1)) if failures else 0.0
                 logger.error("worker %d has ended with %d; another starts in %g s", pid, status, wait)
                 due.append(time.monotonic() + wait)
-        while due and not stopping and min(due) <= time.monotonic():
+        while due and not stops and min(due) <= time.monotonic():
             due.remove(min(due))
             workers[_start(serve)] = time.monotonic()
-    return min(worst, 1)
+        if beside is not None and stops > 1:
+            _tell([beside], HURRY)
+        elif beside is not None and stops and not workers and not asked:
+            asked = True
+            _tell([beside], STOP)
+    return verdict or min(worst, 1)
 
 
-def _start(serve: Callable[[], int]) -> int:
+def obey(actions: Mapping[signal.Signals, Callable[[], None]]) -> None:
+    """In a worker, whose loop runs: do what the parent says. `actions`: what each signal does."""
+    loop = asyncio.get_running_loop()
+    loop.add_signal_handler(STOP, actions[signal.SIGTERM])
+    loop.add_signal_handler(RELOAD, actions[signal.SIGHUP])
+
+
+def _heard_by_parent(number: int, frame: FrameType | None) -> None:
+    """It says so."""
+
+
+def _tell(pids: Iterable[int], number: signal.Signals) -> None:
+    for pid in pids:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, number)
+
+
+def _start(serve: Callable[[], int], orphaned: signal.Signals = STOP) -> int:
+    """A process that runs `serve`; its id. `orphaned`: what the kernel sends it when this one dies."""
     parent = os.getpid()
     pid = os.fork()
     if pid:
         return pid
     status = 1
     try:
+        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+            signal.signal(number, _heard_by_parent)  # not SIG_IGN, which whatever is started would inherit
         signal.pthread_sigmask(signal.SIG_UNBLOCK, _WATCHED)
         with contextlib.suppress(OSError, AttributeError):
-            ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM, 0, 0, 0)
+            ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, orphaned, 0, 0, 0)
         if os.getppid() == parent:
             status = serve()
     except BaseException:

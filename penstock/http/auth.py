@@ -29,6 +29,12 @@ class PermissionDenied(InvalidRequest):
     code = "permission_denied"
 
 
+def bearer(authorization: str) -> str | None:
+    """The token of an Authorization header; None where its scheme is another."""
+    scheme, _, token = authorization.partition(" ")
+    return token.strip() if scheme.lower() == "bearer" else None
+
+
 def is_trusted(scope: Scope) -> bool:
     """Whether the request came with a trusted key."""
     return bool(scope.get("trusted_key"))
@@ -54,11 +60,10 @@ class AuthMiddleware:
         advice = "Send the header `Authorization: Bearer KEY`."
         if given is None:
             raise AuthenticationFailed("No API key was provided.", advice=advice)
-        scheme, _, key = given.partition(" ")
-        if scheme.lower() != "bearer":
-            # the scheme is not quoted: without one, it is the key
+        key = bearer(given)
+        if key is None:  # the scheme is not quoted: without one, it is the key
             raise AuthenticationFailed("The Authorization header is not a bearer token.", advice=advice)
-        digest = sha256(key.strip().encode("latin-1")).digest()
+        digest = sha256(key.encode("latin-1")).digest()
         matches = [hmac.compare_digest(digest, known) for known in self._digests]  # all of them, always
         if not any(matches):
             raise AuthenticationFailed("The API key is wrong.")

@@ -1,18 +1,18 @@
 """The server's socket, from before a slow start on: bound, so that nobody else has it, and not listening.
 
-It knows addresses and TLS files, and imports nothing that takes time.
+It knows addresses, and that TLS files must be usable, and imports nothing that takes time.
 """
 
 from __future__ import annotations
 
 import errno
 import socket
-import ssl
 from typing import Any
 
 from penstock.core.errors import StartupError
 
 from .config import HttpConfig
+from .tls import make_context
 from .unix import UnixSocket
 
 _BACKLOG = 2048
@@ -28,7 +28,7 @@ def bind(config: HttpConfig) -> socket.socket:
     had, a TLS file cannot be read.
     """
     if config.ssl_certfile is not None:
-        check_tls(config)
+        make_context(config)
     if config.uds is not None:
         unix = UnixSocket(config.uds)
         unix.setblocking(False)
@@ -90,24 +90,6 @@ def claim(sock: socket.socket, address: Any) -> None:
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         sock.bind(address)
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 0)
-
-
-def load_tls(context: ssl.SSLContext, config: HttpConfig) -> None:
-    """Read the TLS files into a context. Raises OSError or SSLError."""
-    context.load_cert_chain(str(config.ssl_certfile), config.ssl_keyfile)
-    if config.ssl_ca_certs is not None:
-        context.load_verify_locations(config.ssl_ca_certs)
-
-
-def check_tls(config: HttpConfig) -> None:
-    """Raise StartupError if the TLS files cannot be used."""
-    try:
-        load_tls(ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER), config)
-    except (OSError, ssl.SSLError) as error:
-        raise StartupError(
-            f"The TLS files cannot be used ({config.ssl_certfile}, {config.ssl_keyfile}): {error}.",
-            param="--ssl-certfile",
-        ) from error
 
 
 def bind_error(where: str, port: int, error: OSError) -> StartupError:

@@ -6,10 +6,11 @@ It knows nothing of what is served: a subclass adds that. Names and defaults are
 
 from __future__ import annotations
 
+import ipaddress
 from dataclasses import dataclass, field
 from typing import Any
 
-from penstock.core.errors import StartupError
+from penstock.core.errors import StartupError, quote
 
 _FORMATS = ("text", "json")
 _LEVELS = ("critical", "error", "warning", "info", "debug", "trace")
@@ -44,7 +45,14 @@ class HttpConfig:
         "Most open connections, as far as the limit of open files (`ulimit -n`) allows.",
     )
     max_connections_per_client: int = option(
-        0, "Most open connections from one address, where no proxy is between; 0 is no limit."
+        0,
+        "Most open connections from one address; behind --trusted-proxies, most requests of one client at a "
+        "time. 0 is no limit.",
+    )
+    trusted_proxies: tuple[str, ...] = option(
+        (),
+        "Addresses and networks, as 10.0.0.0/8, whose X-Forwarded-For or Forwarded is believed: it says who "
+        "the client is; `unix` for whoever comes over --uds.",
     )
     shutdown_timeout: float = option(
         30.0, "Seconds that running requests get to finish after SIGTERM; 0 aborts them at once."
@@ -59,6 +67,9 @@ class HttpConfig:
     ssl_keyfile: str | None = option(None, "Private key file (PEM) to serve HTTPS.")
     ssl_certfile: str | None = option(None, "Certificate file (PEM) to serve HTTPS.")
     ssl_ca_certs: str | None = option(None, "File of certificate authorities (PEM) for client certificates.")
+    enable_ssl_refresh: bool = option(
+        False, "Read the TLS files again when they change, for new connections; SIGHUP does so in any case."
+    )
     ssl_cert_reqs: int = option(0, "Client certificates: 0 none, 1 optional, 2 required.")
     timeout_keep_alive: int = option(
         5, "Seconds that a connection is kept open on which no request has begun, a new one as well."
@@ -84,7 +95,7 @@ class HttpConfig:
     )
 
     def __post_init__(self) -> None:
-        for name in ("api_key", "allowed_origins", "allowed_methods", "allowed_headers"):
+        for name in ("api_key", "allowed_origins", "allowed_methods", "allowed_headers", "trusted_proxies"):
             as_tuple(self, name)
         object.__setattr__(self, "allowed_origins", tuple(filter(None, self.allowed_origins)))
         at_least("--port", self.port, 0)
@@ -114,12 +125,27 @@ class HttpConfig:
                 f"--log-format must be one of {', '.join(_FORMATS)}, got {self.log_format!r}.",
                 param="--log-format",
             )
+        for proxy in self.trusted_proxies:
+            if not is_network(proxy):
+                raise StartupError(
+                    f"--trusted-proxies: {quote(proxy)} is no address and no network.",
+                    param="--trusted-proxies",
+                    advice="Write 10.0.0.0/8, 192.0.2.1, or unix.",
+                )
         if self.root_path and not self.root_path.startswith("/"):
             raise StartupError(f"--root-path must start with /, got {self.root_path!r}.", param="--root-path")
         if (self.ssl_keyfile is None) != (self.ssl_certfile is None):
             raise StartupError(
                 "--ssl-keyfile and --ssl-certfile belong together, only one is given.", param="--ssl-certfile"
             )
+
+
+def is_network(text: str) -> bool:
+    """Whether it says whom to trust: an address, a network, or `unix`."""
+    try:
+        return text == "unix" or bool(ipaddress.ip_network(text, strict=False))
+    except ValueError:
+        return False
 
 
 def as_tuple(config: HttpConfig, name: str) -> None:

@@ -1,10 +1,12 @@
 """The layers around every application, and where a path leads that nobody serves.
 
+  Forwarded                only behind trusted proxies: who the client is
     Watched                observers of exchanges: the access log, metrics
       CORSMiddleware       only when origins are allowed; so far out that browsers can read errors, too
         ErrorMiddleware    exceptions → OpenAI-shaped answers; request ids
           normalised       /llm/health/ is /health
             reserved       a 503 for what is no probe, on connections beyond the limit
+            few_of_each    the same for a client behind a proxy, with too many requests at a time
               AuthMiddleware   only when keys are configured
                 Router     path → endpoint
 
@@ -26,6 +28,7 @@ from .config import HttpConfig
 from .errors import ErrorMiddleware, TooManyConnections
 from .exchanges import AccessLog, Observer, Watched
 from .paths import PROBES, Paths, normalised
+from .proxies import Forwarded, Proxies, few_of_each
 
 
 def application(
@@ -42,6 +45,9 @@ def application(
     app: ASGIApp = Router(routes, default=_no_route, redirect_slashes=False)
     if config.api_key or trusted_keys:
         app = AuthMiddleware(app, config.api_key, trusted_keys)
+    proxies = Proxies(config.trusted_proxies) if config.trusted_proxies else None
+    if proxies is not None and config.max_connections_per_client:
+        app = few_of_each(app, config.max_connections_per_client)
     app = normalised(_reserved(app), paths)
     app = ErrorMiddleware(app, id_header=config.enable_request_id_headers)
     if config.allowed_origins:
@@ -55,7 +61,9 @@ def application(
         )
     if not config.disable_uvicorn_access_log:
         observers = (*observers, AccessLog(config))
-    return Watched(app, paths, observers) if observers else app
+    if observers:
+        app = Watched(app, paths, observers)
+    return app if proxies is None else Forwarded(app, proxies)
 
 
 def restricted(app: ASGIApp) -> ASGIApp:

@@ -23,6 +23,7 @@ from typing import Protocol
 
 from .config import HttpConfig
 from .peers import Peers
+from .proxies import Proxies
 
 logger = logging.getLogger("penstock.http")
 
@@ -112,9 +113,16 @@ class Held(Protocol):
 class Connections:
     """All connections of a server, or of one of its processes; `peers` hears of their number."""
 
-    def __init__(self, limits: Limits, clock: Callable[[], float], peers: Peers | None = None) -> None:
+    def __init__(
+        self,
+        limits: Limits,
+        clock: Callable[[], float],
+        peers: Peers | None = None,
+        proxies: Proxies | None = None,
+    ) -> None:
         self.limits = limits
         self.peers = peers
+        self._proxies = proxies
         self.log = OccasionalLog(clock)
         self._clock = clock
         self._open: set[Held] = set()
@@ -143,6 +151,8 @@ class Connections:
         """Whether a new connection may stay; sets whether it is restricted, and its first deadline."""
         limits, address = self.limits, connection.address
         crowd = self._of_client.get(address, 0) >= limits.per_client > 0
+        if crowd and self._proxies is not None and self._proxies.trusts(address):
+            crowd = False  # it speaks for many; theirs are counted one by one (proxies.few_of_each)
         if crowd:
             self.log.warning(
                 "per client",

@@ -11,12 +11,12 @@ import asyncio
 import errno
 import logging
 import socket
-import ssl
 from collections.abc import Callable
 
 from .connection import Connection
 from .limits import Connections
 from .peers import CHECKS, PAUSE
+from .tls import Certificates
 
 logger = logging.getLogger("penstock.http")
 
@@ -36,7 +36,7 @@ class Listener:
         sock: socket.socket,
         connections: Connections,
         make: Callable[[str], Connection],
-        tls: ssl.SSLContext | None,
+        tls: Certificates | None,
         backlog: int,
     ) -> None:
         """Listen. Raises OSError if someone else does already.
@@ -126,13 +126,14 @@ class Listener:
             self._opening[connection] = self._loop.create_task(self._open(client, connection))
 
     async def _open(self, client: socket.socket, connection: Connection) -> None:
-        handshake = {} if self._tls is None else {"ssl_handshake_timeout": self._connections.limits.headers}
+        context, handshake = None, {}
+        if self._tls is not None:
+            context = self._tls.context
+            handshake = {"ssl_handshake_timeout": self._connections.limits.headers}
         try:
             if not connection.unwanted:  # from here on, the socket is the transport's
                 connection.opening = asyncio.current_task()
-                await self._loop.connect_accepted_socket(
-                    lambda: connection, client, ssl=self._tls, **handshake
-                )
+                await self._loop.connect_accepted_socket(lambda: connection, client, ssl=context, **handshake)
             else:
                 client.close()
         except (OSError, asyncio.CancelledError):  # no TLS, or none in time, or no room for it any more

@@ -16,8 +16,7 @@ import contextlib
 import logging
 import signal
 import socket
-import ssl
-from collections.abc import Callable, Generator, Mapping
+from collections.abc import Callable, Generator, Mapping, Sequence
 from typing import Protocol
 
 import uvicorn
@@ -25,13 +24,15 @@ from starlette.types import ASGIApp
 
 from penstock.core.errors import PenstockError, StartupError
 
-from .bind import bind_error, check_tls, load_tls
+from .bind import bind_error
 from .config import HttpConfig
 from .connection import Connection
 from .layers import restricted
 from .limits import Connections, Limits, affordable
 from .listener import Listener
 from .peers import Peers
+from .proxies import Proxies
+from .tls import Certificates
 
 logger = logging.getLogger("penstock.http")
 
@@ -44,6 +45,8 @@ _LAST_WORDS = 2.0
 """Seconds that a server whose worker is dead goes on to answer 503 with the cause."""
 _FLUSH = 5.0
 """Seconds that connections get to send what they have, after everything else has ended."""
+_LOOK = 10
+"""Ticks of uvicorn's, of 0.1 s, between two looks at the TLS files."""
 _ABORT = 1.0
 """Seconds that handlers get to say goodbye after the second signal."""
 
@@ -82,6 +85,7 @@ async def serve(
     handle_signals: bool = True,
     on_actions: Callable[[Actions], None] | None = None,
     peers: Peers | None = None,
+    beside: Sequence[tuple[Server, socket.socket]] = (),
 ) -> int:
     """Serve until a signal or the worker's death. Returns the exit status: 0 after a complete drain, else 1.
 
@@ -93,14 +97,20 @@ async def serve(
         handle_signals: SIGTERM and SIGINT drain; needs the main thread.
         on_actions: told what each signal does, where somebody else hears of them.
         peers: other processes that accept on the same socket.
+        beside: servers that listen on sockets of their own, until the worker is closed.
     """
     server = Server(app, config, on_started=on_started, peers=peers)
     lifecycle = Lifecycle(server, worker, name, config.shutdown_timeout)
     loop = asyncio.get_running_loop()
+
+    def reload() -> None:
+        for each in (server, *(other for other, _ in beside)):
+            each.reload()
+
     actions: Actions = {
         signal.SIGTERM: lifecycle.stop,
         signal.SIGINT: lifecycle.stop,
-        signal.SIGHUP: server.reload,
+        signal.SIGHUP: reload,
     }
     signals = actions if handle_signals else {}
     for number, action in signals.items():
@@ -108,6 +118,7 @@ async def serve(
     if on_actions is not None:
         on_actions(actions)
     watching = asyncio.create_task(lifecycle.watch())
+    others = [loop.create_task(other.serve(sockets=[its])) for other, its in beside]
     try:
         await server.serve(sockets=[sock])
     except OSError as error:  # someone else has begun to listen since bind
@@ -118,6 +129,9 @@ async def serve(
             loop.remove_signal_handler(number)
         watching.cancel()
         await lifecycle.finish()
+        for other, _ in beside:
+            other.should_exit = True
+        await asyncio.gather(*others, return_exceptions=True)
         await worker.close()
     return lifecycle.exit_status
 
@@ -188,9 +202,11 @@ class Server(uvicorn.Server):
     ) -> None:
         super().__init__(_uvicorn_config(app, config))
         self.config.load()
-        self._http = config
+        self._tls = None if config.ssl_certfile is None else Certificates(config)
+        self._watches_tls = config.enable_ssl_refresh
         self._on_started = on_started
         self._peers = peers
+        self._proxies = Proxies(config.trusted_proxies)
         try:
             self._limits = Limits.of(config, affordable(config.max_connections))
         except ValueError as error:
@@ -201,13 +217,14 @@ class Server(uvicorn.Server):
         yield
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
-        connections = Connections(self._limits, asyncio.get_running_loop().time, self._peers)
+        clock = asyncio.get_running_loop().time
+        connections = Connections(self._limits, clock, self._peers, self._proxies)
 
         def make(address: str) -> Connection:
             return Connection(self.config, self.server_state, connections, address, restricted)
 
         self.servers = [
-            Listener(sock, connections, make, self.config.ssl, self.config.backlog)  # type: ignore[misc]
+            Listener(sock, connections, make, self._tls, self.config.backlog)  # type: ignore[misc]
             for sock in sockets or ()
         ]
         self.started = True
@@ -225,17 +242,16 @@ class Server(uvicorn.Server):
 
     def reload(self) -> None:
         """SIGHUP: read the TLS files again, for new connections; those that cannot be used change nothing."""
-        config, context = self._http, self.config.ssl
-        if context is None or config.ssl_certfile is None:
+        if self._tls is None:
             logger.info("SIGHUP: there is nothing to read again; flags and keys hold until the next start.")
-            return
-        try:
-            check_tls(config)
-            load_tls(context, config)
-        except (StartupError, OSError, ssl.SSLError) as error:
-            logger.error("SIGHUP: the TLS files stay as they were. %s", error)
         else:
-            logger.info("SIGHUP: new connections get the certificate in %s.", config.ssl_certfile)
+            self._tls.reload("SIGHUP")
+
+    async def on_tick(self, counter: int) -> bool:
+        """uvicorn's clock: ten times a second."""
+        if self._tls is not None and self._watches_tls and counter % _LOOK == 0:
+            self._tls.look()
+        return await super().on_tick(counter)
 
 
 def _uvicorn_config(app: ASGIApp, config: HttpConfig) -> uvicorn.Config:
@@ -246,11 +262,7 @@ def _uvicorn_config(app: ASGIApp, config: HttpConfig) -> uvicorn.Config:
         log_config=None,  # who runs the process says how it logs
         access_log=False,  # ours knows the route, the duration and the id (`exchanges`)
         server_header=False,
-        proxy_headers=False,  # they would stand in the access log as the client wrote them
+        proxy_headers=False,  # ours believes nobody unasked (`proxies`)
         timeout_keep_alive=config.timeout_keep_alive,
         timeout_graceful_shutdown=int(_FLUSH),
-        ssl_keyfile=config.ssl_keyfile,
-        ssl_certfile=config.ssl_certfile,
-        ssl_ca_certs=config.ssl_ca_certs,
-        ssl_cert_reqs=config.ssl_cert_reqs,
     )

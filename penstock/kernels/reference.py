@@ -219,13 +219,14 @@ def _draw(row: Tensor, draw: Draw) -> int:
     if 0 < draw.top_k < len(row):
         weights[row < row[order[draw.top_k - 1]]] = 0
     weights[weights < draw.min_p] = 0
-    mass = weights[order].double()
+    # in double a weight of less than 1e-16 is lost behind one of 1, however many of them there are
+    mass = weights[order].cpu().numpy().astype(np.longdouble)
     if draw.top_p < 1:
-        before = mass.cumsum(0) - mass
+        before = mass.cumsum() - mass
         mass[before >= draw.top_p * mass.sum()] = 0
-    cumulative = mass.cumsum(0)
-    exceeding = (cumulative > draw.uniform * cumulative[-1]).nonzero()
-    place = exceeding[0] if len(exceeding) else mass.nonzero()[-1]
+    cumulative = mass.cumsum()
+    (exceeding,) = (cumulative > draw.uniform * cumulative[-1]).nonzero()
+    place = exceeding[0] if len(exceeding) else mass.nonzero()[0][-1]
     return int(order[place])
 
 

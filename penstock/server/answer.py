@@ -71,7 +71,8 @@ async def answer(
     Args:
         work: where long answers are written.
         id: the response's, for the log.
-        tells_tokens: in a stream, the ids of each chunk's tokens stand before it in a comment.
+        tells_tokens: in a stream, the ids of each chunk's tokens stand before it in a comment, and the counts
+            of the prompt's before the first one.
     """
     stream = writer.stream
     if stream is None:
@@ -167,6 +168,8 @@ class _Outbox:
         for choice in due.values():
             if choice.index not in self._opened:
                 self._opened.add(choice.index)
+                if self._tells_tokens:
+                    events.append(comment(f"prompt {len(choice.prompt.ids)} {choice.cached}"))
                 events.append(self._writer.opening(choice))
             if choice.pending.token_ids or choice.pending.finish_reason:
                 self._begun.add(choice.index)

@@ -3,6 +3,7 @@
     X-Penstock-Tenant         whose request it is              from a key of --gateway-key only
     X-Penstock-Class          realtime, or background          likewise
     X-Penstock-Stream-Tokens  1: ids of a stream's tokens come along, in comments that clients do not see
+                                 (: prompt COUNT CACHED, once, and : tokens ID,ID,… before each chunk)
     generated_token_ids       (a field) what another engine had generated: the answer goes on behind it
 
 A stream whose engine is lost goes on at another one with the ids of its comments: greedy or seeded, the text
@@ -66,13 +67,18 @@ def need_trust(scope: Scope, what: str) -> None:
 
 
 async def list_bills(state: State, scope: Scope, receive: Receive, send: Send) -> None:
-    """The final bills behind a cursor. For gateways only."""
+    """The final bills behind a cursor, all or those of some requests. For gateways only."""
     need_trust(scope, "The bills are")
-    query = dict(parse_qsl(scope["query_string"].decode("latin-1")))
-    limit = query.get("limit", "1000")
-    if not (limit.isdecimal() and len(limit) <= 9):
-        raise InvalidRequest(f"limit must be from 1 to {MOST}, got {quote(limit)}.", param="limit")
-    await respond(send, msgspec.json.encode(state.bills.page(query.get("after"), int(limit))))
+    fields = parse_qsl(scope["query_string"].decode("latin-1"))
+    query = dict(fields)
+    if ids := [value for name, value in fields if name == "id"]:
+        page = state.bills.find(ids, query.get("after"))
+    else:
+        limit = query.get("limit", "1000")
+        if not (limit.isdecimal() and len(limit) <= 9):
+            raise InvalidRequest(f"limit must be from 1 to {MOST}, got {quote(limit)}.", param="limit")
+        page = state.bills.page(query.get("after"), int(limit))
+    await respond(send, msgspec.json.encode(page))
 
 
 def resumed(request: Request, prompts: int, vocab_size: int) -> tuple[int, ...]:

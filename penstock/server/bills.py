@@ -1,6 +1,11 @@
 """The final bills of requests, those that nobody waited for included: a feed for a gateway's ledger.
 
-    GET /v1/bills?after=CURSOR&limit=N  →  {"data": [bill, …], "next": CURSOR, "lost": 0}
+    GET /v1/bills?after=CURSOR&limit=N    →  {"data": [bill, …], "next": CURSOR, "lost": 0, "under_way": []}
+    GET /v1/bills?after=CURSOR&id=A&id=B  →  of the bills behind the cursor those of A and B, and which of the
+                                             two are under way still
+
+Who asked at a cursor, and finds by it neither a bill nor that the request is under way, and nothing lost,
+knows that it used nothing: it never came, was refused, or had to leave the queue.
 
 A bill is there once the last event of every choice has come. The sum of the bills is the time that the
 device was busy with requests. The feed holds the latest ones in memory: a cursor says of which start of the
@@ -10,7 +15,8 @@ server it is, so that a reader learns that bills were lost, and how many, where 
 from __future__ import annotations
 
 import secrets
-from collections import deque
+from collections import Counter, deque
+from collections.abc import Iterator, Sequence
 from itertools import islice
 
 import msgspec
@@ -21,6 +27,8 @@ KEPT = 100_000
 """Bills in memory, some 30 MB at most."""
 MOST = 10_000
 """Bills of one answer."""
+MOST_IDS = 100
+"""Requests that are looked for at a time."""
 
 
 class Bill(msgspec.Struct, frozen=True, kw_only=True):
@@ -48,6 +56,8 @@ class Page(msgspec.Struct, frozen=True):
     lost: int | None = 0
     """Bills between the cursor and the first of `data` that are not there any more; null where the cursor is
     of an earlier start, whose bills are lost."""
+    under_way: tuple[str, ...] = ()
+    """Of the requests that were looked for, those whose bills are still to come."""
 
 
 class Bills:
@@ -57,6 +67,17 @@ class Bills:
         self._bills: deque[Bill] = deque(maxlen=kept)
         self._count = 0
         self._start = secrets.token_hex(6)
+        self._under_way: Counter[str] = Counter()
+
+    def arrived(self, id: str) -> None:
+        """A request is under way; clients choose ids, and may repeat them."""
+        self._under_way[id] += 1
+
+    def left(self, id: str) -> None:
+        """It is no longer: its bill is there, or it has used nothing. Once for each `arrived`."""
+        self._under_way[id] -= 1
+        if self._under_way[id] <= 0:
+            del self._under_way[id]
 
     def add(self, bill: Bill) -> None:
         """A request has ended."""
@@ -70,17 +91,40 @@ class Bills:
         """
         if not 1 <= limit <= MOST:
             raise InvalidRequest(f"limit must be from 1 to {MOST}, got {limit}.", param="limit")
-        position, known = self._position(after)
-        first = self._count - len(self._bills)
-        begin = max(position, first)
-        data = list(islice(self._bills, begin - first, begin - first + limit))
-        lost = begin - position if known and after is not None else (None if after is not None else first)
-        return Page(data, f"{self._start}:{begin + len(data)}", lost)
+        begin, lost = self._begin(after)
+        data = list(self._behind(begin, limit))
+        return Page(data, self._cursor(begin + len(data)), lost)
 
-    def _position(self, cursor: str | None) -> tuple[int, bool]:
+    def find(self, ids: Sequence[str], after: str | None) -> Page:
+        """The bills of some requests behind a cursor, and which of these are under way.
+
+        Raises InvalidRequest as `page` does, and for too many.
+        """
+        if len(ids) > MOST_IDS:
+            raise InvalidRequest(f"{len(ids)} ids are too many; {MOST_IDS} at a time.", param="id")
+        begin, lost = self._begin(after)
+        wanted = set(ids)
+        data = [bill for bill in self._behind(begin, KEPT) if bill.request_id in wanted]
+        return Page(data, self._cursor(self._count), lost, tuple(id for id in ids if id in self._under_way))
+
+    def _behind(self, position: int, limit: int) -> Iterator[Bill]:
+        begin = position - (self._count - len(self._bills))
+        return islice(self._bills, begin, begin + limit)
+
+    def _cursor(self, position: int) -> str:
+        return f"{self._start}:{position}"
+
+    def _begin(self, after: str | None) -> tuple[int, int | None]:
+        """(position of the first bill behind a cursor, how many before it are lost)."""
+        first = self._count - len(self._bills)
+        if after is None:
+            return first, first
+        position, known = self._position(after)
+        begin = max(position, first)
+        return begin, begin - position if known else None
+
+    def _position(self, cursor: str) -> tuple[int, bool]:
         """(bills before it, whether it is of this start)."""
-        if cursor is None:
-            return 0, True
         start, _, number = cursor.partition(":")
         if not (start and number.isdecimal() and len(number) <= 18):
             raise InvalidRequest(

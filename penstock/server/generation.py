@@ -169,9 +169,12 @@ class Generation:
         their final bills. Raises the PenstockError of the first choice that fails (the others are then
         aborted), and EngineDead.
         """
+        bills, begun = self._state.bills, False
+        bills.arrived(self._request_id)  # until its bill is there, which may be after its client has gone
         try:
             async with aclosing(self._state.engine.generate(self._spec, self._late)) as batches:
                 async for events in batches:
+                    begun = True
                     self._take_in(events, on_change)
                     yield
         except QueueFull as error:
@@ -182,6 +185,10 @@ class Generation:
             for choice in self.choices:
                 if not choice.settled:
                     self._settle(choice, "error")
+            raise
+        except Exception:
+            if not begun:  # the engine has not taken it, and will not say anything of it
+                bills.left(self._request_id)
             raise
 
     async def run(self) -> None:
@@ -323,10 +330,11 @@ class Generation:
         """Its figures are final; with those of the last choice, the bill is. What never ran has none."""
         choice.settled, choice.ended = True, reason
         self._state.engine.settled(choice.id)
-        if all(each.settled for each in self.choices) and any(
-            each.scheduled_at is not None for each in self.choices
-        ):
+        if not all(each.settled for each in self.choices):
+            return
+        if any(each.scheduled_at is not None for each in self.choices):
             self._state.bills.add(self._bill())
+        self._state.bills.left(self._request_id)
 
     def _bill(self) -> Bill:
         usage = self.usage()

@@ -129,6 +129,17 @@ async def generate_any(
 ) -> None:
     """Serve one request, in the first of `formats` whose prompt it has."""
     scope["error_body"] = formats[0].error
+    id = scope["request_id"]
+    state.bills.arrived(id)
+    try:
+        await _generate_any(formats, state, scope, receive, send)
+    finally:
+        state.bills.left(id)
+
+
+async def _generate_any(
+    formats: Sequence[Format[Any]], state: State, scope: Scope, receive: Receive, send: Send
+) -> None:
     body = await whole_body(state, scope, receive)
     arrived_at = state.monotonic()
     state.check_accepting()

@@ -10,7 +10,7 @@ from __future__ import annotations
 import difflib
 import re
 import stat
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from pathlib import Path
 from types import UnionType
 from typing import Annotated, Any, Union, get_args, get_origin
@@ -121,7 +121,7 @@ def loads(text: str, name: str = "penstock.yaml") -> Spec:
     try:
         spec = Spec.model_validate(value)
     except ValidationError as error:
-        raise _error(name, node, list(_said(error))) from None
+        raise _error(name, node, list(said(error))) from None
     if found := problems(spec):
         raise _error(name, node, found)
     return spec
@@ -145,15 +145,14 @@ def _plain(part: str | int) -> str:
     return text if text.isprintable() else ascii(text)[1:-1]
 
 
-def _said(error: ValidationError) -> Iterator[tuple[Path_, str]]:
-    """pydantic's errors in our words: where, and what."""
+def said(error: ValidationError, shape: type[BaseModel] = Spec) -> Iterator[tuple[Path_, str]]:
+    """pydantic's errors of a `shape`, in our words: where, and what."""
     for number, each in enumerate(error.errors(include_url=False)):
         path = tuple(part for part in each["loc"] if part != "[key]")
         kind, message = each["type"], each["msg"]
         if kind == "extra_forbidden":
-            known = _fields(path[:-1]) if number < _MOST_ERRORS else []
-            near = difflib.get_close_matches(str(path[-1])[:64], known, n=1, cutoff=0.5)
-            yield path, "unknown key." + (f" Did you mean {near[0]}?" if near else "")
+            known = _fields(shape, path[:-1]) if number < _MOST_ERRORS else []
+            yield path, f"unknown key. {near(str(path[-1]), known)}".rstrip()
         elif kind == "missing":
             yield path, "is required."
         else:
@@ -162,9 +161,14 @@ def _said(error: ValidationError) -> Iterator[tuple[Path_, str]]:
             yield path, f"{what[:1].lower()}{what[1:]}{given}."
 
 
-def _fields(path: Path_) -> list[str]:
-    """Keys that the part at `path` may have."""
-    shape: Any = Spec
+def near(name: str, known: Collection[str]) -> str:
+    """What may have been meant by a name that nobody knows; empty if nothing is like it."""
+    found = difflib.get_close_matches(name[:64], sorted(known), n=1, cutoff=0.5)
+    return f"Did you mean {found[0]}?" if found else ""
+
+
+def _fields(shape: Any, path: Path_) -> list[str]:
+    """Keys that the part at `path` of a shape may have."""
     for step in path:
         shape = _inside(shape, step)
     return list(shape.model_fields) if isinstance(shape, type) and issubclass(shape, BaseModel) else []

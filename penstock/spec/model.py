@@ -111,6 +111,8 @@ class Price(Part):
     """For `per` input tokens that were read from its cache; as `input` if not given."""
     per: Annotated[int, Field(ge=1)] = 1_000_000
     """Tokens that the prices are for."""
+    batch: Annotated[float, Field(gt=0, le=1)] | None = None
+    """What batches pay of these prices, as 0.5 for half; all of them if not given."""
     as_of: datetime.date
     """When they were looked up. A price without a date is no price."""
     source: Annotated[str, Field(min_length=1)]
@@ -151,6 +153,8 @@ class Upstream(Part):
     """Whether data stays in the house; if not given, whether `pool` is."""
     models: dict[Name, UpstreamModel]
     """What it serves."""
+    files: bool = False
+    """It has `/v1/files` and `/v1/batches`. Needs `kind: openai` or `penstock`."""
     max_connections: Annotated[int, Field(ge=1)] = 1000
     """Most requests at a time, for each replica."""
     timeout_connect: Seconds = 5.0
@@ -230,7 +234,8 @@ class Route(Part):
     local_only: bool = False
     """Never leaves the house, whatever the targets say."""
     retries: Annotated[int, Field(ge=0, le=10)] = 2
-    """More attempts before the first token, at other replicas where there are some."""
+    """More attempts before the first token, or for the rest of a stream that breaks, at other replicas where
+    there are some."""
     wait: Seconds = 300.0
     """How long requests wait for a model that is starting."""
     max_waiting: Annotated[int, Field(ge=0)] = 256
@@ -303,6 +308,33 @@ class Hook(Part):
         return self
 
 
+class Admin(Part):
+    """The admin API: keys are made and revoked, and rows read, over HTTP."""
+
+    key_env: Variable
+    """Environment variable with its key, of 16 characters or more; nobody else's."""
+    host: str = "127.0.0.1"
+    """Address that it listens on, where it has a port of its own."""
+    port: Annotated[int, Field(ge=0, le=65535)] | None = None
+    """A port of its own; if not given, it is at the gateway's, for everybody who reaches that."""
+
+
+class Files(Part):
+    """What may be uploaded to `/v1/files`."""
+
+    max_bytes: Bytes = 200 * 1000 * 1000
+    """Largest file; more is answered with 413."""
+    max_line_bytes: Bytes = 10 * 1024 * 1024
+    """Longest line of a batch's input, which is one request."""
+    max_lines: Annotated[int, Field(ge=1)] = 50_000
+    """Most requests in a batch's input."""
+    max_uploads: Annotated[int, Field(ge=1)] = 8
+    """At a time, for each worker; more are answered with 503. Each takes up to twice its size on the disk of
+    `ledger.spool`."""
+    timeout: Seconds = 600.0
+    """Until the upstream has taken a file. How long the client may take is `--timeout-body`."""
+
+
 class Gateway(Part):
     """The door itself."""
 
@@ -317,11 +349,16 @@ class Gateway(Part):
     ssl_keyfile: str | None = None
     """Its private key (PEM)."""
     trusted_proxies: tuple[str, ...] = ()
-    """Addresses or networks whose X-Forwarded-For is believed."""
-    admin_key_env: Variable | None = None
-    """Environment variable with the key of the admin API; without it there is none."""
+    """Addresses or networks, as 10.0.0.0/8, whose X-Forwarded-For or Forwarded is believed; `unix` for a Unix
+    socket."""
+    admin: Admin | None = None
+    """The admin API; there is none if not given."""
+    tracing: bool = False
+    """Send OpenTelemetry spans, as the environment variables OTEL_* say; needs `penstock[otel]`."""
     max_body_bytes: Bytes = 10 * 1024 * 1024
     """Largest request body; more is answered with 413."""
+    files: Files = Files()
+    """Of files and batches, at upstreams with `files: true`."""
     hooks: tuple[Hook, ...] = ()
     """In this order."""
     tag_headers: dict[str, HeaderName] = {"feature": "x-penstock-feature"}

@@ -70,6 +70,8 @@ def _upstreams(spec: Spec) -> Iterator[Problem]:
             yield (*where, "pool"), _unknown("pool", upstream.pool, spec.pools)
         if upstream.trusts_gateway and (upstream.kind != "penstock" or upstream.api_key_env is None):
             yield (*where, "trusts_gateway"), "needs kind: penstock, and api_key_env."
+        if upstream.files and upstream.kind not in ("openai", "penstock"):
+            yield (*where, "files"), f"needs kind: openai or penstock; {upstream.kind} has no /v1/files."
         if not upstream.models:
             yield (*where, "models"), "names no model that it serves."
         for header in upstream.headers:
@@ -147,6 +149,8 @@ def _ledger(spec: Spec) -> Iterator[Problem]:
 
 def _gateway(spec: Spec) -> Iterator[Problem]:
     for index, proxy in enumerate(spec.gateway.trusted_proxies):
+        if proxy == "unix":
+            continue
         try:
             ipaddress.ip_network(proxy, strict=False)
         except ValueError:

@@ -185,7 +185,7 @@ def test_engines_that_share_one_device_are_named() -> None:
 def test_engines_do_not_get_the_secrets_of_the_gateway() -> None:
     spec = loads(
         "upstreams: {c: {url: 'http://c', api_key_env: CLOUD_KEY, models: {m: {}}}}\n"
-        "gateway: {admin_key_env: ADMIN_KEY}"
+        "gateway: {admin: {key_env: ADMIN_KEY}}"
     )
     environment = {"CLOUD_KEY": "1", "ADMIN_KEY": "2", "PENSTOCK_LEDGER_PASSWORD": "3", "HOME": "/root"}
     assert without_secrets(spec, environment) == {"HOME": "/root"}

@@ -9,6 +9,7 @@ import socket
 import sqlite3
 import time
 import urllib.request
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -167,11 +168,78 @@ def test_a_second_signal_kills_engines_that_do_not_end(tmp_path: Path) -> None:
 
 def test_a_model_that_cannot_work_ends_up(tmp_path: Path) -> None:
     path = scripted_vllm(tmp_path, refuse="vllm: error: unknown architecture")
+    told = "penstock up: fake/0 cannot be served: status 2, after saying: vllm: error: unknown architecture"
     with running(tmp_path, FAKE % "", PATH=path) as up:
         assert up.process.wait(60) == 2
-        assert up.err.splitlines()[-1].endswith(
-            "penstock up: fake/0 cannot be served: status 2, after saying: vllm: error: unknown architecture"
-        )
+        assert up.err.splitlines()[-1].endswith(told)
+    with running(tmp_path, several(FAKE % ""), PATH=path) as up:
+        assert up.process.wait(60) == 2
+        assert up.err.count(told) == 2  # of both
+        assert not traces(up)
+
+
+def several(spec: str) -> str:
+    """With two processes of the gateway."""
+    return spec.replace("port: 0", "port: 0, workers: 2")
+
+
+def test_several_workers_share_the_engines(tmp_path: Path) -> None:
+    spec = several(FAKE % ", start: lazy, keep_alive: 200ms")
+    with running(tmp_path, spec, PATH=scripted_vllm(tmp_path)) as up:
+        with ThreadPoolExecutor(8) as clients:
+            answers = list(clients.map(lambda _: up.post("/v1/completions", ASK)[0], range(16)))
+        assert answers == [200] * 16  # all of them have waited for one start
+        assert len(starts(up)) == 1
+        assert up.out.count("sk-ps-") == 1
+        eventually(lambda: not alive(starts(up)[0]))
+        assert "no request for 0.2 s; it leaves memory" in up.err
+        assert up.post("/v1/completions", ASK)[0] == 200
+        assert len(starts(up)) == 2
+        eventually(lambda: len(rows(up)) == 17)
+        assert len(children(up.process.pid)) == 3
+        assert up.stop() == 0
+        assert not traces(up)
+
+
+def traces(up: Up) -> list[str]:
+    """Of processes of ours; the scripted engine has its own."""
+    return [line for line in up.err.splitlines() if "Traceback" in line and "[fake/0]" not in line]
+
+
+def test_a_worker_that_dies_is_replaced_and_engines_stay(tmp_path: Path) -> None:
+    with running(tmp_path, several(FAKE % ""), PATH=scripted_vllm(tmp_path)) as up:
+        assert up.post("/v1/completions", ASK)[0] == 200
+        engines, *workers = children(up.process.pid)
+        kill(workers[0])
+        eventually(lambda: len(set(children(up.process.pid)) - {engines, *workers}) == 1)
+        for _ in range(8):
+            assert up.post("/v1/completions", ASK)[0] == 200
+        assert len(starts(up)) == 1
+        kill(starts(up)[0])  # an engine that dies is started again for all
+        assert up.post("/v1/completions", ASK)[0] == 200
+        kill(engines)
+        assert up.process.wait(60) == 1
+        assert "the process that has the engines has ended with -9" in up.err
+
+
+@pytest.mark.parametrize("hurried", [False, True])
+def test_nothing_is_left_of_several_when_up_is_killed_or_hurried(tmp_path: Path, hurried: bool) -> None:
+    with running(tmp_path, several(FAKE % ""), PATH=scripted_vllm(tmp_path, deaf="")) as up:
+        assert up.post("/v1/completions", ASK)[0] == 200
+        everybody = up.descendants()
+        if hurried:
+            up.process.send_signal(signal.SIGTERM)
+            eventually(lambda: len(children(up.process.pid)) == 1)  # the engine does not listen
+            up.process.send_signal(signal.SIGTERM)
+        else:
+            up.process.kill()
+        up.process.wait(30)
+        eventually(lambda: not any(map(alive, everybody)))
+
+
+def children(pid: int) -> list[int]:
+    """In the order of their starts."""
+    return sorted(int(each) for each in Path(f"/proc/{pid}/task/{pid}/children").read_text().split())
 
 
 def test_a_port_in_use_is_said_before_anything_starts(tmp_path: Path) -> None:

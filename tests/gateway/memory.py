@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 
 from penstock.gateway.meter import LimitReached
 from penstock.gateway.policy.amounts import Amounts, Limit
-from penstock.gateway.records import Principal, Row
+from penstock.gateway.records import Asked, Principal, Row
 
 
 @dataclass
@@ -36,6 +36,7 @@ class MemoryMeter:
     reserved: dict[Limit, int] = field(default_factory=dict)
     rows: list[Row] = field(default_factory=list)
     """Final ones, in the order of their ends."""
+    attempts: list[Asked] = field(default_factory=list)
     open: dict[str, Granted] = field(default_factory=dict)
     ended: threading.Semaphore = field(default_factory=lambda: threading.Semaphore(0))
 
@@ -56,8 +57,14 @@ class MemoryMeter:
             left = limit.cap - self.used.get(limit, 0) - self.reserved[limit]
             standings.append(Standing(limit, left, self.now + 60))
         assert row.id not in self.open
+        row.reserved_tokens, row.reserved_dollars = worst.tokens, worst.dollars
+        row.reserved_device_seconds = worst.device_seconds
         granted = self.open[row.id] = Granted(row, limits, worst, standings)
         return granted
+
+    def asked(self, reservation: Granted, asked: Asked) -> None:
+        assert not reservation.committed
+        self.attempts.append(asked)
 
     def commit(self, reservation: Granted, used: Amounts) -> None:
         assert not reservation.committed

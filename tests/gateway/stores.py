@@ -69,28 +69,50 @@ def postgres() -> Iterator[str]:
             process.wait(20)
 
 
+class Redis:
+    """A server that can be stopped and started; it begins empty each time."""
+
+    def __init__(self, binary: str, folder: Path) -> None:
+        self._binary, self._folder = binary, folder
+        self.port = free_port()
+        self.url = f"redis://127.0.0.1:{self.port}/0"
+        self.start()
+
+    def start(self) -> None:
+        """Until it accepts connections."""
+        log = self._folder / "log"
+        flags = ["--bind", "127.0.0.1", "--dir", str(self._folder), "--save", ""]
+        with log.open("wb") as file:
+            command = [self._binary, "--port", str(self.port), *flags]
+            self._process = subprocess.Popen(command, stdout=file, stderr=file)
+        await_port(self._process, self.port, log)
+
+    def stop(self) -> None:
+        """Its end."""
+        self._process.terminate()
+        self._process.wait(20)
+
+
 @contextmanager
-def redis() -> Iterator[str]:
-    """A server of its own; its URL. Skips where there is none."""
+def redis_server() -> Iterator[Redis]:
+    """A server of its own. Skips where there is none."""
     pytest.importorskip("redis", reason="the client of the extra `redis` is not installed")
-    server = shutil.which("valkey-server") or shutil.which("redis-server")
-    if server is None:
+    binary = shutil.which("valkey-server") or shutil.which("redis-server")
+    if binary is None:
         pytest.skip("neither Valkey nor Redis is installed")
     with tempfile.TemporaryDirectory(prefix="penstock-redis-") as name:
-        port = free_port()
-        log = Path(name) / "log"
-        with log.open("wb") as file:
-            process = subprocess.Popen(
-                [server, "--port", str(port), "--bind", "127.0.0.1", "--dir", name, "--save", ""],
-                stdout=file,
-                stderr=file,
-            )
+        server = Redis(binary, Path(name))
         try:
-            await_port(process, port, log)
-            yield f"redis://127.0.0.1:{port}/0"
+            yield server
         finally:
-            process.terminate()
-            process.wait(20)
+            server.stop()
+
+
+@contextmanager
+def redis() -> Iterator[str]:
+    """The URL of one."""
+    with redis_server() as server:
+        yield server.url
 
 
 def free_port() -> int:

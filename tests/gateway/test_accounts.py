@@ -156,6 +156,15 @@ class Worker:
     calls: deque[tuple[str, Any]] = field(default_factory=deque)
     answers: deque[tuple[str, Any]] = field(default_factory=deque)
     asking: bool = False
+    doubted: dict[str, int] | None = None
+    """Charged by the bank, whose answer was lost."""
+
+    @property
+    def charging(self) -> bool:
+        """Whether nothing may be asked: answers of the two would cross."""
+        return any(kind != "lease" for kind, _ in self.calls) or any(
+            kind in ("charge", "again") for kind, _ in self.answers
+        )
 
 
 class Workers(RuleBasedStateMachine):
@@ -230,7 +239,7 @@ class Workers(RuleBasedStateMachine):
             self.round(self.workers.index(worker))
         for share, amount in waiting:
             share.waiting.remove(amount)
-            share.returning = True
+            share.returning = share.returning or share.pending
         self.reserve(worker, limits, worst)
 
     def reserve(self, worker: Worker, limits: list[Limit], worst: Amounts) -> bool:
@@ -273,13 +282,18 @@ class Workers(RuleBasedStateMachine):
 
     @rule(which=st.integers(0, 2))
     def ask(self, which: int) -> None:
-        if self.workers and not (worker := self.pick(which)).asking:
+        if self.workers and not ((worker := self.pick(which)).asking or worker.charging):
             worker.asking = True
             worker.calls.append(("lease", worker.shares.asks(self.now(worker))))
 
     @rule(which=st.integers(0, 2))
     def write(self, which: int) -> None:
-        if self.workers and (worker := self.pick(which)).unwritten:
+        if not self.workers or (worker := self.pick(which)).asking or worker.charging:
+            return
+        if worker.doubted is not None:
+            worker.calls.append(("again", worker.doubted))
+            worker.doubted = None
+        elif worker.unwritten:
             worker.calls.append(("charge", worker.unwritten))
             worker.unwritten = {}
 
@@ -294,7 +308,7 @@ class Workers(RuleBasedStateMachine):
         elif kind == "charge":
             self.bank.charge(worker.name, what)
             if lost:  # it is tried again, and found to be done
-                worker.calls.append(("again", what))
+                worker.doubted = what
             else:
                 worker.answers.append((kind, what))
         elif lost == "call":
@@ -437,7 +451,7 @@ class Workers(RuleBasedStateMachine):
     @invariant()
     def no_worker_has_more_than_the_bank_gave_it(self) -> None:
         for worker in getattr(self, "workers", []):
-            if not (worker.calls or worker.answers):
+            if not (worker.calls or worker.answers or worker.doubted):
                 for share in worker.shares:
                     assert share.granted <= self.bank.granted(share.id, worker.name)
 

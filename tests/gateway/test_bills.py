@@ -7,11 +7,14 @@ import json
 import random
 import urllib.request
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 
 from penstock.gateway import bills
-from penstock.gateway.records import Principal
+from penstock.gateway.bill import late
+from penstock.gateway.records import Asked, Principal, Row
+from penstock.gateway.usage import Tally
 from penstock.spec.load import loads
 from tests.server.conftest import LiveServer, running
 from tests.server.fake_engine import FakeEngine
@@ -140,7 +143,7 @@ def test_a_bill_that_does_not_come_leaves_the_row_at_its_reservation(
     gateway: Gateway, engine: FakeEngine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(bills, "PATIENCE", 0.1)
-    monkeypatch.setattr(bills.Bills, "_take", lambda *_: None)
+    monkeypatch.setattr(bills.Bills, "_tell", lambda *_: True)
     engine.pause_at = 3
     with concurrent.futures.ThreadPoolExecutor(1) as pool:
         asking = pool.submit(gateway.post, BODY)
@@ -163,3 +166,28 @@ def test_a_key_that_is_no_gateways_is_said_and_the_rest_goes_on(
         assert gateway.row().settlement == "settled"
         gateway.live.stop()
     assert "its key is none of --gateway-key" in caplog.text
+
+
+def test_a_late_bill_of_a_part_replaces_its_estimate_and_nothing_else() -> None:
+    """Two engines made the answer, and both bills come late."""
+    priced: dict[str, Any] = {
+        "model": "m",
+        "pool": "box",
+        "device": "L4",
+        "devices": 2,
+        "device_price": 3_600_000_000,
+    }
+    one = Asked(replica="a/0", upstream="a", bill="x", part=400, **priced)
+    two = Asked(replica="a/1", upstream="a", bill="y", part=1000, **priced)
+    row = Row(id="r", at=0, key_id="k", input_tokens=7, output_tokens=9, cached_tokens=2, owed=(one, two))
+    row.device_seconds, row.device_seconds_estimated, row.settlement = 1400, True, "estimated"
+    used = late(row, one, Tally(input=7, output=5, device_seconds=150, told=True, final=True))
+    assert used is not None
+    assert (used.tokens, used.device_seconds) == (16, 1300)
+    assert (row.settlement, row.device_seconds, row.owed) == ("estimated", 1300, (two,))
+    used = late(row, two, Tally(input=7, output=6, device_seconds=600, told=True, final=True))
+    assert used is not None
+    assert (row.settlement, row.device_seconds, row.device_seconds_estimated) == ("settled", 1500, False)
+    assert (row.input_tokens, row.output_tokens, row.cached_tokens) == (7, 9, 2)
+    assert (row.dollars, used.dollars) == (2, 2)  # 3.60 an hour
+    assert late(row, two, Tally(device_seconds=600)) is None

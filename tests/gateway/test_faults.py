@@ -13,6 +13,7 @@ from dataclasses import dataclass
 
 import pytest
 
+from penstock.gateway import bills
 from tests.http.live import PATIENCE
 
 from .conftest import BODY, CHAT, KEY, SPEC, STREAM, Make
@@ -32,6 +33,7 @@ from .upstream import (
     hang_after_headers,
     hang_up,
     no_json,
+    no_stream,
     reset,
     stall,
     status,
@@ -132,6 +134,87 @@ def test_a_stream_that_breaks_ends_with_an_error_and_without_done(make: Make, na
     assert (row.settlement, row.output_tokens) == ("estimated", 2)
     assert row.input_tokens > 0
     assert len(gateway.upstream.asked) == 1
+
+
+TRUSTS = {"pool: box\n": "pool: box\n    trusts_gateway: true\n    api_key_env: CLOUD_KEY\n"}
+
+
+@pytest.mark.parametrize("wants_usage", [False, True], ids=["", "usage"])
+@pytest.mark.parametrize("name", IN_STREAM)
+def test_a_stream_that_breaks_goes_on_at_another_replica(
+    make: Make, monkeypatch: pytest.MonkeyPatch, name: str, wants_usage: bool
+) -> None:
+    """Of a Penstock that trusts the gateway; and the bill of who broke is lost."""
+    monkeypatch.setattr(bills, "PATIENCE", 0.01)
+    behaviour, code = IN_STREAM[name]
+    gateway = make(behaviour, answer, retries=2, replace=TRUSTS)
+    gateway.stations.all()[1].in_flight = 1  # so that the first one is asked first
+    connection, response = gateway.open(
+        {**STREAM, "stream_options": {"include_usage": True}} if wants_usage else STREAM
+    )
+    body = response.read(1)
+    gateway.upstreams[0].go()
+    *events, done, nothing = (body + response.read()).decode().split("\n\n")
+    connection.close()
+    assert (done, nothing) == ("data: [DONE]", "")
+    chunks = [json.loads(each[6:]) for each in events]
+    if wants_usage:
+        usage = chunks.pop()["usage"]
+        assert (usage["prompt_tokens"], usage["completion_tokens"]) == (7, len(TOKENS))
+    *told, last = [each["choices"][0] for each in chunks]
+    assert [each["delta"]["content"] for each in told] == list(TOKENS)
+    assert last["finish_reason"] == "stop"
+    row = gateway.row()
+    assert (row.status, row.end, row.attempts) == (200, "done", 2)
+    assert (row.input_tokens, row.output_tokens, row.cached_tokens) == (7, len(TOKENS), 2)
+    assert (row.settlement, row.device_seconds_estimated) == ("estimated", True)
+    assert row.device_seconds
+    assert row.device_seconds > 250_000_000  # the second one's, and a share of the first one
+    fault = code.removeprefix("upstream_")
+    assert row.note == f"ours/0: {fault}; resumed at ours/1 after 2 tokens"
+    assert gateway.upstreams[1].asked[0].json["generated_token_ids"] == [0, 1]
+
+
+REST = {
+    "refused": (status(400), "upstream_status"),
+    "overloaded": (status(503), "upstream_status"),
+    "hangs": (hang, "upstream_slow"),
+    "no stream": (no_stream, "upstream_invalid"),
+    "garbage": (garbage, "upstream_invalid"),
+    "another break": (cut, "upstream_cut"),
+}
+"""What becomes of the rest of a stream at another replica, the last one that is asked."""
+
+
+@pytest.mark.parametrize("name", REST)
+def test_a_rest_that_fails_as_well(make: Make, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    monkeypatch.setattr(bills, "PATIENCE", 0.01)
+    behaviour, code = REST[name]
+    gateway = make(cut, behaviour, retries=1, replace=TRUSTS)
+    gateway.stations.all()[1].in_flight = 1  # so that the first one is asked first
+    *events, last, nothing = gateway.post(STREAM).body.decode().split("\n\n")
+    assert nothing == ""
+    got = 4 if name == "another break" else 2
+    assert [json.loads(each[6:])["choices"][0].get("delta") for each in events][:got] == [
+        {"content": token} for token in TOKENS[:got]
+    ]
+    assert json.loads(last[6:])["error"]["reason"] == code
+    row = gateway.row()
+    assert (row.status, row.end, row.attempts) == (200, "upstream_failed", 2)
+    assert (row.settlement, row.input_tokens, row.output_tokens) == ("estimated", 7, got)
+    assert gateway.stations.all()[1].health.in_a_row == (name != "refused")
+
+
+def test_a_rest_is_asked_for_until_somebody_has_it(make: Make) -> None:
+    """A replica that fails before it has said a token is none that the answer came from."""
+    gateway = make(cut, status(500), answer, retries=2, replace=TRUSTS)
+    for index, station in enumerate(gateway.stations.all()):
+        station.in_flight = index
+    body = gateway.post(STREAM).body
+    assert body.endswith(b"data: [DONE]\n\n")
+    row = gateway.row()
+    assert (row.end, row.attempts, row.output_tokens) == ("done", 3, len(TOKENS))
+    assert row.note == "ours/0: cut; ours/1: status 500; resumed at ours/2 after 2 tokens"
 
 
 def test_an_upstream_that_refuses_connections(make: Make) -> None:

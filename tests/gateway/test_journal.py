@@ -6,6 +6,7 @@ import errno
 import os
 from pathlib import Path
 
+import msgspec
 import pytest
 
 from penstock.core.errors import StartupError
@@ -19,7 +20,9 @@ from penstock.gateway.ledger.journal import (
     segments,
     whole,
 )
-from penstock.gateway.records import Row
+from penstock.gateway.ledger.store import Store
+from penstock.gateway.ledger.writer import bury
+from penstock.gateway.records import Asked, Rate, Row
 
 
 def row(id: str, **fields: object) -> Row:
@@ -30,7 +33,9 @@ def read_all(journal: Journal) -> list[tuple[str, int, str]]:
     at, found = Position(), []
     while at != journal.end:
         records, at = journal.read(at, 200)
-        found += [(record.kind, record.number, record.row.id) for record in records]
+        found += [
+            (record.kind, record.number, "" if record.row is None else record.row.id) for record in records
+        ]
     return found
 
 
@@ -54,7 +59,7 @@ def test_a_new_segment_begins_with_what_is_open(tmp_path: Path) -> None:
     assert segments(tmp_path, journal.worker) == files[-1:]
     journal.close(kept, row("kept"), {})
     found = [record for _, record in whole(tmp_path, journal.worker)]
-    assert [record.kind for record in found if record.row.id == "kept"] == ["open", "end"]
+    assert [record.kind for record in found if record.number == kept] == ["open", "end"]
 
 
 def test_a_full_disk_refuses_and_loses_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -126,3 +131,67 @@ def test_a_spool_that_cannot_be_written_is_told_at_the_start(tmp_path: Path) -> 
     (tmp_path / "file").write_text("")
     with pytest.raises(StartupError, match=r"spool .*file/x cannot be written"):
         Journal(tmp_path / "file" / "x")
+
+
+ASKED = Asked(replica="ours/1", upstream="ours", model="tiny", bill="b", price=Rate(1, 2, None, 3))
+
+
+def test_who_is_asked_is_written_and_carried_into_a_new_segment(tmp_path: Path) -> None:
+    journal = Journal(tmp_path, segment_bytes=2000)
+    kept = journal.open(row("kept"), {"x": 1})
+    journal.ask(kept, ASKED)
+    for index in range(40):
+        journal.close(journal.open(row(f"r{index}"), {}), row(f"r{index}"), {})
+    journal.ask(kept, msgspec.structs.replace(ASKED, bill="c"))
+    journal.forget(journal.end.segment)
+    found = [record for _, record in whole(tmp_path, journal.worker) if record.number == kept]
+    assert [record.kind for record in found] == ["open", "ask", "ask"]
+    assert [record.asked for record in found][1:] == [ASKED, msgspec.structs.replace(ASKED, bill="c")]
+
+
+def test_a_full_disk_loses_only_who_is_asked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    journal = Journal(tmp_path)
+    number = journal.open(row("a"), {})
+    real = os.write
+    with monkeypatch.context() as patch:
+        patch.setattr(module.os, "write", lambda fd, data: real(fd, data[:5]))
+        journal.ask(number, ASKED)
+    journal.close(number, row("a"), {})
+    assert [record.kind for _, record in whole(tmp_path, journal.worker)] == ["open", "end"]
+
+
+def test_a_journal_of_the_version_before_is_taken_over(tmp_path: Path) -> None:
+    """Its records are those of now, without `ask`."""
+    journal = Journal(tmp_path)
+    journal.open(row("a", reserved_dollars=7), {"x": 7})
+    journal.shut(delete=False)
+    path = segments(tmp_path, journal.worker)[0]
+    path.write_bytes(path.read_bytes().replace(b"penstock journal 2", b"penstock journal 1"))
+    [(_, record)] = whole(tmp_path, journal.worker)
+    assert (record.kind, record.charged, record.asked) == ("open", {"x": 7}, None)
+    path.write_bytes(path.read_bytes().replace(b"penstock journal 1", b"penstock journal 9"))
+    [(_, error)] = whole(tmp_path, journal.worker)
+    assert isinstance(error, CorruptJournal)
+
+
+def test_the_dead_leave_rows_that_wait_for_whoever_was_asked(tmp_path: Path) -> None:
+    """The last one has the answer; those before it had failed. Who was sent nowhere waits for nobody."""
+    store = Store(f"sqlite:///{tmp_path / 'ledger.db'}")
+    store.open()
+    journal = Journal(tmp_path / "spool")
+    twice, never, cloud = (journal.open(row(name, reserved_dollars=9), {}) for name in ("a", "b", "c"))
+    second = msgspec.structs.replace(ASKED, replica="ours/0", pool="box", device="L4", bill="c")
+    journal.ask(twice, ASKED)
+    journal.ask(twice, second)
+    journal.ask(cloud, msgspec.structs.replace(ASKED, bill=""))
+    journal.shut(delete=False)
+    [entries] = bury(store, tmp_path / "spool").values()
+    rows = {entry.number: entry.row for entry in entries}
+    assert rows[twice].owed == (msgspec.structs.replace(ASKED, lost=True), second)
+    assert (rows[twice].replica, rows[twice].pool, rows[twice].attempts) == ("ours/0", "box", 2)
+    assert rows[never].owed == rows[cloud].owed == ()
+    assert (rows[never].upstream, rows[cloud].upstream) == ("", "ours")
+    assert {each.settlement for each in rows.values()} == {"unsettled"}
+    [(_, number, found)] = store.owed(0, 10)
+    assert (number, found) == (twice, rows[twice])
+    store.close()

@@ -18,15 +18,16 @@ from penstock.gateway.ledger import journal as journal_module
 from penstock.gateway.ledger.journal import SpoolFull
 from penstock.gateway.ledger.schema import accounts, leases, ledger, metadata, workers
 from penstock.gateway.ledger.store import Entry, Moved, Position, Store, StoreDown
-from penstock.gateway.limits.leased import REMEMBER
+from penstock.gateway.limits.valkey import ValkeyCounters
 from penstock.gateway.meter import LimitReached
 from penstock.gateway.metering import LedgerMeter
 from penstock.gateway.policy.amounts import Amounts, Limit
+from penstock.gateway.policy.shares import REMEMBER
 from penstock.gateway.records import Row
 from penstock.spec.model import Ledger
 
 from . import worker as worker_module
-from .stores import postgres
+from .stores import postgres, redis
 
 DOLLARS = Limit("team:t", "dollars", "day", 1000)
 AT_A_TIME = Limit("team:t", "concurrent", "now", 2)
@@ -41,7 +42,12 @@ def server() -> Iterator[str]:
 
 @pytest.fixture(params=["sqlite", "postgresql"])
 def url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
-    if request.param == "sqlite":
+    return database(request.param, request, tmp_path)
+
+
+def database(kind: str, request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    """An empty one."""
+    if kind == "sqlite":
         return f"sqlite:///{tmp_path / 'ledger.db'}"
     found: str = request.getfixturevalue("server")
     store = Store(found)
@@ -50,6 +56,34 @@ def url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
         connection.execute(sa.text("DROP TABLE IF EXISTS alembic_version"))
     store.close()
     return found
+
+
+@pytest.fixture(scope="module")
+def counting() -> Iterator[str]:
+    with redis() as url:
+        yield url
+
+
+@pytest.fixture(params=["sqlite", "postgresql", "redis"])
+def settings(request: pytest.FixtureRequest, tmp_path: Path) -> Ledger:
+    """Limits as leases in the ledger's database, or in Redis beside it."""
+    spool = str(tmp_path / "spool")
+    if request.param != "redis":
+        return Ledger(url=database(request.param, request, tmp_path), spool=spool)
+    url = request.getfixturevalue("counting")
+    from redis import Redis as Client
+
+    with Client.from_url(url) as client:
+        client.flushall()
+    return Ledger(url=database("sqlite", request, tmp_path), spool=spool, counters=url)
+
+
+async def told(*meters: LedgerMeter) -> None:
+    """What has ended is known to whoever counts."""
+    for meter in meters:
+        if isinstance(meter.counters, ValkeyCounters):
+            await meter.counters._idle.wait()
+    await asyncio.sleep(REMEMBER)  # for so long a refusal is believed without asking again
 
 
 def row(id: str = "r", **fields: object) -> Row:
@@ -78,9 +112,9 @@ def charged(url: str) -> dict[str, int]:
     return found
 
 
-def test_a_request_has_one_row_within_a_second(url: str, tmp_path: Path) -> None:
+def test_a_request_has_one_row_within_a_second(settings: Ledger) -> None:
     async def body() -> None:
-        meter = await LedgerMeter.open(Ledger(url=url, spool=str(tmp_path / "spool")))
+        meter = await LedgerMeter.open(settings)
         first = row(tags={"feature": "search", "ä": "\n"}, route="chat", model="demo")
         reservation = await meter.reserve(
             first, [DOLLARS, AT_A_TIME, PER_MINUTE], Amounts(tokens=50, dollars=400)
@@ -91,18 +125,18 @@ def test_a_request_has_one_row_within_a_second(url: str, tmp_path: Path) -> None
         meter.commit(reservation, Amounts(tokens=30, dollars=250, device_seconds=7))
         meter.commit(reservation, Amounts(dollars=999))  # told in the log, and nothing else
         for _ in range(100):
-            if len(written(url)) == 1:
+            if len(written(settings.url)) == 1:
                 break
             await asyncio.sleep(0.01)
-        [found] = written(url)
+        [found] = written(settings.url)
         assert (found["id"], found["dollars"], found["device_seconds"]) == ("r", 250, 7)
         assert (found["settlement"], found["feature"], found["tags"]) == ("settled", "search", first.tags)
         assert (found["reserved_tokens"], found["reserved_dollars"]) == (50, 400)
-        assert charged(url) == {"team:t": 250}
+        assert charged(settings.url) == {"team:t": 250}
         await meter.close()
 
     run(body)
-    assert list((tmp_path / "spool").iterdir()) == []
+    assert list(Path(settings.spool).iterdir()) == []
 
 
 def test_equal_request_ids_are_two_requests(url: str, tmp_path: Path) -> None:
@@ -145,11 +179,10 @@ def test_refusals_say_which_limit_and_when_it_resets(tmp_path: Path) -> None:
     run(body)
 
 
-def test_workers_share_a_cap_to_the_last_unit(url: str, tmp_path: Path) -> None:
+def test_workers_share_a_cap_to_the_last_unit(settings: Ledger) -> None:
     """Two workers take a budget together in steps that fit exactly; what one gives back the other gets."""
 
     async def body() -> None:
-        settings = Ledger(url=url, spool=str(tmp_path / "spool"))
         meters = [await LedgerMeter.open(settings) for _ in range(2)]
 
         async def take(meter: LedgerMeter, amount: int) -> object | None:
@@ -164,24 +197,24 @@ def test_workers_share_a_cap_to_the_last_unit(url: str, tmp_path: Path) -> None:
         assert await take(meters[1], 1) is None
         for index, each in enumerate(held):
             meters[index % 2].commit(each, Amounts(dollars=0))  # type: ignore[arg-type]
+        await told(*meters)
         whole = await take(meters[1], 1000)  # the other's lease comes back
         assert whole is not None
         assert await take(meters[0], 1) is None
         meters[1].commit(whole, Amounts(dollars=600))  # type: ignore[arg-type]
-        await asyncio.sleep(REMEMBER)  # for so long a refusal is believed without asking again
+        await told(*meters)
         rest = await take(meters[0], 400)
         assert rest is not None
         meters[0].commit(rest, Amounts(dollars=400))  # type: ignore[arg-type]
         for meter in meters:
             await meter.close()
-        assert charged(url) == {"team:t": 1000}
+        assert charged(settings.url) == {"team:t": 1000}
 
     run(body)
 
 
-def test_many_at_once_never_exceed_and_are_all_answered(url: str, tmp_path: Path) -> None:
+def test_many_at_once_never_exceed_and_are_all_answered(settings: Ledger) -> None:
     async def body() -> None:
-        settings = Ledger(url=url, spool=str(tmp_path / "spool"))
         meters = [await LedgerMeter.open(settings) for _ in range(2)]
         busy = most = 0
 
@@ -204,8 +237,8 @@ def test_many_at_once_never_exceed_and_are_all_answered(url: str, tmp_path: Path
         assert 2 <= let <= 20
         for meter in meters:
             await meter.close()
-        assert charged(url) == {"team:t": 50 * let}
-        assert len(written(url)) == let
+        assert charged(settings.url) == {"team:t": 50 * let}
+        assert len(written(settings.url)) == let
 
     run(body)
 
@@ -343,14 +376,23 @@ def test_the_ledger_has_every_field_of_a_row() -> None:
 
 
 @pytest.mark.parametrize("kills", [3])
-def test_kill_9_leaves_one_row_for_each_request(url: str, tmp_path: Path, kills: int) -> None:
+def test_kill_9_leaves_one_row_for_each_request(settings: Ledger, tmp_path: Path, kills: int) -> None:
     """Two workers, of which one is killed in the middle of its traffic, several times; then the books."""
-    spool = tmp_path / "spool"
+    url, spool = settings.url, Path(settings.spool)
     stop = tmp_path / "stop"
     log = [tmp_path / f"log{seed}" for seed in range(kills + 1)]
 
     def start(seed: int) -> subprocess.Popen[bytes]:
-        arguments = ["-m", "tests.gateway.worker", url, str(spool), str(log[seed]), str(stop), str(seed)]
+        arguments = [
+            "-m",
+            "tests.gateway.worker",
+            url,
+            settings.counters or "",
+            str(spool),
+            str(log[seed]),
+            str(stop),
+            str(seed),
+        ]
         return subprocess.Popen([sys.executable, *arguments], cwd=Path(__file__).parents[2])
 
     def lines(seed: int) -> list[list[str]]:

@@ -19,7 +19,7 @@ from penstock.spec.load import loads
 from tests.http.live import PATIENCE
 
 from .conftest import BODY, CHAT, KEY, SPEC, STREAM, Gateway, Make
-from .upstream import Upstream, Wire, answer, endless, hang, status, whole_answer
+from .upstream import Upstream, Wire, answer, endless, event, hang, status, whole_answer
 
 
 def only(gateway: Gateway, number: int = 0) -> Any:
@@ -92,7 +92,7 @@ def test_the_worst_case_is_reserved(make: Make) -> None:
     gateway = make(hang, spec=SPEC.replace("timeout_headers: 0.3", "timeout_headers: 30"))
     thread = threading.Thread(target=gateway.post, args=({**BODY, "n": 3},), daemon=True)
     thread.start()
-    gateway.wait_for(lambda: bool(gateway.meter.open))
+    gateway.wait_for(lambda: bool(gateway.upstream.asked))
     (granted,) = gateway.meter.open.values()
     size = len(json.dumps({**BODY, "n": 3}))
     assert granted.worst.tokens == size + 256 + 3 * 16
@@ -421,6 +421,26 @@ def test_an_anthropic_client_gets_errors_in_its_words(make: Make) -> None:
     assert response.json["error"]["type"] == "api_error"
     assert gateway.upstream.asked[0].path == "/v1/messages"
     assert gateway.post({"model": "none"}, path="/v1/messages").json["error"]["type"] == "not_found_error"
+
+
+async def tells_so_far(wire: Wire) -> None:
+    """A stream whose first event has a usage already, as Anthropic's have."""
+    first = {"type": "message_start", "message": {"usage": {"input_tokens": 25, "output_tokens": 1}}}
+    last = {"type": "message_delta", "delta": {}, "usage": {"output_tokens": 15}}
+    await wire.stream()
+    for payload in (first, {"type": "content_block_delta"}, last, {"type": "message_stop"}):
+        await wire.chunk(event(payload))
+        await asyncio.sleep(0)
+    await wire.send(b"0\r\n\r\n")
+
+
+def test_a_usage_that_begins_a_stream_is_not_the_last_word(make: Make) -> None:
+    gateway = make(tells_so_far)
+    response = gateway.post(STREAM, path="/v1/messages")
+    assert response.body.count(b"data: ") == 4
+    assert "x-penstock-cost" not in response.headers
+    row = gateway.row()
+    assert (row.input_tokens, row.output_tokens, row.settlement) == (25, 15, "settled")
 
 
 def test_counting_and_tokenizing_make_no_rows(gateway: Gateway) -> None:

@@ -2,20 +2,27 @@
 
 from __future__ import annotations
 
+import http.client
+import json
 import os
+import shutil
 import signal
+import socket
 import sqlite3
+import ssl
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
 import pytest
 
 from tests.http.live import PATIENCE, exchange
+from tests.http.test_tls import certificate
 
-from .conftest import BODY, CHAT
-from .upstream import Upstream
+from .conftest import BODY, CHAT, STREAM
+from .upstream import Upstream, stall
 
 SPEC = """
 upstreams: {{ours: {{url: {url}, kind: openai, models: {{tiny: {{}}}}}}}}
@@ -71,6 +78,157 @@ def test_workers_share_a_port_and_are_replaced(tmp_path: Path) -> None:
         process.kill()
         process.communicate()
         upstream.stop()
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_who_tells_all_processes_is_heard_once(tmp_path: Path, number: signal.Signals) -> None:
+    """Ctrl-C goes to a whole group, systemd's SIGTERM too; a second one would cut running requests off."""
+    upstream = Upstream(default=stall).start()
+    spec = SPEC.format(url=upstream.url).replace("models: {tiny", "timeout_idle: 0.5, models: {tiny")
+    (tmp_path / "penstock.yaml").write_text(spec)
+    process = subprocess.Popen(
+        [sys.executable, "-m", "penstock", "gateway"],
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": os.getcwd()},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+    try:
+        assert process.stdout is not None
+        url, key = (process.stdout.readline().split()[-1] for _ in range(2))
+        connection = http.client.HTTPConnection(
+            "127.0.0.1", int(url.split(":")[2].split("/")[0]), timeout=PATIENCE
+        )
+        headers = {"Content-Type": "application/json", "Authorization": f"Bearer {key}"}
+        connection.request("POST", CHAT, json.dumps(STREAM), headers)
+        answer = connection.getresponse()
+        os.killpg(process.pid, number)
+        assert b"upstream_stalled" in answer.read()  # it went on to its own end
+        connection.close()
+        _, log = process.communicate(timeout=PATIENCE)
+        assert process.returncode == 0, log
+        assert "Second signal" not in log
+    finally:
+        process.kill()
+        process.communicate()
+        upstream.stop()
+
+
+def test_the_admin_api_of_all_workers_has_a_port_of_its_own(tmp_path: Path) -> None:
+    upstream = Upstream().start()
+    spec = SPEC.format(url=upstream.url).replace(
+        "workers: 2", "workers: 2, admin: {key_env: PENSTOCK_ADMIN_KEY, port: 0}"
+    )
+    (tmp_path / "penstock.yaml").write_text(spec)
+    secret = "admin-0123456789abcdef"
+    process = subprocess.Popen(
+        [sys.executable, "-m", "penstock", "gateway"],
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": os.getcwd(), "PENSTOCK_ADMIN_KEY": secret},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    try:
+        assert process.stdout is not None
+        assert process.stderr is not None
+        said = process.stderr.readline()
+        admin = int(said.rpartition(":")[2].removesuffix("/admin/v1\n"))
+        url = process.stdout.readline().split()[-1]
+        port = int(url.removesuffix("/v1").rpartition(":")[2])
+        headers = {"Authorization": f"Bearer {secret}"}
+        assert exchange(port, "GET", "/admin/v1/keys", None, headers).status == 404
+        made = exchange(admin, "POST", "/admin/v1/keys", {"name": "x"}, headers).json
+        assert ask(port, made["value"], 10) == [200] * 10
+        path = f"/admin/v1/keys/{made['id']}/revoke"
+        assert exchange(admin, "POST", path, None, headers).status == 200
+        end = time.monotonic() + PATIENCE
+        while ask(port, made["value"], 10) != [401] * 10:  # at whichever worker
+            assert time.monotonic() < end
+        process.send_signal(signal.SIGTERM)
+        _, log = process.communicate(timeout=PATIENCE)
+        assert process.returncode == 0, log
+        assert "Traceback" not in log
+    finally:
+        process.kill()
+        process.communicate()
+        upstream.stop()
+
+
+@pytest.mark.parametrize("own", ["key_env: PENSTOCK_NO_SUCH_KEY", "key_env: HOME, port: {taken}"])
+def test_an_admin_api_that_cannot_be_had_ends_the_start(tmp_path: Path, own: str) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        admin = own.format(taken=taken.getsockname()[1])
+        spec = SPEC.format(url="http://127.0.0.1:9").replace("workers: 2", f"workers: 2, admin: {{{admin}}}")
+        (tmp_path / "penstock.yaml").write_text(spec)
+        done = subprocess.run(
+            [sys.executable, "-m", "penstock", "gateway"],
+            cwd=tmp_path,
+            env={**os.environ, "PYTHONPATH": os.getcwd(), "HOME": "x" * 20},
+            capture_output=True,
+            text=True,
+            timeout=PATIENCE,
+            check=False,
+        )
+    assert done.returncode == 2, done.stderr
+    assert "PENSTOCK_NO_SUCH_KEY is not set" in done.stderr or "The admin API cannot listen" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+@pytest.mark.skipif(shutil.which("openssl") is None, reason="no openssl to make certificates with")
+def test_all_workers_take_a_renewed_certificate(tmp_path: Path) -> None:
+    certificate(tmp_path, "first")
+    spec = SPEC.format(url="http://127.0.0.1:9").replace(
+        "workers: 2", "workers: 2, ssl_certfile: cert.pem, ssl_keyfile: key.pem"
+    )
+    (tmp_path / "penstock.yaml").write_text(spec)
+    process = subprocess.Popen(
+        [sys.executable, "-m", "penstock", "gateway", "--log-format", "json"],
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": os.getcwd()},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    try:
+        assert process.stdout is not None
+        assert process.stderr is not None
+        url = process.stdout.readline().split()[-1]
+        port = int(url.removesuffix("/v1").rpartition(":")[2])
+        assert url.startswith("https://")
+        first = ssl.get_server_certificate(("127.0.0.1", port), timeout=PATIENCE)
+        told: set[int] = set()
+        obeyed: set[int] = set()
+        log = process.stderr
+
+        def read() -> None:
+            for line in log:
+                entry = json.loads(line)
+                if "They have changed: new connections get the certificate" in entry["message"]:
+                    told.add(entry["pid"])
+                elif entry["message"].startswith("SIGHUP: new connections"):
+                    obeyed.add(entry["pid"])
+
+        reader = threading.Thread(target=read, daemon=True)
+        reader.start()
+        end = time.monotonic() + PATIENCE
+        while len(told) < 2:  # one may have started with a renewed one already, and waits for the next
+            assert time.monotonic() < end
+            certificate(tmp_path, "second")
+            reader.join(1.1)
+        assert told == children(process.pid)
+        process.send_signal(signal.SIGHUP)
+        while obeyed != told:
+            assert time.monotonic() < end
+            reader.join(0.02)
+        for _ in range(8):
+            assert ssl.get_server_certificate(("127.0.0.1", port), timeout=PATIENCE) != first
+    finally:
+        process.kill()
+        reader.join(PATIENCE)
+        process.communicate()
 
 
 def test_what_is_wrong_is_said_before_a_worker_starts(tmp_path: Path) -> None:

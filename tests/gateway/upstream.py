@@ -103,16 +103,28 @@ def event(payload: Any) -> bytes:
 
 
 def events(asked: Asked) -> list[bytes]:
-    """A whole stream of chat, with usage where it was asked for."""
-    wanted = (asked.json.get("stream_options") or {}).get("include_usage")
+    """A whole stream of chat, with usage and the ids of tokens (0, 1, …) where those were asked for; what was
+    generated elsewhere is not said again."""
+    body = asked.json
+    wanted = (body.get("stream_options") or {}).get("include_usage")
     null = {"usage": None} if wanted else {}
+    generated = body.get("generated_token_ids", [])
+    assert generated == list(range(len(generated)))
+    head = {"id": "chatcmpl-1", "model": "tiny-1"}
     out = [
-        event({"id": "chatcmpl-1", "choices": [{"index": 0, "delta": {"content": token}}], **null})
-        for token in TOKENS
+        event({**head, "choices": [{"index": 0, "delta": {"content": token}}], **null})
+        for token in TOKENS[len(generated) :]
     ]
-    out.append(event({"id": "chatcmpl-1", "choices": [{"index": 0, "finish_reason": "stop"}], **null}))
+    out.append(event({**head, "choices": [{"index": 0, "finish_reason": "stop"}], **null}))
+    if asked.headers.get("x-penstock-stream-tokens") == "1":
+        for number in range(len(out) - 1):
+            out[number] = b": tokens %d\n" % (len(generated) + number) + out[number]
+        out[-1] = b": tokens \n" + out[-1]
+        out[0] = b": prompt 7 2\n" + out[0]
     if wanted:
-        out.append(event({"id": "chatcmpl-1", "choices": [], "usage": USAGE}))
+        count = len(TOKENS) - len(generated)
+        usage = {**USAGE, "completion_tokens": count, "total_tokens": 7 + count}
+        out.append(event({**head, "choices": [], "usage": usage}))
     return [*out, b"data: [DONE]\n\n"]
 
 
@@ -208,6 +220,11 @@ async def no_json(wire: Wire) -> None:
     await wire.whole(200, b"<html>It works!</html>")
 
 
+async def no_stream(wire: Wire) -> None:
+    """A whole answer, whatever was asked for."""
+    await wire.whole(200, whole_answer(wire.asked))
+
+
 async def error_event(wire: Wire) -> None:
     """A stream whose first event is an error, as engines do that have sent headers."""
     await wire.stream()
@@ -230,10 +247,14 @@ async def error_later(wire: Wire) -> None:
 async def endless(wire: Wire) -> None:
     """Events until the gateway leaves."""
     await wire.stream()
-    with contextlib.suppress(ConnectionError):
-        while not wire.gone.is_set():
-            await wire.chunk(events(wire.asked)[0])
-            await asyncio.sleep(0.001)
+    while not wire.gone.is_set():
+        await wire.chunk(events(wire.asked)[0])
+        await asyncio.sleep(0.001)
+
+
+async def no_bills(wire: Wire) -> None:
+    """A feed of bills without any: whoever broke is lost with his."""
+    await wire.whole(200, {"data": [], "next": "start:0", "lost": 0})
 
 
 class Upstream:
@@ -305,23 +326,32 @@ class Upstream:
         body = await reader.readexactly(int(headers.get("content-length", "0")))
         method, path, _ = line.split(" ")
         asked = Asked(method, path, headers, body)
-        self.asked.append(asked)
-        behaviour = self.script.pop(0) if self.script else self.default
+        if path.startswith("/v1/bills"):
+            behaviour: Behaviour = no_bills
+        else:
+            self.asked.append(asked)
+            behaviour = self.script.pop(0) if self.script else self.default
         wire = Wire(reader, writer, asked, go=self._go)
         watch = asyncio.ensure_future(self._watch(wire))
         try:
             await behaviour(wire)
+        except ConnectionError:  # writing may find out before `_watch` does, which then never will
+            self._leave(wire)
+            raise
         finally:
             watch.cancel()
-        return behaviour is answer or getattr(behaviour, "__name__", "behave") == "behave"
+        return behaviour in (answer, no_bills) or getattr(behaviour, "__name__", "behave") == "behave"
 
     async def _watch(self, wire: Wire) -> None:
         data = b""
         with contextlib.suppress(ConnectionError):
             data = await wire.reader.read(1)
         if not data:
-            self.left.set()
-            wire.gone.set()
+            self._leave(wire)
+
+    def _leave(self, wire: Wire) -> None:
+        self.left.set()
+        wire.gone.set()
 
 
 def main() -> None:

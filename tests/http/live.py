@@ -46,6 +46,11 @@ class Live:
         """What SIGHUP does."""
         self._server.reload()
 
+    def look(self) -> None:
+        """What it does every second where TLS files are watched."""
+        assert self._server._tls is not None
+        self._server._tls.look()
+
     def stop(self) -> None:
         self._server.should_exit = True
         self._thread.join(PATIENCE)

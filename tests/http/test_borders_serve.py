@@ -78,20 +78,15 @@ def test_a_port_waits_for_nobody(tmp_path: Path) -> None:
 
 
 def test_uvicorn_is_told_what_the_flags_say() -> None:
-    config = HttpConfig(
-        root_path="/llm",
-        timeout_keep_alive=7,
-        ssl_keyfile="k",
-        ssl_certfile="c",
-        ssl_ca_certs="a",
-        ssl_cert_reqs=2,
-    )
+    config = HttpConfig(root_path="/llm", timeout_keep_alive=7, ssl_keyfile="k", ssl_certfile="c")
     loggers = [logging.getLogger(name) for name in ("uvicorn", "uvicorn.error")]
     before = [(each.level, list(each.handlers), each.propagate) for each in loggers]
     made = _uvicorn_config(None, config)  # type: ignore[arg-type]
     assert (made.ws, made.lifespan, made.proxy_headers, made.server_header) == ("none", "off", False, False)
     assert made.timeout_keep_alive == 7
-    assert (made.ssl_keyfile, made.ssl_certfile, made.ssl_ca_certs, made.ssl_cert_reqs) == ("k", "c", "a", 2)
+    assert (made.ssl_keyfile, made.ssl_certfile) == (None, None), (
+        "read again when they change (`tls`)"
+    )
     assert made.timeout_graceful_shutdown == module._FLUSH
     assert made.root_path == "", "a proxy's path is taken off here, once (`paths`)"
     assert not made.access_log, "which has queries in it"
@@ -335,13 +330,13 @@ def test_clients_are_known_by_their_address_where_they_have_one(
 
 def test_a_handshake_has_the_time_of_headers(opened: list[dict[str, Any]]) -> None:
     async def scene() -> None:
-        tls, table = object(), Table()
+        tls, table = SimpleNamespace(context=object()), Table()
         with bind(HttpConfig(host="127.0.0.1", port=0)) as sock, socket.socket() as client:
             listener = listening(sock, table, tls)
             client.setblocking(False)
             await asyncio.get_running_loop().sock_connect(client, sock.getsockname())
             await until(lambda: opened)
-            assert opened == [{"ssl": tls, "ssl_handshake_timeout": 3.0}]
+            assert opened == [{"ssl": tls.context, "ssl_handshake_timeout": 3.0}]
             listener.close()
             await listener.wait_closed()
 

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import shutil
 import ssl
 import subprocess
+import time
 from pathlib import Path
 
 import pytest
@@ -87,6 +89,85 @@ def test_certificates_are_read_again(tmp_path: Path, caplog: pytest.LogCaptureFi
         server.reload()
         assert shown(server) == second
         assert "stay as they were" in caplog.text
+
+
+def renewed(folder: Path, version: str) -> None:
+    """What Kubernetes does with a secret: a folder of the new files, and the link to it is swapped."""
+    (folder / version).mkdir()
+    certificate(folder / version, version)
+    (folder / "new").symlink_to(version)
+    (folder / "new").replace(folder / "..data")
+
+
+def linked(folder: Path) -> dict[str, str]:
+    renewed(folder, "first")
+    for name in ("cert.pem", "key.pem"):
+        (folder / name).symlink_to(Path("..data", name))
+    return {"ssl_certfile": str(folder / "cert.pem"), "ssl_keyfile": str(folder / "key.pem")}
+
+
+def test_certificates_are_watched(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("penstock.http.serve._LOOK", 1)
+    with listening(**linked(tmp_path), enable_ssl_refresh=True) as server:
+        first = shown(server)
+        with ssl._create_unverified_context().wrap_socket(server.connect()) as old:
+            renewed(tmp_path, "second")
+            end = time.monotonic() + PATIENCE
+            while shown(server) == first:
+                assert time.monotonic() < end
+            assert shown(server).strip() == (tmp_path / "second" / "cert.pem").read_bytes().strip()
+            old.sendall(b"GET /health HTTP/1.1\r\nHost: x\r\n\r\n")
+            assert old.recv(65536).startswith(b"HTTP/1.1 200 ")
+
+
+def test_certificates_are_not_watched_unasked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    looks: list[object] = []
+    monkeypatch.setattr("penstock.http.serve._LOOK", 1)
+    monkeypatch.setattr("penstock.http.tls.Certificates.look", looks.append)
+    with listening(**files(tmp_path)) as server:
+        shown(server)
+    assert not looks
+
+
+def test_half_a_renewal_changes_nothing_and_is_told_of_once(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    (tmp_path / "next").mkdir()
+    certificate(tmp_path / "next", "second")
+    with listening(**files(tmp_path)) as server, caplog.at_level(logging.INFO):
+        first = shown(server)
+        shutil.copy(tmp_path / "next" / "cert.pem", tmp_path / "cert.pem")  # the key is the old one's
+        for _ in range(3):
+            server.look()
+        assert shown(server) == first
+        (tmp_path / "key.pem").unlink()
+        for _ in range(3):
+            server.look()
+        assert shown(server) == first
+        assert caplog.text.count("They have changed: the TLS files stay as they were.") == 2
+        shutil.copy(tmp_path / "next" / "key.pem", tmp_path / "key.pem")
+        for _ in range(3):
+            server.look()
+        assert shown(server).strip() == (tmp_path / "next" / "cert.pem").read_bytes().strip()
+        assert caplog.text.count("new connections get the certificate") == 1
+
+
+def test_client_certificates_are_asked_for_after_a_renewal(tmp_path: Path) -> None:
+    options = {**files(tmp_path), "ssl_ca_certs": str(tmp_path / "cert.pem"), "ssl_cert_reqs": 2}
+
+    def heard(context: ssl.SSLContext) -> bytes:
+        with contextlib.suppress(OSError), context.wrap_socket(server.connect()) as connection:
+            connection.sendall(b"GET /health HTTP/1.1\r\nHost: x\r\n\r\n")
+            return connection.recv(65536)  # with TLS 1.3, a client hears of its refusal after the handshake
+        return b""
+
+    stranger, known = ssl._create_unverified_context(), ssl._create_unverified_context()
+    known.load_cert_chain(tmp_path / "cert.pem", tmp_path / "key.pem")
+    with listening(**options) as server:
+        for _ in range(2):
+            assert heard(stranger) == b""
+            assert heard(known).startswith(b"HTTP/1.1 200 ")
+            server.reload()
 
 
 def test_no_certificate_to_read_again(server: Live, caplog: pytest.LogCaptureFixture) -> None:

@@ -184,6 +184,26 @@ def test_a_missing_shard(sharded: Path) -> None:
     assert str(shard) in str(caught.value)
 
 
+@pytest.mark.parametrize("where", ["beside", "below"])
+def test_a_shard_that_leads_out_of_the_folder(where: str, sharded: Path) -> None:
+    """By a link of its own, or by that of a folder below."""
+    shard = sorted(sharded.glob("model-*.safetensors"))[1]
+    outside = sharded.parent / "outside"
+    outside.mkdir()
+    shard.rename(outside / shard.name)
+    name = shard.name
+    if where == "beside":
+        shard.symlink_to(outside / shard.name)
+    else:
+        (sharded / "parts").symlink_to(outside)
+        name = f"parts/{shard.name}"
+        index = sharded / "model.safetensors.index.json"
+        index.write_text(index.read_text().replace(shard.name, name))
+    with pytest.raises(ModelLoadError, match="is a link that leaves the model's folder") as caught:
+        load(sharded)
+    assert str(sharded / name) in str(caught.value)
+
+
 def test_an_index_without_a_map(sharded: Path) -> None:
     index = sharded / "model.safetensors.index.json"
     index.write_text(json.dumps({"metadata": {}}))

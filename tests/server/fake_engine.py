@@ -275,7 +275,8 @@ class FakeEngine:
                     finish = FinishReason.STOP
                 elif token in add.params.stop_token_ids:
                     finish, stop_reason = FinishReason.STOP, token
-                if finish is None and running.position >= add.max_tokens:
+                elsewhere = len(add.spec.prompts[0].generated)
+                if finish is None and elsewhere + running.position >= add.max_tokens:
                     finish = FinishReason.LENGTH
         count, prompt, arrived_at = add.params.logprobs, add.prompt_logprobs, add.spec.arrived_at
         return Event(

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import http.client
 import json
+import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -83,6 +85,29 @@ def test_bills_are_read_behind_a_cursor(served: LiveServer) -> None:
     assert (again["data"], again["next"]) == ([], page["next"])
 
 
+def test_a_request_is_under_way_until_its_bill_is_there(served: LiveServer) -> None:
+    """Its client leaves in the middle; one that is refused leaves nothing behind."""
+
+    def look() -> tuple[list[str], list[str]]:
+        page = served.request("GET", "/v1/bills?id=row-7&id=row-8", headers=GATEWAY).json
+        return [bill["request_id"] for bill in page["data"]], page["under_way"]
+
+    assert look() == ([], [])
+    bad = served.post("/v1/chat/completions", {**CHAT, "top_p": 7}, {**GATEWAY, "X-Request-Id": "row-8"})
+    assert bad.status == 400
+    served.engine.pause_at = 2
+    connection = http.client.HTTPConnection("127.0.0.1", served.port, timeout=20)
+    headers = {**GATEWAY, "X-Request-Id": "row-7", "Content-Type": "application/json"}
+    connection.request("POST", "/v1/chat/completions", json.dumps(CHAT), headers)
+    served.engine.wait_until(lambda engine: len(engine.adds) > 0)
+    assert look() == ([], ["row-7"])
+    connection.close()
+    served.engine.wait_until(lambda engine: len(engine.gone) > 0)
+    end = time.monotonic() + 20
+    while look() != (["row-7"], []):
+        assert time.monotonic() < end
+
+
 def test_bills_are_for_gateways(served: LiveServer) -> None:
     assert served.request("GET", "/v1/bills", headers=CLIENT).status == 403
     assert served.request("GET", "/v1/bills").status == 401
@@ -102,7 +127,9 @@ def stream(served: LiveServer, body: dict[str, Any]) -> list[tuple[list[int], st
     """(token ids of the comment, text) of each event with text, [DONE] checked."""
     headers = {**CLIENT, "X-Penstock-Stream-Tokens": "1"}
     answer = served.post("/v1/completions", {"model": MODEL, "prompt": "Hi", "stream": True, **body}, headers)
-    *events, done, nothing = answer.body.decode().split("\n\n")
+    prompt, whole = answer.body.decode().split("\n", 1)
+    assert prompt == ": prompt 2 0"
+    *events, done, nothing = whole.split("\n\n")
     assert (done, nothing) == ("data: [DONE]", "")
     told = []
     for event in events:

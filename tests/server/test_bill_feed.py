@@ -77,3 +77,45 @@ def test_a_cursor_beyond_the_end() -> None:
 def test_how_many_at_once(limit: int) -> None:
     with pytest.raises(InvalidRequest, match=f"from 1 to {MOST}"):
         feed("a").page(None, limit)
+
+
+def test_bills_of_some_requests_are_found_behind_a_cursor() -> None:
+    bills = feed("early")
+    cursor = bills.page(None).next
+    for name in ("a", "b", "c"):
+        bills.add(Bill(request_id=name))
+    bills.arrived("d")
+    page = bills.find(["a", "c", "d", "early", "never"], cursor)
+    assert names(page.data) == ["a", "c"]
+    assert (page.under_way, page.lost) == (("d",), 0)
+    assert page.next == bills.page(None).next, "all that is there has been looked through"
+    assert names(bills.find(["early"], None).data) == ["early"]
+
+
+def test_who_looks_for_some_learns_what_is_lost_too() -> None:
+    cursor = feed().page(None).next
+    assert feed("x").find(["x", "y"], cursor).lost is None
+    bills = feed(kept=2)
+    cursor = bills.page(None).next
+    for name in ("a", "b", "c"):
+        bills.add(Bill(request_id=name))
+    page = bills.find(["a", "b"], cursor)
+    assert (names(page.data), page.lost) == (["b"], 1)
+
+
+def test_too_many_at_a_time_are_refused() -> None:
+    with pytest.raises(InvalidRequest, match="101 ids are too many; 100 at a time"):
+        feed().find(["x"] * 101, None)
+
+
+def test_an_id_that_is_repeated_is_under_way_until_the_last_has_left() -> None:
+    bills = feed()
+    for _ in range(2):
+        bills.arrived("a")
+    bills.left("a")
+    assert bills.find(["a"], None).under_way == ("a",)
+    for _ in range(2):
+        bills.left("a")
+    assert bills.find(["a"], None).under_way == ()
+    bills.arrived("a")
+    assert bills.find(["a"], None).under_way == ("a",)

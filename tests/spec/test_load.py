@@ -79,6 +79,13 @@ def test_a_good_one() -> None:
             "10: cannot be read as YAML: '2026-13-01' cannot be read: month",
         ),
         ("as_of: 2026-01-01, ", "", "10: upstreams.cloud.models.large.price.as_of: is required."),
+        ("input: 1,", "input: 1, batch: 2,", "price.batch: input should be less than or equal to 1, got 2"),
+        ("input: 1,", "input: 1, batch: 0,", "price.batch: input should be greater than 0, got 0"),
+        (
+            "  cloud:",
+            "  cloud:\n    files: true\n    kind: vllm",
+            "8: upstreams.cloud.files: needs kind: openai or penstock; vllm has no /v1/files.",
+        ),
         ("https://api", "file:///etc", "8: upstreams.cloud.url: string should match pattern"),
         ("https://api", "https://user:pass@api", "8: upstreams.cloud.url: string should match pattern"),
         ("count: 2", "count: 0", "3: pools.gpus.count: input should be greater than or equal to 1, got 0."),

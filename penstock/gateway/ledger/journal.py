@@ -4,9 +4,11 @@
     WORKER.000000.journal  magic, then records: length, crc32 (little endian, 4 bytes each), msgpack
     WORKER.000001.journal  begins with copies of what was still open
 
-A record is (kind, number, row, charged): `open` when a request is let through, with its worst case, and `end`
-with what it used; `charged` is {account: amount} of the accounts that the store counts for good. Records are
-written with one write(2) each and no fsync: they survive the death of the process, not that of the machine.
+A record is (kind, number, row, charged, asked): `open` when a request is let through, with its worst case,
+`ask` when somebody is asked, with who that is and under which name his bill will come, and `end` with what it
+used; `charged` is {account: amount} of the accounts that the store counts for good. Records are written with
+one write(2) each and no fsync: they survive the death of the process, not that of the machine. Version 1 had
+no `ask`; it is read, too.
 
 A worker's journal is read by itself, behind its requests, and after its death by whoever gets its lock.
 """
@@ -26,15 +28,16 @@ from typing import Literal, NamedTuple
 import msgspec
 
 from penstock.core.errors import StartupError, Unavailable
-from penstock.gateway.records import Row
+from penstock.gateway.records import Asked, Row
 
-MAGIC = b"penstock journal 1\n"
+MAGIC = b"penstock journal 2\n"
+_MAGIC_1 = b"penstock journal 1\n"
 SEGMENT = 16 * 1024 * 1024
 """Bytes after which a new file begins, so that the old one can go."""
 _LARGEST = 1 << 24
 _HEAD = Struct("<II")
 
-Kind = Literal["open", "end"]
+Kind = Literal["open", "ask", "end"]
 
 
 class Record(NamedTuple):
@@ -43,8 +46,11 @@ class Record(NamedTuple):
     kind: Kind
     number: int
     """Of the request, counted by its worker."""
-    row: Row
+    row: Row | None
+    """None with `ask`."""
     charged: dict[str, int]
+    asked: Asked | None = None
+    """With `ask`."""
 
 
 class Position(NamedTuple):
@@ -101,21 +107,38 @@ class Journal:
         """Requests whose end could not be written yet."""
         return len(self._unwritten)
 
-    def open(self, row: Row, charged: dict[str, int]) -> int:
-        """A request is let through; returns its number. Raises SpoolFull, and then nothing is written."""
+    def draw(self) -> int:
+        """A number for a request; those of requests that are not let through are missing in the journal."""
+        number, self.number = self.number, self.number + 1
+        return number
+
+    def open(self, row: Row, charged: dict[str, int], number: int | None = None) -> int:
+        """A request is let through; returns its number: the one that was drawn for it, if any. Raises
+        SpoolFull, and then nothing is written."""
         if self._unwritten:
             self.retry()
         if self._unwritten:
             raise _full(self.spool, "No space left on device")
-        number = self.number
+        if number is None:
+            number = self.number
         data = _framed("open", number, row, charged)
         try:
             self._append(data)
         except OSError as error:
             raise _full(self.spool, error.strerror or str(error)) from None
-        self.number += 1
+        self.number = max(self.number, number + 1)
         self._open[number] = data
         return number
+
+    def ask(self, number: int, asked: Asked) -> None:
+        """An upstream will be asked. Never raises: what cannot be written is only missed if this worker dies,
+        and then the request stays at its reservation."""
+        data = _framed("ask", number, None, {}, asked)
+        try:
+            self._append(data)
+        except OSError:
+            return
+        self._open[number] += data
 
     def close(self, number: int, row: Row, charged: dict[str, int]) -> None:
         """A request has ended. Never raises: what cannot be written now is kept, and written with `retry`."""
@@ -217,7 +240,7 @@ def parse(data: bytes, *, first: bool) -> Parsed:
     at = 0
     problem = ""
     if first and data:
-        if not MAGIC.startswith(data[: len(MAGIC)]):
+        if not (MAGIC.startswith(data[: len(MAGIC)]) or data.startswith(_MAGIC_1)):
             return Parsed([], [], 0, "it does not begin as a journal of this version")
         if len(data) < len(MAGIC):
             return Parsed([], [], 0)
@@ -308,8 +331,11 @@ def _locked_new(spool: Path, worker: str) -> int:
     return fd
 
 
-def _framed(kind: Kind, number: int, row: Row, charged: dict[str, int]) -> bytes:
-    payload = _encoder.encode((kind, number, row, charged))
+def _framed(
+    kind: Kind, number: int, row: Row | None, charged: dict[str, int], asked: Asked | None = None
+) -> bytes:
+    record = (kind, number, row, charged) if asked is None else (kind, number, row, charged, asked)
+    payload = _encoder.encode(record)
     return _HEAD.pack(len(payload), zlib.crc32(payload)) + payload
 
 

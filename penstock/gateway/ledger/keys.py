@@ -18,6 +18,7 @@ import time
 import zlib
 from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
+from datetime import UTC, datetime
 from hashlib import sha256
 from typing import Any
 
@@ -29,6 +30,7 @@ from penstock.gateway.limits.leased import Caller
 from penstock.gateway.policy.amounts import NANO
 from penstock.gateway.records import Principal
 from penstock.spec.model import Limits
+from penstock.spec.units import seconds
 
 from .schema import keys, meta
 from .store import Store, StoreDown
@@ -44,6 +46,13 @@ class KeyNotFound(InvalidRequest):
 
     status = 404
     code = "key_not_found"
+
+
+class KeyRevoked(InvalidRequest):
+    """The key is revoked, and stays so."""
+
+    status = 409
+    code = "key_revoked"
 
 
 class Key(msgspec.Struct, kw_only=True):
@@ -90,6 +99,21 @@ def digest(secret: str) -> bytes:
     return sha256(secret.encode()).digest()
 
 
+def expiry(text: str, now: int) -> int:
+    """`30d` from now, or a date or time (UTC where it does not say), as Unix nanoseconds.
+
+    Raises ValueError.
+    """
+    try:
+        when = datetime.fromisoformat(text)
+        at = round((when if when.tzinfo else when.replace(tzinfo=UTC)).timestamp()) * NANO
+    except (ValueError, OverflowError):
+        at = now + round(seconds(text) * NANO)
+    if not now < at < 1 << 63:
+        raise ValueError("it is not in the future" if at <= now else "it is too far away")
+    return at
+
+
 class KeyStore:
     """The table of keys. Blocks."""
 
@@ -128,12 +152,19 @@ class KeyStore:
             self._changed(connection)
         return key, secret
 
-    def list(self) -> list[Key]:
-        """All keys, oldest first."""
+    def list(
+        self, *, team: str | None = None, after: str | None = None, limit: int | None = None
+    ) -> list[Key]:
+        """Keys, oldest first: all of them, a team's, at most `limit`, those after one of an id. Raises
+        KeyNotFound for that one."""
+        place = (keys.c.created, keys.c.id)
+        query = sa.select(keys).order_by(*place).limit(limit)
+        if team is not None:
+            query = query.where(keys.c.team == team)
+        if after is not None:
+            query = query.where(sa.tuple_(*place) > sa.tuple_(self.get(after).created, after))
         with self._store.reading() as connection:
-            return [
-                _key(row) for row in connection.execute(sa.select(keys).order_by(keys.c.created, keys.c.id))
-            ]
+            return [_key(row) for row in connection.execute(query)]
 
     def get(self, id: str) -> Key:
         """One key. Raises KeyNotFound."""
@@ -154,8 +185,10 @@ class KeyStore:
         return self.get(id)
 
     def rotate(self, id: str, *, grace: float = 0.0) -> tuple[Key, str]:
-        """A new secret for a key; the old one works for `grace` more seconds. Raises KeyNotFound, and
-        InvalidRequest for a key that is revoked."""
+        """A new secret for a key; the old one works for `grace` more seconds.
+
+        Raises KeyNotFound, KeyRevoked.
+        """
         secret = new_secret()
         with self._store.writing(durable=True) as connection:
             row = connection.execute(
@@ -164,7 +197,7 @@ class KeyStore:
             if row is None:
                 raise _no_key(id)
             if row.revoked is not None:
-                raise InvalidRequest(f"The key {id} is revoked.", advice="Create a new one.")
+                raise KeyRevoked(f"The key {id} is revoked.", advice="Create a new one.")
             values: dict[str, Any] = {"digest": digest(secret), "hint": secret[-4:]}
             values |= {"old_digest": None, "old_until": None}
             if grace > 0:

@@ -9,11 +9,12 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from decimal import Decimal
-from typing import Any
+from typing import Any, NamedTuple
 
 import sqlalchemy as sa
 
 from penstock.gateway.policy.amounts import NANO
+from penstock.spec.units import seconds
 
 from .schema import ledger
 from .store import Store
@@ -77,6 +78,57 @@ def rows(store: Store, wanted: Filter, *, newest: int | None = None) -> Iterator
         after = (found[-1]["at"], found[-1]["worker"], found[-1]["number"])
 
 
+class Place(NamedTuple):
+    """Where a row stands among all."""
+
+    at: int
+    worker: str
+    number: int
+
+    def __str__(self) -> str:
+        return f"{self.at}.{self.number}.{self.worker}"
+
+    @classmethod
+    def read(cls, text: str) -> Place:
+        """What `str` wrote. Raises ValueError."""
+        at, number, worker = text.split(".", 2)
+        if not all(each.isascii() and each.isdecimal() and len(each) < 20 for each in (at, number)):
+            raise ValueError("no numbers")
+        if max(int(at), int(number)) >= 1 << 63:
+            raise ValueError("numbers that no database holds")
+        return cls(int(at), worker, int(number))
+
+
+def page(
+    store: Store, wanted: Filter, limit: int, after: Place | None = None
+) -> tuple[list[dict[str, Any]], Place | None]:
+    """At most `limit` rows, newest first, from after a place; and the last one's, where there are more."""
+    place = (ledger.c.at, ledger.c.worker, ledger.c.number)
+    query = sa.select(ledger).where(*wanted.conditions())
+    if after is not None:
+        query = query.where(sa.tuple_(*place) < sa.tuple_(*map(sa.literal, after)))
+    query = query.order_by(*(each.desc() for each in place)).limit(limit + 1)
+    with store.reading() as connection:
+        found = connection.execute(query).mappings().all()
+    shown = found[:limit]
+    last = None
+    if len(found) > limit:
+        last = Place(shown[-1]["at"], shown[-1]["worker"], shown[-1]["number"])
+    return [record(row) for row in shown], last
+
+
+def instant(text: str, now: int) -> int:
+    """A time in Unix nanoseconds: a date or a time (UTC where it does not say), or so long before `now`, as
+    `24h`. Raises ValueError."""
+    try:
+        when = datetime.fromisoformat(text)
+    except ValueError:
+        return now - round(seconds(text) * NANO)
+    if not 1970 <= when.year < 2262:
+        raise ValueError("it is not between 1970 and 2261")
+    return round((when if when.tzinfo else when.replace(tzinfo=UTC)).timestamp() * 1000) * (NANO // 1000)
+
+
 def record(row: Any) -> dict[str, Any]:
     """One row under the names of exports, in their order."""
     return {name: convert(row[column]) for name, (column, convert) in COLUMNS.items()}
@@ -118,6 +170,8 @@ COLUMNS: dict[str, tuple[str, Callable[[Any], Any]]] = {
     "cached_tokens": ("cached_tokens", _same),
     "gpu_seconds": ("device_seconds", decimal),
     "gpu_seconds_estimated": ("device_seconds_estimated", bool),
+    "lost_gpu_seconds": ("lost_device_seconds", decimal),
+    "pool": ("pool", _same),
     "device": ("device", _same),
     "dollars": ("dollars", decimal),
     "comparator_dollars": ("comparator_dollars", decimal),

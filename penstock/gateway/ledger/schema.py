@@ -1,8 +1,10 @@
 """The tables. Money is nanodollars, device time nanoseconds times devices, times Unix nanoseconds.
 
-    ledger ── one row a request, never changed but to settle what was unsettled
+    ledger ── one row a request, never changed but to settle what was unsettled (Store.resettle)
+    paid ──── when the devices of a pool were paid for (idle.py)
     accounts ─┬─ leases ─── workers      the limits' counters (policy/leases.py)
     keys      └─ used = Σ of the rows that were charged to it
+    objects ── files and batches that upstreams keep, with whose they are
 
 migrations/ makes them; a test compares the two.
 """
@@ -22,6 +24,7 @@ from sqlalchemy import (
     MetaData,
     Table,
     Text,
+    text,
 )
 
 metadata = MetaData(
@@ -72,6 +75,8 @@ ledger = Table(
     _count("cached_tokens"),
     Column("device_seconds", BigInteger),
     _flag("device_seconds_estimated"),
+    _count("lost_device_seconds"),
+    _text("pool"),
     _text("device"),
     Column("dollars", BigInteger),
     Column("comparator_dollars", BigInteger),
@@ -86,11 +91,33 @@ ledger = Table(
     Column("outcome", Text),
     _text("note"),
     Column("charged", JSON, nullable=False),  # {account: amount}
+    Column("owed", JSON(none_as_null=True)),  # attempts whose bills have not come; null: none
 )
 Index("ix_ledger_at", ledger.c.at)
 Index("ix_ledger_id", ledger.c.id)
-for _name in ("key_id", "team", "feature", "route"):
+for _name in ("key_id", "team", "feature", "route", "pool"):
     Index(f"ix_ledger_{_name}_at", ledger.c[_name], ledger.c.at)
+Index(
+    "ix_ledger_owed_at",
+    ledger.c.at,
+    sqlite_where=ledger.c.owed.is_not(None),
+    postgresql_where=ledger.c.owed.is_not(None),
+)
+
+paid = Table(
+    "paid",
+    metadata,
+    # each gateway says it for itself, and extends its own row: idle.py takes them together
+    Column("pool", Text, primary_key=True),
+    Column("worker", Text, primary_key=True),
+    Column("begin", BigInteger, primary_key=True, autoincrement=False),
+    Column("until", BigInteger, nullable=False),
+    _text("device"),
+    _count("devices", Integer),
+    _count("taken", Integer),  # devices that its engines take: more than there are, if they share one
+    Column("price_per_hour", BigInteger),  # of one device
+)
+Index("ix_paid_pool_until", paid.c.pool, paid.c.until)
 
 accounts = Table(
     "accounts",
@@ -122,8 +149,8 @@ leases = Table(
     Column("account", Text, ForeignKey("accounts.id"), primary_key=True),
     Column("worker", Text, ForeignKey("workers.id"), primary_key=True),
     _count("granted"),
-    Column("wanted_since", Float),  # short, and waiting for the others
-    Column("touched", Float, nullable=False),
+    Column("wanted_since", Float),  # its mark: short since then, and waiting for the others
+    Column("touched", Float, nullable=False),  # the newest mark of others that it has answered
 )
 Index("ix_leases_worker", leases.c.worker)
 Index(
@@ -150,6 +177,29 @@ keys = Table(
     Column("created", BigInteger, nullable=False),
     Column("expires", BigInteger),
     Column("revoked", BigInteger),
+)
+
+objects = Table(
+    "objects",
+    metadata,
+    Column("replica", Text, primary_key=True),
+    Column("id", Text, primary_key=True),  # the upstream's
+    Column("kind", Text, nullable=False),  # file, batch
+    Column("key_id", Text, nullable=False),
+    _text("purpose"),  # of a file
+    Column("created", BigInteger, nullable=False),
+    Column("expires", BigInteger),
+    _text("state"),  # of a batch: asked, running, over
+    _count("checked"),  # when its upstream was last asked about it
+    Column("body", LargeBinary, nullable=False),  # what the upstream said of it last, JSON
+    Column("about", LargeBinary, nullable=False),  # what the gateway knows of it, JSON
+)
+Index("ix_objects_key_id_kind_created", objects.c.key_id, objects.c.kind, objects.c.created)
+Index(
+    "ix_objects_checked",
+    objects.c.checked,
+    sqlite_where=text("state IN ('asked', 'running')"),
+    postgresql_where=text("state IN ('asked', 'running')"),
 )
 
 meta = Table(

@@ -3,8 +3,9 @@
 Every method is one transaction, and may be repeated after an error: what a worker applies is applied once, by
 the position in its journal that stands in the same transaction; what it says of leases is absolute.
 
-    apply   rows of the journal ─▶ ledger,  what they used ─▶ accounts,  leases shrink by it,  position moves
-    lease   asks ─▶ grants (policy/leases.py decides)
+    apply     rows of the journal ─▶ ledger,  what they used ─▶ accounts,  leases shrink,  position moves
+    lease     asks ─▶ grants (policy/leases.py decides)
+    resettle  what a row has used after all ─▶ ledger, and the difference ─▶ accounts
 
 It blocks: thread.py is where it runs.
 """
@@ -12,13 +13,11 @@ It blocks: thread.py is where it runs.
 from __future__ import annotations
 
 import logging
-import os
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from operator import attrgetter
-from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import msgspec
 import sqlalchemy as sa
@@ -27,17 +26,18 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from penstock.core.errors import StartupError, Unavailable
 from penstock.gateway.policy.accounts import SPAN
+from penstock.gateway.policy.amounts import Amounts, Unit
 from penstock.gateway.policy.leases import TTL, Ask, Grant, Lease, counts, decide, lives
 from penstock.gateway.records import Row
 
+from .database import PASSWORD, make_engine, migrate, said
 from .journal import Position
-from .schema import accounts, leases, meta, workers
+from .schema import accounts, leases, ledger, meta, workers
 
 logger = logging.getLogger("penstock.gateway")
 
-PASSWORD = "PENSTOCK_LEDGER_PASSWORD"
-"""Environment variable with PostgreSQL's password."""
-_MIGRATION_LOCK = 0x70656E73746F636B
+_MANY = 1000
+"""Numbers in one question."""
 _FORGET = 40 * 86_400
 """Seconds after which leases of past windows are deleted. Rows of the ledger never are, nor a dead worker's
 position in its journal: should that turn up again, nothing in it counts twice."""
@@ -62,8 +62,8 @@ class Beat(NamedTuple):
 
     others: int
     """Workers besides it."""
-    pressed: list[str]
-    """Accounts that others are short of."""
+    pressed: dict[str, float]
+    """Accounts that others are short of, and the newest mark of it."""
     keys: int
     """Version of the keys."""
 
@@ -90,7 +90,7 @@ class Store:
 
     def __init__(self, url: str, *, clock: Callable[[], float] | None = None) -> None:
         self._clock = clock
-        self.engine = _engine(url)
+        self.engine = make_engine(url)
         self._sqlite = self.engine.dialect.name == "sqlite"
         names = ", ".join(map(self.engine.dialect.identifier_preparer.quote, COLUMNS))
         marks = ", ".join(["?" if self._sqlite else "%s"] * len(COLUMNS))
@@ -109,10 +109,10 @@ class Store:
     def open(self) -> None:
         """Reach the database and bring its tables up to date. Raises StartupError."""
         try:
-            _migrate(self.engine)
+            migrate(self.engine)
         except SQLAlchemyError as error:
             raise StartupError(
-                f"The ledger {self.engine.url.render_as_string()} cannot be opened: {_said(error)}.",
+                f"The ledger {self.engine.url.render_as_string()} cannot be opened: {said(error)}.",
                 param="ledger.url",
                 advice="It is SQLite's sqlite:///FILE or postgresql://USER@HOST/DATABASE, with the password "
                 f"in {PASSWORD}.",
@@ -138,7 +138,7 @@ class Store:
                 connection.execute(workers.update().where(workers.c.id == worker).values(seen=now, gone=None))
             about = {"me": worker, "since": now - TTL, "until": now + 1}
             others = connection.execute(_OTHERS, about).scalar_one()
-            pressed = list(connection.execute(_PRESSED, about).scalars()) if others else []
+            pressed = dict(connection.execute(_PRESSED, about).all()) if others else {}
             keys = connection.execute(_KEYS).scalar_one_or_none()
         return Beat(others, pressed, keys or 0)
 
@@ -156,18 +156,18 @@ class Store:
             mine: dict[str, float | None] = {}
             others: dict[str, list[Lease]] = {id: [] for id in ids}
             windows = {ask.id: ask.limit.window for ask in asks}
-            for id, holder, granted, since, touched, seen, gone in connection.execute(_LEASES, {"ids": ids}):
+            for id, holder, granted, since, heard, seen, gone in connection.execute(_LEASES, {"ids": ids}):
                 if holder == worker:
                     mine[id] = since
                     continue
                 alive = lives(gone=gone, seen=seen, now=now)
                 counted = counts(windows[id], gone=gone, seen=seen, now=now)
-                others[id].append(Lease(granted, touched, alive, counted))
+                others[id].append(Lease(granted, heard, alive, counted))
             grants, rows = [], []
             for ask in asks:
                 grant, since = decide(ask, used[ask.id], others[ask.id], mine.get(ask.id), now)
                 grants.append(grant)
-                row = {"account": ask.id, "worker": worker, "granted": grant.granted, "touched": now}
+                row = {"account": ask.id, "worker": worker, "granted": grant.granted, "touched": ask.heard}
                 rows.append({**row, "wanted_since": since})
             connection.execute(self._granting, rows)
         return grants
@@ -177,6 +177,19 @@ class Store:
         with self.reading() as connection:
             found = connection.execute(sa.select(accounts.c.used).where(accounts.c.id == account))
             return found.scalar_one_or_none() or 0
+
+    def booked(self, ids: Sequence[str]) -> dict[str, tuple[int, int]]:
+        """Of each of these accounts that there is: what it has counted for good, and what workers hold of it
+        for requests that are under way or to come."""
+        held = sa.func.coalesce(sa.func.sum(leases.c.granted), 0)
+        query = (
+            sa.select(accounts.c.id, accounts.c.used, held)
+            .outerjoin(leases, leases.c.account == accounts.c.id)
+            .where(accounts.c.id.in_(ids))
+            .group_by(accounts.c.id, accounts.c.used)
+        )
+        with self.reading() as connection:
+            return {id: (used, int(granted)) for id, used, granted in connection.execute(query)}
 
     def position(self, worker: str) -> tuple[Position, bool]:
         """How far a worker's journal is in the ledger, and whether that is all of it."""
@@ -199,7 +212,8 @@ class Store:
                 raise Moved(self.position(worker)[0])
             if entries:
                 self._append(connection, worker, entries)
-            self._charge(connection, worker, charged)
+            self._charge(connection, charged)
+            self._shrink(connection, worker, charged)
             if last:
                 gone = sa.func.coalesce(workers.c.gone, self.now(connection))
                 connection.execute(
@@ -210,6 +224,63 @@ class Store:
                     leases.delete().where(leases.c.worker == worker, leases.c.account.in_(ended))
                 )
         return charged
+
+    def resettle(
+        self, places: Collection[tuple[str, int]], settle: Callable[[Row], Amounts | None]
+    ) -> dict[str, int]:
+        """Settle rows that are in the ledger already, all in one transaction with the accounts that they
+        charge. May be repeated: `settle` sees what the row is by then.
+
+        Args:
+            places: worker and number of each row; those that are not there are passed over.
+            settle: changes the row that it is shown, and returns what that request has used (every account
+                that it charges then has that in place of what it had), or None: what it charges stays.
+
+        Returns what was added to the accounts, negative where a reservation was more than was used.
+        """
+        added: dict[str, int] = {}
+        with self.writing(durable=True) as connection:
+            place = sa.tuple_(ledger.c.worker, ledger.c.number)
+            found = (
+                sa.select(ledger).where(place.in_(list(places))).order_by(ledger.c.worker, ledger.c.number)
+            )
+            for was in connection.execute(found.with_for_update()).mappings().all():
+                row = as_row(was)
+                used = settle(row)
+                changed = {name: value for name, value in _columns(row).items() if was[name] != value}
+                if used is not None:
+                    charged = {id: used.of(unit_of(id)) for id in was["charged"]}
+                    for id, amount in charged.items():
+                        added[id] = added.get(id, 0) + amount - was["charged"][id]
+                    changed["charged"] = charged
+                if changed:
+                    here = sa.and_(ledger.c.worker == was["worker"], ledger.c.number == was["number"])
+                    connection.execute(ledger.update().where(here).values(changed))
+            added = {id: amount for id, amount in added.items() if amount}
+            self._charge(connection, added)
+        return added
+
+    def owed(self, since: int, most: int) -> list[tuple[str, int, Row]]:
+        """Rows that wait for bills, with their places; those that came first are first.
+
+        Args:
+            since: Unix nanoseconds; older ones wait for nothing any more.
+            most: how many.
+        """
+        waiting = sa.select(ledger).where(ledger.c.owed.is_not(None), ledger.c.at >= since)
+        with self.reading() as connection:
+            found = connection.execute(waiting.order_by(ledger.c.at).limit(most)).mappings()
+            return [(each["worker"], each["number"], as_row(each)) for each in found]
+
+    def entries(self, worker: str, numbers: Sequence[int]) -> list[Entry]:
+        """Rows of a worker by their numbers, as far as there are such."""
+        found: list[Entry] = []
+        with self.reading() as connection:
+            for first in range(0, len(numbers), _MANY):
+                some = ledger.c.number.in_(numbers[first : first + _MANY])
+                rows = connection.execute(sa.select(ledger).where(ledger.c.worker == worker, some)).mappings()
+                found += [Entry(each["number"], as_row(each), each["charged"]) for each in rows]
+        return found
 
     def leave(self, worker: str, *, done: bool) -> None:
         """A worker has given back its leases and ends; `done` once its journal is in the ledger."""
@@ -235,7 +306,7 @@ class Store:
                     yield connection
         except SQLAlchemyError as error:
             raise StoreDown(
-                f"The ledger's database does not answer: {_said(error)}.", retry_after=1
+                f"The ledger's database does not answer: {said(error)}.", retry_after=1
             ) from error
 
     @contextmanager
@@ -246,7 +317,7 @@ class Store:
                 yield connection
         except SQLAlchemyError as error:
             raise StoreDown(
-                f"The ledger's database does not answer: {_said(error)}.", retry_after=1
+                f"The ledger's database does not answer: {said(error)}.", retry_after=1
             ) from error
 
     def now(self, connection: sa.Connection) -> float:
@@ -262,15 +333,20 @@ class Store:
         """Insert rows, past SQLAlchemy's work on each value: it would hold up the event loop's thread."""
         connection.exec_driver_sql(self._append_sql, [_values(worker, entry) for entry in entries])
 
-    def _charge(self, connection: sa.Connection, worker: str, charged: Mapping[str, int]) -> None:
-        """Amounts move from a worker's leases into the accounts."""
+    def _charge(self, connection: sa.Connection, charged: Mapping[str, int]) -> None:
+        """Amounts enter the accounts, or leave them where they are negative."""
         if not charged:
             return
         ordered = sorted(charged.items())  # as everybody locks them
         connection.execute(self._charging, [{**_account(id), "used": amount} for id, amount in ordered])
-        connection.execute(
-            _SHRINK, [{"b_worker": worker, "b_account": id, "b_amount": amount} for id, amount in ordered]
-        )
+
+    def _shrink(self, connection: sa.Connection, worker: str, charged: Mapping[str, int]) -> None:
+        """What has entered the accounts is no longer a worker's to lease."""
+        if charged:
+            ordered = sorted(charged.items())
+            connection.execute(
+                _SHRINK, [{"b_worker": worker, "b_account": id, "b_amount": amount} for id, amount in ordered]
+            )
 
     def _sweep(self, connection: sa.Connection, now: float) -> None:
         """Delete what no longer counts for anybody."""
@@ -329,13 +405,18 @@ _LIVE = sa.and_(
 )
 _OTHERS = sa.select(sa.func.count()).select_from(workers).where(_LIVE)
 _PRESSED = (
-    sa.select(leases.c.account)
-    .distinct()
+    sa.select(leases.c.account, sa.func.max(leases.c.wanted_since))
     .join(workers, workers.c.id == leases.c.worker)
     .where(leases.c.wanted_since.is_not(None), _LIVE)
+    .group_by(leases.c.account)
 )
 _KEYS = sa.select(meta.c.value).where(meta.c.name == "keys")
 _SERVER_TIME = sa.select(sa.extract("epoch", sa.func.clock_timestamp()))
+
+
+def unit_of(id: str) -> Unit:
+    """The unit of an account, by its id."""
+    return cast(Unit, id.rsplit("|", 3)[1])
 
 
 def _account(id: str) -> dict[str, Any]:
@@ -343,8 +424,8 @@ def _account(id: str) -> dict[str, Any]:
     return {"id": id, "scope": scope, "unit": unit, "window": window, "start": int(start)}
 
 
-_PLAIN = tuple(name for name in Row.__struct_fields__ if name != "tags")
-COLUMNS = ("worker", "number", *_PLAIN, "tags", "feature", "charged")
+_PLAIN = tuple(name for name in Row.__struct_fields__ if name not in ("tags", "owed"))
+COLUMNS = ("worker", "number", *_PLAIN, "tags", "owed", "feature", "charged")
 _plain = attrgetter(*_PLAIN)
 
 
@@ -355,90 +436,24 @@ def _values(worker: str, entry: Entry) -> tuple[Any, ...]:
         entry.number,
         *_plain(entry.row),
         _json(tags),
+        _json(entry.row.owed) if entry.row.owed else None,
         tags.get("feature"),
         _json(entry.charged),
     )
 
 
+def as_row(found: sa.RowMapping) -> Row:
+    """A row of the table, with all that a request's record says."""
+    return msgspec.convert(
+        {name: found[name] for name in Row.__struct_fields__} | {"owed": found["owed"] or ()}, Row
+    )
+
+
+def _columns(row: Row) -> dict[str, Any]:
+    """The other way: column by column."""
+    values: dict[str, Any] = msgspec.to_builtins(row)
+    return values | {"owed": values["owed"] or None, "feature": row.tags.get("feature")}
+
+
 def _json(value: Any) -> str:
     return msgspec.json.encode(value).decode()
-
-
-def _engine(url: str) -> sa.Engine:
-    try:
-        parsed = sa.make_url(url)
-        if parsed.drivername in ("postgresql", "postgres"):
-            parsed = parsed.set(drivername="postgresql+psycopg")
-        if parsed.get_backend_name() not in ("sqlite", "postgresql"):
-            raise ValueError(f"{parsed.drivername} is no database that a ledger can be in")
-        if parsed.get_backend_name() == "postgresql":
-            if parsed.password is None and os.environ.get(PASSWORD):
-                parsed = parsed.set(password=os.environ[PASSWORD])
-            return sa.create_engine(
-                parsed, pool_size=2, pool_pre_ping=True, connect_args={"connect_timeout": 5}
-            )
-        if parsed.database in (None, "", ":memory:"):
-            raise ValueError("a ledger in memory is none; name a file")
-        folder = Path(str(parsed.database)).parent
-        if not folder.is_dir():
-            raise ValueError(f"there is no folder {folder}")
-        engine = sa.create_engine(parsed, connect_args={"timeout": 5.0, "check_same_thread": False})
-    except ModuleNotFoundError:
-        raise StartupError(
-            "A ledger in PostgreSQL needs a driver.", advice='pip install "penstock[pg]"'
-        ) from None
-    except (sa.exc.ArgumentError, ValueError) as error:
-        raise StartupError(
-            f"The ledger's URL cannot be used: {str(error).splitlines()[0]}.",
-            param="ledger.url",
-            advice="It is sqlite:///FILE or postgresql://USER@HOST/DATABASE.",
-        ) from None
-
-    @sa.event.listens_for(engine, "connect")
-    def _connect(connection: Any, _: Any) -> None:
-        connection.isolation_level = None  # transactions begin where we say so
-        for pragma in ("journal_mode=WAL", "foreign_keys=ON"):
-            connection.execute(f"PRAGMA {pragma}").close()
-
-    @sa.event.listens_for(engine, "begin")
-    def _begin(connection: sa.Connection) -> None:
-        # a transaction that will write takes the lock first: one that has read cannot wait for it
-        reads = connection.get_execution_options().get("penstock_reads")
-        connection.exec_driver_sql("BEGIN" if reads else "BEGIN IMMEDIATE")
-
-    return engine
-
-
-def _migrate(engine: sa.Engine) -> None:
-    from alembic.config import Config
-    from alembic.runtime.environment import EnvironmentContext
-    from alembic.runtime.migration import MigrationContext
-    from alembic.script import ScriptDirectory
-
-    config = Config()
-    config.set_main_option("script_location", str(Path(__file__).parent / "migrations"))
-    config.set_main_option("path_separator", "os")
-    script = ScriptDirectory.from_config(config)
-    with engine.begin() as connection:
-        if engine.dialect.name == "postgresql":
-            connection.execute(sa.select(sa.func.pg_advisory_xact_lock(_MIGRATION_LOCK)))
-        found = MigrationContext.configure(connection).get_current_revision()
-        if found == script.get_current_head():
-            return
-        if found is not None and found not in {each.revision for each in script.walk_revisions()}:
-            raise StartupError(
-                f"The ledger's tables are of a later version ({found}).",
-                advice="Use that version of Penstock.",
-            )
-        config.attributes["connection"] = connection
-
-        def upgrade(revision: Any, _: Any) -> Any:
-            return script._upgrade_revs("head", revision)
-
-        with EnvironmentContext(config, script, fn=upgrade):
-            script.run_env()
-
-
-def _said(error: SQLAlchemyError) -> str:
-    cause = getattr(error, "orig", None) or error
-    return (str(cause).strip() or type(cause).__name__).splitlines()[0].rstrip(".")

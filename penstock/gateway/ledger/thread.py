@@ -21,6 +21,7 @@ class StoreThread:
 
     def __init__(self) -> None:
         self._loop = asyncio.get_running_loop()
+        self.turn = asyncio.Lock()
         self._urgent: deque[_Job] = deque()
         self._others: deque[_Job] = deque()
         self._ready = threading.Condition()

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import logging
 import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from penstock.gateway.records import Row
+import msgspec
+
+from penstock.gateway.records import Asked, Row
 
 from .journal import CorruptJournal, Journal, Position, Record, dead, remove, segments, whole
 from .store import Entry, Moved, Store, sums
@@ -68,10 +71,11 @@ class Writer:
         return Charged(charged, doubted)
 
 
-def bury(store: Store, spool: Path) -> list[tuple[str, list[Entry]]]:
+def bury(store: Store, spool: Path) -> dict[str, list[Entry]]:
     """Take over the journals of dead workers: requests without an end become `unsettled`, at what they had
-    reserved. Returns the workers with the rows that were added. Raises Unavailable; may then be repeated."""
-    found = []
+    reserved; whoever was asked for them still owes his bill. Returns the workers with the rows that were
+    added. Raises Unavailable; may then be repeated."""
+    found: dict[str, list[Entry]] = {}
     for worker, lock in dead(spool):
         try:
             entries, broken = _replay(store, spool, worker)
@@ -84,7 +88,7 @@ def bury(store: Store, spool: Path) -> list[tuple[str, list[Entry]]]:
                 len(entries),
                 sum(entry.row.settlement == "unsettled" for entry in entries),
             )
-            found.append((worker, entries))
+            found[worker] = entries
         finally:
             os.close(lock)
     return found
@@ -97,43 +101,60 @@ def _replay(store: Store, spool: Path, worker: str) -> tuple[list[Entry], bool]:
     store.register(worker)  # it may have died before it was known
     added: list[Entry] = []
     batch: list[Entry] = []
-    opened: dict[int, Record] = {}
+    opened: dict[int, Entry] = {}
+    asked: dict[int, list[Asked]] = {}
     end, broken = at, False
     for position, record in whole(spool, worker):
         if isinstance(record, CorruptJournal):
             logger.error("ledger: %s; what follows in that file is lost", record)
             broken = True
             continue
-        if record.kind == "open":
-            opened[record.number] = record
+        entry = None if record.row is None else Entry(record.number, record.row, record.charged)
+        if record.kind == "open" and entry is not None:
+            opened[record.number], asked[record.number] = entry, []
+        elif record.kind == "ask" and record.asked is not None:
+            asked.setdefault(record.number, []).append(record.asked)
         else:
             opened.pop(record.number, None)
+            asked.pop(record.number, None)
         if position <= at:
             continue
-        if record.kind == "end":
-            batch.append(Entry(record.number, record.row, record.charged))
+        if record.kind == "end" and entry is not None:
+            batch.append(entry)
         end = position
         if len(batch) >= BATCH:
             store.apply(worker, batch, at, end)
             added += batch
             batch, at = [], end
     batch += [
-        Entry(number, unsettled(record.row), record.charged) for number, record in sorted(opened.items())
+        Entry(number, unsettled(entry.row, asked[number]), entry.charged)
+        for number, entry in sorted(opened.items())
     ]
     store.apply(worker, batch, at, end, last=True)
     return added + batch, broken
 
 
-def unsettled(row: Row) -> Row:
-    """The row of a request whose end nobody knows: charged at its reservation."""
+def unsettled(row: Row, asked: Sequence[Asked] = ()) -> Row:
+    """The row of a request whose end nobody knows: charged at its reservation, and waiting for the bills of
+    whoever was asked, the last one for its answer."""
     row.settlement, row.end = "unsettled", "killed"
     row.dollars = row.reserved_dollars or None
     row.device_seconds = row.reserved_device_seconds or None
+    if asked:
+        last = asked[-1]
+        row.upstream, row.replica, row.model = last.upstream, last.replica, last.model
+        row.pool, row.device, row.attempts = last.pool, last.device, len(asked)
+        failed = (msgspec.structs.replace(each, lost=True) for each in asked[:-1])
+        row.owed = tuple(each for each in (*failed, last) if each.bill)
     return row
 
 
 def _ended(records: list[Record]) -> list[Entry]:
-    return [Entry(record.number, record.row, record.charged) for record in records if record.kind == "end"]
+    return [
+        Entry(record.number, record.row, record.charged)
+        for record in records
+        if record.kind == "end" and record.row is not None
+    ]
 
 
 def _set_aside(spool: Path, worker: str) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Protocol, TypeVar
 
@@ -25,12 +25,22 @@ class Ticket(Protocol):
     """What one request has reserved."""
 
     @property
+    def number(self) -> int | None:
+        """The number that was drawn for it, by which `bury` settles it."""
+        ...
+
+    @property
     def charged(self) -> tuple[str, ...]:
         """Ids of the accounts that the ledger charges for good: budgets of days and months."""
         ...
 
 
 T = TypeVar("T", bound=Ticket)
+
+
+Uses = Callable[[Sequence[int]], Awaitable[Mapping[int, Mapping[Unit, int]]]]
+"""What requests of a worker, by their numbers, have used of each unit, as the ledger has it; those that are
+not there have used nothing. Raises Unavailable."""
 
 
 class Counters(Protocol[T]):
@@ -41,7 +51,7 @@ class Counters(Protocol[T]):
         ...
 
     async def reserve(self, limits: Sequence[Limit], worst: Amounts) -> T:
-        """Reserve against all limits or none. Raises LimitReached; Unavailable where it cannot be counted."""
+        """Reserve against all limits or none. Raises LimitReached; NotCounted where it cannot be counted."""
         ...
 
     def settle(self, ticket: T, used: Amounts) -> None:
@@ -56,9 +66,13 @@ class Counters(Protocol[T]):
         """The ledger has charged these amounts to the accounts; `doubted`: some time ago."""
         ...
 
-    async def bury(self, worker: str, used: Mapping[int, Mapping[str, int]]) -> None:
-        """A worker has died; `used`: number of a request → unit → amount, of what its journal tells. Raises
-        Unavailable."""
+    async def corrected(self, amounts: Mapping[str, int]) -> None:
+        """The ledger has settled rows that were written before: so much more, or less, is used of budgets.
+        Never raises."""
+        ...
+
+    async def bury(self, worker: str, used: Uses) -> None:
+        """A worker has died, and its journal is in the ledger. Raises Unavailable; may then be repeated."""
         ...
 
     async def close(self) -> None:
@@ -88,13 +102,18 @@ def quantity(unit: Unit, amount: int) -> str:
     return f"{amount} {_WORDS[unit]}"
 
 
+def reads(limit: Limit) -> str:
+    """A limit in the words of people: `$5.00 per day of team:search`."""
+    per = "" if limit.window == "now" else f" per {limit.window}"
+    return f"{quantity(limit.unit, limit.cap)}{per} of {limit.scope}"
+
+
 def refusal(
     limit: Limit, amount: int, *, remaining: int, now: float, resets_at: float, frees_in: float | None
 ) -> LimitReached:
     """The error that says which limit, its value, and when it resets. `frees_in`: seconds until the request
     fits by time alone, if it does."""
-    per = "" if limit.window == "now" else f" per {limit.window}"
-    words = f"{quantity(limit.unit, limit.cap)}{per} of {limit.scope}"
+    words = reads(limit)
     if amount > limit.cap:
         message = (
             f"This request needs up to {quantity(limit.unit, amount)}, and the limit is {words}. It can "

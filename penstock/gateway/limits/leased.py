@@ -15,25 +15,25 @@ from typing import Any, Protocol, TypeVar
 
 from penstock.core.errors import Unavailable
 from penstock.gateway.ledger.store import Beat
-from penstock.gateway.meter import LimitReached, Standing
+from penstock.gateway.meter import LimitReached, NotCounted, Standing
 from penstock.gateway.policy.amounts import Amounts, Limit
 from penstock.gateway.policy.leases import TTL, Ask, Grant
 from penstock.gateway.policy.shares import Share, Shares, Ticket
 from penstock.gateway.tasks import ended
 
-from .counters import Left, refusal
+from .counters import Left, Uses, reads, refusal
 
 logger = logging.getLogger("penstock.gateway")
 
 T = TypeVar("T")
 PATIENCE = 2.0
 """Seconds that a request waits for other workers to give back what they do not use."""
+SLOWEST = 10.0
+"""Seconds that a request waits for the bank, all rounds together."""
 POLL = 0.05
 """Seconds between two looks at what others are short of."""
 PULSE = 1.0
 """Seconds between two signs of life, and between two rounds of giving back."""
-REMEMBER = 0.1
-"""Seconds for which a refusal is believed without asking the bank again."""
 
 
 class Bank(Protocol):
@@ -50,6 +50,10 @@ class Bank(Protocol):
 
 class Caller(Protocol):
     """Does blocking work elsewhere, in order (ledger/thread.py)."""
+
+    turn: asyncio.Lock
+    """Held by whoever changes leases, from before he says what to until he knows that it was done: what is
+    asked for while rows are charged would be the old lease, with what they have used in it."""
 
     def call(
         self, work: Callable[[], T], *, apply: Callable[[T], None] | None = None, urgent: bool = False
@@ -107,35 +111,56 @@ class LeasedCounters:
         return self.shares.reserve(limits, worst, now, valid=self._monotonic() < self._valid_until)
 
     async def reserve(self, limits: Sequence[Limit], worst: Amounts) -> Ticket:
-        """Within the lease, or after a round. Raises LimitReached, Unavailable."""
-        started = self._monotonic()
-        waiting: dict[Share, int] = {}
+        """Within the lease, or after a round. Raises LimitReached where the bank has said so, NotCounted
+        where it cannot say, or not in time."""
+        waiting: dict[Share, tuple[int, int]] = {}
         try:
-            while True:
-                if self._monotonic() >= self._valid_until:
-                    await self._beat(write=True)
-                now = self.now()
-                ticket = self.reserve_now(limits, worst)
-                if ticket is not None:
-                    return ticket
-                short = self.shares.short(limits, worst, now)
-                self._refuse(short, waiting, now, late=self._monotonic() - started > PATIENCE)
-                for share, amount in short:
-                    if share not in waiting:
-                        waiting[share] = amount
-                        share.waiting.append(amount)
-                self._wanted.set()
-                failed = await asyncio.shield(self._round)
-                if failed is not None:
-                    raise Unavailable(failed.message, retry_after=1) from None
-                if any(share.pending for share in waiting):
-                    await asyncio.sleep(POLL / 2)
+            async with asyncio.timeout(SLOWEST):
+                return await self._wait(limits, worst, waiting)
+        except TimeoutError:
+            raise NotCounted(
+                f"Limits cannot be counted now: the ledger's database has not answered for {SLOWEST:.0f} s.",
+                retry_after=5,
+            ) from None
         finally:
-            for share, amount in waiting.items():
+            for share, (amount, _) in waiting.items():
                 share.waiting.remove(amount)
-                share.returning = True  # so that the bank forgets that it is wanted
-                if not share.waiting and share.pending:
-                    self._wanted.set()
+                if share.pending:
+                    share.returning = True  # so that the bank forgets that it is wanted
+                    if not share.waiting:
+                        self._wanted.set()
+
+    async def _wait(
+        self, limits: Sequence[Limit], worst: Amounts, waiting: dict[Share, tuple[int, int]]
+    ) -> Ticket:
+        """Round after round, in `waiting` what is waited for: amounts, and after which round that began."""
+        pending_since: float | None = None
+        while True:
+            if self._monotonic() >= self._valid_until:
+                await self._alive()
+            now = self.now()
+            ticket = self.reserve_now(limits, worst)
+            if ticket is not None:
+                return ticket
+            short = self.shares.short(limits, worst, now)
+            self._refuse(short, waiting, now)
+            pending = [share for share, _ in short if share in waiting and share.pending]
+            if not pending:
+                pending_since = None
+            elif pending_since is None:
+                pending_since = self._monotonic()
+            elif self._monotonic() - pending_since > PATIENCE:
+                raise _unknown(pending[0])
+            for share, amount in short:
+                if share not in waiting:
+                    waiting[share] = amount, self.shares.number
+                    share.waiting.append(amount)
+            if pending:
+                await asyncio.sleep(POLL / 2)
+            self._wanted.set()
+            failed = await asyncio.shield(self._round)
+            if failed is not None:
+                raise NotCounted(failed.message, retry_after=1) from None
 
     def settle(self, ticket: Ticket, used: Amounts) -> None:
         """A request has ended."""
@@ -150,44 +175,58 @@ class LeasedCounters:
         """The ledger has charged these amounts; `doubted`: some time ago."""
         self.shares.folded(amounts, doubted=doubted)
 
-    async def bury(self, worker: str, used: Mapping[int, Mapping[str, int]]) -> None:
+    async def corrected(self, amounts: Mapping[str, int]) -> None:
+        """The accounts in the database are what leases are given by."""
+
+    async def bury(self, worker: str, used: Uses) -> None:
         """Its leases were in the database, and went with its journal."""
 
     async def close(self) -> None:
         """Give back what is not in use."""
         await ended(self._tasks)
-        asks = self.shares.give_back(self.now())
-        if asks:
-            try:
-                await self._caller.call(lambda: self._bank.lease(self._worker, asks), urgent=True)
-            except Unavailable as error:
-                logger.warning("leases could not be given back: %s", error.message)
+        async with self._caller.turn:
+            asks = self.shares.give_back(self.now())
+            if asks:
+                try:
+                    await self._caller.call(lambda: self._bank.lease(self._worker, asks), urgent=True)
+                except Unavailable as error:
+                    logger.warning("leases could not be given back: %s", error.message)
 
     def _refuse(
-        self, short: list[tuple[Share, int]], waiting: dict[Share, int], now: float, *, late: bool
+        self, short: list[tuple[Share, int]], waiting: dict[Share, tuple[int, int]], now: float
     ) -> None:
-        """Raise LimitReached where the bank's answer was final."""
+        """Raise LimitReached where the bank has said that the limit is reached, and NotCounted where it has
+        said that nobody knows: since this request waits, and of no earlier time."""
+        doubtful: Share | None = None
         for share, amount in short:
-            known = share.refused is not None and amount >= share.refused
-            fresh = share in waiting or self._monotonic() < share.refused_until
-            if amount > share.cap or (known and fresh) or (late and share in waiting):
-                if known and share in waiting:
-                    share.refused_until = self._monotonic() + REMEMBER
+            refused = share.refused is not None and amount >= share.refused
+            if refused and self._monotonic() >= share.refused_until:
+                refused = share in waiting and waiting[share][1] < share.refused_before
+            if amount > share.cap or (refused and not share.doubt):
                 raise _refusal(share, amount, now)
+            if refused:
+                doubtful = share
+        if doubtful is not None:
+            raise _unknown(doubtful)
 
     async def _lease(self) -> None:
         """One round: whoever waits when it begins is told when it has ended."""
         await self._wanted.wait()
+        async with self._caller.turn:
+            await self._ask()
+
+    async def _ask(self) -> None:
         self._wanted.clear()
         told, self._round = self._round, asyncio.get_running_loop().create_future()
         failed: Unavailable | None = None
         asks = self.shares.asks(self.now())
+        asked = self._monotonic()
         try:
             if asks:
                 self.rounds += 1
                 await self._caller.call(
                     lambda: self._bank.lease(self._worker, asks),
-                    apply=lambda grants: self.shares.granted(asks, grants),
+                    apply=lambda grants: self.shares.granted(asks, grants, asked),
                     urgent=True,
                 )
             self._heard()
@@ -196,7 +235,7 @@ class LeasedCounters:
             self.shares.lost(asks)
             self._lost(error)
         except Exception as error:
-            failed = Unavailable("Limits cannot be counted.")
+            failed = NotCounted("Limits cannot be counted.")
             failed.__cause__ = error
             self.shares.lost(asks)
             raise
@@ -217,6 +256,12 @@ class LeasedCounters:
                     await self._beat(write=False)
         except Unavailable:
             await asyncio.sleep(PULSE)
+
+    async def _alive(self) -> None:
+        try:
+            await self._beat(write=True)
+        except Unavailable as error:
+            raise NotCounted(error.message, retry_after=1) from None
 
     async def _beat(self, *, write: bool) -> None:
         sent = self._monotonic()
@@ -258,6 +303,14 @@ def _refusal(share: Share, amount: int, now: float) -> LimitReached:
         now=now,
         resets_at=share.resets_at(now),
         frees_in=share.frees_in(amount, now),
+    )
+
+
+def _unknown(share: Share) -> NotCounted:
+    return NotCounted(
+        f"Whether the limit of {reads(share.limit)} is reached cannot be told now: a part of it is leased to "
+        "a worker of the gateway that is not heard of.",
+        retry_after=5,
     )
 
 

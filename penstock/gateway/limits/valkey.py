@@ -12,6 +12,7 @@ GPU-hours), and within some nanoseconds or nanodollars beyond.
 from __future__ import annotations
 
 import asyncio
+import itertools
 import logging
 import time
 from collections import deque
@@ -20,19 +21,20 @@ from importlib.resources import files
 from typing import Any, Literal
 
 from penstock.core.errors import StartupError, Unavailable
-from penstock.gateway.meter import Standing
+from penstock.gateway.meter import NotCounted, Standing
 from penstock.gateway.policy.accounts import SPAN, account_id, window_end, window_start
 from penstock.gateway.policy.amounts import Amounts, Limit, Unit
 from penstock.gateway.policy.leases import TTL
 from penstock.gateway.tasks import ended
 
-from .counters import NOTHING, Left, refusal
+from .counters import NOTHING, Left, Uses, refusal
 
 logger = logging.getLogger("penstock.gateway")
 
 _PREFIX = "{penstock}"
 _DAY = 86_400
 _SLOWEST = 5.0
+_CONNECTIONS = 32
 _UNITS: tuple[Unit, ...] = ("requests", "tokens", "dollars", "device_seconds")
 TIMEOUT = 1.0
 """Seconds until an answer; then it counts as down."""
@@ -68,9 +70,11 @@ class ValkeyCounters:
         failure: Literal["open", "closed"] = "closed",
         known: Callable[[str], asyncio.Future[int]] | None = None,
         clock: Callable[[], float] | None = None,
+        draw: Callable[[], int] | None = None,
     ) -> None:
         """`failure`: whether requests pass, uncounted, while the server cannot be reached. `known`: what the
-        ledger has charged to an account. `clock`: in place of the server's. Raises StartupError."""
+        ledger has charged to an account. `clock`: in place of the server's. `draw`: numbers for
+        requests, the same that the journal has for them. Raises StartupError."""
         try:
             import redis.asyncio as client
             from redis.exceptions import RedisError
@@ -79,9 +83,15 @@ class ValkeyCounters:
                 "Counters in Valkey or Redis need their client.", advice='pip install "penstock[redis]"'
             ) from None
         try:
-            self._client: Any = client.Redis.from_url(
-                url, socket_timeout=TIMEOUT, socket_connect_timeout=TIMEOUT, max_connections=256
+            # a burst waits for a connection in place of opening one for each of its requests
+            pool = client.BlockingConnectionPool.from_url(
+                url,
+                max_connections=_CONNECTIONS,
+                timeout=TIMEOUT,
+                socket_timeout=TIMEOUT,
+                socket_connect_timeout=TIMEOUT,
             )
+            self._client: Any = client.Redis.from_pool(pool)
         except ValueError as error:
             raise StartupError(
                 f"The counters' URL cannot be used: {error}.",
@@ -96,7 +106,7 @@ class ValkeyCounters:
         self._failure = failure
         self._known = known
         self._clock = clock
-        self._number = 0
+        self._draw = draw or itertools.count().__next__
         self._ended: deque[tuple[int, Amounts]] = deque()
         self._ready = asyncio.Event()
         self._idle = asyncio.Event()
@@ -113,11 +123,11 @@ class ValkeyCounters:
         return None if limits else Held(None, (), (), ())
 
     async def reserve(self, limits: Sequence[Limit], worst: Amounts) -> Held:
-        """One script. Raises LimitReached; Unavailable where there is no answer and failures close."""
+        """One script. Raises LimitReached; NotCounted where there is no answer and failures close."""
         now = self._now()
         ids = [_id(limit, now) for limit in limits]
         amounts = [worst.of(limit.unit) for limit in limits]
-        number, self._number = self._number, self._number + 1
+        number = self._draw()
         try:
             while True:
                 answer = await self._ask(number, limits, ids, amounts, now)
@@ -162,15 +172,27 @@ class ValkeyCounters:
     def folded(self, amounts: Mapping[str, int], *, doubted: bool = False) -> None:
         """The ledger's sums are its own business."""
 
-    async def bury(self, worker: str, used: Mapping[int, Mapping[str, int]]) -> None:
-        """A worker has died: settle what it had open, by number what its journal says of each unit, and the
-        rest as reserved. Its requests no longer count as under way. Raises Unavailable."""
+    async def corrected(self, amounts: Mapping[str, int]) -> None:
+        """Budgets that the server knows change with the ledger's; others begin with it. Should the server not
+        be reached now, its sum stays as it was until the window's end."""
+        try:
+            for id, amount in amounts.items():
+                if await self._client.hexists(_key(id), "u"):
+                    await self._client.hincrby(_key(id), "u", amount)
+        except self._errors as error:
+            logger.warning("the counters have missed a correction: %s", error or type(error).__name__)
+
+    async def bury(self, worker: str, used: Uses) -> None:
+        """A worker has died: settle what it had open. Its requests no longer count as under way. Raises
+        Unavailable."""
         try:
             key = f"{_PREFIX}:o:{worker}"
-            for name in await self._client.hkeys(key):
-                amounts = used.get(int(name), {})
-                words = [word for unit, amount in amounts.items() for word in (unit, amount)]
-                await self._settle(keys=[key], args=[worker, int(name), self._argument(), *words])
+            numbers = [int(name) for name in await self._client.hkeys(key)]
+            amounts = await used(numbers) if numbers else {}
+            for number in numbers:
+                given = amounts.get(number, {})
+                words = [word for unit in _UNITS for word in (unit, given.get(unit, 0))]
+                await self._settle(keys=[key], args=[worker, number, self._argument(), *words])
         except self._errors as error:
             raise Unavailable(f"The counters do not answer: {error}.", retry_after=1) from error
 
@@ -211,7 +233,7 @@ class ValkeyCounters:
         self._down = True
         if self._failure == "open":
             return Held(None, limits, ids, ())
-        raise Unavailable("Limits cannot be counted: the counters do not answer.", retry_after=1)
+        raise NotCounted("Limits cannot be counted: the counters do not answer.", retry_after=1)
 
     def _heard(self) -> None:
         if self._down:

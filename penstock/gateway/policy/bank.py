@@ -12,7 +12,7 @@ from .leases import Ask, Grant, Lease, counts, decide, lives
 class _Holding:
     granted: int = 0
     wanted_since: float | None = None
-    touched: float = 0.0
+    heard: float = 0.0
 
 
 @dataclass
@@ -30,15 +30,15 @@ class Bank:
     _leases: dict[str, dict[str, _Holding]] = field(default_factory=dict)
     _workers: dict[str, _Worker] = field(default_factory=dict)
 
-    def beat(self, worker: str, now: float) -> tuple[int, list[str]]:
-        """A worker lives; returns how many others do, and what they are short of."""
+    def beat(self, worker: str, now: float) -> tuple[int, dict[str, float]]:
+        """A worker lives; returns how many others do, and what they are short of: account → newest mark."""
         self._workers[worker] = _Worker(now)
         others = {id for id, each in self._workers.items() if id != worker and _lives(each, now)}
-        pressed = [
-            account
-            for account, holdings in self._leases.items()
-            if any(holdings[id].wanted_since is not None for id in others & holdings.keys())
-        ]
+        pressed: dict[str, float] = {}
+        for account, holdings in self._leases.items():
+            for id in others & holdings.keys():
+                if (since := holdings[id].wanted_since) is not None:
+                    pressed[account] = max(since, pressed.get(account, since))
         return len(others), pressed
 
     def lease(self, worker: str, asks: Sequence[Ask], now: float) -> list[Grant]:
@@ -52,10 +52,10 @@ class Bank:
                     continue
                 each = self._workers[id]
                 counted = counts(ask.limit.window, gone=each.gone, seen=each.seen, now=now)
-                others.append(Lease(holding.granted, holding.touched, _lives(each, now), counted))
+                others.append(Lease(holding.granted, holding.heard, _lives(each, now), counted))
             mine = holdings.setdefault(worker, _Holding())
             grant, since = decide(ask, self.used.get(ask.id, 0), others, mine.wanted_since, now)
-            holdings[worker] = _Holding(grant.granted, since, now)
+            holdings[worker] = _Holding(grant.granted, since, ask.heard)
             grants.append(grant)
         return grants
 

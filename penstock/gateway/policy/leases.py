@@ -7,8 +7,10 @@ So the cap holds whatever the workers do at the same time, and a request waits f
 worker's lease is used up. A worker says what it keeps and what it needs; `decide` says what it gets. Amounts
 are absolute, so that an answer that was lost is repaired by asking again.
 
-Where the rest does not suffice but others hold leases, the worker's lease is marked as short; the others see
-the mark, give back what they do not use, and touch their leases. Once all have, the answer is final.
+Where the rest does not suffice but others hold leases, the worker's lease is marked as short, with the time;
+the others hear of the mark, give back what they do not use, and say which mark they have heard. So there are
+four answers: granted; pending (others that live have not yet heard); refused (they have, and use what they
+hold); in doubt (it would fit if a worker that is not heard of had not used what it holds).
 """
 
 from __future__ import annotations
@@ -38,6 +40,8 @@ class Ask:
     """What the first of them needs."""
     demand: int = 0
     """What it is likely to need within a second or so."""
+    heard: float = 0.0
+    """The newest mark of others that it had heard of when it said what it keeps."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,8 +55,8 @@ class Grant:
     """What nobody holds."""
     pending: bool = False
     """Short, and others have not yet been heard: worth asking again in a moment."""
-    others: int = 0
-    """What other workers hold."""
+    doubt: bool = False
+    """Short, and nobody knows whether the cap is reached: it depends on what a silent worker has used."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,7 +64,8 @@ class Lease:
     """Another worker's lease of the account."""
 
     granted: int
-    touched: float
+    heard: float
+    """The newest mark that it has answered."""
     alive: bool
     counts: bool
     """Whether it still counts; a dead worker's may."""
@@ -96,17 +101,16 @@ def decide(
     """
     theirs = [lease for lease in others if lease.counts]
     held = sum(lease.granted for lease in theirs)
+    silent = sum(lease.granted for lease in theirs if not lease.alive)
     cap = ask.limit.cap
     room = cap - used - held - ask.keep  # beyond what it keeps; negative after an overdraft
     alive = sum(lease.alive for lease in theirs)
     if ask.need > 0 and room < ask.least:
         since = now if wanted_since is None else wanted_since
-        waits = any(lease.alive and lease.granted > 0 and lease.touched < since for lease in theirs)
-        taken = used + ask.keep + sum(lease.granted for lease in theirs if not lease.alive)
-        fits = ask.least <= cap - taken
-        pending = waits and fits
-        grant = Grant(ask.id, ask.keep, max(0, room), pending, held)
-        return grant, since if pending else None
+        unheard = sum(lease.granted for lease in theirs if lease.alive and lease.heard < since)
+        pending = room < ask.least <= room + unheard
+        doubt = not pending and ask.least <= room + unheard + silent
+        return Grant(ask.id, ask.keep, max(0, room), pending, doubt), since if pending else None
     granted = min(ask.need, max(0, room))
     if ask.need > 0:
         rest = room - granted
@@ -118,4 +122,4 @@ def decide(
         else:
             extra = rest
         granted += max(0, extra)
-    return Grant(ask.id, ask.keep + granted, max(0, room - granted), False, held), None
+    return Grant(ask.id, ask.keep + granted, max(0, room - granted)), None

@@ -1,6 +1,7 @@
 """What a request costs, and what it may cost at most. Integers, rounded to the nearest nanodollar, half up.
 
 by tokens    (input - cached) * input + cached * cached_input + output * output, each for `per` tokens
+batches      the same, times what they pay of it
 by device    price of a device and hour / 3600 s * device-seconds
 comparator   by the tokens of the same request, at a cloud's price
 """
@@ -8,6 +9,8 @@ comparator   by the tokens of the same request, at a cloud's price
 from __future__ import annotations
 
 from dataclasses import dataclass
+from fractions import Fraction
+from typing import Protocol
 
 from penstock.spec.model import Price
 
@@ -15,6 +18,22 @@ from .amounts import NANO
 
 _HOUR = 3600 * NANO
 """Nanoseconds."""
+
+
+class TokenPrice(Protocol):
+    """spec.model.Price, or what was noted of one."""
+
+    @property
+    def input(self) -> int:
+        """Nanodollars for `per` tokens, as all of them."""
+        ...
+
+    @property
+    def output(self) -> int: ...
+    @property
+    def cached_input(self) -> int | None: ...
+    @property
+    def per(self) -> int: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,12 +46,23 @@ class Used:
     """Of the input, read from a cache."""
 
 
-def by_tokens(price: Price, used: Used) -> int:
+def by_tokens(price: TokenPrice, used: Used) -> int:
     """Nanodollars for tokens."""
     cached = min(used.cached, used.input)
     cached_price = price.input if price.cached_input is None else price.cached_input
     amount = (used.input - cached) * price.input + cached * cached_price + used.output * price.output
     return (2 * amount + price.per) // (2 * price.per)
+
+
+def of_batches(price: Price) -> Price:
+    """The price that batches pay: whole numbers still, for more tokens."""
+    if price.batch is None:
+        return price
+    share = Fraction(str(price.batch))
+    cached = price.input if price.cached_input is None else price.cached_input
+    amounts = {"input": price.input, "output": price.output, "cached_input": cached}
+    changed = {name: amount * share.numerator for name, amount in amounts.items()}
+    return price.model_copy(update={**changed, "per": price.per * share.denominator, "batch": None})
 
 
 def by_device(price_per_hour: int, device_nanoseconds: int) -> int:

@@ -1,7 +1,8 @@
 """When another attempt is made, and after which pause.
 
-Nothing is tried again once the client has seen a byte of an answer. Before that, what may be the upstream's
-own trouble is; what the upstream says of the request itself is not.
+Nothing is tried again once the client has seen a byte of an answer, but for streams that can go on elsewhere
+(`resume`). Before that, what may be the upstream's own trouble is; what the upstream says of the request
+itself is not.
 """
 
 from __future__ import annotations
@@ -36,8 +37,11 @@ class Attempt:
 
 
 def ejects(attempt: Attempt) -> bool:
-    """Whether it speaks against the replica's health: who is merely full is not ill."""
-    return attempt.fault != "busy" and attempt.status not in (429, *OWN_FAULT_STATUS)
+    """Whether it speaks against the replica's health: who is merely full, or refuses what it is asked, is not
+    ill."""
+    status = attempt.status or 0
+    refused = 400 <= status < 500 and status not in RETRIED_STATUS
+    return attempt.fault != "busy" and status != 429 and not refused
 
 
 def pause(number: int, attempt: Attempt, draw: float, *, elsewhere: bool) -> float | None:

@@ -44,6 +44,8 @@ class Place:
     """Longest context in tokens, if known."""
     devices: int
     """Of each replica."""
+    pool: str
+    """Whose devices it runs on; empty for a cloud."""
     device: str
     """Kind of device; empty for a cloud."""
     device_price: int | None
@@ -205,6 +207,7 @@ class Book:
                 in_house=True,
                 context=model.max_model_len,
                 devices=model.devices,
+                pool=model.pool,
                 device=pool.hardware,
                 device_price=pool.price_per_hour,
                 price=None,
@@ -221,6 +224,7 @@ class Book:
             in_house=upstream.in_house,
             context=served.context,
             devices=upstream.devices,
+            pool=upstream.pool or "",
             device="" if owned is None else owned.hardware,
             device_price=None if owned is None else owned.price_per_hour,
             price=served.price,

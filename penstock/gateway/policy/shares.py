@@ -11,12 +11,14 @@ lost message leaves behind is a lease that is larger in the store than here, unt
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 from .accounts import SPAN, Account
 from .amounts import Amounts, Limit
 from .leases import Ask, Grant
 
+REMEMBER = 0.1
+"""Seconds for which a refusal is believed without asking the store again."""
 IDLE = 120.0
 """Seconds after which an account that nobody uses is forgotten."""
 
@@ -27,12 +29,15 @@ class Share(Account):
     __slots__ = (
         "asked",
         "demand",
+        "doubt",
         "first",
+        "heard",
         "known",
         "last",
-        "late",
+        "marked",
         "pending",
         "refused",
+        "refused_before",
         "refused_until",
         "returning",
         "room",
@@ -48,12 +53,15 @@ class Share(Account):
         self.taken = 0  # reserved since the last tick
         self.demand = 0  # reserved between the last two ticks
         self.last = now  # last reservation
-        self.pending = False  # the last answer was not final
+        self.pending = False  # the last answer was not final: others are to be heard
+        self.marked = (0, 0.0)  # number and time of the asks from which on they are
         self.first = 0  # of `waiting`, when the store was last asked
-        self.refused: int | None = None  # smallest amount that the last answer refused for good
-        self.refused_until = 0.0  # for whoever drives this: how long that is believed
+        self.refused: int | None = None  # smallest amount that the last answer refused
+        self.doubt = False  # whether it did so because of a silent worker
+        self.refused_before = 0  # it is true of whoever waited before the asks of this number
+        self.refused_until = 0.0  # and, for a moment, of whoever comes
+        self.heard = 0.0  # newest mark of others that are short
         self.asked = False  # an answer is under way
-        self.late = 0  # charged by the store before that answer, which does not know of it
         self.returning = False  # something is to be told: a lower lease, or only that it has been heard
 
     def fold(self, amount: int) -> None:
@@ -61,11 +69,6 @@ class Share(Account):
         super().fold(amount)
         if self.known is not None:
             self.known = max(0, self.known - amount)
-
-    def catch_up(self) -> None:
-        """Fold what came while an answer was under way: asked for the old lease, the store has it again."""
-        late, self.late = self.late, 0
-        super().fold(late)
 
     def remaining(self, now: float) -> int:
         """What is left of the cap as far as this worker knows."""
@@ -84,6 +87,9 @@ class Ticket:
 
     __slots__ = ("amounts", "shares")
 
+    number = None
+    """The counters know it by no number."""
+
     def __init__(self, shares: list[Share], amounts: list[int]) -> None:
         self.shares = shares
         self.amounts = amounts
@@ -101,6 +107,7 @@ class Shares:
         self._shares: dict[tuple[str, str, str], Share] = {}
         self._past: dict[str, Share] = {}  # of windows that are over, until they are settled
         self.alone = True  # no other worker shares the accounts
+        self.number = 0  # of asks so far
 
     def __iter__(self) -> Iterator[Share]:
         yield from self._shares.values()
@@ -162,8 +169,9 @@ class Shares:
     def asks(self, now: float) -> list[Ask]:
         """What to tell the store now. The answers come by `granted`, all of them, before the next asks."""
         found = []
+        self.number += 1
         for share in self:
-            if share.returning and not share.waiting:
+            if share.returning:  # requests that wait do not hold up those of others that would fit
                 share.granted = max(share.held(now), 0)
             if not share.waiting and not share.returning and share.granted == share.known:
                 continue
@@ -174,19 +182,24 @@ class Shares:
             least = max(0, share.first - free)
             demand = max(share.demand, share.taken)
             keep = max(share.granted, share.held(now))
-            found.append(Ask(share.id, share.limit, share.start, keep, need, least, demand))
+            found.append(Ask(share.id, share.limit, share.start, keep, need, least, demand, share.heard))
         return found
 
-    def granted(self, asks: Sequence[Ask], grants: Sequence[Grant]) -> None:
-        """The store's answers to `asks`, in their order."""
+    def granted(self, asks: Sequence[Ask], grants: Sequence[Grant], asked: float = 0.0) -> None:
+        """The store's answers to `asks`, in their order, of the moment `asked`."""
         shares = {share.id: share for share in self}
         for ask, grant in zip(asks, grants, strict=True):
             share = shares[ask.id]
             short = grant.granted < ask.keep + ask.least
             share.known, share.asked = grant.granted, False
-            share.granted, share.room, share.pending = grant.granted, grant.room, grant.pending
+            share.granted, share.room = grant.granted, grant.room
             share.refused = share.first if short and not grant.pending else None
-            share.catch_up()
+            if not share.pending:
+                share.marked = (self.number, asked)
+            share.pending, share.doubt = grant.pending, grant.doubt
+            share.refused_before, share.refused_until = share.marked[0], share.marked[1] + REMEMBER
+            if grant.pending and not share.waiting:
+                share.returning = True  # whoever wanted it has left; the store is to forget it
 
     def lost(self, asks: Sequence[Ask]) -> None:
         """No answer came to `asks`, and nobody knows whether the store has heard them."""
@@ -194,30 +207,27 @@ class Shares:
         for share in self:
             if share.id in ids:
                 share.known, share.returning, share.asked = None, True, False
-                share.catch_up()
 
     def folded(self, amounts: Mapping[str, int], *, doubted: bool = False) -> None:
-        """The store has counted these amounts for good, by account, and lowered the leases by them.
-        `doubted`: some time ago; what it was asked since may have raised them again."""
+        """The store has counted these amounts for good, by account, and lowered the leases by them; never
+        between `asks` and their answers. `doubted`: some time ago; what it was asked since may have raised
+        them again."""
         if not amounts:
             return
         for share in self:
             amount = amounts.get(share.id)
             if not amount:
                 continue
-            if share.asked:
-                share.late += amount
-            else:
-                share.fold(amount)
+            share.fold(amount)
             if doubted:
                 share.known = None
 
-    def pressed(self, ids: Iterable[str], now: float) -> bool:
-        """Other workers are short of these accounts; whether there is something to tell the store."""
-        ids = set(ids)
+    def pressed(self, marks: Mapping[str, float], now: float) -> bool:
+        """Other workers are short of these accounts (id → mark); whether there is something to tell."""
         told = False
         for share in self:
-            if share.id in ids:
+            if (mark := marks.get(share.id)) is not None:
+                share.heard = max(mark, share.heard)
                 share.granted = max(0, share.held(now))
                 share.returning = told = True
         return told

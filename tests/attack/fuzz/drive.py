@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from itertools import islice
 from random import Random
@@ -18,6 +18,10 @@ import uvloop
 from .cases import Case, make
 from .oracle import Answer, wrong
 
+Maker = Callable[[int, int], Case]
+"""Of a case, by seed and number."""
+Oracle = Callable[[Case, Answer], str | None]
+"""What is wrong with an answer."""
 PATIENCE = 60.0
 """Seconds after which an answer counts as a hang."""
 _BLOCK = 16
@@ -71,14 +75,22 @@ def _add(counts: dict[str, int], more: dict[str, int]) -> None:
         counts[name] = counts.get(name, 0) + count
 
 
-def run(port: int, seed: int, blocks: Iterator[tuple[int, int]], sessions: int = 16) -> Iterator[Report]:
+def run(
+    port: int,
+    seed: int,
+    blocks: Iterator[tuple[int, int]],
+    sessions: int = 16,
+    *,
+    make: Maker = make,
+    wrong: Oracle = wrong,
+) -> Iterator[Report]:
     """Send all blocks (first case, one past the last); yields a report of each thousand or so."""
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
         while True:
             some = list(islice(blocks, 1000 // _BLOCK))
             if not some:
                 return
-            yield runner.run(_drive(port, seed, some, sessions))
+            yield runner.run(_drive(port, seed, some, sessions, make, wrong))
 
 
 def blocks(first: int, count: int, worker: int = 0, workers: int = 1) -> Iterator[tuple[int, int]]:
@@ -87,7 +99,9 @@ def blocks(first: int, count: int, worker: int = 0, workers: int = 1) -> Iterato
         yield start, min(start + _BLOCK, first + count)
 
 
-async def _drive(port: int, seed: int, some: list[tuple[int, int]], sessions: int) -> Report:
+async def _drive(
+    port: int, seed: int, some: list[tuple[int, int]], sessions: int, make: Maker, wrong: Oracle
+) -> Report:
     report = Report()
     queue = iter(some)
 
@@ -95,8 +109,8 @@ async def _drive(port: int, seed: int, some: list[tuple[int, int]], sessions: in
         connection = _Connection(port)
         try:
             for start, stop in queue:
-                for group in _groups(seed, start, stop):
-                    await _exchange(connection, group, report)
+                for group in _groups(seed, start, stop, make):
+                    await _exchange(connection, group, report, wrong)
         finally:
             connection.close()
 
@@ -106,7 +120,7 @@ async def _drive(port: int, seed: int, some: list[tuple[int, int]], sessions: in
     return report
 
 
-def _groups(seed: int, start: int, stop: int) -> Iterator[list[Case]]:
+def _groups(seed: int, start: int, stop: int, make: Maker) -> Iterator[list[Case]]:
     """Cases that are sent at once: a client that leaves is the last one of its group."""
     random = Random(f"{seed}:{start}")
     group: list[Case] = []
@@ -145,7 +159,7 @@ class _Connection:
         self.reader = self.writer = None
 
 
-async def _exchange(connection: _Connection, group: list[Case], report: Report) -> None:
+async def _exchange(connection: _Connection, group: list[Case], report: Report, wrong: Oracle) -> None:
     """Send a group, judge the answers. What a closed connection left unanswered is sent once more, alone."""
     report.requests += len(group)
     rest, again = group, False
@@ -172,7 +186,7 @@ async def _exchange(connection: _Connection, group: list[Case], report: Report) 
                     answered += 1
                     connection.answered = True
                     report.slowest = max(report.slowest, clock() - begun)
-                    _judge(case, answer, report)
+                    _judge(case, answer, report, wrong)
                     if answer.headers.get("connection") == "close":
                         connection.close()
                         break
@@ -195,7 +209,7 @@ async def _exchange(connection: _Connection, group: list[Case], report: Report) 
         rest = rest[answered:]
 
 
-def _judge(case: Case, answer: Answer, report: Report) -> None:
+def _judge(case: Case, answer: Answer, report: Report, wrong: Oracle) -> None:
     report.count(answer.status)
     if answer.status == 200 and case.kind == "valid" and case.path.startswith("/v1/"):
         report.served += 1

@@ -124,9 +124,7 @@ class Transcript:
             return b"".join(map(self._rewritten, _split(events)))
         if not self._head and (at := events.find(_CHOICES)) >= 0:
             self._head = events[events.rfind(b"\n", 0, at) + 1 : at]
-        if (
-            events.startswith(_TOKENS) and b"\n: " not in events
-        ):  # one event, as most are
+        if events.startswith(_TOKENS) and b"\n: " not in events:  # one event, as most are
             ids, _, out = events[len(_TOKENS) :].partition(b"\n")
             self._add(ids)
         else:

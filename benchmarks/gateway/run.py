@@ -23,6 +23,7 @@ import argparse
 import json
 import os
 import statistics
+import sys
 import tempfile
 from collections.abc import Iterable
 from contextlib import ExitStack
@@ -74,7 +75,11 @@ def main() -> None:
         grown = {name: [memory[name], running.memory] for name, running in paths.items()}
     found = list(_summary(runs, list(paths)))
     print(*found, sep="\n")
-    versions = {"litellm": version_of(args.litellm)} if args.litellm else {}
+    versions: dict[str, Any] = {}
+    if args.litellm:
+        versions["litellm"] = version_of(args.litellm)
+        sys.argv[1:] = [each.replace(args.litellm, "litellm") for each in sys.argv[1:]]
+        args.litellm = "litellm"  # where it lies is nobody's business
     result = {"arguments": vars(args), **versions, "summary": found, "memory_bytes": grown, "runs": runs}
     save("gateway", result)
 

@@ -289,7 +289,7 @@ def _value_options(name: str, hint: Any, metadata: Mapping[str, Any]) -> dict[st
         return {
             "nargs": "+",
             "action": _Extend,
-            "metavar": last.rstrip("S"),
+            "metavar": metadata.get("metavar") or last.rstrip("S"),
             "type": _LISTS.get(name, str),
         }
     if choices := metadata.get("choices"):

@@ -13,6 +13,11 @@ _NAMES: dict[Unit, str] = {
     "device_seconds": "device-seconds",
 }
 
+_HEADERS = {
+    unit: tuple(f"x-ratelimit-{what}-{name}".encode() for what in ("limit", "remaining", "reset"))
+    for unit, name in _NAMES.items()
+}
+
 
 def standing(reservation: Reservation, now: int) -> list[tuple[bytes, bytes]]:
     """Headers for the tightest limit of each unit. `now`: Unix time in nanoseconds."""
@@ -37,28 +42,27 @@ def refusal(error: LimitReached, now: int) -> dict[str, str]:
 
 
 def _triple(unit: Unit, cap: int, remaining: int, resets_at: float, now: int) -> list[tuple[bytes, bytes]]:
-    name = _NAMES[unit]
-    seconds = max(0.0, resets_at - now / NANO)
-    values = (("limit", _amount(unit, cap)), ("remaining", _amount(unit, max(0, remaining))))
-    headers = [(f"x-ratelimit-{what}-{name}".encode(), value.encode()) for what, value in values]
+    limit, rest, reset = _HEADERS[unit]
+    headers = [(limit, _amount(unit, cap)), (rest, _amount(unit, max(0, remaining)))]
     if unit != "concurrent":  # it comes back when a request ends, and nobody knows when that is
-        headers.append((f"x-ratelimit-reset-{name}".encode(), _span(seconds).encode()))
+        headers.append((reset, _span(max(0.0, resets_at - now / NANO))))
     return headers
 
 
-def _amount(unit: Unit, amount: int) -> str:
+def _amount(unit: Unit, amount: int) -> bytes:
     if unit in ("dollars", "device_seconds"):
         whole, rest = divmod(amount, NANO)
-        return f"{whole}.{rest:09d}".rstrip("0").rstrip(".")
-    return str(amount)
+        return (b"%d.%09d" % (whole, rest)).rstrip(b"0").rstrip(b".")
+    return b"%d" % amount
 
 
-def _span(seconds: float) -> str:
+def _span(seconds: float) -> bytes:
     """As OpenAI writes it: 6m0s, 1.5s, 20ms."""
     if seconds < 1:
-        return f"{round(seconds * 1000)}ms"
-    minutes, rest = divmod(seconds, 60)
-    if minutes < 1:
-        return f"{rest:.3g}s"
-    hours, minutes = divmod(int(minutes), 60)
-    return f"{hours}h{minutes}m{int(rest)}s" if hours else f"{minutes}m{int(rest)}s"
+        return b"%dms" % round(seconds * 1000)
+    if seconds < 60:
+        return f"{seconds:.3g}s".encode()
+    minutes, rest = divmod(int(seconds), 60)
+    if minutes < 60:
+        return b"%dm%ds" % (minutes, rest)
+    return b"%dh%dm%ds" % (*divmod(minutes, 60), rest)

@@ -70,7 +70,9 @@ class StreamFilter:
             self.ended = True
             self._tally.events -= 1
         if self._hide and b"null" in events:
-            events = _NULL_USAGE.sub(b"", events)
+            events = events.replace(b',"usage":null', b"")  # as all engines write it, a tenth of the time
+            if b'"usage"' in events:
+                events = _NULL_USAGE.sub(b"", events)
             if not (b'"usage"' in events or b'"error"' in events):
                 return events
         kept: list[bytes] = []

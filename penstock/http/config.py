@@ -46,13 +46,15 @@ class HttpConfig:
     )
     max_connections_per_client: int = option(
         0,
-        "Most open connections from one address; behind --trusted-proxies, most requests of one client at a "
-        "time. 0 is no limit.",
+        "Most connections of one address (behind --trusted-proxies: requests); 0 is no limit.",
     )
-    trusted_proxies: tuple[str, ...] = option(
-        (),
-        "Addresses and networks, as 10.0.0.0/8, whose X-Forwarded-For or Forwarded is believed: it says who "
-        "the client is; `unix` for whoever comes over --uds.",
+    trusted_proxies: tuple[str, ...] = field(
+        default=(),
+        metadata={
+            "help": "Networks, as 10.0.0.0/8, or `unix`, whose X-Forwarded-For or Forwarded says "
+            "who the client is.",
+            "metavar": "NETWORK",
+        },
     )
     shutdown_timeout: float = option(
         30.0, "Seconds that running requests get to finish after SIGTERM; 0 aborts them at once."

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 
 import openai
@@ -72,3 +73,38 @@ def test_logs_have_neither_prompts_nor_keys(make: Make, caplog: pytest.LogCaptur
     assert secret not in caplog.text
     assert KEY not in caplog.text
     assert secret not in gateway.row().note
+
+
+def test_a_rate_is_asked_again_after_its_time_and_a_budget_is_not(
+    make: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    slept: list[float] = []
+    monkeypatch.setattr("openai._base_client.time.sleep", slept.append)
+    for limit, retries in (("requests_per_minute: 1000", 2), ("dollars_per_day: 100", 0)):
+        slept.clear()
+        gateway = make(replace={limit: f"{limit.split(':')[0]}: 0"})
+        with client(gateway, retries=2) as ours, pytest.raises(openai.RateLimitError):
+            ours.chat.completions.create(model="small", messages=MESSAGES)  # type: ignore[arg-type]
+        assert slept == [60.0] * retries  # what the gateway's Retry-After asks for
+        assert not gateway.upstream.asked
+
+
+def test_many_of_the_async_client_at_once(make: Make) -> None:
+    gateway = make(replace={"concurrent_requests: 100": "concurrent_requests: 1000"})
+
+    async def ask(ours: openai.AsyncOpenAI, streams: bool) -> str:
+        if not streams:
+            answer = await ours.chat.completions.create(model="small", messages=MESSAGES)  # type: ignore[arg-type]
+            return answer.choices[0].message.content or ""
+        stream = await ours.chat.completions.create(model="small", messages=MESSAGES, stream=True)  # type: ignore[call-overload]
+        chunks = [chunk async for chunk in stream]
+        return "".join(chunk.choices[0].delta.content or "" for chunk in chunks[:-1])
+
+    async def body() -> list[str]:
+        async with openai.AsyncOpenAI(
+            base_url=f"{gateway.live.url}/v1", api_key=KEY, max_retries=0, timeout=PATIENCE
+        ) as ours:
+            return await asyncio.gather(*(ask(ours, number % 2 == 0) for number in range(60)))
+
+    assert asyncio.run(body()) == ["".join(TOKENS)] * 60
+    assert {(row.end, row.settlement) for row in gateway.rows(60)} == {("done", "settled")}

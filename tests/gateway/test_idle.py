@@ -289,7 +289,7 @@ def test_a_gateway_says_what_is_paid_while_it_runs(
     )
     assert (record["utilization"], record["idle_dollars"]) == (1.5, -2)
     assert "engines that take 2 devices share 1, and each counts the whole time" in said.err
-    assert "1 rows are unsettled and count as idle" in said.err
+    assert "unsettled rows are not in it: 1, which used at most" in said.err
     assert main(["ledger", "idle", "--pool", "cpu", "--until", "2026-01-01T01:00"]) == 0
     table = capsys.readouterr().out.split()
     assert table[:3] == ["pool", "device", "paid_hours"]

@@ -84,9 +84,7 @@ def test_uvicorn_is_told_what_the_flags_say() -> None:
     made = _uvicorn_config(None, config)  # type: ignore[arg-type]
     assert (made.ws, made.lifespan, made.proxy_headers, made.server_header) == ("none", "off", False, False)
     assert made.timeout_keep_alive == 7
-    assert (made.ssl_keyfile, made.ssl_certfile) == (None, None), (
-        "read again when they change (`tls`)"
-    )
+    assert not made.is_ssl, "the listener has the context, which changes with its files (`tls`)"
     assert made.timeout_graceful_shutdown == module._FLUSH
     assert made.root_path == "", "a proxy's path is taken off here, once (`paths`)"
     assert not made.access_log, "which has queries in it"

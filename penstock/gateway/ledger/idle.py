@@ -151,8 +151,8 @@ def remarks(use: PoolUse) -> Iterator[str]:
         )
     if use.unsettled:
         yield (
-            f"{about}: {use.unsettled} rows are unsettled and count as idle; at most they used what they had "
-            f"reserved, {use.unsettled_reserved / HOUR:.6g} device-hours."
+            f"{about}: unsettled rows are not in it: {use.unsettled}, which used at most the "
+            f"{use.unsettled_reserved / HOUR:.6g} device-hours that they had reserved."
         )
 
 

@@ -38,6 +38,7 @@ from .store import Store, StoreDown
 PREFIX = "sk-ps-"
 _RANDOM = 43
 _CHECK = 6
+_LENGTH = len(PREFIX) + _RANDOM + _CHECK
 
 
 class KeyNotFound(InvalidRequest):
@@ -87,7 +88,7 @@ def new_secret() -> str:
 
 def well_formed(secret: str) -> bool:
     """Whether a text can be a secret of ours; says nothing about whether it is one."""
-    if len(secret) != len(PREFIX) + _RANDOM + _CHECK or not secret.startswith(PREFIX) or not secret.isascii():
+    if len(secret) != _LENGTH or not secret.startswith(PREFIX) or not secret.isascii():
         return False
     random = secret[len(PREFIX) : -_CHECK]
     return hmac.compare_digest(_checksum(random), secret[-_CHECK:])
@@ -269,7 +270,7 @@ class KeyCache:
     async def principal(self, secret: str) -> Principal | None:
         """Whose key this is; None for one that is unknown, revoked or expired. Raises Unavailable where the
         database is needed and does not answer."""
-        if not well_formed(secret):
+        if len(secret) != _LENGTH:
             return None
         key = digest(secret)
         found = self._known.get(key)
@@ -281,7 +282,7 @@ class KeyCache:
             self._known.move_to_end(key)
             principal, until = found
             return principal if until is None or self._clock() * NANO < until else None
-        if key in self._unknown:
+        if key in self._unknown or not well_formed(secret):
             return None
         task = self._under_way.get(key)
         if task is None:

@@ -40,9 +40,9 @@ upstreams:
     {urls}
     kind: openai
     files: true
-    timeout_connect: 0.5
-    timeout_headers: 5
-    timeout_idle: 0.5
+    timeout_connect: 10
+    timeout_headers: 20
+    timeout_idle: 20
     models:
       tiny:
         name: tiny-1

@@ -349,7 +349,8 @@ async def slowly(wire: Wire) -> None:
     ],
 )
 def test_an_upstream_that_does_not_take_it(make: Make, behaviour: Any, code: int, reason: Any) -> None:
-    gateway = make(replace={"max_lines: 20": "max_lines: 20, timeout: 0.5"})
+    timeout = 1 if behaviour is slowly else 20
+    gateway = make(replace={"max_lines: 20": f"max_lines: 20, timeout: {timeout}"})
     gateway.cloud.script["POST", "/v1/files"] = behaviour
     answer = gateway.upload(lines(line()))
     assert (answer.status, answer.reason) == (code, str(reason))
@@ -387,7 +388,9 @@ async def stalls(wire: Wire) -> None:
 
 
 @pytest.mark.parametrize("behaviour", [half_a_file, half_a_chunk, stalls])
-def test_half_of_a_file_never_looks_like_all_of_it(gateway: Gateway, behaviour: Any) -> None:
+def test_half_of_a_file_never_looks_like_all_of_it(make: Make, behaviour: Any) -> None:
+    idle = 1 if behaviour is stalls else 20
+    gateway = make(replace={"timeout_idle: 20": f"timeout_idle: {idle}"})
     name = gateway.upload(b"x", "vision").json["id"]
     gateway.cloud.script["GET", "/v1/files/file-0001/content"] = behaviour
     with gateway.client() as ours, pytest.raises(openai.APIConnectionError):

@@ -83,7 +83,7 @@ async def hangs(about: dict[str, Any]) -> None:
 
 def test_hooks_that_are_slow_line_by_line_have_an_end(make: Make) -> None:
     hook = "hooks: [{when: before, python: 'tests.gateway.files.test_rules:hangs'}]"
-    gateway = make(replace={HOOK: f"{HOOK[:-1]}, timeout: 0.5}}\n  {hook}"})
+    gateway = make(replace={HOOK: f"{HOOK[:-1]}, timeout: 1}}\n  {hook}"})
     answer = gateway.upload(lines(*map(line, range(20))))
     assert (answer.status, answer.reason) == (503, "upload_too_slow")
     assert gateway.cloud.asked == []

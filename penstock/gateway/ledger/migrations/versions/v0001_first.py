@@ -1,4 +1,8 @@
-"""Ledger, accounts, leases, workers, keys."""
+"""Ledger, accounts, leases, workers, keys.
+
+Revisions are frozen: what one has done to a database must not change with schema.py. So columns stand here a
+second time, and a test compares what all revisions together make with schema.py.
+"""
 
 import sqlalchemy as sa
 from alembic import op

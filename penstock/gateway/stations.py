@@ -207,6 +207,15 @@ class Stations:
             station.reported_at = float("-inf")
 
 
+async def read_body(response: aiohttp.ClientResponse, most: int) -> bytes:
+    """The whole body of an answer of `Station.request`, or its beginning of some more than `most` bytes."""
+    pieces, size = [], 0
+    while size <= most and (piece := await response.content.readany()):
+        pieces.append(piece)
+        size += len(piece)
+    return b"".join(pieces)
+
+
 def _stations(name: str, upstream: Upstream, environment: Mapping[str, str]) -> list[Station]:
     headers = dict(upstream.headers)
     if upstream.api_key_env is not None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import concurrent.futures
 import json
 import random
@@ -13,7 +14,9 @@ import pytest
 
 from penstock.gateway import bills
 from penstock.gateway.bill import late
+from penstock.gateway.metrics import Metrics
 from penstock.gateway.records import Asked, Principal, Row
+from penstock.gateway.stations import Stations
 from penstock.gateway.usage import Tally
 from penstock.spec.load import loads
 from tests.server.conftest import LiveServer, running
@@ -21,6 +24,7 @@ from tests.server.fake_engine import FakeEngine
 from tests.server.tiny import make_tokenizer
 
 from .conftest import KEY, Gateway
+from .upstream import Upstream, Wire
 
 SPEC = """
 pools: {{box: {{hardware: L4, price_per_hour: 3.60}}}}
@@ -152,6 +156,36 @@ def test_a_bill_that_does_not_come_leaves_the_row_at_its_reservation(
         asking.exception(20)
     row = gateway.row()
     assert (row.settlement, row.dollars) == ("unsettled", row.reserved_dollars)
+
+
+def test_a_long_page_of_bills_is_read_to_its_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A page does not fit into one packet: what came first is no page."""
+    names = [f"request-{number}-{'x' * 500}" for number in range(999)]
+    page = {"data": [{"request_id": name, "device_seconds": 1.0} for name in names], "next": "start:999"}
+
+    async def feed(wire: Wire) -> None:
+        start: dict[str, Any] = {"data": [], "next": "start:0"}
+        await wire.whole(200, page if "after=" in wire.asked.path else start)
+
+    monkeypatch.setattr("tests.gateway.upstream.no_bills", feed)
+    monkeypatch.setattr(bills, "PATIENCE", 0.1)
+    upstream = Upstream().start()
+    stations = Stations(loads(SPEC.format(url=upstream.url)), None, {"CLOUD_KEY": "sk-cloud"})
+    feeds = bills.Bills(stations, Metrics())
+
+    async def read() -> tuple[bool, int | None]:
+        (station,) = stations.all()
+        for _ in range(2):  # where the feed ends, and what is behind that
+            await feeds.look()
+        tally = Tally()
+        asked = Asked(replica="ours", upstream="ours", model="tiny", bill=names[-1])
+        found = await feeds.fill(tally, station, asked)
+        await station.close()
+        await asyncio.sleep(0.01)  # aiohttp closes its transports in the loop's next turns
+        return found, tally.device_seconds
+
+    assert asyncio.run(read()) == (True, 1_000_000_000)
+    upstream.stop()
 
 
 def test_a_key_that_is_no_gateways_is_said_and_the_rest_goes_on(

@@ -37,6 +37,10 @@ class Endpoint:
     """The one that is written where none is given."""
     metered: bool = True
     """Whether it uses a model. If not, there is no row."""
+    lists: bool = False
+    """Whether a list in `prompt` is as many prompts."""
+    pairs: bool = False
+    """Whether a text is read again with each one of a list."""
     usage_option: bool = False
     """Whether `stream_options.include_usage` is asked for."""
     streams: bool = True
@@ -102,7 +106,7 @@ _CHAT_CAPS = ("max_completion_tokens", "max_tokens")
 
 ENDPOINTS = (
     Endpoint("/v1/chat/completions", "messages", _CHAT_CAPS, "max_tokens", usage_option=True),
-    Endpoint("/v1/completions", "prompt", ("max_tokens",), "max_tokens", usage_option=True),
+    Endpoint("/v1/completions", "prompt", ("max_tokens",), "max_tokens", lists=True, usage_option=True),
     _Responses(
         "/v1/responses",
         "input",
@@ -113,9 +117,9 @@ ENDPOINTS = (
     ),
     _Messages("/v1/messages", "messages", ("max_tokens",), "max_tokens"),
     _Messages("/v1/messages/count_tokens", "messages", metered=False, streams=False),
-    Endpoint("/v1/embeddings", "input", streams=False),
-    Endpoint("/v1/score", "text_1", streams=False),
-    Endpoint("/v1/rerank", "query", streams=False),
+    Endpoint("/v1/embeddings", "input", lists=True, streams=False),
+    Endpoint("/v1/score", "text_1", pairs=True, streams=False),
+    Endpoint("/v1/rerank", "query", pairs=True, streams=False),
     Endpoint("/tokenize", "prompt", metered=False, streams=False),
     Endpoint("/detokenize", "tokens", metered=False, streams=False),
 )

@@ -9,6 +9,7 @@ its last value, so that nobody reads another one than the gateway did.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable
 from typing import Any
 
@@ -23,8 +24,15 @@ from .policy.price import Used
 from .policy.routes import Place
 
 _FIELDS = msgspec.json.Decoder(dict[str, msgspec.Raw])
+_LIST = msgspec.json.Decoder(list[msgspec.Raw])
 _TEMPLATE = 256
 """Tokens that a chat template may add beyond one for each byte of the body."""
+_MARKS = 8
+"""Tokens between two texts that are compared."""
+_ELSEWHERE = re.compile(
+    rb'"(?:image|image_url|input_image|video|video_url|audio_url|file|file_id|input_file|document|item_reference)"'
+)
+"""What says in messages that something is not in them. In their texts quotes have a backslash."""
 UNBOUNDED = 32_768
 """Tokens of an answer that are reckoned with where neither request, route nor context bounds them."""
 _MOST = (1 << 31) - 1
@@ -58,7 +66,9 @@ class Envelope:
         if endpoint.usage_option and self.stream:
             options = self._value("stream_options", dict, "an object") or {}
             self._options: dict[str, Any] = options
-            self.usage_wanted = bool(options.get("include_usage"))
+            self.usage_wanted = (
+                options.get("include_usage") is True
+            )  # "false" is none: servers read texts, too
 
     @property
     def prompt(self) -> bytes:
@@ -75,20 +85,34 @@ class Envelope:
                 self._write_cap(default)
         elif cap.ceiling is not None and self.cap > cap.ceiling:
             self._write_cap(cap.ceiling)
+        else:  # of several, servers do not agree which one counts
+            for name in self.endpoint.caps:
+                if name != self._cap_field:
+                    self._fields.pop(name, None)
 
     def worst(self, context: int | None) -> Used:
         """Most tokens that it can use, of a model with so long a context.
 
-        A token is at least one byte of the body, whatever the tokenizer, but for what a template adds.
+        A token is at least one byte of the body, whatever the tokenizer, but for what a template adds, and
+        for what stands elsewhere: earlier answers, images. A context bounds each of several prompts.
         """
-        prompt = self.size + _TEMPLATE
+        prompt, prompts = self.size + _TEMPLATE, 1
+        if self.endpoint.pairs:
+            repeated, prompts = self._pairs()
+            prompt += repeated
+        elif self.endpoint.lists:
+            prompts = _prompts(self.prompt)
+        if self.endpoint.caps and self._points_elsewhere():
+            prompt = max(prompt, UNBOUNDED if context is None else context)
+        if context is not None:
+            prompt = min(prompt, context * prompts)
         if not self.endpoint.caps:
             return Used(input=prompt)
         cap = self.cap
         if cap is None:
             cap = UNBOUNDED if context is None else context
         if context is not None:
-            prompt, cap = min(prompt, context), min(cap, context)
+            cap = min(cap, context)
         return Used(input=prompt, output=cap * self.choices)
 
     def write(self, place: Place, salt: str | None, generated: bytes | None = None) -> bytes:
@@ -141,16 +165,26 @@ class Envelope:
         if not 1 <= count <= 4096:
             raise InvalidRequest(f"n must be from 1 to 4096, got {quote(count)}.", param="n")
         # a list of prompts is as many requests, and a prompt takes a byte and a comma at least
-        prompt = self.prompt
-        if self.endpoint.prompt == "prompt" and prompt[:1] == b"[":
-            count *= _prompts(prompt)
-        return count
+        return count * _prompts(self.prompt) if self.endpoint.lists else count
+
+    def _pairs(self) -> tuple[int, int]:
+        """Of texts that are compared with each of a list: the tokens of all repetitions, and how many."""
+        lists = [bytes(raw) for raw in self._fields.values() if bytes(raw)[:1] == b"["]
+        pairs = max((len(_LIST.decode(raw)) for raw in lists), default=1) or 1
+        return pairs * (self.size - sum(map(len, lists)) + _MARKS), pairs
+
+    def _points_elsewhere(self) -> bool:
+        """Whether a prompt is longer than its bytes: it continues something, or has images or files."""
+        return self.asks_for(("previous_response_id",)) or _ELSEWHERE.search(self.prompt) is not None
 
     def _value(self, name: str, kind: type, what: str) -> Any:
         raw = self._fields.get(name)
         if raw is None:
             return None
-        value = msgspec.json.decode(raw)
+        try:
+            value = msgspec.json.decode(raw)
+        except (msgspec.MsgspecError, RecursionError):  # it is JSON, but with a number that no float can hold
+            raise InvalidRequest(f"{name} must be {what}, got a number out of range.", param=name) from None
         if value is None:
             return None
         if kind is int and isinstance(value, float) and value.is_integer():
@@ -162,7 +196,9 @@ class Envelope:
 
 def _prompts(raw: bytes) -> int:
     """How many prompts a list holds: its texts or lists; numbers are the tokens of one."""
-    entries = msgspec.json.decode(raw, type=list[msgspec.Raw])
+    if raw[:1] != b"[":
+        return 1
+    entries = _LIST.decode(raw)
     return max(1, sum(bytes(entry)[:1] in (b'"', b"[") for entry in entries))
 
 

@@ -20,6 +20,10 @@ Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._:/@-]{0,127}$")]
 """What something is called; also what clients write as `model`."""
 Share = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 """A weight, relative to those beside it."""
+Count = Annotated[int, Field(ge=0, le=10**15)]
+"""Of requests or tokens, in what databases and Redis count exactly."""
+Hours = Annotated[float, Field(ge=0, le=2_500_000, allow_inf_nan=False)]
+"""Of devices, in nanoseconds of 64 bits."""
 Variable = Annotated[str, Field(pattern=r"^[A-Za-z_][A-Za-z0-9_]*$")]
 """Name of an environment variable. Secrets are never in the file."""
 HeaderName = Annotated[str, Field(pattern=r"^[A-Za-z0-9!#$%&'*+.^_`|~-]+$")]
@@ -245,11 +249,11 @@ class Route(Part):
 class Limits(Part):
     """How much one key, team or tag may use. What is not given is not limited."""
 
-    requests_per_minute: Annotated[int, Field(ge=0)] | None = None
+    requests_per_minute: Count | None = None
     """In the last sixty seconds, at any time."""
-    tokens_per_minute: Annotated[int, Field(ge=0)] | None = None
+    tokens_per_minute: Count | None = None
     """Input and output tokens together."""
-    concurrent_requests: Annotated[int, Field(ge=0)] | None = None
+    concurrent_requests: Count | None = None
     """Under way at the same time."""
     dollars_per_day: Dollars | None = None
     """A day is UTC's."""
@@ -257,9 +261,9 @@ class Limits(Part):
     """A month is UTC's."""
     device_seconds_per_day: Seconds | None = None
     """Seconds of one device; a request on two devices takes two each second."""
-    gpu_hours_per_day: Annotated[float, Field(ge=0, allow_inf_nan=False)] | None = None
+    gpu_hours_per_day: Hours | None = None
     """Device-hours; the same budget as `device_seconds_per_day`, in other words."""
-    gpu_hours_per_month: Annotated[float, Field(ge=0, allow_inf_nan=False)] | None = None
+    gpu_hours_per_month: Hours | None = None
     """The same for a month."""
 
 

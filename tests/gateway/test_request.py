@@ -12,6 +12,9 @@ from typing import Any
 
 import pytest
 
+from penstock.core.errors import InvalidRequest
+from penstock.gateway.endpoints import ENDPOINTS
+from penstock.gateway.envelope import Envelope
 from penstock.gateway.fleet import ModelStarting, Replica
 from penstock.gateway.records import Principal
 from penstock.gateway.stations import Stations
@@ -83,6 +86,7 @@ def test_the_routes_ceiling_and_default_are_written_into_the_request(make: Make)
         ({**without, "max_tokens": 101}, {"max_tokens": 100}),
         ({**without, "max_completion_tokens": 1e3}, {"max_completion_tokens": 100}),
         ({**without, "max_tokens": 105, "max_completion_tokens": 107}, {"max_completion_tokens": 100}),
+        ({**without, "max_tokens": 105, "max_completion_tokens": 7}, {"max_completion_tokens": 7}),
     ):
         assert gateway.post(body).status == 200
         assert {name: value for name, value in only(gateway).items() if "tokens" in name} == sent
@@ -101,6 +105,45 @@ def test_the_worst_case_is_reserved(make: Make) -> None:
     gateway.upstream.stop()
     thread.join(PATIENCE)
     gateway.settled()
+
+
+@pytest.mark.parametrize(
+    ("path", "body", "context", "least"),
+    [
+        ("/v1/completions", {"prompt": ["a" * 100] * 9}, 50, 9 * 50),
+        ("/v1/completions", {"prompt": [1] * 100}, 50, 50),
+        ("/v1/embeddings", {"input": ["a" * 100] * 9}, 50, 9 * 50),
+        ("/v1/embeddings", {"input": "a" * 100}, 50, 50),
+        ("/v1/score", {"text_1": "q" * 100, "text_2": ["a"] * 9}, None, 9 * 100 + 9),
+        ("/v1/rerank", {"query": "q" * 100, "documents": ["a"] * 9}, 50, 9 * 50),
+        ("/v1/rerank", {"query": "q", "documents": []}, 50, 50),
+        ("/v1/responses", {"input": "and?", "previous_response_id": "resp_1"}, 5000, 5000),
+        ("/v1/chat/completions", {"messages": [{"content": [{"type": "image_url"}]}]}, None, 32_768),
+        ("/v1/messages", {"messages": [{"content": [{"type": "document"}]}]}, 5000, 5000),
+        ("/v1/chat/completions", {"messages": [{"content": 'an "image"'}]}, 5000, 20),
+    ],
+)
+def test_no_prompt_is_longer_than_what_is_reserved(
+    path: str, body: dict[str, Any], context: int | None, least: int
+) -> None:
+    (endpoint,) = (each for each in ENDPOINTS if each.path == path)
+    raw = json.dumps({"model": "small", **body}).encode()
+    most = Envelope(raw, endpoint).worst(context).input
+    assert least <= most <= (least if context == 50 or least == 5000 else 3 * least + len(raw) + 256)
+
+
+def test_a_stream_is_always_asked_for_its_usage(gateway: Gateway) -> None:
+    for said in ("false", 0, None, False):
+        gateway.post({**STREAM, "stream_options": {"include_usage": said}})
+        assert only(gateway)["stream_options"]["include_usage"] is True
+
+
+@pytest.mark.parametrize("number", ["1e999", "9" * 5000])
+@pytest.mark.parametrize("name", ["n", "max_tokens", "model", "stream"])
+def test_a_number_out_of_range_is_a_400(name: str, number: str) -> None:
+    body = json.dumps({name: 0, **{k: v for k, v in BODY.items() if k != name}})
+    with pytest.raises(InvalidRequest, match=f"{name} must be"):
+        Envelope(body.replace(": 0", f": {number}", 1).encode(), ENDPOINTS[0])
 
 
 @pytest.mark.parametrize(

@@ -243,3 +243,18 @@ def test_files_that_cannot_be_read(tmp_path: Path, name: str, expected: str) -> 
     with pytest.raises(SpecError) as caught:
         load(tmp_path / name)
     assert expected in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "limit",
+    [
+        "requests_per_minute: 10000000000000001",
+        "tokens_per_minute: 99999999999999999999999999",
+        "concurrent_requests: 9223372036854775808",
+        "gpu_hours_per_day: 1.0e+300",
+        "gpu_hours_per_month: 2600000",
+    ],
+)
+def test_a_limit_that_nothing_can_count_to_is_an_error(limit: str) -> None:
+    with pytest.raises(SpecError, match=r"1: limits\.\w+: input should be less than or equal to"):
+        loads(f"limits: {{{limit}}}")

@@ -23,7 +23,8 @@ from penstock.core.errors import InvalidRequest, brief
 
 from .stations import Station
 
-_ID = re.compile(r"[A-Za-z0-9_-]{1,256}")
+ID = re.compile(r"[A-Za-z0-9_-]{1,256}")
+"""An upstream's id, as it may stand in a path."""
 _REPLICA, _MAC = 4, 12
 
 
@@ -45,7 +46,7 @@ class Owned:
 
     def name(self, id: str, station: Station, key_id: str) -> str:
         """The client's name of an upstream's id; what is no plain id stays as it is, and leads nowhere."""
-        if not _ID.fullmatch(id):
+        if not ID.fullmatch(id):
             return id
         replica = _replica(station)
         token = base64.urlsafe_b64encode(replica + self._mac(id, replica, key_id)).rstrip(b"=").decode()
@@ -54,7 +55,7 @@ class Owned:
     def read(self, name: str, stations: Iterable[Station], key_id: str) -> tuple[str, Station]:
         """The upstream's id and its replica. Raises NotFound."""
         id, dot, token = name.rpartition(".")
-        if dot and _ID.fullmatch(id) and len(token) == 22:
+        if dot and ID.fullmatch(id) and len(token) == 22:
             try:
                 data = base64.b64decode(token + "==", altchars=b"-_", validate=True)
             except (binascii.Error, ValueError):
@@ -104,7 +105,7 @@ class Renamer:
                 continue
             inner = value.response if isinstance(value.response, dict) else {"id": value.id}
             id = inner.get("id")
-            if isinstance(id, str) and _ID.fullmatch(id):
+            if isinstance(id, str) and ID.fullmatch(id):
                 name = self._owned.name(id, self._station, self._key_id)
                 self._pairs.append((b'"%s"' % id.encode(), b'"%s"' % name.encode()))
                 self._learned = True

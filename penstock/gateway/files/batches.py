@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import re
 from typing import Any
 
 import msgspec
@@ -27,7 +26,7 @@ from penstock.core.errors import (
 )
 from penstock.gateway import quota
 from penstock.gateway.metering import Reserved
-from penstock.gateway.owned import NotFound
+from penstock.gateway.owned import ID, NotFound
 from penstock.gateway.policy.amounts import NANO, Amounts
 from penstock.gateway.policy.retries import Attempt
 from penstock.gateway.policy.routes import Place, Way
@@ -49,7 +48,6 @@ from .upstream import Missing, UpstreamSaysNo, ask
 
 PATH = "/v1/batches"
 _FIELDS = frozenset({"input_file_id", "endpoint", "completion_window", "metadata", "output_expires_after"})
-_ID = re.compile(r"[A-Za-z0-9_-]{1,256}")
 _MOST_LISTED, _LISTED = 100, 20
 _MOST_METADATA = 15
 """Pairs, of OpenAI's 16: one is the gateway's."""
@@ -311,7 +309,7 @@ class _Sent:
             data = msgspec.json.encode(given)
             answer = await ask(station, "POST", PATH, data=data, headers=headers)
             id = answer.get("id")
-            if not isinstance(id, str) or not _ID.fullmatch(id):
+            if not isinstance(id, str) or not ID.fullmatch(id):
                 raise Failed(Attempt("invalid"), "answered without an id that can be one")
         except Failed as failed:
             # who says that it failed has not begun, and who could not be reached neither

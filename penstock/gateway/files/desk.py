@@ -17,6 +17,7 @@ import msgspec
 from starlette.types import Receive, Scope, Send
 
 from penstock.core.errors import Draining, InvalidRequest, PenstockError, quote
+from penstock.gateway.owned import ID
 from penstock.gateway.policy.retries import Attempt
 from penstock.gateway.policy.routes import Forbidden, Place
 from penstock.gateway.relay import Failed
@@ -33,7 +34,6 @@ from .upstream import Missing, ask, asked
 BATCH = "batch"
 """The purpose of files that are a batch's input."""
 _PURPOSE = re.compile(r"[a-z][a-z0-9_-]{0,63}")
-_ID = re.compile(r"[A-Za-z0-9_-]{1,256}")
 _MOST_LISTED, _LISTED = 10_000, 1000
 _PIECE = 64 << 10
 
@@ -231,7 +231,7 @@ class Desk:
         station, answer = await self._upload(form, file, place, caller, request_id)
         id = answer.get("id")
         with shared.told(station, {}):
-            if not isinstance(id, str) or not _ID.fullmatch(id):
+            if not isinstance(id, str) or not ID.fullmatch(id):
                 raise Failed(Attempt("invalid"), "answered without an id that can be one")
         expires = whole(answer.get("expires_at"))
         kept = Kept(

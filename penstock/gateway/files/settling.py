@@ -16,6 +16,7 @@ from typing import Any
 import msgspec
 
 from penstock.core.errors import Unavailable, brief
+from penstock.gateway.owned import ID
 from penstock.gateway.policy.amounts import NANO, Amounts
 from penstock.gateway.policy.retries import Attempt
 from penstock.gateway.records import Row
@@ -186,7 +187,7 @@ class Settling(Beside):
         shared = self._shared
         for field in ("output_file_id", "error_file_id"):
             id = batch.get(field)
-            if not isinstance(id, str) or not id.replace("-", "").replace("_", "").isalnum():
+            if not isinstance(id, str) or not ID.fullmatch(id):
                 continue
             try:
                 file = await ask(station, "GET", f"/v1/files/{id}")
@@ -216,7 +217,7 @@ class Settling(Beside):
             if tally.told and tally.final and (tally.input or tally.output or not completed):
                 return tally, True
         id = batch.get("output_file_id")
-        if isinstance(id, str) and id.replace("-", "").replace("_", "").isalnum():
+        if isinstance(id, str) and ID.fullmatch(id):
             return await _summed(station, id)
         return (None, False) if completed else (Tally(told=True, final=True), True)
 

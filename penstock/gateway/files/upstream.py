@@ -15,6 +15,7 @@ import aiohttp
 import msgspec
 
 from penstock.core.errors import InvalidRequest
+from penstock.gateway.owned import ID
 from penstock.gateway.policy.retries import OWN_FAULT_STATUS, RETRIED_STATUS, Attempt
 from penstock.gateway.relay import Failed
 from penstock.gateway.stations import Station
@@ -89,7 +90,7 @@ async def pages(station: Station, path: str, most: int) -> AsyncIterator[dict[st
         for each in found:
             yield each
         last = str(found[-1].get("id", "")) if found else ""
-        if not page.get("has_more") or not last.replace("-", "").replace("_", "").isalnum():
+        if not page.get("has_more") or not ID.fullmatch(last):
             return
         after = f"&after={last}"
     raise Failed(Attempt("invalid"), f"lists more than {most} pages")

@@ -164,14 +164,18 @@ def late(row: Row, asked: Asked, tally: Tally) -> Amounts | None:
         seconds = others + (tally.device_seconds or 0)
         tally = Tally(row.input_tokens, row.output_tokens, row.cached_tokens, seconds)
     used = _charge(row, asked, asked.comparator, tally, 0.0)
-    waits = any(each.part is not None for each in row.owed)
+    waits = asked.rough or any(each.part is not None for each in row.owed)
     row.settlement, row.device_seconds_estimated = "estimated" if waits else "settled", waits
     return used
 
 
 def give_up(row: Row, asked: Asked) -> None:
     """A bill will never come: what the row says stays."""
-    row.owed = tuple(each for each in row.owed if each != asked)
+    row.owed = tuple(
+        replace(each, rough=True) if asked.part is not None and each.part is not None else each
+        for each in row.owed
+        if each != asked
+    )
 
 
 def is_nothing(row: Row, exchange: Exchange) -> bool:

@@ -59,6 +59,8 @@ class Asked(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     part: int | None = None
     """Nanoseconds times devices that its row is charged for it by estimate, where other engines made the rest
     of the answer. The bill replaces that, and nothing else."""
+    rough: bool = False
+    """A bill of another part will never come: with this one, too, the row is an estimate."""
     lost: bool = False
     """It failed, and its answer is not the row's: its device time is nobody's."""
 

@@ -144,6 +144,7 @@ def _settle(row: Row, said: dict[str, Tally | Verdict]) -> Amounts | None:
         verdict = said.get(asked.bill)
         if isinstance(verdict, Tally):
             used = bill.late(row, asked, verdict) or used
-        elif verdict is not None:
+    for asked in row.owed:
+        if asked.bill in said:
             bill.give_up(row, asked)
     return used

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from penstock.gateway import bills
-from penstock.gateway.bill import late
+from penstock.gateway.bill import give_up, late
 from penstock.gateway.metrics import Metrics
 from penstock.gateway.records import Asked, Principal, Row
 from penstock.gateway.stations import Stations
@@ -200,6 +200,18 @@ def test_a_key_that_is_no_gateways_is_said_and_the_rest_goes_on(
         assert gateway.row().settlement == "settled"
         gateway.live.stop()
     assert "its key is none of --gateway-key" in caplog.text
+
+
+def test_a_row_with_a_part_whose_bill_is_lost_stays_an_estimate() -> None:
+    priced: dict[str, Any] = {"model": "m", "pool": "box", "device": "L4", "upstream": "a"}
+    one = Asked(replica="a/0", bill="x", part=400, **priced)
+    two = Asked(replica="a/1", bill="y", part=1000, **priced)
+    row = Row(id="r", at=0, key_id="k", owed=(one, two), settlement="estimated")
+    row.device_seconds, row.device_seconds_estimated = 1400, True
+    give_up(row, one)
+    assert late(row, row.owed[0], Tally(device_seconds=600, told=True, final=True)) is not None
+    assert (row.settlement, row.device_seconds, row.device_seconds_estimated) == ("estimated", 1000, True)
+    assert row.owed == ()
 
 
 def test_a_late_bill_of_a_part_replaces_its_estimate_and_nothing_else() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import concurrent.futures
 import json
 import random
@@ -13,7 +14,9 @@ import pytest
 
 from penstock.gateway import bills
 from penstock.gateway.bill import late
+from penstock.gateway.metrics import Metrics
 from penstock.gateway.records import Asked, Principal, Row
+from penstock.gateway.stations import Station, Stations
 from penstock.gateway.usage import Tally
 from penstock.spec.load import loads
 from tests.server.conftest import LiveServer, running
@@ -21,6 +24,7 @@ from tests.server.fake_engine import FakeEngine
 from tests.server.tiny import make_tokenizer
 
 from .conftest import KEY, Gateway
+from .upstream import Upstream, Wire
 
 SPEC = """
 pools: {{box: {{hardware: L4, price_per_hour: 3.60}}}}
@@ -191,3 +195,31 @@ def test_a_late_bill_of_a_part_replaces_its_estimate_and_nothing_else() -> None:
     assert (row.input_tokens, row.output_tokens, row.cached_tokens) == (7, 9, 2)
     assert (row.dollars, used.dollars) == (2, 2)  # 3.60 an hour
     assert late(row, two, Tally(device_seconds=600)) is None
+
+
+def test_a_page_of_several_segments_is_read_to_its_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    page = [{"request_id": f"other.{number}", "device_seconds": 1.0} for number in range(20_000)]
+    page.append({"request_id": "a.1", "prompt_tokens": 9, "device_seconds": 0.5})
+
+    async def feed(wire: Wire) -> None:
+        await wire.whole(200, {"data": page, "next": "s:20001", "lost": 0, "under_way": []})
+
+    monkeypatch.setattr("tests.gateway.upstream.no_bills", feed)
+    upstream = Upstream().start()
+
+    async def find() -> dict[str, Tally | bills.Verdict]:
+        station = Station("e", upstream.url, "penstock", headers={}, trusted=True)
+        try:
+            feeds = bills.Bills(Stations(loads("{}"), None), Metrics())
+            asked = Asked(replica="e", upstream="e", model="m", bill="a.1", after="s:0")
+            return await feeds.find(station, [asked])
+        finally:
+            await station.close()
+            await asyncio.sleep(0)  # aiohttp closes its transports in the loop's next turn
+
+    try:
+        said = asyncio.run(find())["a.1"]
+    finally:
+        upstream.stop()
+    assert isinstance(said, Tally)
+    assert (said.input, said.device_seconds) == (9, 500_000_000)

@@ -138,3 +138,12 @@ def test_one_probe_without_an_answer_is_forgiven() -> None:
         assert station.health.weight(clock.now) == 0
 
     watched("vllm", steps)
+
+
+def test_a_page_of_several_segments_is_read_to_its_end() -> None:
+    async def steps(engine: Engine, station: Station, clock: Clock, probe: Probe, upstream: Upstream) -> None:
+        engine.page = b"vllm:something_else 1\n" * 40_000 + b"vllm:num_requests_waiting 7\n"
+        await probe.look()
+        assert station.candidate((), clock.now).waiting == 7
+
+    watched("vllm", steps)

@@ -18,6 +18,7 @@ import ipaddress
 import re
 from collections.abc import Iterator, Sequence
 from functools import lru_cache
+from itertools import islice
 
 from starlette.types import ASGIApp, Receive, Scope, Send
 
@@ -30,9 +31,9 @@ UNIX = "unix"
 _BEHIND = "penstock.behind_proxy"
 """Key of a scope: the client's address, where a trusted proxy is between."""
 _Address = ipaddress.IPv4Address | ipaddress.IPv6Address
-_FOR = re.compile(
-    r"""(?:^|;) [ \t]* for [ \t]* = [ \t]* (?: "([^"\\]*)" | ([^";,]*) )""", re.IGNORECASE | re.VERBOSE
-)
+_PAIR = re.compile(r"""([^";=]*)=(?:[ \t]*"([^"\\]*)"[ \t]*|([^";]*))(?:;|$)""")
+_HOPS = 64
+"""Proxies behind one another; further left nobody looks."""
 _ELEMENT = re.compile(r"""((?:[^,"]|"[^"\\]*")*)(?:,|$)""")
 
 
@@ -66,7 +67,7 @@ class Proxies:
     def _nearest(self, nodes: Iterator[str]) -> str | None:
         """The first that is not trusted; else the last that is an address."""
         last = None
-        for node in nodes:
+        for node in islice(nodes, _HOPS):
             address = _address(node)
             if address is None:  # `unknown`, an alias, nonsense: further left nobody is known either
                 break
@@ -136,9 +137,21 @@ def _nodes(forwarded: str) -> Iterator[str]:
         if element is None:  # a quote without its end: nothing of it can be told apart any more
             yield ""
             return
-        found = _FOR.search(element[1])
-        yield (found[1] or found[2] or "") if found else ""
+        yield _for(element[1])
         at = element.end() + (0 if element[0].endswith(",") else 1)
+
+
+def _for(element: str) -> str:
+    """One element's `for`; what stands in quotes, as a client's Host may, is none."""
+    element, found, at = element.rstrip("; \t"), "", 0
+    while at < len(element):
+        pair = _PAIR.match(element, at)
+        if pair is None:
+            return ""
+        if pair[1].strip(" \t").lower() == "for":
+            found = pair[2] or pair[3] or ""
+        at = pair.end()
+    return found
 
 
 def _address(node: str) -> _Address | None:

@@ -56,9 +56,7 @@ def test_the_start_says_what_it_found_and_decided(caplog: pytest.LogCaptureFixtu
     said = caplog.messages
     assert any("threads" in line or "cores" in line for line in said), "the machine"
     assert any(line.startswith("batch invariance: ") for line in said)
-    assert any("max_num_seqs 3, " in line and "batched_tokens 48" in line for line in said), (
-        "the limits"
-    )
+    assert any("max_num_seqs 3, " in line and "batched_tokens 48" in line for line in said), "the limits"
     ready = next(line for line in said if line.startswith("engine ready: "))
     assert f"{info.architecture}, float32 on cpu; inspect " in ready
     for part in ("inspect", "load", "cache", "warm up"):

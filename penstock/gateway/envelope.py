@@ -15,7 +15,7 @@ from typing import Any
 
 import msgspec
 
-from penstock.core.errors import InvalidRequest, UnsupportedParameter, quote
+from penstock.core.errors import InvalidRequest, UnsupportedParameter, brief, quote
 from penstock.http.body import NotJson, parse_json
 from penstock.spec.model import TokenCap
 
@@ -35,6 +35,9 @@ _ELSEWHERE = re.compile(
 """What says in messages that something is not in them. In their texts quotes have a backslash."""
 UNBOUNDED = 32_768
 """Tokens of an answer that are reckoned with where neither request, route nor context bounds them."""
+_FILE_TYPES = ("input_file", "input_image", "file", "container_upload")
+"""Types of contents that may be files of an upstream's account."""
+_ESCAPED_LETTER = re.compile(rb"\\u00(?:5[fF]|[67])")
 _MOST = (1 << 31) - 1
 _NOTHING = frozenset({b"null", b"false", b"[]", b"{}", b'{"type":"text"}', b'{"type": "text"}'})
 """Values with which a field asks for nothing; the last two of `response_format`."""
@@ -61,6 +64,7 @@ class Envelope:
                 self.cap, self._cap_field = int(given), name
                 break
         self.choices = self._choices() if endpoint.caps else 1
+        self._refuse_files()
         self.usage_wanted = True
         """Whether the client sees the usage of a stream."""
         if endpoint.usage_option and self.stream:
@@ -175,7 +179,19 @@ class Envelope:
 
     def _points_elsewhere(self) -> bool:
         """Whether a prompt is longer than its bytes: it continues something, or has images or files."""
-        return self.asks_for(("previous_response_id",)) or _ELSEWHERE.search(self.prompt) is not None
+        return (
+            self.asks_for(("previous_response_id",))
+            or _ELSEWHERE.search(_without_escapes(self.prompt)) is not None
+        )
+
+    def _refuse_files(self) -> None:
+        """All keys share the upstream's account: an id of a file there is good for everybody who knows it."""
+        for name in (self.endpoint.prompt, "tools") if self.endpoint.caps else ():
+            raw = _without_escapes(bytes(self._fields.get(name, b"")))
+            if b'"file_id' in raw and _has_file(_decoded(raw)):
+                raise UnsupportedParameter(
+                    f"file_id in {name} is not supported by this gateway: send the file itself.", param=name
+                )
 
     def _value(self, name: str, kind: type, what: str) -> Any:
         raw = self._fields.get(name)
@@ -192,6 +208,40 @@ class Envelope:
         if not isinstance(value, kind) or (kind is int and isinstance(value, bool)):
             raise InvalidRequest(f"{name} must be {what}, got {quote(value)}.", param=name)
         return value
+
+
+def _without_escapes(raw: bytes) -> bytes:
+    """The same JSON, where no name can hide behind escapes; letters are never written so by accident."""
+    return msgspec.json.encode(_decoded(raw)) if _ESCAPED_LETTER.search(raw) else raw
+
+
+def _decoded(raw: bytes) -> Any:
+    try:
+        return msgspec.json.decode(raw)
+    except (msgspec.MsgspecError, RecursionError) as error:
+        raise _invalid(brief(str(error))) from None
+
+
+def _has_file(value: Any) -> bool:
+    """Whether contents of messages, or tools, are files by their ids. Citations have such ids as well, and
+    arguments of tools are whatever their authors want."""
+    left = [value]
+    while left:
+        each = left.pop()
+        if isinstance(each, list):
+            left += each
+        elif isinstance(each, dict) and each.get("type") != "tool_use":
+            left += each.values()
+            file, container = each.get("file"), each.get("container")
+            if each.get("type") in _FILE_TYPES and (each.get("file_id") or _says(file, "file_id")):
+                return True
+            if _says(container, "file_ids"):
+                return True
+    return False
+
+
+def _says(value: Any, name: str) -> bool:
+    return isinstance(value, dict) and bool(value.get(name))
 
 
 def _prompts(raw: bytes) -> int:

@@ -151,6 +151,7 @@ def test_a_stream_is_always_asked_for_its_usage(gateway: Gateway) -> None:
             '"messages": [{"content": [{"type": "file", "file": {"file_id": "file-1"}}]}]',
         ),
         ("/v1/messages", '"messages": [{"content": [{"source": {"type": "file", "file_id": "file_1"}}]}]'),
+        ("/v1/messages", '"messages": ["file_id"' + ", 1" * 50_000 + "]"),  # too many to look at
     ],
 )
 def test_files_of_the_upstreams_account_are_nobodys_in_requests(path: str, more: str) -> None:

@@ -26,7 +26,7 @@ import msgspec
 from .metrics import Metrics
 from .policy.amounts import NANO
 from .records import Asked
-from .stations import Station, Stations, read_whole
+from .stations import Station, Stations, read_body
 from .tasks import Beside
 from .usage import Tally
 
@@ -247,7 +247,7 @@ class Bills(Beside):
                     response.status,
                 )
                 return None
-            return _decode(await read_whole(response, _MOST_BYTES))
+            return _decode(await read_body(response, _MOST_BYTES))
 
     def _tell(self, station: Station, id: str, tally: Tally | None) -> bool:
         """Whether somebody has waited for it."""

@@ -17,7 +17,7 @@ from collections.abc import Callable
 import aiohttp
 
 from .policy.health import Progress
-from .stations import Station, Stations, read_whole
+from .stations import Station, Stations, read_body
 from .tasks import Beside
 
 logger = logging.getLogger("penstock.gateway")
@@ -95,7 +95,7 @@ class Probe:
         async with self._station.request("GET", "/metrics", timeout=_TIMEOUT) as response:
             if response.status != 200:
                 return True
-            page = (await read_whole(response, _MOST)).decode("utf-8", "replace")
+            page = (await read_body(response, _MOST)).decode("utf-8", "replace")
         found = read_metrics(page)
         if not found:
             return True

@@ -198,6 +198,7 @@ class Relay:
             if out and transcript is not None:
                 out = transcript.take(out)
             if filter.failed is not None:
+                timer.reschedule(None)
                 failed = Failed(Attempt("error"), "failed", describe_error(filter.failed))
                 await self._tell(out)
                 if exchange.begun and is_final(filter.failed):
@@ -206,6 +207,7 @@ class Relay:
                     await self._broken(failed)
                 return
             if transcript is not None and transcript.aborted:
+                timer.reschedule(None)
                 await self._tell(out)
                 await self._broken(Failed(Attempt("error"), "ended before its answer did"))
                 return
@@ -222,10 +224,10 @@ class Relay:
                 await send({"type": "http.response.body", "body": out, "more_body": True})
             exchange.whole = filter.ended
             timer.reschedule(now() + (_FAREWELL if filter.ended else idle))
+        timer.reschedule(None)
         if not filter.ended:
             await self._broken(Failed(Attempt("cut"), "broke off in the middle of its answer"))
             return
-        timer.reschedule(None)
         if not exchange.begun:
             await self._begin(response, extra())
         exchange.sent = True
@@ -296,6 +298,8 @@ class Relay:
 
     async def _tell(self, out: bytes) -> None:
         if out and self._exchange.begun:
+            if self._rename is not None:
+                out = self._rename(out)
             await self._send({"type": "http.response.body", "body": out, "more_body": True})
 
     async def _broken(self, failed: Failed) -> None:

@@ -20,7 +20,7 @@ from penstock.http.exchange import respond
 from .door import Door
 from .owned import Renamer
 from .relay import MOST_BYTES, UpstreamError
-from .stations import read_whole
+from .stations import read_body
 
 _QUERY = re.compile(r"((limit|order|after|before|include(%5B%5D|\[\])?)=[A-Za-z0-9_.-]{0,128}(&|$))*")
 _RELAYED = frozenset({200, 400, 404, 409})
@@ -46,8 +46,8 @@ async def manage(door: Door, suffix: str, scope: Scope, receive: Receive, send: 
         async with asyncio.timeout(_TIMEOUT):
             async with station.request(scope["method"], path, once=True, headers=headers) as response:
                 status = response.status
-                body = await read_whole(response, MOST_BYTES) if status in _RELAYED else b""
-                if not response.content.at_eof() and status in _RELAYED:
+                body = await read_body(response, MOST_BYTES) if status in _RELAYED else b""
+                if len(body) > MOST_BYTES:
                     raise UpstreamError(f"The upstream {station.id} sent over {MOST_BYTES} bytes.")
     except (aiohttp.ClientError, OSError, TimeoutError) as error:
         raise UpstreamError(f"The upstream {station.id} did not answer: {type(error).__name__}.") from None

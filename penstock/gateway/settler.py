@@ -34,6 +34,8 @@ _MOST = 500
 """Rows of one look."""
 _DOUBT = 2.0
 """Seconds that a request may be on its way to the engine after the row was seen."""
+_FORGET = 600.0
+"""Seconds after which a bill that nobody has looked for again has come."""
 _DAY = 86_400 * NANO
 """Nanoseconds after which a bill is not looked for any more: no engine keeps them for so long."""
 
@@ -65,8 +67,8 @@ class Settler(Beside):
         self._stations = stations
         self._metrics = metrics
         self._wall = wall
-        self._seen: dict[str, float] = {}
-        """Bill → when it was looked for first."""
+        self._seen: dict[str, tuple[float, float]] = {}
+        """Bill → when it was looked for first, and last."""
         self._from = 0
 
     async def look(self) -> None:
@@ -107,13 +109,16 @@ class Settler(Beside):
             if asked.replica in trusted:
                 wanted.setdefault(trusted[asked.replica], []).append(asked)
         now = asyncio.get_running_loop().time()
-        self._seen = {asked.bill: self._seen.get(asked.bill, now) for asked in owed}
+        # not only those of this look: where many rows wait, the next one is at others
+        self._seen = {id: times for id, times in self._seen.items() if now - times[1] < _FORGET}
+        for asked in owed:
+            self._seen[asked.bill] = self._seen.get(asked.bill, (now,))[0], now
         found: dict[str, Tally | Verdict] = {}
         for station, some in wanted.items():
             for id, verdict in (await self._bills.find(station, some)).items():
                 if isinstance(verdict, Tally):
                     found[id] = verdict
-                elif now - self._seen[id] >= _DOUBT:
+                elif now - self._seen[id][0] >= _DOUBT:
                     found[id] = NOTHING if verdict is Verdict.NEVER_CAME else verdict
         return found
 

@@ -36,16 +36,6 @@ _ANTHROPIC_VERSION = "2023-06-01"
 Clock = Callable[[], float]
 
 
-async def read_whole(response: aiohttp.ClientResponse, most: int) -> bytes:
-    """All of a body, or its first `most` bytes. aiohttp's own `read(most)` returns as soon as something has
-    come, which of a page of several segments is the beginning."""
-    pieces, size = [], 0
-    while size < most and (piece := await response.content.read(most - size)):
-        pieces.append(piece)
-        size += len(piece)
-    return b"".join(pieces)
-
-
 class Station:
     """One replica, as the gateway sees it."""
 
@@ -215,6 +205,15 @@ class Stations:
             station.prefixes.clear()
             station.health.started(self._clock())
             station.reported_at = float("-inf")
+
+
+async def read_body(response: aiohttp.ClientResponse, most: int) -> bytes:
+    """The whole body of an answer of `Station.request`, or its beginning of some more than `most` bytes."""
+    pieces, size = [], 0
+    while size <= most and (piece := await response.content.readany()):
+        pieces.append(piece)
+        size += len(piece)
+    return b"".join(pieces)
 
 
 def _stations(name: str, upstream: Upstream, environment: Mapping[str, str]) -> list[Station]:

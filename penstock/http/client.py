@@ -146,11 +146,15 @@ class Connection(asyncio.Protocol):
     def on_headers_complete(self) -> None:
         """The head is there, unless it is an interim one."""
         status = self._parser.get_status_code()
-        if status < 200:
+        if 100 <= status < 200:
             return
         headers = self.headers
+        if not 200 <= status < 600:
+            raise ValueError(f"the status {status}")
         if headers.get("content-encoding", "identity").lower() != "identity":
             raise ValueError("a content coding that was not asked for")
+        if headers.get("transfer-encoding", "chunked").lower() != "chunked":
+            raise ValueError("a transfer coding that was not asked for")
         self._until_close = "content-length" not in headers and "transfer-encoding" not in headers
         self.status = status
         self._pending = 0
@@ -171,6 +175,8 @@ class Connection(asyncio.Protocol):
 
     async def ask(self, request: bytes) -> None:
         """Send a request, and wait for the head of its answer. Raises RequestFailed."""
+        if self._closed:  # between its beginning and now; nobody would say so again
+            raise Disconnected
         self.complete = self._until_close = False
         self._failure = None
         self._pieces = []

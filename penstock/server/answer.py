@@ -169,7 +169,8 @@ class _Outbox:
             if choice.index not in self._opened:
                 self._opened.add(choice.index)
                 if self._tells_tokens:
-                    events.append(comment(f"prompt {len(choice.prompt.ids)} {choice.cached}"))
+                    size = len(choice.prompt.ids)
+                    events.append(comment(f"prompt {size} {min(choice.cached, size)}"))
                 events.append(self._writer.opening(choice))
             if choice.pending.token_ids or choice.pending.finish_reason:
                 self._begun.add(choice.index)

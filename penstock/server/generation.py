@@ -207,7 +207,8 @@ class Generation:
         last = max((c.last_token_at for c in choices if c.last_token_at is not None), default=None)
         # siblings find their leader's blocks: only the leader's hits saved the client's prompt any work
         leaders = choices[:: self._spec.n]
-        cached = sum(leader.cached for leader in leaders)
+        # of an answer that goes on, the engine may have had cached what was generated, too
+        cached = sum(min(leader.cached, len(leader.prompt.ids)) for leader in leaders)
         prompt_tokens = sum(len(leader.prompt.ids) for leader in leaders)
         completion_tokens = sum(choice.generated for choice in choices)
         return {

@@ -16,7 +16,7 @@ from penstock.gateway import bills
 from penstock.gateway.bill import late
 from penstock.gateway.metrics import Metrics
 from penstock.gateway.records import Asked, Principal, Row
-from penstock.gateway.stations import Station, Stations
+from penstock.gateway.stations import Stations
 from penstock.gateway.usage import Tally
 from penstock.spec.load import loads
 from tests.server.conftest import LiveServer, running
@@ -158,6 +158,36 @@ def test_a_bill_that_does_not_come_leaves_the_row_at_its_reservation(
     assert (row.settlement, row.dollars) == ("unsettled", row.reserved_dollars)
 
 
+def test_a_long_page_of_bills_is_read_to_its_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A page does not fit into one packet: what came first is no page."""
+    names = [f"request-{number}-{'x' * 500}" for number in range(999)]
+    page = {"data": [{"request_id": name, "device_seconds": 1.0} for name in names], "next": "start:999"}
+
+    async def feed(wire: Wire) -> None:
+        start: dict[str, Any] = {"data": [], "next": "start:0"}
+        await wire.whole(200, page if "after=" in wire.asked.path else start)
+
+    monkeypatch.setattr("tests.gateway.upstream.no_bills", feed)
+    monkeypatch.setattr(bills, "PATIENCE", 0.1)
+    upstream = Upstream().start()
+    stations = Stations(loads(SPEC.format(url=upstream.url)), None, {"CLOUD_KEY": "sk-cloud"})
+    feeds = bills.Bills(stations, Metrics())
+
+    async def read() -> tuple[bool, int | None]:
+        (station,) = stations.all()
+        for _ in range(2):  # where the feed ends, and what is behind that
+            await feeds.look()
+        tally = Tally()
+        asked = Asked(replica="ours", upstream="ours", model="tiny", bill=names[-1])
+        found = await feeds.fill(tally, station, asked)
+        await station.close()
+        await asyncio.sleep(0.01)  # aiohttp closes its transports in the loop's next turns
+        return found, tally.device_seconds
+
+    assert asyncio.run(read()) == (True, 1_000_000_000)
+    upstream.stop()
+
+
 def test_a_key_that_is_no_gateways_is_said_and_the_rest_goes_on(
     engine: FakeEngine, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -195,31 +225,3 @@ def test_a_late_bill_of_a_part_replaces_its_estimate_and_nothing_else() -> None:
     assert (row.input_tokens, row.output_tokens, row.cached_tokens) == (7, 9, 2)
     assert (row.dollars, used.dollars) == (2, 2)  # 3.60 an hour
     assert late(row, two, Tally(device_seconds=600)) is None
-
-
-def test_a_page_of_several_segments_is_read_to_its_end(monkeypatch: pytest.MonkeyPatch) -> None:
-    page = [{"request_id": f"other.{number}", "device_seconds": 1.0} for number in range(20_000)]
-    page.append({"request_id": "a.1", "prompt_tokens": 9, "device_seconds": 0.5})
-
-    async def feed(wire: Wire) -> None:
-        await wire.whole(200, {"data": page, "next": "s:20001", "lost": 0, "under_way": []})
-
-    monkeypatch.setattr("tests.gateway.upstream.no_bills", feed)
-    upstream = Upstream().start()
-
-    async def find() -> dict[str, Tally | bills.Verdict]:
-        station = Station("e", upstream.url, "penstock", headers={}, trusted=True)
-        try:
-            feeds = bills.Bills(Stations(loads("{}"), None), Metrics())
-            asked = Asked(replica="e", upstream="e", model="m", bill="a.1", after="s:0")
-            return await feeds.find(station, [asked])
-        finally:
-            await station.close()
-            await asyncio.sleep(0)  # aiohttp closes its transports in the loop's next turn
-
-    try:
-        said = asyncio.run(find())["a.1"]
-    finally:
-        upstream.stop()
-    assert isinstance(said, Tally)
-    assert (said.input, said.device_seconds) == (9, 500_000_000)

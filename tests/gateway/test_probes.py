@@ -117,6 +117,17 @@ def test_a_vllm_that_answers_and_computes_nothing_is_out() -> None:
     watched("vllm", steps)
 
 
+def test_a_long_page_is_read_to_its_end() -> None:
+    """What is wanted stands behind what does not fit into one packet."""
+
+    async def steps(engine: Engine, station: Station, clock: Clock, probe: Probe, upstream: Upstream) -> None:
+        engine.page = b'vllm:some_bucket{le="1"} 1\n' * 20_000 + (METRICS % 1).encode()
+        await probe.look()
+        assert station.candidate((), clock.now).waiting == 7
+
+    watched("vllm", steps)
+
+
 def test_one_probe_without_an_answer_is_forgiven() -> None:
     async def steps(engine: Engine, station: Station, clock: Clock, probe: Probe, upstream: Upstream) -> None:
         await probe.look()

@@ -142,6 +142,20 @@ def test_what_the_engine_never_had_costs_nothing_once_it_cannot_be_on_its_way(ga
     assert (row.settlement, row.dollars, row.device_seconds) == ("settled", 0, 0)
 
 
+def test_rows_of_more_than_one_look_are_settled_at_their_second_sight(
+    gateway: Gateway, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(settler, "_MOST", 3)
+    monkeypatch.setattr(settler, "_DOUBT", 1e-9)
+    assert gateway.post(BODY).status == 200
+    rows = [unsettled(asked_now(gateway, bill=f"never {at}"), at=WALL + at) for at in range(6)]
+    door = gateway.door
+    looks = Settler(MemoryRows(*rows), door.bills, gateway.stations, door.metrics, door.wall)
+    for _ in range(6):  # three for all of them, twice
+        gateway.live.do(looks.look())
+    assert [row.settlement for row in rows] == ["settled"] * 6
+
+
 def test_what_is_under_way_is_waited_for(gateway: Gateway, engine: FakeEngine) -> None:
     engine.pause_at = 3
     connection, response = gateway.open({**BODY, "stream": True})

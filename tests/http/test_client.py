@@ -176,6 +176,12 @@ FAULTS: dict[str, tuple[bytes, type[RequestFailed]]] = {
     "both framings": (CHUNKED + b"Content-Length: 2\r\n\r\n0\r\n\r\n", NotHttp),
     "two lengths": (b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\nContent-Length: 3\r\n\r\n{}", NotHttp),
     "a coding": (b"HTTP/1.1 200 OK\r\nContent-Encoding: gzip\r\nContent-Length: 2\r\n\r\nxx", NotHttp),
+    "another transfer coding": (
+        b"HTTP/1.1 200 OK\r\nTransfer-Encoding: gzip, chunked\r\n\r\n2\r\nxx\r\n0\r\n\r\n",
+        NotHttp,
+    ),
+    "no status": (b"HTTP/1.1 000 X\r\nContent-Length: 2\r\n\r\n{}", NotHttp),
+    "no status that there is": (b"HTTP/1.1 999 X\r\nContent-Length: 2\r\n\r\n{}", NotHttp),
     "an upgrade": (b"HTTP/1.1 101 Switching\r\nUpgrade: x\r\nConnection: upgrade\r\n\r\n", NotHttp),
     "an endless field": (b"HTTP/1.1 200 OK\r\nA: " + b"a" * (1 << 20), NotHttp),
     "endless fields": (b"HTTP/1.1 200 OK\r\n" + b"A: a\r\n" * 1000, NotHttp),
@@ -212,6 +218,19 @@ def test_all_that_came_before_a_break_can_be_read() -> None:
             assert await answer.readany() == b"abc"
             with pytest.raises(Incomplete):
                 await answer.readany()
+
+    run(work)
+
+
+def test_a_connection_that_ends_before_it_is_used_is_said_to_have_ended() -> None:
+    async def work() -> None:
+        async with serving(WHOLE) as (client, _):
+            connection = await client.connection()
+            connection.cut()
+            await until(lambda: not client._all)
+            async with asyncio.timeout(PATIENCE):
+                with pytest.raises(Disconnected):
+                    await connection.ask(b"GET / HTTP/1.1\r\n\r\n")
 
     run(work)
 

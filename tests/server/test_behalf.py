@@ -128,7 +128,7 @@ def stream(served: LiveServer, body: dict[str, Any]) -> list[tuple[list[int], st
     headers = {**CLIENT, "X-Penstock-Stream-Tokens": "1"}
     answer = served.post("/v1/completions", {"model": MODEL, "prompt": "Hi", "stream": True, **body}, headers)
     prompt, whole = answer.body.decode().split("\n", 1)
-    assert prompt == ": prompt 2 0"
+    assert prompt == ": prompt 2 2"
     *events, done, nothing = whole.split("\n\n")
     assert (done, nothing) == ("data: [DONE]", "")
     told = []

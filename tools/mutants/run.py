@@ -37,7 +37,10 @@ HERE = Path(__file__).resolve().parent
 ROOT = HERE.parents[1]
 EXPLAINED = HERE / "explained.toml"
 # room → its tests, and what else belongs to it
-TESTS = {"cli": ["tests/cli", "tests/test_offline.py"]}
+TESTS = {
+    "cli": ["tests/cli", "tests/test_offline.py"],
+    "engine": ["tests/engine", "tests/cli/test_flags.py"],  # what flags are made of is in EngineConfig
+}
 ALSO = {"cli": ["penstock/offline.py"]}
 
 

@@ -15,7 +15,7 @@ from typing import Any
 
 import msgspec
 
-from penstock.core.errors import InvalidRequest, UnsupportedParameter, quote
+from penstock.core.errors import InvalidRequest, UnsupportedParameter, brief, quote
 from penstock.http.body import NotJson, parse_json
 from penstock.spec.model import TokenCap
 
@@ -35,6 +35,16 @@ _ELSEWHERE = re.compile(
 """What says in messages that something is not in them. In their texts quotes have a backslash."""
 UNBOUNDED = 32_768
 """Tokens of an answer that are reckoned with where neither request, route nor context bounds them."""
+_FILE_TYPES = ("input_file", "input_image", "file", "container_upload")
+"""Types of contents that may be files of an upstream's account."""
+_MOST_SEEN = 50_000
+"""Values that are looked at for ids of files, in some 20 ms."""
+_ESCAPED_LETTER = re.compile(rb"\\u00(?:5[fF]|[67])")
+_LETTERS = [
+    (b"\\u00" + digits, bytes([code]))
+    for code in (0x5F, *range(0x61, 0x7B))
+    for digits in {b"%02x" % code, b"%02X" % code}
+]
 _MOST = (1 << 31) - 1
 _NOTHING = frozenset({b"null", b"false", b"[]", b"{}", b'{"type":"text"}', b'{"type": "text"}'})
 """Values with which a field asks for nothing; the last two of `response_format`."""
@@ -61,6 +71,9 @@ class Envelope:
                 self.cap, self._cap_field = int(given), name
                 break
         self.choices = self._choices() if endpoint.caps else 1
+        self._elsewhere = False
+        """Whether the prompt says that a part of it is somewhere else."""
+        self._refuse_files()
         self.usage_wanted = True
         """Whether the client sees the usage of a stream."""
         if endpoint.usage_option and self.stream:
@@ -175,7 +188,20 @@ class Envelope:
 
     def _points_elsewhere(self) -> bool:
         """Whether a prompt is longer than its bytes: it continues something, or has images or files."""
-        return self.asks_for(("previous_response_id",)) or _ELSEWHERE.search(self.prompt) is not None
+        return self._elsewhere or self.asks_for(("previous_response_id",))
+
+    def _refuse_files(self) -> None:
+        """All keys share the upstream's account: an id of a file there is good for everybody who knows it."""
+        for name in (self.endpoint.prompt, "tools") if self.endpoint.caps else ():
+            raw = _without_escapes(bytes(self._fields.get(name, b"")))
+            if name != "tools":
+                self._elsewhere = _ELSEWHERE.search(raw) is not None
+            if (b'"file_id"' in raw or b'"file_ids"' in raw) and (
+                raw.count(b"{") + raw.count(b"[") > _MOST_SEEN or _has_file(_decoded(raw))
+            ):
+                raise UnsupportedParameter(
+                    f"file_id in {name} is not supported by this gateway: send the file itself.", param=name
+                )
 
     def _value(self, name: str, kind: type, what: str) -> Any:
         raw = self._fields.get(name)
@@ -192,6 +218,45 @@ class Envelope:
         if not isinstance(value, kind) or (kind is int and isinstance(value, bool)):
             raise InvalidRequest(f"{name} must be {what}, got {quote(value)}.", param=name)
         return value
+
+
+def _without_escapes(raw: bytes) -> bytes:
+    """The same with letters as such, so that no name can hide; they are never escaped by accident."""
+    if _ESCAPED_LETTER.search(raw):
+        for escape, letter in _LETTERS:
+            raw = raw.replace(escape, letter)
+    return raw
+
+
+def _decoded(raw: bytes) -> Any:
+    try:
+        return msgspec.json.decode(raw)
+    except (msgspec.MsgspecError, RecursionError) as error:
+        raise _invalid(brief(str(error))) from None
+
+
+def _has_file(value: Any) -> bool:
+    """Whether contents of messages, or tools, are files by their ids. Citations have such ids as well, and
+    arguments of tools are whatever their authors want. Of what is too much to look at it is said, too."""
+    left, seen = [value], 0
+    while left:
+        each, seen = left.pop(), seen + 1
+        if seen > _MOST_SEEN:
+            return True
+        if isinstance(each, list):
+            left += each
+        elif isinstance(each, dict) and each.get("type") != "tool_use":
+            left += each.values()
+            file, container = each.get("file"), each.get("container")
+            if each.get("type") in _FILE_TYPES and (each.get("file_id") or _says(file, "file_id")):
+                return True
+            if _says(container, "file_ids"):
+                return True
+    return False
+
+
+def _says(value: Any, name: str) -> bool:
+    return isinstance(value, dict) and bool(value.get(name))
 
 
 def _prompts(raw: bytes) -> int:

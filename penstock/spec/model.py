@@ -396,7 +396,7 @@ class Spec(Part):
     upstreams: dict[Name, Upstream] = {}
     """Servers that are there already, and clouds."""
     routes: dict[Name, Route] = {}
-    """Models without a route of their own can be asked for by their name."""
+    """Models can be asked for by their own name, too, unless a route has that name."""
     teams: dict[Name, Team] = {}
     """Who pays."""
     tags: dict[str, dict[str, Tag]] = {}

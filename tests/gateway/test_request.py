@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import textwrap
 import threading
@@ -120,6 +121,7 @@ def test_the_worst_case_is_reserved(make: Make) -> None:
         ("/v1/responses", {"input": "and?", "previous_response_id": "resp_1"}, 5000, 5000),
         ("/v1/chat/completions", {"messages": [{"content": [{"type": "image_url"}]}]}, None, 32_768),
         ("/v1/messages", {"messages": [{"content": [{"type": "document"}]}]}, 5000, 5000),
+        ("/v1/messages", {"messages": [{"content": [{"type": "image"}], "é": 1}]}, 5000, 5000),
         ("/v1/chat/completions", {"messages": [{"content": 'an "image"'}]}, 5000, 20),
     ],
 )
@@ -136,6 +138,45 @@ def test_a_stream_is_always_asked_for_its_usage(gateway: Gateway) -> None:
     for said in ("false", 0, None, False):
         gateway.post({**STREAM, "stream_options": {"include_usage": said}})
         assert only(gateway)["stream_options"]["include_usage"] is True
+
+
+@pytest.mark.parametrize(
+    ("path", "more"),
+    [
+        ("/v1/responses", '"input": [{"content": [{"type": "input_file", "file_id": "file-1"}]}]'),
+        ("/v1/responses", '"input": [{"content": [{"type": "input_image", "file\\u005fid": "file-1"}]}]'),
+        ("/v1/responses", '"input": "x", "tools": [{"container": {"file_ids" : ["file-1"]}}]'),
+        (
+            "/v1/chat/completions",
+            '"messages": [{"content": [{"type": "file", "file": {"file_id": "file-1"}}]}]',
+        ),
+        ("/v1/messages", '"messages": [{"content": [{"source": {"type": "file", "file_id": "file_1"}}]}]'),
+        ("/v1/messages", '"messages": ["file_id"' + ", 1" * 50_000 + "]"),  # too many to look at
+    ],
+)
+def test_files_of_the_upstreams_account_are_nobodys_in_requests(path: str, more: str) -> None:
+    (endpoint,) = (each for each in ENDPOINTS if each.path == path)
+    with pytest.raises(InvalidRequest, match=r"file_id in \w+ is not supported"):
+        Envelope(b'{"model": "small", %s}' % more.encode(), endpoint)
+
+
+def test_ids_of_files_that_open_nothing_pass() -> None:
+    contents = [
+        {"text": 'the "file_id": of \u00e9', "annotations": [{"type": "file_citation", "file_id": "file-1"}]},
+        {"type": "tool_use", "input": {"type": "file", "file_id": "x"}},
+    ]
+    tools = [{"type": "function", "parameters": {"properties": {"file_id": {"type": "string"}}}}]
+    for endpoint in ENDPOINTS:
+        body = {"model": "small", endpoint.prompt: [{"content": contents}], "tools": tools}
+        assert Envelope(json.dumps(body).encode(), endpoint).model == "small"
+
+
+@pytest.mark.parametrize("deep", ["1e999", "[" * 900 + "]" * 900, "[" * 9000 + "]" * 9000, '"\\ud800"'])
+def test_what_is_looked_into_may_be_anything(deep: str) -> None:
+    more = '"file_id": "\\u0066", "file": "file_id", "container": 5, "type": ["file"]'
+    body = f'{{"model": "small", "messages": [{{{more}, "x": {deep}}}]}}'
+    with contextlib.suppress(InvalidRequest):
+        Envelope(body.encode(), ENDPOINTS[0]).worst(None)
 
 
 @pytest.mark.parametrize("number", ["1e999", "9" * 5000])

@@ -154,7 +154,10 @@ def test_a_worker_has_none_of_our_secrets(pool: TemplatePool, monkeypatch: pytes
     monkeypatch.setenv("LC_ALL", "C")
     monkeypatch.setenv("PYTHONHASHSEED", "0")
     pool.start()
-    environment = Path(f"/proc/{process(pool)}/environ").read_bytes().split(b"\0")
+    page = Path(f"/proc/{process(pool)}/environ")
+    while not (written := page.read_bytes()):  # the kernel is still in the midst of exec
+        assert page.exists()
+    environment = written.split(b"\0")
     names = {entry.partition(b"=")[0].decode() for entry in environment if entry}
     assert {"PATH", "LC_ALL", "PYTHONHASHSEED"} <= names
     assert "API_KEY" not in names

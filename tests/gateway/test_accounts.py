@@ -131,6 +131,51 @@ LIMITS = (
 )
 
 
+def asked(shares: Shares, now: float, used: int = 0) -> list[int]:
+    """A round with a bank that has no other workers: what each account needed."""
+    asks = shares.asks(now)
+    shares.granted(asks, [decide(ask, used, [], None, now)[0] for ask in asks], now)
+    return [ask.need for ask in asks]
+
+
+def test_more_is_asked_for_before_anybody_has_to_wait() -> None:
+    """200 a second: only the first request of all waits, and a round comes twice a second or so."""
+    shares, limit, rounds = Shares(), Limit("key:a", "requests", "minute", 100_000), 0
+    waited = []
+    for number in range(200 * 20):
+        now = NOON + number / 200
+        if number % 200 == 0:
+            shares.tick(now)
+        if shares.reserve([limit], Amounts(requests=1), now) is None:
+            waited.append(number)
+            share = shares.share(limit, now)
+            share.waiting.append(1)
+            asked(shares, now)
+            share.waiting.clear()
+            assert shares.reserve([limit], Amounts(requests=1), now) is not None
+        if shares.low:
+            assert asked(shares, now) == [1], "as much as one, and what is used in a second"
+            assert not shares.low
+            rounds += 1
+    assert [number for number in waited if number >= 200] == [], "once it is known how many come"
+    assert 19 <= rounds <= 60
+
+
+def test_nothing_is_asked_for_ahead_where_the_bank_had_no_more() -> None:
+    shares, limit = Shares(), Limit("key:a", "requests", "minute", 40)
+    share = shares.share(limit, NOON)
+    share.waiting.append(40)
+    asked(shares, NOON)
+    share.waiting.clear()
+    for number in range(20):
+        assert shares.reserve([limit], Amounts(requests=1), NOON + number / 100) is not None
+    shares.tick(NOON + 1)
+    for number in range(20):
+        assert shares.reserve([limit], Amounts(requests=1), NOON + 1 + number / 100) is not None
+        assert not shares.low
+    assert shares.reserve([limit], Amounts(requests=1), NOON + 2) is None
+
+
 @dataclass
 class Request:
     """One that was let through, by whom, with what."""

@@ -108,7 +108,10 @@ class LeasedCounters:
     def reserve_now(self, limits: Sequence[Limit], worst: Amounts) -> Ticket | None:
         """Within the lease."""
         now = self.now()
-        return self.shares.reserve(limits, worst, now, valid=self._monotonic() < self._valid_until)
+        ticket = self.shares.reserve(limits, worst, now, valid=self._monotonic() < self._valid_until)
+        if self.shares.low:
+            self._wanted.set()
+        return ticket
 
     async def reserve(self, limits: Sequence[Limit], worst: Amounts) -> Ticket:
         """Within the lease, or after a round. Raises LimitReached where the bank has said so, NotCounted

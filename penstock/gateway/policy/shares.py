@@ -19,6 +19,8 @@ from .leases import Ask, Grant
 
 REMEMBER = 0.1
 """Seconds for which a refusal is believed without asking the store again."""
+AHEAD = 0.1
+"""Seconds between two times that more is asked for before anybody waits for it."""
 IDLE = 120.0
 """Seconds after which an account that nobody uses is forgotten."""
 
@@ -27,6 +29,7 @@ class Share(Account):
     """An account within a lease, and what the worker knows of the rest."""
 
     __slots__ = (
+        "ahead",
         "asked",
         "demand",
         "doubt",
@@ -34,6 +37,7 @@ class Share(Account):
         "heard",
         "known",
         "last",
+        "low",
         "marked",
         "pending",
         "refused",
@@ -53,6 +57,8 @@ class Share(Account):
         self.taken = 0  # reserved since the last tick
         self.demand = 0  # reserved between the last two ticks
         self.last = now  # last reservation
+        self.ahead = 0.0  # when more was last asked for before anybody waited
+        self.low = False  # less is left than half a second takes
         self.pending = False  # the last answer was not final: others are to be heard
         self.marked = (0, 0.0)  # number and time of the asks from which on they are
         self.first = 0  # of `waiting`, when the store was last asked
@@ -107,6 +113,7 @@ class Shares:
         self._shares: dict[tuple[str, str, str], Share] = {}
         self._past: dict[str, Share] = {}  # of windows that are over, until they are settled
         self.alone = True  # no other worker shares the accounts
+        self.low = False  # of some account less is left than half a second takes
         self.number = 0  # of asks so far
 
     def __iter__(self) -> Iterator[Share]:
@@ -153,7 +160,14 @@ class Shares:
             share.reserve(amount, now)
             share.taken += amount
             share.last = now
+            if share.demand and share.room > 0 and now - share.ahead >= AHEAD:
+                self._look_ahead(share, now)
         return Ticket(shares, amounts)
+
+    def _look_ahead(self, share: Share, now: float) -> None:
+        """Ask for more before anybody has to wait for it, where the store had more to give."""
+        if share.free(now) < share.demand // 2 and not share.asked:
+            share.ahead, share.low, self.low = now, True, True
 
     def settle(self, ticket: Ticket, used: Amounts, now: float) -> None:
         """A request has ended."""
@@ -170,14 +184,15 @@ class Shares:
         """What to tell the store now. The answers come by `granted`, all of them, before the next asks."""
         found = []
         self.number += 1
+        self.low = False
         for share in self:
             if share.returning:  # requests that wait do not hold up those of others that would fit
                 share.granted = max(share.held(now), 0)
-            if not share.waiting and not share.returning and share.granted == share.known:
+            if not (share.waiting or share.returning or share.low) and share.granted == share.known:
                 continue
-            share.returning, share.asked = False, True
             free = max(0, share.free(now))
-            need = max(0, sum(share.waiting) - free)
+            need = max(int(share.low), sum(share.waiting) - free)
+            share.returning, share.low, share.asked = False, False, True
             share.first = share.waiting[0] if share.waiting else 0
             least = max(0, share.first - free)
             demand = max(share.demand, share.taken)

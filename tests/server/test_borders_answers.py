@@ -92,8 +92,8 @@ def test_tokens_without_logprobs_weigh_one_each() -> None:
 
 
 def test_who_wants_them_is_told_the_tokens_before_each_chunk_of_them() -> None:
-    """Also where their text is held back; not where there is nothing but an opening, before which the counts of
-    the prompt's stand."""
+    """Also where their text is held back; not where there is nothing but an opening, before which stand the
+    prompt's counts."""
     outbox = _Outbox(Written(), tells_tokens=True)
     choice = Choice(0, "r:0", Prompt((1,), "", 9), processor=None)
     outbox.add(choice)

@@ -263,4 +263,4 @@ def test_the_books(parts: Parts) -> None:
     assert sum(row["output_tokens"] for row in engine) == page.total("vllm:generation_tokens_total")
     assert sum(row["input_tokens"] for row in engine) == page.total("vllm:prompt_tokens_total")
     assert all(row["device_seconds"] > 0 for row in engine)
-    assert not re.search("Traceback|CRITICAL", gateway.log)
+    assert not re.search("Traceback|CRITICAL", gateway.log), gateway.log

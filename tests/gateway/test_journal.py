@@ -195,3 +195,15 @@ def test_the_dead_leave_rows_that_wait_for_whoever_was_asked(tmp_path: Path) -> 
     [(_, number, found)] = store.owed(0, 10)
     assert (number, found) == (twice, rows[twice])
     store.close()
+
+
+def test_who_is_about_to_begin_is_not_dead(tmp_path: Path) -> None:
+    """Its lock is hidden until it is held: nobody must take it in between, and bury it."""
+    (tmp_path / ".worker.lock").touch()
+    assert list(dead(tmp_path)) == []
+    left = Journal(tmp_path, "left")
+    assert list(dead(tmp_path)) == []
+    left.shut(delete=False)
+    [(name, lock)] = dead(tmp_path)
+    os.close(lock)
+    assert name == "left"

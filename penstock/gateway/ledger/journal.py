@@ -301,7 +301,7 @@ def remove(spool: Path, worker: str) -> None:
 
 def dead(spool: Path) -> Iterator[tuple[str, int]]:
     """Workers whose journals nobody holds, with their locks, which are held now. Close them when done."""
-    for path in sorted(spool.glob("*.lock")):
+    for path in sorted(spool.glob("[!.]*.lock")):  # pathlib's * sees hidden ones, which are being made
         try:
             fd = os.open(path, os.O_RDWR | os.O_CLOEXEC)
         except FileNotFoundError:

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     import socket
 
     from penstock.gateway.door import Door
-    from penstock.http.serve import Server
+    from penstock.http.serve import Server, Worker
 
 logger = logging.getLogger("penstock.gateway")
 
@@ -180,26 +180,36 @@ def settle() -> None:
     gc.set_threshold(5_000, 20, 100)
 
 
-async def _serve(
-    spec: Spec, config: HttpConfig, sock: socket.socket, admin: socket.socket | None, alone: bool
+async def serve_door(
+    spec: Spec,
+    config: HttpConfig,
+    door: Door,
+    sock: socket.socket,
+    admin: socket.socket | None,
+    *,
+    alone: bool,
+    worker: Worker | None = None,
+    first_key: str | None = None,
 ) -> int:
+    """Serve requests at a door that is open, until a signal. Returns the exit status.
+
+    Args:
+        alone: no other process serves at `sock`: this one hears signals itself, and says where it is.
+        worker: what ends with the door, where that is more than the door.
+    """
     from penstock.gateway import workers
     from penstock.gateway.app import create_app
-    from penstock.gateway.opening import open_door
     from penstock.http.serve import serve
-
-    door, first_key = await open_door(spec, None)
 
     def started() -> None:
         settle()
         if alone:
             announce(config, sock, first_key)
 
-    door.start()
     return await serve(
         create_app(door, config),
         config,
-        door,
+        worker or door,
         sock,
         name="gateway",
         on_started=started,
@@ -207,3 +217,13 @@ async def _serve(
         on_actions=None if alone else workers.obey,
         beside=beside(spec, config, door, admin),
     )
+
+
+async def _serve(
+    spec: Spec, config: HttpConfig, sock: socket.socket, admin: socket.socket | None, alone: bool
+) -> int:
+    from penstock.gateway.opening import open_door
+
+    door, first_key = await open_door(spec, None)
+    door.start()
+    return await serve_door(spec, config, door, sock, admin, alone=alone, first_key=first_key)

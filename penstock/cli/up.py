@@ -85,30 +85,23 @@ async def _serve(
     sock: socket.socket,
     admin: socket.socket | None,
 ) -> int:
-    from penstock.gateway.app import create_app
     from penstock.gateway.local.household import Household
     from penstock.gateway.opening import open_door
-    from penstock.http.serve import serve
 
     fleet = _fleet(spec, planned, key)
     try:
         door, first_key = await open_door(spec, fleet)
         fleet.start()
-        household = Household(door, fleet)
         door.start()
-
-        def started() -> None:
-            gateway.settle()
-            gateway.announce(config, sock, first_key)
-
-        status = await serve(
-            create_app(door, config),
+        status = await gateway.serve_door(
+            spec,
             config,
-            household,
+            door,
             sock,
-            name="gateway",
-            on_started=started,
-            beside=gateway.beside(spec, config, door, admin),
+            admin,
+            alone=True,
+            worker=Household(door, fleet),
+            first_key=first_key,
         )
         if fleet.refusal is not None:
             raise fleet.refusal
@@ -196,26 +189,14 @@ async def _worker(
     spec: Spec, config: HttpConfig, key: str, path: str, sock: socket.socket, admin: socket.socket | None
 ) -> int:
     """One process of the gateway, which asks for engines at `path`."""
-    from penstock.gateway import workers
-    from penstock.gateway.app import create_app
     from penstock.gateway.local.shared import SharedFleet
     from penstock.gateway.opening import open_door
-    from penstock.http.serve import serve
 
     fleet = await SharedFleet.connect(path, key)
     try:
         door, _ = await open_door(spec, fleet)
         door.start()
-        return await serve(
-            create_app(door, config),
-            config,
-            door,
-            sock,
-            name="gateway",
-            handle_signals=False,
-            on_actions=workers.obey,
-            beside=gateway.beside(spec, config, door, admin),
-        )
+        return await gateway.serve_door(spec, config, door, sock, admin, alone=False)
     finally:
         await fleet.close()
 

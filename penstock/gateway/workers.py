@@ -17,11 +17,10 @@ import logging
 import os
 import signal
 import time
-import traceback
 from collections.abc import Callable, Iterable, Mapping
 from types import FrameType
 
-from penstock.core.errors import StartupError
+from penstock.core.errors import PenstockError, StartupError
 
 logger = logging.getLogger("penstock.gateway")
 
@@ -51,7 +50,7 @@ def in_child(work: Callable[[], str | None]) -> str | None:
         except StartupError as error:
             said = b"-" + str(error).encode()
         except BaseException:
-            traceback.print_exc()
+            logger.exception("the start has failed")
             said = b"-The gateway cannot be started; see above."
         with os.fdopen(writer, "wb") as pipe:
             pipe.write(said)
@@ -148,8 +147,11 @@ def _start(serve: Callable[[], int], orphaned: signal.Signals = STOP) -> int:
             ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, orphaned, 0, 0, 0)
         if os.getppid() == parent:
             status = serve()
+    except PenstockError as error:  # of the moment, as a database that is busy: the parent has looked at what lasts
+        logger.error("%s", error)
+        status = _REFUSED
     except BaseException:
-        traceback.print_exc()
+        logger.exception("a process of the gateway has failed")
     finally:
         logging.shutdown()
         os._exit(status)

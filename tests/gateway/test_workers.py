@@ -201,11 +201,16 @@ def test_all_workers_take_a_renewed_certificate(tmp_path: Path) -> None:
         first = ssl.get_server_certificate(("127.0.0.1", port), timeout=PATIENCE)
         told: set[int] = set()
         obeyed: set[int] = set()
+        strange: list[str] = []
         log = process.stderr
 
         def read() -> None:
             for line in log:
-                entry = json.loads(line)
+                try:
+                    entry = json.loads(line)
+                except ValueError:
+                    strange.append(line)
+                    continue
                 if "They have changed: new connections get the certificate" in entry["message"]:
                     told.add(entry["pid"])
                 elif entry["message"].startswith("SIGHUP: new connections"):
@@ -215,8 +220,8 @@ def test_all_workers_take_a_renewed_certificate(tmp_path: Path) -> None:
         reader.start()
         end = time.monotonic() + PATIENCE
         while len(told) < 2:  # one may have started with a renewed one already, and waits for the next
-            assert time.monotonic() < end
-            certificate(tmp_path, "second")
+            assert time.monotonic() < end, strange
+            certificate(tmp_path, "second")  # one that starts in between is refused, and another takes its place
             reader.join(1.1)
         assert told == children(process.pid)
         process.send_signal(signal.SIGHUP)
@@ -225,10 +230,53 @@ def test_all_workers_take_a_renewed_certificate(tmp_path: Path) -> None:
             reader.join(0.02)
         for _ in range(8):
             assert ssl.get_server_certificate(("127.0.0.1", port), timeout=PATIENCE) != first
+        assert strange == []
     finally:
         process.kill()
         reader.join(PATIENCE)
         process.communicate()
+
+
+STARTS = """
+import os, pathlib, signal
+from penstock.core.errors import StartupError
+from penstock.gateway import workers
+from penstock.observe import logs
+
+def serve():
+    here = pathlib.Path("begun")
+    before = len(here.read_text()) if here.exists() else 0
+    here.write_text("x" * (before + 1))
+    if before == 0:
+        raise StartupError("half a certificate", param="--ssl-certfile")
+    if before == 1:
+        raise ValueError("a mistake of ours")
+    os.kill(os.getppid(), signal.SIGTERM)
+    signal.pause()
+
+logs.configure("gateway", format="json")
+raise SystemExit(workers.run(1, serve))
+"""
+
+
+def test_a_start_that_fails_is_told_in_the_logs_form_and_made_again(tmp_path: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", STARTS],
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": os.getcwd()},
+        capture_output=True,
+        text=True,
+        timeout=PATIENCE,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    entries = [json.loads(line) for line in done.stderr.splitlines()]
+    said = [entry["message"] for entry in entries]
+    assert said[0].startswith("half a certificate")
+    assert "has ended with 2; another starts" in said[1]
+    assert said[2] == "a process of the gateway has failed"
+    assert "ValueError: a mistake of ours" in str(entries[2])
+    assert "has ended with 1; another starts" in said[3]
 
 
 def test_what_is_wrong_is_said_before_a_worker_starts(tmp_path: Path) -> None:

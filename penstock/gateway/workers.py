@@ -147,7 +147,7 @@ def _start(serve: Callable[[], int], orphaned: signal.Signals = STOP) -> int:
             ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, orphaned, 0, 0, 0)
         if os.getppid() == parent:
             status = serve()
-    except PenstockError as error:  # of the moment, as a database that is busy: the parent has looked at what lasts
+    except PenstockError as error:  # of the moment, as a busy database: the parent has looked at what lasts
         logger.error("%s", error)
         status = _REFUSED
     except BaseException:

@@ -221,7 +221,8 @@ def test_all_workers_take_a_renewed_certificate(tmp_path: Path) -> None:
         end = time.monotonic() + PATIENCE
         while len(told) < 2:  # one may have started with a renewed one already, and waits for the next
             assert time.monotonic() < end, strange
-            certificate(tmp_path, "second")  # one that starts in between is refused, and another takes its place
+            # whoever starts while it is written is refused, and another takes its place
+            certificate(tmp_path, "second")
             reader.join(1.1)
         assert told == children(process.pid)
         process.send_signal(signal.SIGHUP)

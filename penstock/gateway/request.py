@@ -120,6 +120,7 @@ class Request:
         self._used: Amounts | None = None
         self._shared = 0.0
         envelope.limit(way.route.max_tokens)
+        self.row.uncapped = bool(endpoint.caps) and envelope.cap is None
         self._salt = f"team:{principal.team}" if principal.team else f"key:{principal.key_id}"
         self._hashes: tuple[bytes, ...] | None = None
 
@@ -349,6 +350,7 @@ class Request:
         if self._reservation is not None and bill_id:
             door.meter.asked(self._reservation, asked)
         row.upstream, row.replica, row.model, row.attempts = place.name, station.id, place.model, number
+        row.context = min(filter(None, (self.way.route.context, place.context)), default=None)
         row.waited = row.waited or round((now - self.started) * NANO)
         body = self.envelope.write(place, self._salt, generated)
         inspect = self._inspect if self._inspects else None

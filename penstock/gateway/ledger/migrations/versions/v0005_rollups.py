@@ -1,0 +1,148 @@
+"""Outcomes of requests, sums of rows by hour and by day, and what reports ask of rows besides.
+
+The sums of a ledger that is there already are made here, once.
+"""
+
+from collections.abc import Iterator
+from hashlib import blake2b
+from typing import Any
+
+import msgspec
+import sqlalchemy as sa
+from alembic import op
+
+revision = "0005"
+down_revision = "0003"
+
+_HOUR = 3600 * 10**9
+_DIMENSIONS = ("key_id", "key_name", "team", "feature", "route", "upstream", "model", "pool", "context")
+_KNOWN = "settlement <> 'unsettled'"
+_LENGTH = "input_tokens + output_tokens"
+_COMPARED = f"{_KNOWN} AND comparator_dollars IS NOT NULL AND dollars IS NOT NULL"
+_DEVICE = "COALESCE(device_seconds, 0)"
+
+
+def _count(condition: str) -> str:
+    return f"CASE WHEN {condition} THEN 1 ELSE 0 END"
+
+
+# nothing has told outcomes before, and no row was said to be without a bound
+_MEASURES = {
+    "requests": "1",
+    "failed": _count("status >= 400"),
+    "unsettled": _count("settlement = 'unsettled'"),
+    "input_tokens": "input_tokens",
+    "output_tokens": "output_tokens",
+    "cached_tokens": "cached_tokens",
+    "dollars": "COALESCE(dollars, 0)",
+    "unsettled_dollars": f"CASE WHEN {_KNOWN} THEN 0 ELSE COALESCE(dollars, 0) END",
+    "unpriced": _count(f"dollars IS NULL AND ({_LENGTH} > 0 OR {_DEVICE} > 0)"),
+    "device_seconds": f"CASE WHEN {_KNOWN} THEN {_DEVICE} ELSE 0 END",
+    "unsettled_device_seconds": f"CASE WHEN {_KNOWN} THEN 0 ELSE {_DEVICE} END",
+    "lost_device_seconds": "lost_device_seconds",
+    "compared": _count(_COMPARED),
+    "compared_dollars": f"CASE WHEN {_COMPARED} THEN dollars ELSE 0 END",
+    "compared_device_seconds": f"CASE WHEN {_COMPARED} THEN {_DEVICE} ELSE 0 END",
+    "comparator_dollars": f"CASE WHEN {_COMPARED} THEN comparator_dollars ELSE 0 END",
+    "told": "0",
+    "score": "0",
+    "told_dollars": "0",
+    "escalated": _count("escalated_from IS NOT NULL"),
+    "escalated_dollars": "CASE WHEN escalated_from IS NOT NULL THEN COALESCE(dollars, 0) ELSE 0 END",
+    "uncapped": "0",
+    "over_2k": _count(f"{_LENGTH} > 2048"),
+    "over_8k": _count(f"{_LENGTH} > 8192"),
+    "over_32k": _count(f"{_LENGTH} > 32768"),
+}
+
+
+def upgrade() -> None:
+    op.add_column("ledger", sa.Column("uncapped", sa.Boolean(), server_default="0", nullable=False))
+    op.add_column("ledger", sa.Column("context", sa.BigInteger(), nullable=True))
+    op.create_table(
+        "outcomes",
+        sa.Column("worker", sa.Text(), nullable=False),
+        sa.Column("number", sa.BigInteger(), autoincrement=False, nullable=False),
+        sa.Column("turn", sa.Integer(), autoincrement=False, nullable=False),
+        sa.Column("at", sa.BigInteger(), nullable=False),
+        sa.Column("outcome", sa.Text(), nullable=False),
+        sa.Column("key_id", sa.Text(), server_default="", nullable=False),
+        sa.ForeignKeyConstraint(
+            ["worker", "number"], ["ledger.worker", "ledger.number"], name="fk_outcomes_worker"
+        ),
+        sa.PrimaryKeyConstraint("worker", "number", "turn", name="pk_outcomes"),
+    )
+    op.create_table(
+        "series",
+        sa.Column("id", sa.LargeBinary(), nullable=False),
+        sa.Column("key_id", sa.Text(), server_default="", nullable=False),
+        sa.Column("key_name", sa.Text(), server_default="", nullable=False),
+        sa.Column("team", sa.Text(), server_default="", nullable=False),
+        sa.Column("feature", sa.Text(), nullable=True),
+        sa.Column("route", sa.Text(), server_default="", nullable=False),
+        sa.Column("upstream", sa.Text(), server_default="", nullable=False),
+        sa.Column("model", sa.Text(), server_default="", nullable=False),
+        sa.Column("pool", sa.Text(), server_default="", nullable=False),
+        sa.Column("context", sa.BigInteger(), nullable=True),
+        sa.PrimaryKeyConstraint("id", name="pk_series"),
+    )
+    op.create_table(
+        "rollups",
+        sa.Column("hours", sa.Integer(), autoincrement=False, nullable=False),
+        sa.Column("start", sa.BigInteger(), autoincrement=False, nullable=False),
+        sa.Column("series", sa.LargeBinary(), nullable=False),
+        *(sa.Column(name, sa.BigInteger(), server_default="0", nullable=False) for name in _MEASURES),
+        sa.ForeignKeyConstraint(["series"], ["series.id"], name="fk_rollups_series"),
+        sa.PrimaryKeyConstraint("hours", "start", "series", name="pk_rollups"),
+        sqlite_with_rowid=False,
+    )
+    _fill(op.get_bind())
+
+
+def downgrade() -> None:
+    for table in ("rollups", "series", "outcomes"):
+        op.drop_table(table)
+    for name in ("context", "uncapped"):
+        op.drop_column("ledger", name)
+
+
+def _fill(connection: sa.Connection) -> None:
+    hour = f"at / {_HOUR} * {_HOUR}"
+    groups = ", ".join(_DIMENSIONS)
+    sums = ", ".join(f"SUM({expression})" for expression in _MEASURES.values())
+    found = connection.execute(
+        sa.text(f"SELECT {hour}, {groups}, {sums} FROM ledger GROUP BY {hour}, {groups}")
+    )
+    columns = ["hours", "start", "series", *_MEASURES]
+    rollup = sa.table("rollups", *(sa.column(name) for name in columns))
+    series = sa.table("series", *(sa.column(name) for name in ("id", *_DIMENSIONS)))
+    days: dict[tuple[int, bytes], list[int]] = {}
+    known: set[bytes] = set()
+    for some in _many(found):
+        new, hours = [], []
+        for start, *rest in some:
+            dimensions, added = rest[: len(_DIMENSIONS)], list(map(int, rest[len(_DIMENSIONS) :]))
+            id = blake2b(msgspec.msgpack.encode(tuple(dimensions)), digest_size=16).digest()
+            if id not in known:
+                known.add(id)
+                new.append(dict(zip(("id", *_DIMENSIONS), (id, *dimensions), strict=True)))
+            hours.append(dict(zip(columns, (1, start, id, *added), strict=True)))
+            day = (start // (24 * _HOUR) * 24 * _HOUR, id)
+            days[day] = [a + b for a, b in zip(days.get(day, [0] * len(added)), added, strict=True)]
+        if new:
+            connection.execute(sa.insert(series), new)
+        connection.execute(sa.insert(rollup), hours)
+    for whole in _many(days.items()):
+        rows = [(24, start, id, *added) for (start, id), added in whole]
+        connection.execute(sa.insert(rollup), [dict(zip(columns, row, strict=True)) for row in rows])
+
+
+def _many(found: Any, most: int = 5000) -> Iterator[list[Any]]:
+    some: list[Any] = []
+    for each in found:
+        some.append(each)
+        if len(some) == most:
+            yield some
+            some = []
+    if some:
+        yield some

@@ -1,0 +1,159 @@
+"""How requests turned out, told after they ended: success, failure or a score, joined to rows by request id.
+
+    tell ─▶ the row's `outcome`, rollups, and a line of `outcomes`, in one transaction
+
+The last word counts: what is told again as before changes nothing, and what is told otherwise (a ticket is
+opened again) replaces it. Every word stays in `outcomes`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from decimal import Decimal
+from typing import Any, Literal
+
+import sqlalchemy as sa
+
+from .report import moment
+from .rollups import Changes, add
+from .schema import ledger, outcomes
+from .store import Store, as_row
+
+MOST_WORDS = 16
+"""Outcomes that may be told of one request."""
+_MANY = 500
+"""Ids in one question."""
+
+Verdict = Literal["told", "unchanged", "unknown", "late", "too_many"]
+
+
+@dataclass(frozen=True, slots=True)
+class Telling:
+    """What is told of a request."""
+
+    id: str
+    outcome: str
+    """`success`, `failure`, or a score as `written` has it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Told:
+    """What became of it."""
+
+    verdict: Verdict
+    at: int = 0
+    """When the request arrived, Unix nanoseconds."""
+    before: str | None = None
+    """What was told before."""
+
+
+def written(score: Decimal) -> str:
+    """A score from 0 to 1, as it is kept: to nine decimals, without zeros at its end."""
+    text = f"{score:.9f}".rstrip("0").rstrip(".")
+    return text or "0"
+
+
+def tell(
+    store: Store,
+    wanted: Sequence[Telling],
+    *,
+    now: int,
+    since: int,
+    owner: tuple[str, str] | None = None,
+) -> list[Told]:
+    """Say of each request how it turned out, in one transaction, in this order. May be repeated. Raises
+    StoreDown.
+
+    Args:
+        now: Unix nanoseconds, which the words are dated with.
+        since: requests that arrived before are too old.
+        owner: key and team; requests of others are unknown to them. None: an operator, who owns all.
+    """
+    found: list[Told] = []
+    changes: Changes = {}
+    with store.writing(durable=True) as connection:
+        rows = _rows(connection, {each.id for each in wanted}, owner)
+        current = {id: row["outcome"] for id, row in rows.items()}
+        turns = _turns(connection, [(row["worker"], row["number"]) for row in rows.values()])
+        for each in wanted:
+            was = rows.get(each.id)
+            if was is None:
+                found.append(Told("unknown"))
+                continue
+            before, place = current[each.id], (was["worker"], was["number"])
+            if before == each.outcome:
+                found.append(Told("unchanged", was["at"], before))
+            elif was["at"] < since:
+                found.append(Told("late", was["at"], before))
+            elif turns.get(place, 0) >= MOST_WORDS:
+                found.append(Told("too_many", was["at"], before))
+            else:
+                turn = turns[place] = turns.get(place, 0) + 1
+                word = {"worker": place[0], "number": place[1], "turn": turn, "at": now}
+                by = owner[0] if owner else ""
+                connection.execute(outcomes.insert().values(**word, outcome=each.outcome, key_id=by))
+                current[each.id] = each.outcome
+                found.append(Told("told", was["at"], before))
+        for id, was in rows.items():
+            if current[id] == was["outcome"]:
+                continue
+            row = as_row(was)
+            add(changes, row, -1)
+            row.outcome = current[id]
+            add(changes, row)
+            here = sa.and_(ledger.c.worker == was["worker"], ledger.c.number == was["number"])
+            connection.execute(ledger.update().where(here).values(outcome=row.outcome))
+        store.rollups.write(connection, changes)
+    return found
+
+
+def words(store: Store, id: str) -> Iterator[dict[str, Any]]:
+    """All that was told of a request, in its order."""
+    query = (
+        sa.select(outcomes.c.at, outcomes.c.outcome, outcomes.c.key_id)
+        .join(ledger, sa.and_(ledger.c.worker == outcomes.c.worker, ledger.c.number == outcomes.c.number))
+        .where(ledger.c.id == id)
+        .order_by(outcomes.c.worker, outcomes.c.number, outcomes.c.turn)
+    )
+    with store.reading() as connection:
+        for at, outcome, key_id in connection.execute(query):
+            yield {"time": moment(at), "outcome": outcome, "key_id": key_id}
+
+
+def _rows(
+    connection: sa.Connection, ids: Collection[str], owner: tuple[str, str] | None
+) -> Mapping[str, Any]:
+    """By id, locked. Ids are drawn at random; should two rows have the same, it is the newest."""
+    found: dict[str, Any] = {}
+    for some in _pieces(sorted(ids)):
+        query = sa.select(ledger).where(ledger.c.id.in_(some))
+        if owner is not None:
+            key_id, team = owner
+            own = ledger.c.key_id == key_id
+            query = query.where(sa.or_(own, ledger.c.team == team) if team else own)
+        for row in connection.execute(
+            query.order_by(ledger.c.worker, ledger.c.number).with_for_update()
+        ).mappings():
+            other = found.get(row["id"])
+            if other is None or other["at"] <= row["at"]:
+                found[row["id"]] = row
+    return found
+
+
+def _turns(connection: sa.Connection, places: Sequence[tuple[str, int]]) -> dict[tuple[str, int], int]:
+    found: dict[tuple[str, int], int] = {}
+    place = sa.tuple_(outcomes.c.worker, outcomes.c.number)
+    for some in _pieces(places):
+        query = (
+            sa.select(outcomes.c.worker, outcomes.c.number, sa.func.max(outcomes.c.turn))
+            .where(place.in_(some))
+            .group_by(outcomes.c.worker, outcomes.c.number)
+        )
+        found |= {(worker, number): turn for worker, number, turn in connection.execute(query)}
+    return found
+
+
+def _pieces(whole: Sequence[Any]) -> Iterator[list[Any]]:
+    for first in range(0, len(whole), _MANY):
+        yield list(whole[first : first + _MANY])

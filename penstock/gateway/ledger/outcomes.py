@@ -34,7 +34,7 @@ class Telling:
 
     id: str
     outcome: str
-    """`success`, `failure`, or a score as `written` has it."""
+    """`success`, `failure`, or a score as `score_text` has it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,7 +48,7 @@ class Told:
     """What was told before."""
 
 
-def written(score: Decimal) -> str:
+def score_text(score: Decimal) -> str:
     """A score from 0 to 1, as it is kept: to nine decimals, without zeros at its end."""
     text = f"{score:.9f}".rstrip("0").rstrip(".")
     return text or "0"
@@ -75,22 +75,23 @@ def tell(
     with store.writing(durable=True) as connection:
         rows = _rows(connection, {each.id for each in wanted}, owner)
         current = {id: row["outcome"] for id, row in rows.items()}
-        turns = _turns(connection, [(row["worker"], row["number"]) for row in rows.values()])
+        last = _last(connection, [(row["worker"], row["number"]) for row in rows.values()])
         for each in wanted:
             was = rows.get(each.id)
             if was is None:
                 found.append(Told("unknown"))
                 continue
             before, place = current[each.id], (was["worker"], was["number"])
-            if before == each.outcome:
+            turn, spoken = last.get(place, (0, 0))
+            if before == each.outcome or spoken > now:  # or who came later was faster
                 found.append(Told("unchanged", was["at"], before))
             elif was["at"] < since:
                 found.append(Told("late", was["at"], before))
-            elif turns.get(place, 0) >= MOST_WORDS:
+            elif turn >= MOST_WORDS:
                 found.append(Told("too_many", was["at"], before))
             else:
-                turn = turns[place] = turns.get(place, 0) + 1
-                word = {"worker": place[0], "number": place[1], "turn": turn, "at": now}
+                last[place] = (turn + 1, now)
+                word = {"worker": place[0], "number": place[1], "turn": turn + 1, "at": now}
                 by = owner[0] if owner else ""
                 connection.execute(outcomes.insert().values(**word, outcome=each.outcome, key_id=by))
                 current[each.id] = each.outcome
@@ -106,6 +107,16 @@ def tell(
             connection.execute(ledger.update().where(here).values(outcome=row.outcome))
         store.rollups.write(connection, changes)
     return found
+
+
+def unknown(store: Store, ids: Collection[str], owner: tuple[str, str] | None) -> set[str]:
+    """Which of these ids no row of this owner has. Raises StoreDown."""
+    left = set(ids)
+    with store.reading() as connection:
+        for some in _pieces(sorted(ids)):
+            found = sa.select(ledger.c.id).where(ledger.c.id.in_(some), *_owned(owner))
+            left -= set(connection.execute(found).scalars())
+    return left
 
 
 def words(store: Store, id: str) -> Iterator[dict[str, Any]]:
@@ -127,11 +138,7 @@ def _rows(
     """By id, locked. Ids are drawn at random; should two rows have the same, it is the newest."""
     found: dict[str, Any] = {}
     for some in _pieces(sorted(ids)):
-        query = sa.select(ledger).where(ledger.c.id.in_(some))
-        if owner is not None:
-            key_id, team = owner
-            own = ledger.c.key_id == key_id
-            query = query.where(sa.or_(own, ledger.c.team == team) if team else own)
+        query = sa.select(ledger).where(ledger.c.id.in_(some), *_owned(owner))
         for row in connection.execute(
             query.order_by(ledger.c.worker, ledger.c.number).with_for_update()
         ).mappings():
@@ -141,16 +148,30 @@ def _rows(
     return found
 
 
-def _turns(connection: sa.Connection, places: Sequence[tuple[str, int]]) -> dict[tuple[str, int], int]:
-    found: dict[tuple[str, int], int] = {}
+def _owned(owner: tuple[str, str] | None) -> list[sa.ColumnElement[bool]]:
+    if owner is None:
+        return []
+    key_id, team = owner
+    own = ledger.c.key_id == key_id
+    return [sa.or_(own, ledger.c.team == team) if team else own]
+
+
+def _last(
+    connection: sa.Connection, places: Sequence[tuple[str, int]]
+) -> dict[tuple[str, int], tuple[int, int]]:
+    """Number and time of the last word of each row that has one."""
+    found: dict[tuple[str, int], tuple[int, int]] = {}
     place = sa.tuple_(outcomes.c.worker, outcomes.c.number)
     for some in _pieces(places):
         query = (
-            sa.select(outcomes.c.worker, outcomes.c.number, sa.func.max(outcomes.c.turn))
+            sa.select(
+                outcomes.c.worker, outcomes.c.number, sa.func.max(outcomes.c.turn), sa.func.max(outcomes.c.at)
+            )
             .where(place.in_(some))
             .group_by(outcomes.c.worker, outcomes.c.number)
         )
-        found |= {(worker, number): turn for worker, number, turn in connection.execute(query)}
+        for worker, number, turn, at in connection.execute(query):
+            found[worker, number] = (turn, at)
     return found
 
 

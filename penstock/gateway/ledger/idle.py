@@ -117,22 +117,28 @@ def idle(
 ) -> list[PoolUse]:
     """Each pool that was paid for or used in [since, until) (Unix nanoseconds), or one, by name."""
     with store.reading() as connection:
-        claims = sa.select(table).order_by(table.c.pool)
-        if pool is not None:
-            claims = claims.where(table.c.pool == pool)
-        said: dict[str, list[Spell]] = {}
-        for row in connection.execute(claims):
-            terms = Terms(row.devices, row.price_per_hour, row.taken, row.device)
-            said.setdefault(row.pool, []).append(Spell(row.begin, row.until, terms))
+        said = claims(connection, pool)
         only = {} if pool is None else {"pool": pool}
         used = {name for (name,) in read(connection, ("pool",), since, until, only) if name}
         found = []
         for name in sorted(said.keys() | used):
-            spells = together(said.get(name, []))
+            spells = said.get(name, [])
             time, money = paid(spells, since, until)
             if time or name in used:
                 found.append(_use(connection, name, spells, time, money, since, until))
     return found
+
+
+def claims(connection: sa.Connection, pool: str | None = None) -> dict[str, list[Spell]]:
+    """When each pool, or one, was paid for, and at which price: spells that do not overlap."""
+    query = sa.select(table).order_by(table.c.pool)
+    if pool is not None:
+        query = query.where(table.c.pool == pool)
+    said: dict[str, list[Spell]] = {}
+    for row in connection.execute(query):
+        terms = Terms(row.devices, row.price_per_hour, row.taken, row.device)
+        said.setdefault(row.pool, []).append(Spell(row.begin, row.until, terms))
+    return {name: together(each) for name, each in said.items()}
 
 
 def remarks(use: PoolUse) -> Iterator[str]:

@@ -158,9 +158,11 @@ MEASURES = (
     "told",  # requests with an outcome; its score in billionths, and what these took
     "score",
     "told_dollars",
+    "told_device_seconds",
     "escalated",
     "escalated_dollars",
     "uncapped",
+    "uncapped_dollars",
     "over_2k",  # requests of more tokens than that, prompt and answer together
     "over_8k",
     "over_32k",

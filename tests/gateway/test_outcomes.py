@@ -13,7 +13,7 @@ import sqlalchemy as sa
 
 from penstock.core.errors import InvalidRequest
 from penstock.gateway import outcomes as endpoint
-from penstock.gateway.ledger.outcomes import MOST_WORDS, Telling, score_text, tell, words
+from penstock.gateway.ledger.outcomes import MOST_WORDS, Telling, score_text, tell, unknown, words
 from penstock.gateway.ledger.rollups import read
 from penstock.gateway.ledger.schema import MEASURES, ledger
 from penstock.gateway.ledger.store import Entry, Position, Store, StoreDown
@@ -278,3 +278,21 @@ def test_nothing_is_half_told(store: Store, monkeypatch: pytest.MonkeyPatch) -> 
     assert list(words(store, "r1")) == []
     [told] = tell(store, [Telling("r1", "success")], now=DAY, since=0)
     assert told.verdict == "told"
+
+
+def test_what_a_cheaper_attempt_took_belongs_to_the_outcome(store: Store) -> None:
+    attempt = Row(
+        id="e.attempt", at=DAY, key_id="k", settlement="settled", dollars=3, end="escalated", verdict="failed"
+    )
+    final = Row(id="e", at=DAY, key_id="k", settlement="settled", dollars=40, escalated_from="e.attempt")
+    store.apply("w", [Entry(10, final, {})], Position(0, 1), Position(0, 2))
+    assert unknown(store, {"e", "r1"}, ("k", "")) == {"e"}
+    store.apply("w", [Entry(11, attempt, {})], Position(0, 2), Position(0, 3))
+    assert unknown(store, {"e", "r1"}, ("k", "")) == set()
+    for outcome in ("failure", "success"):
+        tell(store, [Telling("e", outcome)], now=DAY, since=0, owner=("k", ""))
+        with store.reading() as connection:
+            sums = dict(zip(MEASURES, read(connection, ())[()], strict=True))
+        assert (sums["told"], sums["told_dollars"]) == (1, 43)
+        assert sums["score"] == (NANO if outcome == "success" else 0)
+        assert (sums["attempts"], sums["attempt_dollars"], sums["escalated_dollars"]) == (1, 3, 40)

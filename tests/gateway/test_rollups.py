@@ -42,7 +42,9 @@ ROWS = st.builds(
     lost_device_seconds=FEW,
     dollars=st.one_of(st.none(), st.integers(0, 10**15)),
     comparator_dollars=st.one_of(st.none(), FEW),
-    escalated_from=st.sampled_from([None, "x"]),
+    escalated_from=st.sampled_from([None, "x", "a", "b"]),
+    end=st.sampled_from(["done", "escalated"]),
+    verdict=st.sampled_from(["", "failed"]),
     uncapped=st.booleans(),
 )
 OUTCOMES = st.sampled_from(["success", "failure", "0.25", "0.123456789", "1"])
@@ -224,6 +226,7 @@ def test_the_migration_sums_what_is_there(store: Store) -> None:
         row(2 * DAY, pool="box", status=502, lost_device_seconds=9),
         Row(id="r", at=HOUR, key_id="k", settlement="unsettled", dollars=8, device_seconds=3),
         Row(id="s", at=HOUR, key_id="k", settlement="settled", output_tokens=40_000, escalated_from="r"),
+        row(3, end="escalated", verdict="failed"),
     ]
     store.apply("w", [Entry(n, each, {}) for n, each in enumerate(rows)], Position(), Position(0, 1))
 

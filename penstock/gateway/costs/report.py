@@ -99,10 +99,15 @@ class Line:
         return Fraction(self.own["compared_dollars"], self.own["comparator_dollars"])
 
     @property
+    def requests(self) -> int:
+        """As clients count them: an attempt that was escalated has another row for its answer."""
+        return self.sums["requests"] - self.sums["attempts"]
+
+    @property
     def escalation_rate(self) -> Fraction | None:
-        """Requests that went on from a cheaper attempt, of all."""
-        requests = self.sums["requests"]
-        return Fraction(self.sums["escalated"], requests) if self.sums["escalated"] and requests else None
+        """Attempts that were in vain, of those that a verifier looked at; None where there was none."""
+        judged = self.sums["judged"]
+        return Fraction(self.sums["attempts"], judged) if judged else None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

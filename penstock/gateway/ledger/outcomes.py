@@ -1,6 +1,6 @@
 """How requests turned out, told after they ended: success, failure or a score, joined to rows by request id.
 
-    tell ─▶ the row's `outcome`, rollups, and a line of `outcomes`, in one transaction
+    tell ─▶ the row's `outcome` (and its cheaper attempt's), rollups, a line of `outcomes`: one transaction
 
 The last word counts: what is told again as before changes nothing, and what is told otherwise (a ticket is
 opened again) replaces it. Every word stays in `outcomes`.
@@ -16,7 +16,7 @@ from typing import Any, Literal
 import sqlalchemy as sa
 
 from .report import moment
-from .rollups import Changes, add
+from .rollups import ATTEMPT, Changes, add
 from .schema import ledger, outcomes
 from .store import Store, as_row
 
@@ -96,27 +96,34 @@ def tell(
                 connection.execute(outcomes.insert().values(**word, outcome=each.outcome, key_id=by))
                 current[each.id] = each.outcome
                 found.append(Told("told", was["at"], before))
-        for id, was in rows.items():
-            if current[id] == was["outcome"]:
-                continue
+        changed = [(was, current[id]) for id, was in rows.items() if current[id] != was["outcome"]]
+        attempts = {was["escalated_from"] for was, _ in changed if was["escalated_from"]}
+        attempts -= rows.keys()
+        changed += [(was, ATTEMPT) for was in _rows(connection, attempts, owner).values()]
+        for was, outcome in changed:
             row = as_row(was)
             add(changes, row, -1)
-            row.outcome = current[id]
+            row.outcome = outcome
             add(changes, row)
             here = sa.and_(ledger.c.worker == was["worker"], ledger.c.number == was["number"])
-            connection.execute(ledger.update().where(here).values(outcome=row.outcome))
+            connection.execute(ledger.update().where(here).values(outcome=outcome))
         store.rollups.write(connection, changes)
     return found
 
 
 def unknown(store: Store, ids: Collection[str], owner: tuple[str, str] | None) -> set[str]:
-    """Which of these ids no row of this owner has. Raises StoreDown."""
-    left = set(ids)
+    """Which of these ids no row of this owner has, or only one whose attempt is not there yet. Raises
+    StoreDown."""
+    found: dict[str, str | None] = {}
     with store.reading() as connection:
-        for some in _pieces(sorted(ids)):
-            found = sa.select(ledger.c.id).where(ledger.c.id.in_(some), *_owned(owner))
-            left -= set(connection.execute(found).scalars())
-    return left
+        for wanted in (sorted(ids), None):
+            wanted = sorted(filter(None, found.values())) if wanted is None else wanted
+            for some in _pieces(wanted):
+                query = sa.select(ledger.c.id, ledger.c.escalated_from).where(
+                    ledger.c.id.in_(some), *_owned(owner)
+                )
+                found |= {id: attempt for id, attempt in connection.execute(query)}
+    return {id for id in ids if id not in found or (found[id] and found[id] not in found)}
 
 
 def words(store: Store, id: str) -> Iterator[dict[str, Any]]:

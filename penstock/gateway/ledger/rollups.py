@@ -44,13 +44,16 @@ Changes = dict[tuple[int, tuple[Any, ...]], Sums]
 
 _series_of = attrgetter("key_id", "key_name", "team", "route", "upstream", "model", "pool", "context")
 _SUCCESS, _FAILURE = "success", "failure"
+ATTEMPT = "escalated"
+"""How an attempt ended that was in vain; and its outcome, once that of the final answer is known: what it took
+belongs to that, and it was no try of its own."""
 
 
 def score(outcome: str) -> int:
     """What an outcome counts as, in billionths of a success: all, nothing, or its score."""
     if outcome == _SUCCESS:
         return NANO
-    return 0 if outcome == _FAILURE else int(Decimal(outcome) * NANO)
+    return 0 if outcome in (_FAILURE, ATTEMPT) else int(Decimal(outcome) * NANO)
 
 
 def measures(row: Row) -> Sums:
@@ -60,6 +63,7 @@ def measures(row: Row) -> Sums:
     length = row.input_tokens + row.output_tokens
     compared = known and row.comparator_dollars is not None and row.dollars is not None
     told, escalated = row.outcome is not None, row.escalated_from is not None
+    attempt = row.end == ATTEMPT
     return [
         1,
         row.status >= 400,
@@ -77,10 +81,13 @@ def measures(row: Row) -> Sums:
         dollars if compared else 0,
         device if compared else 0,
         (row.comparator_dollars or 0) if compared else 0,
-        told,
+        told and row.outcome != ATTEMPT,
         0 if row.outcome is None else score(row.outcome),
         dollars if told else 0,
         device if told and known else 0,
+        row.verdict != "",
+        attempt,
+        dollars if attempt else 0,
         escalated,
         dollars if escalated else 0,
         row.uncapped,
@@ -101,6 +108,7 @@ def _expressions() -> dict[str, sa.ColumnElement[Any]]:
     length = row.input_tokens + row.output_tokens
     compared = sa.and_(known, row.comparator_dollars.is_not(None), row.dollars.is_not(None))
     told, escalated = row.outcome.is_not(None), row.escalated_from.is_not(None)
+    attempt = row.end == ATTEMPT
     number = sa.func.round(sa.cast(row.outcome, sa.Double) * NANO)
     return {
         "requests": one,
@@ -121,15 +129,18 @@ def _expressions() -> dict[str, sa.ColumnElement[Any]]:
         "compared_dollars": sa.case((compared, dollars), else_=zero),
         "compared_device_seconds": sa.case((compared, device), else_=zero),
         "comparator_dollars": sa.case((compared, row.comparator_dollars), else_=zero),
-        "told": sa.case((told, one), else_=zero),
+        "told": sa.case((sa.and_(told, row.outcome != ATTEMPT), one), else_=zero),
         "score": sa.case(
             (row.outcome.is_(None), zero),
             (row.outcome == _SUCCESS, sa.literal_column(str(NANO))),
-            (row.outcome == _FAILURE, zero),
+            (row.outcome.in_((_FAILURE, ATTEMPT)), zero),
             else_=sa.cast(number, sa.BigInteger),
         ),
         "told_dollars": sa.case((told, dollars), else_=zero),
         "told_device_seconds": sa.case((sa.and_(told, known), device), else_=zero),
+        "judged": sa.case((row.verdict != "", one), else_=zero),
+        "attempts": sa.case((attempt, one), else_=zero),
+        "attempt_dollars": sa.case((attempt, dollars), else_=zero),
         "escalated": sa.case((escalated, one), else_=zero),
         "escalated_dollars": sa.case((escalated, dollars), else_=zero),
         "uncapped": sa.case((row.uncapped, one), else_=zero),

@@ -164,7 +164,10 @@ MEASURES = (
     "score",
     "told_dollars",
     "told_device_seconds",
-    "escalated",
+    "judged",  # attempts that a verifier looked at; those that were in vain, and what they took
+    "attempts",
+    "attempt_dollars",
+    "escalated",  # answers that came after one of these
     "escalated_dollars",
     "uncapped",
     "uncapped_dollars",

@@ -12,7 +12,7 @@ import sqlalchemy as sa
 from alembic import op
 
 revision = "0005"
-down_revision = "0003"
+down_revision = "0004"
 
 _HOUR = 3600 * 10**9
 _DIMENSIONS = ("key_id", "key_name", "team", "feature", "route", "upstream", "model", "pool", "context")
@@ -48,6 +48,9 @@ _MEASURES = {
     "score": "0",
     "told_dollars": "0",
     "told_device_seconds": "0",
+    "judged": _count("verdict <> ''"),
+    "attempts": _count("\"end\" = 'escalated'"),
+    "attempt_dollars": "CASE WHEN \"end\" = 'escalated' THEN COALESCE(dollars, 0) ELSE 0 END",
     "escalated": _count("escalated_from IS NOT NULL"),
     "escalated_dollars": "CASE WHEN escalated_from IS NOT NULL THEN COALESCE(dollars, 0) ELSE 0 END",
     "uncapped": "0",

@@ -64,12 +64,12 @@ def run(args: argparse.Namespace) -> int:
         found = list(report.rows(ledger_at.open_store(args), Filter(id=args.id)))
         for row in found:
             width = max(map(len, row))
-            print("\n".join(f"{name:{width}}  {_text(value)}" for name, value in row.items()), end="\n\n")
+            print("\n".join(f"{name:{width}}  {text(value)}" for name, value in row.items()), end="\n\n")
         if not found:
             print(f"penstock ledger: there is no request {args.id!r}.", file=sys.stderr)
         return 0 if found else 1
     if args.ledger_command == "idle":
-        since, until = _moment(args.since, "--since"), _moment(args.until, "--until")
+        since, until = moment_of(args.since, "--since"), moment_of(args.until, "--until")
         if since is not None and until is not None and since > until:
             raise InvalidRequest(f"--since {args.since} is after --until {args.until}.")
         uses = idle(ledger_at.open_store(args), since, until, args.pool)
@@ -90,7 +90,7 @@ def run(args: argparse.Namespace) -> int:
         writer = csv.DictWriter(sys.stdout, COLUMNS, lineterminator="\n")
         writer.writeheader()
         writer.writerows(
-            {name: _cell(value) for name, value in row.items()} for row in report.rows(store, wanted)
+            {name: cell(value) for name, value in row.items()} for row in report.rows(store, wanted)
         )
     return 0
 
@@ -103,8 +103,8 @@ def _filter(args: argparse.Namespace) -> Filter:
             raise InvalidRequest(f"--tag {each} is not TAG=VALUE.", advice="As --tag feature=search.")
         tags.append((name, value))
     return Filter(
-        since=_moment(args.since, "--since"),
-        until=_moment(args.until, "--until"),
+        since=moment_of(args.since, "--since"),
+        until=moment_of(args.until, "--until"),
         key=args.key,
         team=args.team,
         tags=tuple(tags),
@@ -115,7 +115,7 @@ def _filter(args: argparse.Namespace) -> Filter:
     )
 
 
-def _moment(text: str | None, flag: str) -> int | None:
+def moment_of(text: str | None, flag: str) -> int | None:
     """A time in Unix nanoseconds: a date (UTC where it does not say), or so long ago."""
     if text is None:
         return None
@@ -139,14 +139,14 @@ def _table(rows: Iterable[dict[str, Any]], columns: Sequence[str]) -> None:
 
     table = Table(*columns, box=None)
     for row in rows:
-        table.add_row(*(_text(row[name]) for name in columns))
+        table.add_row(*(text(row[name]) for name in columns))
     # a line a row, whatever the terminal: it can be scrolled, and a cell that is cut says nothing
     console = Console(highlight=False, markup=False)
     console.width = max(console.width, 180)
     console.print(table)
 
 
-def _text(value: Any) -> str:
+def text(value: Any) -> str:
     """For eyes: bounded, and without what a terminal would obey."""
     if value is None:
         return "-"
@@ -158,7 +158,7 @@ def _text(value: Any) -> str:
     return text if text.isprintable() else repr(text)[1:-1]
 
 
-def _cell(value: Any) -> Any:
+def cell(value: Any) -> Any:
     """For a spreadsheet, which must not take a client's text for a formula."""
     if value is None:
         return ""

@@ -21,6 +21,7 @@ COMMANDS = {
     "bench": "measure any OpenAI-compatible server, or the start of ours",
     "keys": "make, list, rotate and revoke the keys of a gateway",
     "ledger": "read what a gateway has written of each request",
+    "costs": "what requests cost, by whom and for what, and whether self-hosting pays",
     "replay": "run a recorded step log again and compare the plans",
     "init": "write a commented penstock.yaml that `penstock up` runs as it is",
     "up": "run what a penstock.yaml describes on this machine: engines, and the gateway in front of them",

@@ -133,7 +133,7 @@ def _table(args: argparse.Namespace, found: Any, said: list[str], notes: list[st
     from rich.table import Table
 
     from penstock.gateway.costs import records
-    from penstock.gateway.costs.show import heads, shortened, shown
+    from penstock.gateway.costs.show import NONE, heads, shortened, shown
 
     report = shortened(found.report, args.top)
     names, totals = heads(report.by), records.figures(report.total)
@@ -147,7 +147,8 @@ def _table(args: argparse.Namespace, found: Any, said: list[str], notes: list[st
     for line in report.lines:
         figures = records.figures(line)
         group = records.group(report.by, line.group)
-        table.add_row(*(text(group[name]) for name in names), *(shown(name, figures[name]) for name in columns))
+        values = (NONE if group[name] in (None, "") else text(group[name]) for name in names)
+        table.add_row(*values, *(shown(name, figures[name]) for name in columns))
     if len(report.lines) > 1:
         table.add_section()
         table.add_row(

@@ -1,6 +1,7 @@
 """Charts as inline SVG: colours are the page's CSS classes, so that they are right in light and in dark.
 
-Every bar has a <title> with its figures, and every chart a line of text for who cannot see it.
+Bars are stretched to the width of the page, and their labels are text beside them: they stay readable on a
+phone. Every bar has a <title> with its figures, and every chart a sentence for who cannot see it.
 """
 
 from __future__ import annotations
@@ -24,62 +25,56 @@ class Bar:
 
 
 def rows(bars: Sequence[Bar], classes: Sequence[str], about: str, *, most: float | None = None) -> str:
-    """Horizontal bars with labels above them: they are read on a phone, too.
+    """Horizontal bars, each below its label.
 
     Args:
         classes: CSS class of each part.
         about: what the chart says, in a sentence.
         most: end of the scale; the longest bar if not given.
     """
-    width, row, thick = 600, 44, 16
     scale = most or max((max(sum(bar.parts), bar.mark or 0) for bar in bars), default=0) or 1
-    out = [_open(width, row * len(bars) + 4, about)]
-    for place, bar in enumerate(bars):
-        top = place * row
-        out.append(f"<g><title>{escape(bar.title)}</title>")
-        out.append(f'<text x="0" y="{top + 15}">{escape(bar.label)}</text>')
-        out.append(f'<rect class="track" x="0" y="{top + 21}" width="{width}" height="{thick}" rx="3"/>')
+    out = [f'<div class="chart" role="group" aria-label="{escape(about)}">']
+    for bar in bars:
+        out.append(f'<div class="label">{escape(bar.label)}</div>{_open(1000, 10, "row", bar.title)}')
+        out.append('<rect class="track" x="0" y="2" width="1000" height="6"/>')
         left = 0.0
         for part, name in zip(bar.parts, classes, strict=True):
-            size = min(width - left, max(part, 0) / scale * width)
+            size = min(1000 - left, max(part, 0) / scale * 1000)
             if size > 0:
-                out.append(_rect(name, left, top + 21, size, thick))
+                out.append(_rect(name, left, 2, size, 6))
             left += size
         if bar.mark is not None:
-            x = min(width - 1.5, bar.mark / scale * width)
-            out.append(_rect("mark", max(0.0, x - 1.5), top + 17, 3, thick + 8))
-        out.append("</g>")
-    return "".join([*out, "</svg>"])
+            out.append(_rect("mark", min(996.0, max(0.0, bar.mark / scale * 1000 - 2)), 0, 4, 10))
+        out.append("</svg>")
+    return "".join([*out, "</div>"])
 
 
 def columns(bars: Sequence[Bar], classes: Sequence[str], about: str) -> str:
     """Vertical bars, as for days; the first and the last have their labels."""
-    width, height, foot = 600, 180, 24
     scale = max((sum(bar.parts) for bar in bars), default=0) or 1
-    step = width / max(1, len(bars))
-    thick = max(1.0, min(40.0, step * 0.8))
-    out = [_open(width, height + foot, about)]
+    step = 1000 / max(1, len(bars))
+    thick = max(0.5, min(60.0, step * 0.8))
+    out = [f'<div class="chart">{_open(1000, 100, "columns", about)}']
     for place, bar in enumerate(bars):
-        x = place * step + (step - thick) / 2
-        out.append(f"<g><title>{escape(bar.title)}</title>")
-        out.append(f'<rect class="track" x="{x:.1f}" y="0" width="{thick:.1f}" height="{height}"/>')
-        y = float(height)
+        x, y = place * step + (step - thick) / 2, 100.0
+        out.append(f"<g><title>{escape(bar.title)}</title>{_rect('track', x, 0, thick, 100)}")
         for part, name in zip(bar.parts, classes, strict=True):
-            size = max(part, 0) / scale * height
+            size = max(part, 0) / scale * 100
             if size > 0:
                 y -= size
                 out.append(_rect(name, x, y, thick, size))
         out.append("</g>")
-    if bars:
-        out.append(f'<text x="0" y="{height + 18}">{escape(bars[0].label)}</text>')
-    if len(bars) > 1:
-        out.append(f'<text x="{width}" y="{height + 18}" text-anchor="end">{escape(bars[-1].label)}</text>')
-    return "".join([*out, "</svg>"])
+    ends = [bars[0].label, bars[-1].label] if len(bars) > 1 else [bar.label for bar in bars]
+    labels = "".join(f"<span>{escape(each)}</span>" for each in ends)
+    return "".join([*out, f'</svg><div class="ends">{labels}</div></div>'])
 
 
-def _open(width: int, height: int, about: str) -> str:
-    return f'<svg viewBox="0 0 {width} {height}" role="img" aria-label="{escape(about)}">'
+def _open(width: int, height: int, kind: str, title: str) -> str:
+    return (
+        f'<svg class="{kind}" viewBox="0 0 {width} {height}" preserveAspectRatio="none" role="img" '
+        f'aria-label="{escape(title)}"><title>{escape(title)}</title>'
+    )
 
 
 def _rect(name: str, x: float, y: float, width: float, height: float) -> str:
-    return f'<rect class="{name}" x="{x:.1f}" y="{y:.1f}" width="{width:.2f}" height="{height:.2f}"/>'
+    return f'<rect class="{name}" x="{x:.2f}" y="{y:.2f}" width="{width:.2f}" height="{height:.2f}"/>'

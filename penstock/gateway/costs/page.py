@@ -14,7 +14,7 @@ from .charts import Bar
 from .patterns import Finding
 from .read import Found
 from .report import Line, Report
-from .show import heads, shortened, shown
+from .show import NONE, heads, shortened, shown, without_days
 from .words import money, percent
 
 _COLUMNS = {
@@ -64,8 +64,10 @@ h1{font-size:1.6rem;margin:0 0 .25rem}h2{font-size:1.2rem;margin:2rem 0 .6rem}p{
 .card b{display:block;font-size:1.35rem;font-variant-numeric:tabular-nums}
 .verdict{border-left:4px solid var(--charged);background:var(--card);padding:.6rem .9rem;margin:.6rem 0;font-size:1.05rem}
 .verdict.bad{border-color:var(--bad)}
-svg{display:block;width:100%;height:auto;max-width:46rem;margin:.5rem 0;font:14px system-ui,sans-serif}
-svg text{fill:var(--fg)}svg .track{fill:var(--card)}svg .charged{fill:var(--charged)}svg .idle{fill:var(--idle)}
+.chart{max-width:46rem;margin:.5rem 0}.label{margin-top:.55rem;font-size:.95rem;overflow-wrap:anywhere}
+svg{display:block;width:100%}svg.row{height:1.6rem}svg.columns{height:11rem}
+.ends{display:flex;justify-content:space-between;color:var(--dim);font-size:.9rem}
+svg .track{fill:var(--card)}svg .charged{fill:var(--charged)}svg .idle{fill:var(--idle)}
 svg .cloud{fill:var(--cloud)}svg .mark{fill:var(--cloud)}
 .key span{display:inline-block;margin-right:1.1rem;white-space:nowrap}
 .key i{display:inline-block;width:.8rem;height:.8rem;border-radius:2px;margin-right:.35rem;vertical-align:-.08rem}
@@ -73,7 +75,7 @@ svg .cloud{fill:var(--cloud)}svg .mark{fill:var(--cloud)}
 table{border-collapse:collapse;width:100%;font-size:.92rem;font-variant-numeric:tabular-nums}
 th,td{padding:.35rem .6rem;border-bottom:1px solid var(--line);text-align:right;white-space:nowrap}
 th{color:var(--dim);font-weight:600}
-th.name,td.name{text-align:left;white-space:normal;overflow-wrap:anywhere;min-width:6rem}
+th.name,td.name{text-align:left;white-space:normal;overflow-wrap:anywhere;min-width:7.5rem}
 tr.total td{font-weight:700;border-bottom:0}
 .finding{border:1px solid var(--line);border-radius:.5rem;padding:.6rem .9rem;margin:.6rem 0;overflow-wrap:anywhere}
 .finding h3{font-size:1rem;margin:0;display:flex;gap:1rem;justify-content:space-between}
@@ -153,7 +155,7 @@ def _verdict(text: str) -> str:
 
 def _label(report: Report, line: Line) -> str:
     group = records.group(report.by, line.group)
-    text = " · ".join("-" if group[name] in (None, "") else str(group[name]) for name in heads(report.by))
+    text = " · ".join(NONE if group[name] in (None, "") else str(group[name]) for name in heads(report.by))
     text = "".join(each if each.isprintable() else "\N{REPLACEMENT CHARACTER}" for each in text) or "all"
     return text if len(text) <= _LONGEST else f"{text[: _LONGEST - 1]}…"
 
@@ -161,7 +163,7 @@ def _label(report: Report, line: Line) -> str:
 def _bar(report: Report, line: Line) -> Bar:
     cloud = line.comparator
     title = f"{_label(report, line)}: charged {money(line.sums['dollars'])}, idle {money(line.idle)}"
-    if cloud is not None and line.sums["requests"] == line.own["compared"]:
+    if cloud is not None and line.own["compared"] >= 0.95 * line.sums["requests"]:  # else it is of a part
         title += f"; the cloud takes {money(cloud)}"
     else:
         cloud = None
@@ -196,7 +198,7 @@ def _charts(report: Report) -> Iterator[str]:
         yield legend.format("")
         yield charts.columns(bars, ("charged", "idle"), "Cost of each day, charged and idle")
     if report.by != ("day",):
-        some = shortened(report, _BARS)
+        some = shortened(without_days(report), _BARS)
         bars = [_bar(some, line) for line in sorted(some.lines, key=lambda line: -line.cost)]
         yield "<h2>Where the money goes</h2>"
         cloud = '<span><i style="background:var(--cloud)"></i>what the cloud takes for the same</span>'
@@ -232,7 +234,7 @@ def _row(
     yield f'<tr class="{kind}">'
     for name in names:
         value = group[name]
-        text = "-" if value in (None, "") and kind != "total" else str(value)
+        text = NONE if value in (None, "") and kind != "total" else str(value)
         text = "".join(each if each.isprintable() else "\N{REPLACEMENT CHARACTER}" for each in text)
         hidden = " none" if kind == "total" and not text else ""
         yield f'<td class="name{hidden}" data-head="{escape(name)}">{escape(text)}</td>'

@@ -13,6 +13,10 @@ from .report import Line, Report
 from .words import count, money, percent
 
 
+NONE = "(none)"
+"""Requests without a feature, a team, a pool."""
+
+
 def heads(by: Sequence[str]) -> list[str]:
     """Columns of what a line is of: a key's name says more than its id."""
     names = list(group(by, [None] * len(by)))
@@ -26,18 +30,35 @@ def shortened(report: Report, top: int) -> Report:
     kept = sorted(report.lines, key=lambda line: (-line.cost, -line.requests))[:top]
     places = {id(line) for line in kept}
     others = [line for line in report.lines if id(line) not in places]
-    rest = Line(
-        group=(f"({len(others):,} others)", *[""] * (len(report.by) - 1)),
-        sums={name: sum(line.sums[name] for line in others) for name in report.total.sums},
-        own={name: sum(line.own[name] for line in others) for name in report.total.own},
-        idle=sum(line.idle for line in others),
-        told_idle=sum((line.told_idle for line in others), Fraction(0)),
-        compared_idle=sum((line.compared_idle for line in others), Fraction(0)),
-    )
-    if report.by[:2] == ("key_id", "key_name"):
-        rest.group = ("", *rest.group[:1], *rest.group[2:])
+    about, first = f"({len(others):,} others)", heads(report.by)[0]
+    names = group(report.by, [None] * len(report.by))
+    rest = _together(tuple(about if name == first else "-" for name in names), others)
     lines = [line for line in report.lines if id(line) in places]
     return Report(by=report.by, lines=[*lines, rest], total=report.total, pools=report.pools)
+
+
+def without_days(report: Report) -> Report:
+    """The same lines over all days."""
+    if "day" not in report.by:
+        return report
+    place = report.by.index("day")
+    found: dict[tuple[Any, ...], list[Line]] = {}
+    for line in report.lines:
+        found.setdefault(line.group[:place] + line.group[place + 1 :], []).append(line)
+    lines = [_together(values, some) for values, some in found.items()]
+    by = report.by[:place] + report.by[place + 1 :]
+    return Report(by=by, lines=lines, total=report.total, pools=report.pools)
+
+
+def _together(values: tuple[Any, ...], lines: Sequence[Line]) -> Line:
+    return Line(
+        group=values,
+        sums={name: sum(line.sums[name] for line in lines) for name in lines[0].sums},
+        own={name: sum(line.own[name] for line in lines) for name in lines[0].own},
+        idle=sum(line.idle for line in lines),
+        told_idle=sum((line.told_idle for line in lines), Fraction(0)),
+        compared_idle=sum((line.compared_idle for line in lines), Fraction(0)),
+    )
 
 
 def shown(name: str, value: Any) -> str:

@@ -23,10 +23,12 @@ _NONE = "A price without a date and a source is none."
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the load, the two prices, and the case study."""
     load_ = parser.add_argument_group("the load")
-    load_.add_argument("--input-tokens", type=int, metavar="N", help="of a request, on average")
+    load_.add_argument("--input-tokens", type=int, metavar="N", help="of an average request")
     load_.add_argument("--output-tokens", type=int, metavar="N", help="of its answer")
-    load_.add_argument("--requests-per-second", action="append", default=[], metavar="X", help="also this one")
-    load_.add_argument("--requests-per-day", action="append", default=[], metavar="N", help="also this one")
+    load_.add_argument(
+        "--requests-per-second", action="append", default=[], metavar="X", help="also this one"
+    )
+    load_.add_argument("--requests-per-day", action="append", default=[], metavar="N", help="this, too")
     own = parser.add_argument_group("self-hosted: a replica")
     own.add_argument(
         "--tokens-per-second",
@@ -50,7 +52,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     cloud.add_argument("--cloud-source", metavar="TEXT", help="where")
     cloud.add_argument("--cloud", metavar="UPSTREAM/MODEL", help="all of them from this model of --spec")
     parser.add_argument(
-        "--spec", type=Path, default=argparse.SUPPRESS, metavar="FILE", help="where prices are (penstock.yaml)"
+        "--spec",
+        type=Path,
+        default=argparse.SUPPRESS,
+        metavar="FILE",
+        help="prices (penstock.yaml)",
     )
     parser.add_argument(
         "--case-study", action="store_true", help="a published case study, with its arithmetic and its errors"
@@ -139,9 +145,9 @@ def _cloud(args: argparse.Namespace) -> Cloud | None:
         if model.price is None:
             raise InvalidRequest(f"upstreams.{upstream}.models.{name} has no price.", param="--cloud")
         price = model.price
-        million = [Fraction(each * 1_000_000, price.per) for each in (price.input, price.output)]
+        taken, given = (round(Fraction(each * 1_000_000, price.per)) for each in (price.input, price.output))
         batch = None if price.batch is None else Fraction(str(price.batch))
-        return Cloud(*map(round, million), Dated(price.as_of, price.source), batch)
+        return Cloud(taken, given, Dated(price.as_of, price.source), batch)
     if args.cloud_input is None and args.cloud_output is None:
         return None
     if args.cloud_input is None or args.cloud_output is None:
@@ -185,12 +191,13 @@ def _choices(names: Any) -> str:
 
 def _number(text: str, flag: str) -> Fraction:
     try:
-        number = Fraction(Decimal(text)) if len(text) <= 40 else Fraction(0)
-    except (ArithmeticError, ValueError):
-        number = Fraction(0)
-    if not 0 < number < 10**12:
-        raise InvalidRequest(f"{flag} {text} is no number over 0.", param=flag)
-    return number
+        number = Decimal(text)
+        # digits first: 1e999999999 is short, and has a billion of them
+        if number.is_finite() and abs(number.adjusted()) <= 12 and 0 < number < 10**12 and len(text) <= 40:
+            return Fraction(number)
+    except ArithmeticError:
+        pass
+    raise InvalidRequest(f"{flag} {text} is no number over 0.", param=flag)
 
 
 def _dollars(text: str, flag: str) -> int:
@@ -256,7 +263,7 @@ def _print(
     print()
     console.print(table)
     table = Table("utilization", "requests", "$ for a million tokens", "cloud", "saving", "",
-                  box=None, pad_edge=False, title="By utilization of one replica", title_justify="left")  # fmt: skip
+                  box=None, pad_edge=False, title="By utilization", title_justify="left")  # fmt: skip
     for case in shares:
         monthly = case.rate * 3600 * HOURS * request.tokens
         table.add_row(
@@ -275,11 +282,15 @@ def _print(
     rate = even * hosted.throughput / request.tokens * 86_400
     if even > most:
         print(
-            f"Break-even is at a utilization of {percent(even)}, and a replica is planned for {percent(most)}: "
+            f"Break-even is at a utilization of {percent(even)}, and a replica is planned for "
+            f"{percent(most)}: "
             "self-hosting does not pay at these prices, however many requests there are."
         )
     else:
-        print(f"Break-even: a utilization of {percent(even)}, {count(float(rate))} requests a day on one replica.")
+        print(
+            f"Break-even: a utilization of {percent(even)}, {count(float(rate))} requests a day on one "
+            "replica."
+        )
     if cloud.batch is not None:
         batch = even / cloud.batch
         print(
@@ -293,7 +304,9 @@ def _saving(case: Case) -> str:
 
     if case.saving is None or case.cloud is None:
         return "-"
-    return percent(case.saving) if case.saving > -1 else f"{count(float(case.hosted / case.cloud))} × the bill"
+    return (
+        percent(case.saving) if case.saving > -1 else f"{count(float(case.hosted / case.cloud))} × the bill"
+    )
 
 
 def _whole(
@@ -340,7 +353,9 @@ def _case_study(args: argparse.Namespace) -> int:
             {"claim": each.claim, "arithmetic": each.arithmetic, "finding": each.finding, "holds": each.holds}
             for each in found
         ]
-        print(json.dumps({"checks": whole, "consistent": list(consistent(study))}, indent=2, ensure_ascii=False))
+        print(
+            json.dumps({"checks": whole, "consistent": list(consistent(study))}, indent=2, ensure_ascii=False)
+        )
         return 0
     print("A 13B model, 50,000 requests a day, 8 A100-40GB: “$180K/month”, then “monthly savings: $155K”.\n")
     for number, each in enumerate(found, 1):

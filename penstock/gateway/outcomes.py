@@ -16,6 +16,7 @@ import logging
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from decimal import Decimal, InvalidOperation
+from functools import partial
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import msgspec
@@ -181,9 +182,7 @@ class Outcomes:
         for first in range(0, len(tellings), _AT_ONCE):
             some = tellings[first : first + _AT_ONCE]
             found += await self._meter.thread.call(
-                lambda some=some: tell(  # type: ignore[misc]
-                    self._meter.store, some, now=now, since=now - self._window, owner=owner
-                )
+                partial(tell, self._meter.store, some, now=now, since=now - self._window, owner=owner)
             )
         for verdict, count in Counter(each.verdict for each in found).items():
             self._door.metrics.outcomes(verdict, count)
@@ -193,8 +192,7 @@ class Outcomes:
         """Until the rows are there, or long enough."""
         ids = {each.id for each in tellings}
         for pause in (*AGAIN, None):
-            look = ids
-            ids = await self._meter.thread.call(lambda: unknown(self._meter.store, look, owner))
+            ids = await self._meter.thread.call(partial(unknown, self._meter.store, ids, owner))
             if not ids or pause is None or self._waiting.locked():
                 return
             async with self._waiting:

@@ -1,4 +1,4 @@
-"""Outcomes over HTTP: whose they are, when they come, and what becomes of them; on a gateway with a ledger."""
+"""Outcomes over HTTP: whose they are, when they come, and what becomes of them."""
 
 from __future__ import annotations
 

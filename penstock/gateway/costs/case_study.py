@@ -1,7 +1,7 @@
-"""A published case study, reckoned again: what it claims, what its own figures give, and where they disagree.
+"""A published case study, reckoned again: what it claims, and what its own figures give.
 
-It is that of a course module on vLLM: a startup that "was spending $180K/month", 50,000 requests a day with a 13B
-model on 8 A100-40GB, before and after it moved from one instance per GPU to two vLLM instances of four.
+It is that of a course module on vLLM: a startup that "was spending $180K/month", 50,000 requests a day with a
+13B model on 8 A100-40GB, before and after it moved from one instance per GPU to two vLLM instances of four.
 """
 
 from __future__ import annotations
@@ -103,16 +103,20 @@ def checks(study: Study) -> Iterator[Check]:
         f"utilization from {_share(before.utilization)} to {_share(after.utilization)} with the same traffic",
         f"{study.requests:,}/day = {float(rate):.3f}/s; {before.gpus} × {_share(before.utilization)} / "
         f"{float(rate):.3f} = {float(work[0]):.2f} GPU-seconds a request before, {float(work[1]):.2f} after",
-        f"each request would take {float(work[1] / work[0]):.1f} times the GPU time: better batching lowers the "
+        f"each request would take {float(work[1] / work[0]):.1f} times the GPU time: better batching lowers "
+        "the "
         "utilization of the same GPUs by the same traffic, and does not raise it",
         work[1] <= work[0],
     )
     running = [rate * phase.latency for phase in (before, after)]
     yield Check(
         f"room for {after.users} users at a time is what this traffic needs",
-        f"Little's law: {float(rate):.3f}/s × {float(before.latency):g} s = {float(running[0]):.1f} at a time "
-        f"of {before.users} before, × {float(after.latency):g} s = {float(running[1]):.2f} of {after.users} after",
-        f"on average {float(running[1]):.1f} requests run after, {_share(running[1] / after.users)} of the room: "
+        f"Little's law: {float(rate):.3f}/s × {float(before.latency):g} s = {float(running[0]):.1f} at a "
+        "time "
+        f"of {before.users} before, × {float(after.latency):g} s = {float(running[1]):.2f} of {after.users} "
+        "after",
+        f"on average {float(running[1]):.1f} requests run after, {_share(running[1] / after.users)} of the "
+        "room: "
         "the capacity is there, and this traffic does not use it",
         running[1] * 2 >= after.users,
     )
@@ -141,7 +145,8 @@ def consistent(study: Study) -> Iterator[str]:
     month = study.requests * DAYS
     yield (
         f"{study.requests:,} requests a day kept {before.gpus} GPUs {_share(before.utilization)} busy: "
-        f"{float(busy):g} GPUs' work. At {_share(after.utilization)} that is {float(busy / after.utilization):.2f}"
+        f"{float(busy):g} GPUs' work. At {_share(after.utilization)} that is "
+        f"{float(busy / after.utilization):.2f}"
         f" GPUs, so {needed}, if no request takes less GPU time than before."
     )
     yield (

@@ -19,7 +19,9 @@ from fractions import Fraction
 HOURS = Fraction(36525, 100) * 24 / 12
 """Of a month: 730.5."""
 DAY = 86_400
-RATES = tuple(Fraction(each, DAY) for each in (10, 100, 1000, 10_000)) + tuple(map(Fraction, (1, 3, 10, 30, 100)))
+RATES = tuple(Fraction(each, DAY) for each in (10, 100, 1000, 10_000)) + tuple(
+    map(Fraction, (1, 3, 10, 30, 100))
+)
 """Requests per second that the table has."""
 SHARES = tuple(Fraction(each, 100) for each in (1, 5, 15, 30, 60, 85, 100))
 """Utilizations that the table has."""
@@ -127,7 +129,9 @@ def at_utilization(hosted: Hosted, cloud: Cloud | None, request: Request, share:
     return at_rate(hosted, cloud, request, share * hosted.throughput / request.tokens, Fraction(1))
 
 
-def rates(hosted: Hosted, cloud: Cloud | None, request: Request, most: Fraction, own: Sequence[Fraction] = ()) -> Iterator[Case]:
+def rates(
+    hosted: Hosted, cloud: Cloud | None, request: Request, most: Fraction, own: Sequence[Fraction] = ()
+) -> Iterator[Case]:
     """The savings table by requests per second, with those of one's own."""
     for rate in sorted({*RATES, *own}):
         yield at_rate(hosted, cloud, request, rate, most)

@@ -1,4 +1,4 @@
-"""A report as one HTML file: no network, no scripts, light and dark as the reader has it, readable on a phone."""
+"""A report as one HTML file: no network, no scripts, light and dark, readable on a phone."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from .patterns import Finding
 from .read import Found
 from .report import Line, Report
 from .show import NONE, heads, shortened, shown, without_days
-from .words import money, percent
+from .words import money, percent, plain
 
 _COLUMNS = {
     "requests": "requests",
@@ -37,6 +37,7 @@ _COLUMNS = {
 }
 """Figures of records.FIGURES → heads of the table; those that are nowhere known are left out."""
 _BARS = 12
+_POLICY = "default-src 'none'; style-src 'unsafe-inline'"
 _KINDS = {
     "idle_devices": "A device that waits",
     "large_model": "A large model where a small one may do",
@@ -52,17 +53,19 @@ _LONGEST = 60
 _CSS = """
 :root{color-scheme:light dark;--bg:#fff;--fg:#1b1f24;--dim:#59636e;--line:#d5dae0;--card:#f5f7f9;
 --charged:#0b6e99;--idle:#e0a13a;--cloud:#7a4fb5;--bad:#a8231c}
-@media (prefers-color-scheme:dark){:root{--bg:#14171b;--fg:#e4e8ec;--dim:#9aa5b1;--line:#323a43;--card:#1d2228;
---charged:#4aa8d0;--idle:#c98f2e;--cloud:#b08ae0;--bad:#ff8a80}}
+@media (prefers-color-scheme:dark){:root{--bg:#14171b;--fg:#e4e8ec;--dim:#9aa5b1;--line:#323a43;
+--card:#1d2228;--charged:#4aa8d0;--idle:#c98f2e;--cloud:#b08ae0;--bad:#ff8a80}}
 *{box-sizing:border-box}
-body{margin:0;background:var(--bg);color:var(--fg);font:16px/1.5 system-ui,-apple-system,"Segoe UI",sans-serif}
+body{margin:0;background:var(--bg);color:var(--fg);
+font:16px/1.5 system-ui,-apple-system,"Segoe UI",sans-serif}
 main{max-width:72rem;margin:0 auto;padding:1.25rem}
 h1{font-size:1.6rem;margin:0 0 .25rem}h2{font-size:1.2rem;margin:2rem 0 .6rem}p{margin:.4rem 0}
 .dim{color:var(--dim)}
 .cards{display:grid;grid-template-columns:repeat(auto-fit,minmax(9.5rem,1fr));gap:.75rem;margin:1rem 0}
 .card{background:var(--card);border:1px solid var(--line);border-radius:.5rem;padding:.7rem .9rem}
 .card b{display:block;font-size:1.35rem;font-variant-numeric:tabular-nums}
-.verdict{border-left:4px solid var(--charged);background:var(--card);padding:.6rem .9rem;margin:.6rem 0;font-size:1.05rem}
+.verdict{border-left:4px solid var(--charged);background:var(--card);padding:.6rem .9rem;margin:.6rem 0;
+font-size:1.05rem}
 .verdict.bad{border-color:var(--bad)}
 .chart{max-width:46rem;margin:.5rem 0}.label{margin-top:.55rem;font-size:.95rem;overflow-wrap:anywhere}
 svg{display:block;width:100%}svg.row{height:1.6rem}svg.columns{height:11rem}
@@ -70,14 +73,16 @@ svg{display:block;width:100%}svg.row{height:1.6rem}svg.columns{height:11rem}
 svg .track{fill:var(--card)}svg .charged{fill:var(--charged)}svg .idle{fill:var(--idle)}
 svg .cloud{fill:var(--cloud)}svg .mark{fill:var(--cloud)}
 .key span{display:inline-block;margin-right:1.1rem;white-space:nowrap}
-.key i{display:inline-block;width:.8rem;height:.8rem;border-radius:2px;margin-right:.35rem;vertical-align:-.08rem}
+.key i{display:inline-block;width:.8rem;height:.8rem;border-radius:2px;margin-right:.35rem;
+vertical-align:-.08rem}
 .scroll{overflow-x:auto}
 table{border-collapse:collapse;width:100%;font-size:.92rem;font-variant-numeric:tabular-nums}
 th,td{padding:.35rem .6rem;border-bottom:1px solid var(--line);text-align:right;white-space:nowrap}
 th{color:var(--dim);font-weight:600}
 th.name,td.name{text-align:left;white-space:normal;overflow-wrap:anywhere;min-width:7.5rem}
 tr.total td{font-weight:700;border-bottom:0}
-.finding{border:1px solid var(--line);border-radius:.5rem;padding:.6rem .9rem;margin:.6rem 0;overflow-wrap:anywhere}
+.finding{border:1px solid var(--line);border-radius:.5rem;
+padding:.6rem .9rem;margin:.6rem 0;overflow-wrap:anywhere}
 .finding h3{font-size:1rem;margin:0;display:flex;gap:1rem;justify-content:space-between}
 @media (max-width:40rem){
 main{padding:.9rem}.scroll{overflow:visible}
@@ -114,7 +119,8 @@ def page(
         "<!doctype html>",
         '<html lang="en"><head><meta charset="utf-8">',
         '<meta name="viewport" content="width=device-width, initial-scale=1">',
-        '<meta http-equiv="Content-Security-Policy" content="default-src \'none\'; style-src \'unsafe-inline\'">',
+        f'<meta http-equiv="Content-Security-Policy" content="{_POLICY}">',
+        "'unsafe-inline'\">",
         f"<title>Costs by {escape(by)}</title><style>{_CSS}</style></head><body><main>",
         f"<h1>What requests cost, by {escape(by)}</h1>",
         f'<p class="dim">{found.days:.4g} days of the ledger; made {made} by penstock costs</p>',
@@ -156,7 +162,7 @@ def _verdict(text: str) -> str:
 def _label(report: Report, line: Line) -> str:
     group = records.group(report.by, line.group)
     text = " · ".join(NONE if group[name] in (None, "") else str(group[name]) for name in heads(report.by))
-    text = "".join(each if each.isprintable() else "\N{REPLACEMENT CHARACTER}" for each in text) or "all"
+    text = plain(text) or "all"
     return text if len(text) <= _LONGEST else f"{text[: _LONGEST - 1]}…"
 
 
@@ -235,7 +241,7 @@ def _row(
     for name in names:
         value = group[name]
         text = NONE if value in (None, "") and kind != "total" else str(value)
-        text = "".join(each if each.isprintable() else "\N{REPLACEMENT CHARACTER}" for each in text)
+        text = plain(text)
         hidden = " none" if kind == "total" and not text else ""
         yield f'<td class="name{hidden}" data-head="{escape(name)}">{escape(text)}</td>'
     for name, head in columns.items():
@@ -254,9 +260,7 @@ def _pools(report: Report) -> Iterator[str]:
     for use in known:
         assert use.paid is not None  # as `known` says
         used = use.charged / use.paid
-        title = (
-            f"{use.pool}: paid {money(use.paid)}, used {percent(used)} of it, idle {money(use.idle or 0)}"
-        )
+        title = f"{use.pool}: paid {money(use.paid)}, used {percent(used)} of it, idle {money(use.idle or 0)}"
         bars.append(Bar(title, (used,), title, None if even is None or even > 1 else float(even)))
     yield "<h2>What was paid for, and used</h2>"
     if even is not None and even <= 1:

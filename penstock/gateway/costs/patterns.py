@@ -15,12 +15,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from fractions import Fraction
 from typing import Any
 
-from .report import Line, PoolUse, Report
-from .words import count, money, percent
+from .report import Line, Report
+from .words import count, money, percent, plain
 
 Sums = Mapping[str, int]
 
@@ -78,7 +78,8 @@ def find(report: Report, seen: Seen, days: float) -> list[Finding]:
         _many_features(seen),
     ):
         found += sorted(some, key=lambda each: -(each.dollars or 0))[:_MOST]
-    return sorted(found, key=lambda each: -(each.dollars or 0))
+    found.sort(key=lambda each: -(each.dollars or 0))
+    return [replace(each, subject=plain(each.subject), text=plain(each.text)) for each in found]
 
 
 def _idle_devices(report: Report, seen: Seen, days: float) -> Iterator[Finding]:
@@ -132,8 +133,9 @@ def _large_model(seen: Seen) -> Iterator[Finding]:
                     text=f"{about[0].upper()}{about[1:]}: {dear} costs {money(round(each))} a request and "
                     f"succeeds in {percent(_rate(sums))} of {sums['told']} known outcomes; {cheap} costs "
                     f"{money(round(less))} and succeeds in {percent(_rate(other))} of {other['told']}: at "
-                    f"worst {percent(-min(worst, 0.0))} less often, at 95 % confidence. Its {sums['requests']} "
-                    f"requests would have cost {money(saved)} less there.",
+                    f"worst {percent(-min(worst, 0.0))} less often, at 95 % confidence. Its "
+                    f"{sums['requests']} "
+                    f"requests would have cost {money(saved)} less there, idle time not counted.",
                 )
                 if best is None or saved > (best.dollars or 0):
                     best = finding
@@ -166,10 +168,12 @@ def _no_prefix_hits(seen: Seen) -> Iterator[Finding]:
             kind="no_prefix_hits",
             subject=about,
             dollars=sums["dollars"],
-            text=f"{about[0].upper()}{about[1:]} sends {sums['input_tokens'] // answered:,} tokens of prompt a "
+            text=f"{about[0].upper()}{about[1:]} sends {sums['input_tokens'] // answered:,} tokens of prompt "
+            "a "
             f"request to {upstream}, and {percent(share)} of them come from the prefix cache. All "
             f"{money(sums['dollars'])} of it is spent on prompts that are computed anew. The ledger holds no "
-            "prompts; the usual cause is dynamic text (a date, a user's name, retrieved documents) that stands "
+            "prompts; the usual cause is dynamic text (a date, a user's name, retrieved documents) that "
+            "stands "
             "before the static instructions: put what never changes first, and what changes last. An engine "
             "may also have no prefix cache, or not say what it hits (vLLM: --enable-prefix-caching, "
             "--enable-prompt-tokens-details).",
@@ -184,7 +188,8 @@ def _unbounded(seen: Seen) -> Iterator[Finding]:
             kind="unbounded",
             subject=f"route {route}",
             dollars=sums["uncapped_dollars"],
-            text=f"{sums['uncapped']:,} of {sums['requests']:,} requests to {route} had no max_tokens, and the "
+            text=f"{sums['uncapped']:,} of {sums['requests']:,} requests to {route} had no max_tokens, and "
+            "the "
             f"route gives none: they cost {money(sums['uncapped_dollars'])}, and each may generate until the "
             f"context ends. Write routes.{route}.max_tokens with a ceiling and a default.",
         )
@@ -231,7 +236,8 @@ def _many_features(seen: Seen) -> Iterator[Finding]:
         kind="many_features",
         subject="tag feature",
         dollars=None,
-        text=f"The tag feature has {len(features):,} values in {requests:,} requests, as if each user had one. "
+        text=f"The tag feature has {len(features):,} values in {requests:,} requests, as if each user had "
+        "one. "
         "Reports by feature say little then, and take longer: use another tag for who it is.",
     )
 
@@ -308,7 +314,8 @@ def verdicts(report: Report, days: float) -> Iterator[str]:
     used = Fraction(sum(use.charged for use in report.pools if use.paid), paid)
     if even > 1:
         yield (
-            f"It cannot pay at these prices: a device that is busy all the time costs {float(even):.3g} times "
+            f"It cannot pay at these prices: a device that is busy all the time costs {float(even):.3g} "
+            "times "
             "what the cloud takes for its work. A faster engine, a smaller or quantised model, or a cheaper "
             "device would change that; more requests do not."
         )

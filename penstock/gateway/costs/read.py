@@ -82,9 +82,18 @@ def find(store: Store, by: Sequence[str], wanted: Wanted, now: int) -> Found:
             wanted.equal,
             conditions,
         )
-        keys = read(
-            connection, ["key_id", "key_name"], since, until, {**wanted.equal, "feature": None}, conditions
-        ) if "feature" not in wanted.equal else {}
+        keys = (
+            read(
+                connection,
+                ["key_id", "key_name"],
+                since,
+                until,
+                {**wanted.equal, "feature": None},
+                conditions,
+            )
+            if "feature" not in wanted.equal
+            else {}
+        )
     if only is not None:
         spells = {pool: each for pool, each in spells.items() if pool == only}
     span = _uses(spells, span_usage, None, begin, end)
@@ -100,7 +109,7 @@ def find(store: Store, by: Sequence[str], wanted: Wanted, now: int) -> Found:
         pools,
         span=span,
         names=MEASURES,
-        whole=not narrow or set(wanted.equal) == {"pool"} and not wanted.tags,
+        whole=not narrow or (set(wanted.equal) == {"pool"} and not wanted.tags),
     )
     seen = Seen(
         features={group: _named(sums) for group, sums in features.items()},

@@ -82,7 +82,7 @@ class Line:
 
     @property
     def compared_cost(self) -> Fraction | None:
-        """Nanodollars of self-hosted requests with a comparator, with their idle; None where there is none."""
+        """Nanodollars of self-hosted requests with a comparator, and their idle; None where there is none."""
         return self.own["compared_dollars"] + self.compared_idle if self.own["compared"] else None
 
     @property
@@ -163,7 +163,7 @@ def build(
             continue
         here = [each for each in users.get((use.pool, use.day), []) if each[1]["device_seconds"]]
         weights = [sums["device_seconds"] for _, sums in here]
-        others = use.device_seconds - sum(weights)
+        others = max(0, use.device_seconds - sum(weights))  # two reads may see a row come between them
         if not weights and not others:
             if whole:
                 group = tuple({"day": use.day, "pool": use.pool}.get(name, NOBODY) for name in by)

@@ -12,7 +12,6 @@ from .records import group
 from .report import Line, Report
 from .words import count, money, percent
 
-
 NONE = "(none)"
 """Requests without a feature, a team, a pool."""
 
@@ -77,7 +76,8 @@ def remarks(report: Report, tags: Sequence[tuple[str, str]] = ()) -> Iterator[st
     sums = report.total.sums
     if sums["unsettled"]:
         yield (
-            f"{sums['unsettled']:,} requests are unsettled: {money(sums['unsettled_dollars'])} of the dollars "
+            f"{sums['unsettled']:,} requests are unsettled: {money(sums['unsettled_dollars'])} of the "
+            "dollars "
             "are what they had reserved, and not what they used."
         )
     if sums["unpriced"]:
@@ -95,7 +95,8 @@ def remarks(report: Report, tags: Sequence[tuple[str, str]] = ()) -> Iterator[st
     if sums["told"] and sums["told"] < report.total.requests:
         share = Fraction(sums["told"], report.total.requests)
         yield (
-            f"Outcomes are known of {percent(share)} of the requests: the cost of a success is that of these, "
+            f"Outcomes are known of {percent(share)} of the requests: the cost of a success is that of "
+            "these, "
             "failures among them included."
         )
     if tags:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from fractions import Fraction
 
 _NANO = 10**9
+_UNPRINTABLE = "\N{REPLACEMENT CHARACTER}"
 
 
 def money(nanodollars: int) -> str:
@@ -33,3 +34,10 @@ def count(number: float) -> str:
     if abs(number) >= 100 or number == int(number):
         return f"{number:,.0f}"
     return f"{number:.3g}"
+
+
+def plain(text: str) -> str:
+    """Of what clients wrote: without what a terminal would obey, or a browser turn round."""
+    return (
+        text if text.isprintable() else "".join(each if each.isprintable() else _UNPRINTABLE for each in text)
+    )

@@ -122,7 +122,7 @@ def unknown(store: Store, ids: Collection[str], owner: tuple[str, str] | None) -
                 query = sa.select(ledger.c.id, ledger.c.escalated_from).where(
                     ledger.c.id.in_(some), *_owned(owner)
                 )
-                found |= {id: attempt for id, attempt in connection.execute(query)}
+                found |= dict(connection.execute(query).all())
     return {id for id in ids if id not in found or (found[id] and found[id] not in found)}
 
 

@@ -45,8 +45,8 @@ Changes = dict[tuple[int, tuple[Any, ...]], Sums]
 _series_of = attrgetter("key_id", "key_name", "team", "route", "upstream", "model", "pool", "context")
 _SUCCESS, _FAILURE = "success", "failure"
 ATTEMPT = "escalated"
-"""How an attempt ended that was in vain; and its outcome, once that of the final answer is known: what it took
-belongs to that, and it was no try of its own."""
+"""How an attempt ended that was in vain; and its outcome, once that of the final answer is known: what it
+took belongs to that, and it was no try of its own."""
 
 
 def score(outcome: str) -> int:

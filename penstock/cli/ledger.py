@@ -14,6 +14,7 @@ from typing import Any
 from penstock.core.errors import InvalidRequest
 from penstock.gateway.ledger import report
 from penstock.gateway.ledger.idle import idle, remarks
+from penstock.gateway.ledger.outcomes import MOST_WORDS, Telling, score_text, tell, words
 from penstock.gateway.ledger.report import COLUMNS, Filter
 
 from . import ledger_at
@@ -25,13 +26,16 @@ _IDLE += ["paid_dollars", "used_dollars", "idle_dollars"]
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add list, show, export and idle."""
+    """Add list, show, outcome, export and idle."""
     commands = parser.add_subparsers(dest="ledger_command", metavar="COMMAND", required=True)
     listed = commands.add_parser("list", help="the newest rows, last first")
     listed.add_argument("--limit", type=int, default=20, metavar="N", help="how many (default: 20)")
     listed.add_argument("--json", action="store_true", help="as JSON lines")
     show = commands.add_parser("show", help="everything about one request")
     show.add_argument("id", help="request id, as in the header x-request-id")
+    outcome = commands.add_parser("outcome", help="say how a request turned out, as POST /v1/outcomes does")
+    outcome.add_argument("id", help="request id, as in the header x-request-id")
+    outcome.add_argument("outcome", help="success, failure, or a score from 0 to 1")
     export = commands.add_parser("export", help="all rows, oldest first, to standard output")
     export.add_argument(
         "--format", choices=("csv", "json"), default="csv", help="json: a line a row (default: csv)"
@@ -54,20 +58,27 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         rows.add_argument("--upstream", metavar="NAME", help="a model of ours, or an upstream")
         rows.add_argument("--model", metavar="MODEL")
         rows.add_argument("--settlement", choices=("settled", "estimated", "unsettled"))
-    for command in (listed, show, export, idle):
+    for command in (listed, show, outcome, export, idle):
         ledger_at.add_arguments(command)
 
 
 def run(args: argparse.Namespace) -> int:
     """Read and print; 1 where `show` finds nothing."""
     if args.ledger_command == "show":
-        found = list(report.rows(ledger_at.open_store(args), Filter(id=args.id)))
+        store = ledger_at.open_store(args)
+        found = list(report.rows(store, Filter(id=args.id)))
         for row in found:
             width = max(map(len, row))
             print("\n".join(f"{name:{width}}  {text(value)}" for name, value in row.items()), end="\n\n")
+        for word in words(store, args.id):
+            print(
+                f"told at {word['time']} by {text(word['key_id']) or 'an operator'}: {text(word['outcome'])}"
+            )
         if not found:
             print(f"penstock ledger: there is no request {args.id!r}.", file=sys.stderr)
         return 0 if found else 1
+    if args.ledger_command == "outcome":
+        return _tell(args)
     if args.ledger_command == "idle":
         since, until = moment_of(args.since, "--since"), moment_of(args.until, "--until")
         if since is not None and until is not None and since > until:
@@ -92,6 +103,27 @@ def run(args: argparse.Namespace) -> int:
         writer.writerows(
             {name: cell(value) for name, value in row.items()} for row in report.rows(store, wanted)
         )
+    return 0
+
+
+def _tell(args: argparse.Namespace) -> int:
+    """An operator's word: of anybody's request, however old it is."""
+    wanted = args.outcome
+    if wanted not in ("success", "failure"):
+        try:
+            score = Decimal(wanted)
+        except ArithmeticError:
+            score = Decimal("nan")
+        if not (score.is_finite() and 0 <= score <= 1):
+            raise InvalidRequest(f"{wanted!r} is no outcome: it is success, failure, or a score from 0 to 1.")
+        wanted = score_text(score)
+    [told] = tell(ledger_at.open_store(args), [Telling(args.id, wanted)], now=time.time_ns(), since=0)
+    if told.verdict == "unknown":
+        print(f"penstock ledger: there is no request {args.id!r}.", file=sys.stderr)
+        return 1
+    if told.verdict == "too_many":
+        raise InvalidRequest(f"Of {args.id!r} {MOST_WORDS} outcomes have been told; the last one stays.")
+    print(f"{text(args.id)}: {wanted}" + (f" (before: {told.before})" if told.before else ""))
     return 0
 
 

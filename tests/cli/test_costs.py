@@ -98,6 +98,24 @@ def test_json_and_csv_have_every_dollar(url: str, capsys: pytest.CaptureFixture[
     assert [row["dollars_per_success"] for row in rows[1:]] == ["", ""]
 
 
+def test_an_operator_tells_outcomes_too(url: str, capsys: pytest.CaptureFixture[str]) -> None:
+    def ledger(*arguments: str) -> tuple[int, str]:
+        status = main(["ledger", *arguments, "--ledger", url])
+        said = capsys.readouterr()
+        return status, said.out + said.err
+
+    assert ledger("outcome", "r3", "0.50") == (0, "r3: 0.5\n")
+    assert ledger("outcome", "r3", "failure") == (0, "r3: failure (before: 0.5)\n")
+    assert ledger("outcome", "nobody", "success")[0] == 1
+    assert "is no outcome" in ledger("outcome", "r3", "nan")[1]
+    status, shown = ledger("show", "r3")
+    assert status == 0
+    assert [line.split(": ")[1] for line in shown.splitlines() if "by an operator" in line] == [
+        "0.5",
+        "failure",
+    ]
+
+
 def test_filters(url: str, capsys: pytest.CaptureFixture[str]) -> None:
     def requests(*flags: str) -> int:
         whole = json.loads(printed(capsys, "--ledger", url, "--format", "json", *flags))

@@ -221,9 +221,7 @@ class Rollups:
             connection.exec_driver_sql(self._insert, [new[id] for id in sorted(new)])
             connection.info.setdefault(_NEW, set()).update(new)
         # in one order, as everybody locks them
-        connection.exec_driver_sql(
-            self._upsert, [(*place, *map(int, added)) for place, added in sorted(sums.items())]
-        )
+        connection.exec_driver_sql(self._upsert, [(*place, *added) for place, added in sorted(sums.items())])
 
     def ended(self, connection: sa.Connection, *, committed: bool) -> None:
         """A transaction is over: what it wrote is there for good, or is not."""

@@ -3,7 +3,7 @@
 The sums of a ledger that is there already are made here, once.
 """
 
-from collections.abc import Iterator
+from collections.abc import Sequence
 from hashlib import blake2b
 from typing import Any
 
@@ -112,42 +112,39 @@ def downgrade() -> None:
 
 
 def _fill(connection: sa.Connection) -> None:
-    hour = f"at / {_HOUR} * {_HOUR}"
-    groups = ", ".join(_DIMENSIONS)
-    sums = ", ".join(f"SUM({expression})" for expression in _MEASURES.values())
-    found = connection.execute(
-        sa.text(f"SELECT {hour}, {groups}, {sums} FROM ledger GROUP BY {hour}, {groups}")
-    )
-    columns = ["hours", "start", "series", *_MEASURES]
-    rollup = sa.table("rollups", *(sa.column(name) for name in columns))
+    """In the database but for the names of series, which no database can make."""
+    names = ", ".join(_DIMENSIONS)
     series = sa.table("series", *(sa.column(name) for name in ("id", *_DIMENSIONS)))
-    days: dict[tuple[int, bytes], list[int]] = {}
-    known: set[bytes] = set()
-    for some in _many(found):
-        new, hours = [], []
-        for start, *rest in some:
-            dimensions, added = rest[: len(_DIMENSIONS)], list(map(int, rest[len(_DIMENSIONS) :]))
-            id = blake2b(msgspec.msgpack.encode(tuple(dimensions)), digest_size=16).digest()
-            if id not in known:
-                known.add(id)
-                new.append(dict(zip(("id", *_DIMENSIONS), (id, *dimensions), strict=True)))
-            hours.append(dict(zip(columns, (1, start, id, *added), strict=True)))
-            day = (start // (24 * _HOUR) * 24 * _HOUR, id)
-            days[day] = [a + b for a, b in zip(days.get(day, [0] * len(added)), added, strict=True)]
-        if new:
-            connection.execute(sa.insert(series), new)
-        connection.execute(sa.insert(rollup), hours)
-    for whole in _many(days.items()):
-        rows = [(24, start, id, *added) for (start, id), added in whole]
-        connection.execute(sa.insert(rollup), [dict(zip(columns, row, strict=True)) for row in rows])
+    found = connection.execute(sa.text(f"SELECT DISTINCT {names} FROM ledger")).all()
+    for first in range(0, len(found), 1000):
+        rows = [
+            dict(zip(("id", *_DIMENSIONS), (_id(each), *each), strict=True))
+            for each in found[first : first + 1000]
+        ]
+        connection.execute(sa.insert(series), rows)
+    same = "IS" if connection.dialect.name == "sqlite" else "IS NOT DISTINCT FROM"
+    nullable = ("feature", "context")
+    joined = " AND ".join(
+        f"series.{name} {same if name in nullable else '='} ledger.{name}" for name in _DIMENSIONS
+    )
+    hour = f"ledger.at / {_HOUR} * {_HOUR}"
+    columns = ", ".join(("hours", "start", "series", *_MEASURES))
+    sums = ", ".join(f"SUM({expression})" for expression in _MEASURES.values())
+    connection.execute(
+        sa.text(
+            f"INSERT INTO rollups ({columns}) SELECT 1, {hour}, series.id, {sums} "
+            f"FROM ledger JOIN series ON {joined} GROUP BY {hour}, series.id"
+        )
+    )
+    day = f"start / {24 * _HOUR} * {24 * _HOUR}"
+    sums = ", ".join(f"SUM({name})" for name in _MEASURES)
+    connection.execute(
+        sa.text(
+            f"INSERT INTO rollups ({columns}) SELECT 24, {day}, series, {sums} "
+            f"FROM rollups WHERE hours = 1 GROUP BY {day}, series"
+        )
+    )
 
 
-def _many(found: Any, most: int = 5000) -> Iterator[list[Any]]:
-    some: list[Any] = []
-    for each in found:
-        some.append(each)
-        if len(some) == most:
-            yield some
-            some = []
-    if some:
-        yield some
+def _id(dimensions: Sequence[Any]) -> bytes:
+    return blake2b(msgspec.msgpack.encode(tuple(dimensions)), digest_size=16).digest()

@@ -134,7 +134,7 @@ def test_who_leaves_while_messages_are_handled_is_not_asked_for_more(house: Hous
     while len(dict(house.poller.poll(PATIENCE_MS))) < 2:
         pass
     heard = []
-    for client, message in house.clients.received():
+    for _, message in house.clients.received():
         assert isinstance(message, Add)
         heard.append(message.spec.id)
         if heard == ["a1"]:

@@ -15,21 +15,17 @@ import logging
 from collections.abc import Callable, Collection, Sequence
 from typing import Protocol
 
-from penstock.core.errors import Unavailable
-
 from . import bill
 from .bills import NOTHING, Bills, Verdict
 from .metrics import Metrics
 from .policy.amounts import NANO, Amounts
 from .records import Asked, Row
 from .stations import Station, Stations
-from .tasks import Beside
+from .tasks import Repeated
 from .usage import Tally
 
 logger = logging.getLogger("penstock.gateway")
 
-_INTERVAL = 1.0
-"""Seconds between two looks at the ledger."""
 _MOST = 500
 """Rows of one look."""
 _DOUBT = 2.0
@@ -54,8 +50,10 @@ class Rows(Protocol):
         ...
 
 
-class Settler(Beside):
+class Settler(Repeated):
     """Settles what it can, once a second."""
+
+    failure = "settling rows by late bills failed"
 
     def __init__(
         self, rows: Rows, bills: Bills, stations: Stations, metrics: Metrics, wall: Callable[[], int]
@@ -90,16 +88,6 @@ class Settler(Beside):
             for asked in row.owed:
                 if asked.bill in said:
                     self._tell(row, asked, said[asked.bill])
-
-    async def _run(self) -> None:
-        while True:
-            try:
-                await self.look()
-            except Unavailable:
-                pass  # the meter says it
-            except Exception:
-                logger.exception("settling rows by late bills failed")
-            await asyncio.sleep(_INTERVAL)
 
     async def _ask(self, owed: Sequence[Asked]) -> dict[str, Tally | Verdict]:
         """What is known of the bills by now, by their ids."""

@@ -202,6 +202,46 @@ def test_a_key_that_is_no_gateways_is_said_and_the_rest_goes_on(
     assert "its key is none of --gateway-key" in caplog.text
 
 
+def test_an_engine_that_refuses_its_bills_is_asked_again_after_a_while(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Less and less often; said once. From the moment that it gives them it is trusted again."""
+    statuses = [403, 401, 404, 200]
+
+    async def feed(wire: Wire) -> None:
+        await wire.whole(statuses.pop(0) if statuses else 200, {"data": [], "next": "start:0"})
+
+    monkeypatch.setattr("tests.gateway.upstream.no_bills", feed)
+    upstream = Upstream().start()
+    stations = Stations(loads(SPEC.format(url=upstream.url)), None, {"CLOUD_KEY": "sk-cloud"})
+    feeds = bills.Bills(stations, Metrics())
+
+    async def look() -> None:
+        (station,) = stations.all()
+        now = asyncio.get_running_loop().time()
+        pauses = []
+        for left in (3, 2, 1):
+            await feeds.look()
+            assert (len(statuses), station.trusted) == (left, False)
+            await feeds.look()  # not yet
+            assert len(statuses) == left
+            refused = feeds._refused[station]
+            pauses.append(refused.pause)
+            assert refused.at >= now + refused.pause
+            feeds._refused[station] = refused._replace(at=now)  # so long have we waited
+        assert pauses == [5.0, 10.0, 20.0]
+        await feeds.look()
+        assert (station.trusted, await feeds.cursor(station)) == (True, "start:0")
+        await station.close()
+        await asyncio.sleep(0.01)  # aiohttp closes its transports in the loop's next turns
+
+    asyncio.run(look())
+    upstream.stop()
+    said = [record.getMessage() for record in caplog.records if record.name == "penstock.gateway"]
+    assert [text for text in said if "does not give its bills (status 403)" in text] == said[:1]
+    assert said[1:] == ["ours gives its bills again"]
+
+
 def test_a_row_with_a_part_whose_bill_is_lost_stays_an_estimate() -> None:
     priced: dict[str, Any] = {"model": "m", "pool": "box", "device": "L4", "upstream": "a"}
     one = Asked(replica="a/0", bill="x", part=400, **priced)

@@ -69,6 +69,17 @@ def test_a_limit_refuses_and_says_which(make: Make, limit: str, code: str, retry
     assert len(gateway.rows(1)) == 1
 
 
+def test_a_request_that_is_larger_than_its_limit_is_not_to_be_sent_again(make: Make) -> None:
+    """As OpenAI's "Request too large": clients retry any other 429."""
+    gateway = make(spec=SPEC.replace("tokens_per_minute: 1000000", "tokens_per_minute: 100"))
+    answer = gateway.post({**BODY, "max_tokens": 200})
+    assert (answer.status, answer.reason) == (429, "rate_limit_exceeded")
+    assert answer.headers["x-should-retry"] == "false"
+    assert "retry-after" not in answer.headers
+    assert "100 tokens per minute of key:k1. It can never pass" in answer.error["message"]
+    assert not gateway.upstream.asked
+
+
 def test_concurrent_requests_come_back(make: Make) -> None:
     gateway = make(spec=SPEC.replace("concurrent_requests: 100", "concurrent_requests: 1"))
     for number in range(3):

@@ -172,6 +172,63 @@ def test_a_key_from_its_making_to_its_end(gateway: Governed, caplog: pytest.LogC
     assert not any(value in caplog.text for value in (secret, rotated["value"], again["value"], SECRET))
 
 
+def test_a_key_is_changed(gateway: Governed) -> None:
+    """What is given, and nothing else; limits hold for the very next requests, with what was used before."""
+    made = gateway.made(name="a", team="search", tags={"feature": "chat"}, limits={"requests_per_minute": 60})
+    secret = made.pop("value")
+    path = f"/keys/{made['id']}"
+    assert gateway.chat(secret).status == 200
+    changed = gateway.ask("POST", path, {"limits": {"requests_per_minute": 1}})
+    assert changed.json == {**made, "limits": {"requests_per_minute": 1}}
+
+    def limited() -> bool:
+        answer = gateway.chat(secret)
+        return answer.status == 429 and "1 requests per minute" in answer.error["message"]
+
+    until(limited)
+    gone: dict[str, Any] = {
+        "limits": None,
+        "team": "",
+        "tags": {},
+        "routes": ["small"],
+        "expires": "1d",
+        "name": "b",
+    }
+    changed = gateway.ask("POST", path, gone)
+    del gone["expires"]
+    assert changed.json == {**made, **gone, "expires_at": changed.json["expires_at"]}
+    assert abs(changed.json["expires_at"] - time.time() - 86_400) < 60
+    until(lambda: gateway.chat(secret).status == 200)
+    assert gateway.ask("POST", path, {"expires": None}).json["expires_at"] is None
+    assert gateway.ask("GET", path).json["name"] == "b"
+
+    for body, param, words in (
+        ({}, None, "Nothing is to be changed"),
+        ({"routes": ["smal"]}, "routes.0", "Did you mean small?"),
+        ({"limits": {"dollar_per_day": 1}}, "limits.dollar_per_day", "Did you mean dollars_per_day?"),
+        ({"value": "sk-mine"}, "value", "unknown key"),
+        ({"expires": "2020-01-01"}, "expires", "not in the future"),
+    ):
+        answer = gateway.ask("POST", path, body)
+        assert (answer.status, answer.error["param"]) == (400, param)
+        assert words in answer.error["message"]
+    assert gateway.ask("POST", "/keys/key_unknown", {"name": "x"}).status == 404
+    gateway.ask("POST", f"{path}/revoke")
+    assert gateway.ask("POST", path, {"name": "x"}).reason == "key_revoked"
+
+
+def test_an_empty_body_is_none_whatever_it_is_called(gateway: Governed) -> None:
+    """Clients' libraries declare what they do not send."""
+    path = f"/admin/v1/keys/{gateway.made()['id']}/rotate"
+
+    def status(media: str, body: bytes) -> int:
+        headers = {"Authorization": f"Bearer {SECRET}", "Content-Type": media}
+        return exchange(gateway.ports[0], "POST", path, body, headers).status
+
+    for media in ("application/octet-stream", "application/x-www-form-urlencoded"):
+        assert (status(media, b""), status(media, b"grace=1h")) == (200, 415)
+
+
 def test_who_may(gateway: Governed) -> None:
     for key, status in ((None, 401), ("", 401), ("wrong", 401), (SECRET + "x", 401), (SECRET[:-1], 401)):
         for method, path in (("GET", "/keys"), ("POST", "/keys"), ("GET", "/ledger"), ("GET", "/limits")):

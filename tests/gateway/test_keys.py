@@ -206,6 +206,13 @@ def test_keys_over_the_command_line(tmp_path: Path, capsys: pytest.CaptureFixtur
         {"dollars_per_day": 2_500_000_000},
     )
     assert "digest" not in key
+    changes = ("--team", "u", "--requests-per-minute", "7", "--unset", "expires", "--name", "bob")
+    status, out, err = command(capsys, "keys", "update", key["id"], *changes, *where)
+    assert (status, out) == (0, "")
+    assert "is changed: expires, limits, name, team." in err
+    _, out, _ = command(capsys, "keys", "list", "--json", *where)
+    wanted = {"name": "bob", "team": "u", "limits": {"requests_per_minute": 7}, "expires": None}
+    assert json.loads(out) == [{**key, **wanted}]
     status, out, _ = command(capsys, "keys", "rotate", key["id"], "--grace", "1h", *where)
     assert well_formed(out.strip())
     assert command(capsys, "keys", "revoke", key["id"], *where)[0] == 0
@@ -215,6 +222,10 @@ def test_keys_over_the_command_line(tmp_path: Path, capsys: pytest.CaptureFixtur
         (("create", "--tag", "feature"), "is not TAG=VALUE"),
         (("create", "--dollars-per-day", "many"), "--dollars-per-day many"),
         (("create", "--expires", "soon"), "no duration"),
+        (("create", "--tag", "a=b", "--tag", "a=c"), "stands twice"),
+        (("update", key["id"]), "Nothing is to be changed"),
+        (("update", "nope", "--name", "x"), "There is no key 'nope'"),
+        (("update", key["id"], "--name", "x"), "is revoked"),
         (("rotate", key["id"]), "is revoked"),
     ):
         status, _, err = command(capsys, "keys", *words, *where)

@@ -1,4 +1,4 @@
-"""Keys in the ledger's database: made, listed, rotated, revoked, and looked up.
+"""Keys in the ledger's database: made, listed, changed, rotated, revoked, and looked up.
 
     sk-ps- 43 characters of 256 random bits, 6 of a checksum
 
@@ -139,8 +139,8 @@ class KeyStore:
             name=name,
             team=team,
             tags=dict(tags or {}),
-            routes=None if routes is None else tuple(routes),
-            limits=None if limits is None else limits.model_dump(mode="json", exclude_none=True),
+            routes=_stored("routes", routes),
+            limits=_stored("limits", limits),
             local_only=local_only,
             hint=secret[-4:],
             created=self._now(),
@@ -151,6 +151,27 @@ class KeyStore:
             connection.execute(keys.insert().values(values))
             self._changed(connection)
         return key, secret
+
+    def update(self, id: str, values: Mapping[str, Any]) -> Key:
+        """Change what a key may, from now on; its secret stays.
+
+        Args:
+            values: by the names of `create`. Budgets go on from what was used: of its accounts, only the caps
+                are others.
+
+        Raises KeyNotFound, KeyRevoked.
+        """
+        stored = {name: _stored(name, value) for name, value in values.items()}
+        with self._store.writing(durable=True) as connection:
+            found = connection.execute(sa.select(keys.c.revoked).where(keys.c.id == id).with_for_update())
+            row = found.one_or_none()
+            if row is None:
+                raise _no_key(id)
+            if row.revoked is not None:
+                raise KeyRevoked(f"The key {id} is revoked.", advice="Create a new one.")
+            connection.execute(keys.update().where(keys.c.id == id).values(stored))
+            self._changed(connection)
+        return self.get(id)
 
     def list(
         self, *, team: str | None = None, after: str | None = None, limit: int | None = None
@@ -323,6 +344,13 @@ def _principal(key: Key) -> Principal:
         local_only=key.local_only,
         limits=None if key.limits is None else limits_of(key.limits),
     )
+
+
+def _stored(name: str, value: Any) -> Any:
+    """What the table holds of a value that `create` takes."""
+    if name == "limits" and value is not None:
+        return value.model_dump(mode="json", exclude_none=True)
+    return tuple(value) if name == "routes" and value is not None else value
 
 
 def limits_of(stored: Mapping[str, Any]) -> Limits:

@@ -14,7 +14,7 @@ import msgspec
 from pydantic import ValidationError
 
 from penstock.core.errors import InvalidRequest
-from penstock.gateway.ledger.keys import Key, KeyStore, expiry
+from penstock.gateway.ledger.keys import Key, KeyStore, check_names, expiry
 from penstock.gateway.policy.amounts import NANO
 from penstock.gateway.tags import read_tags
 from penstock.spec.model import Limits
@@ -82,6 +82,7 @@ def run(args: argparse.Namespace) -> int:
     """Do it; 0 if it was done."""
     if args.keys_command == "create":
         values = _values(args)  # before anything is opened
+        _check(args, values)
         store = KeyStore(ledger_at.open_store(args, create=True))
         _show_secret(*store.create(**values))
         return 0
@@ -91,6 +92,7 @@ def run(args: argparse.Namespace) -> int:
             raise InvalidRequest(
                 "Nothing is to be changed.", advice="`penstock keys update --help` says what."
             )
+        _check(args, values)
         key = KeyStore(ledger_at.open_store(args)).update(args.id, values)
         print(f"{key.id} is changed: {', '.join(sorted(values))}.", file=sys.stderr)
         return 0
@@ -105,10 +107,17 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
+def _check(args: argparse.Namespace, values: dict[str, Any]) -> None:
+    """Whether its team and its routes are in the spec; with --ledger there is none to look into."""
+    spec = ledger_at.spec_of(args)
+    if spec is not None:
+        check_names(spec, values.get("team", ""), values.get("routes") or ())
+
+
 def _values(args: argparse.Namespace) -> dict[str, Any]:
     """What was given, by the names of KeyStore.create."""
     given = vars(args)
-    values = {name: given[name] for name in ("name", "team", "local_only") if name in given}
+    values: dict[str, Any] = {name: given[name] for name in ("name", "team", "local_only") if name in given}
     if "tag" in given:
         values["tags"] = read_tags(args.tag, "--tag")
     if "route" in given:

@@ -1,4 +1,4 @@
-"""The admin API: keys are made, listed, changed, rotated and revoked, and the ledger and its budgets are read.
+"""The admin API: keys are made, listed, changed, rotated and revoked, the ledger and its budgets are read.
 
     POST  /admin/v1/keys                 make one; its secret is in this answer, and nowhere afterwards
     GET   /admin/v1/keys[/ID]            without secrets
@@ -36,13 +36,13 @@ from penstock.core.errors import AuthenticationFailed, InvalidRequest, StartupEr
 from penstock.http.auth import PermissionDenied, bearer
 from penstock.http.body import parse_object, read_body
 from penstock.http.exchange import header, respond
-from penstock.spec.load import near, said
+from penstock.spec.load import said
 from penstock.spec.model import Limits, Name, Part, Spec
 from penstock.spec.units import Seconds
 
 from .keys import Keys
 from .ledger import report
-from .ledger.keys import PREFIX, Key, KeyStore, expiry, limits_of
+from .ledger.keys import PREFIX, Key, KeyStore, check_names, expiry, limits_of
 from .ledger.store import Store
 from .limits.leased import Caller
 from .policy.accounts import account_id, window_end, window_start
@@ -158,7 +158,7 @@ class Admin:
             clock: Unix time in nanoseconds.
         """
         self._digest = sha256(secret.encode()).digest()
-        self._routes = {*spec.routes, *spec.models}
+        self._spec = spec
         self._store = store
         self._table = KeyStore(store)
         self._thread = thread
@@ -301,13 +301,8 @@ class Admin:
         return await asyncio.get_running_loop().run_in_executor(self._reader, work)
 
     def _values(self, wanted: NewKey, names: Collection[str]) -> dict[str, Any]:
-        """What these fields of a key shall be, as it is stored. Raises InvalidRequest for what leads nowhere."""
-        for index, route in enumerate(wanted.routes or ()):
-            if route not in self._routes:
-                advice = near(route, self._routes)
-                raise InvalidRequest(
-                    f"There is no route {quote(route)}.", param=f"routes.{index}", advice=advice
-                )
+        """What these fields of a key shall be. Raises InvalidRequest for names that lead nowhere."""
+        check_names(self._spec, wanted.team, wanted.routes or ())
         values = {name: getattr(wanted, name) for name in names}
         if "expires" in values:
             values["expires"] = self._expires(wanted.expires)

@@ -111,7 +111,8 @@ class Door:
     # ---- who ----
 
     async def caller(self, scope: Scope) -> Caller:
-        """Who asks. Raises AuthenticationFailed, with no hint as to what is wrong with the key."""
+        """Who asks. Raises AuthenticationFailed, with no hint as to what is wrong with the key, and Forbidden
+        for one whose team the spec does not have."""
         headers = {name.decode("latin-1"): value.decode("latin-1") for name, value in scope["headers"]}
         secret = headers.get("x-api-key", "")
         if given := headers.get("authorization"):
@@ -123,6 +124,7 @@ class Door:
         principal = await self.keys.principal(secret)
         if principal is None:
             raise AuthenticationFailed("The API key is wrong.")
+        self.book.know(principal.team)
         tags = {}
         for tag, name in self.spec.gateway.tag_headers.items():
             value = headers.get(name.lower(), "")

@@ -200,13 +200,14 @@ def test_a_key_is_changed(gateway: Governed) -> None:
     assert abs(changed.json["expires_at"] - time.time() - 86_400) < 60
     until(lambda: gateway.chat(secret).status == 200)
     assert gateway.ask("POST", path, {"expires": None}).json["expires_at"] is None
-    assert gateway.ask("GET", path).json["name"] == "b"
+    assert gateway.ask("GET", path).json["team"] == ""
 
     for body, param, words in (
         ({}, None, "Nothing is to be changed"),
         ({"routes": ["smal"]}, "routes.0", "Did you mean small?"),
         ({"limits": {"dollar_per_day": 1}}, "limits.dollar_per_day", "Did you mean dollars_per_day?"),
         ({"value": "sk-mine"}, "value", "unknown key"),
+        ({"team": "serch"}, "team", "Did you mean search?"),
         ({"expires": "2020-01-01"}, "expires", "not in the future"),
     ):
         answer = gateway.ask("POST", path, body)
@@ -215,6 +216,31 @@ def test_a_key_is_changed(gateway: Governed) -> None:
     assert gateway.ask("POST", "/keys/key_unknown", {"name": "x"}).status == 404
     gateway.ask("POST", f"{path}/revoke")
     assert gateway.ask("POST", path, {"name": "x"}).reason == "key_revoked"
+
+
+def test_a_key_of_a_team_that_the_spec_does_not_have(
+    open_gateway: Open, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The team was taken out of the spec, or has a typing error: it may do nothing, and the start says so."""
+    store = Store(f"sqlite:///{tmp_path / 'penstock.db'}")
+    store.open()
+    table = KeyStore(store)
+    key, secret = table.create(team="serch")
+    table.revoke(table.create(team="gone")[0].id)
+    table.create(team="past", expires=1)
+    store.close()
+    gateway = open_gateway()
+    answer = gateway.chat(secret)
+    assert (answer.status, answer.reason) == (403, "unknown_team")
+    assert "'serch' of this key is not in the gateway's spec" in answer.error["message"]
+    models = exchange(gateway.ports[0], "GET", "/v1/models", None, {"Authorization": f"Bearer {secret}"})
+    assert models.status == 403
+    warned = [each.getMessage() for each in caplog.records if "unknown_team" in each.getMessage()]
+    assert len(warned) == 1
+    assert warned[0].startswith("1 key is of the team 'serch'")
+    assert warned[0].endswith("Did you mean search?")
+    assert gateway.ask("POST", f"/keys/{key.id}", {"team": "search"}).status == 200
+    until(lambda: gateway.chat(secret).status == 200)
 
 
 def test_an_empty_body_is_none_whatever_it_is_called(gateway: Governed) -> None:
@@ -253,6 +279,8 @@ WRONG: list[tuple[Any, str, str]] = [
     ({"limits": {"dollars_per_day": -1}}, "limits.dollars_per_day", "greater than or equal to 0"),
     ({"routes": ["smal"]}, "routes.0", "Did you mean small?"),
     ({"routes": "small"}, "routes", "tuple"),
+    ({"team": "serch"}, "team", "Did you mean search?"),
+    ({"team": "none of them"}, "team", "There is search."),
     ({"name": "a\nadmin: the key"}, "name", "cannot be printed"),
     ({"name": "x" * 129}, "name", "128"),
     ({"team": "\x1b[2J"}, "team", "cannot be printed"),

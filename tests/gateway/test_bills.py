@@ -37,6 +37,7 @@ upstreams:
     api_key_env: CLOUD_KEY
     models: {{tiny: {{}}}}
 routes: {{small: {{targets: [{{model: tiny, upstream: ours}}], retries: 0}}}}
+teams: {{search: {{}}}}
 """
 BODY = {"model": "small", "messages": [{"role": "user", "content": "Hi"}], "max_tokens": 60}
 MICROSECOND = 1_000

@@ -236,6 +236,26 @@ def test_keys_over_the_command_line(tmp_path: Path, capsys: pytest.CaptureFixtur
     assert "There is no ledger" in err
 
 
+def test_a_key_is_of_a_team_and_for_routes_of_the_spec(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Where the spec is known; who names a ledger knows what he does."""
+    spec = tmp_path / "penstock.yaml"
+    url = f"sqlite:///{tmp_path / 'ledger.db'}"
+    spec.write_text(f"teams: {{search: {{}}}}\nledger: {{url: '{url}'}}\n")
+    for words, what in (
+        (("create", "--team", "serch"), "There is no team 'serch' in the spec. Did you mean search?"),
+        (("create", "--route", "small"), "There is no route 'small' in the spec."),
+        (("update", "key_1", "--team", "serch"), "Did you mean search?"),
+    ):
+        status, _, err = command(capsys, "keys", *words, "--spec", str(spec))
+        assert status == 2
+        assert what in err
+    assert not (tmp_path / "ledger.db").exists()
+    for given in (("--team", "search", "--spec", str(spec)), ("--team", "serch", "--ledger", url)):
+        assert command(capsys, "keys", "create", *given)[0] == 0
+
+
 def test_the_ledger_over_the_command_line(
     store: Store, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

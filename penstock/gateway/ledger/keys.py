@@ -17,7 +17,7 @@ import secrets
 import time
 import zlib
 from collections import OrderedDict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from datetime import UTC, datetime
 from hashlib import sha256
 from typing import Any
@@ -25,11 +25,12 @@ from typing import Any
 import msgspec
 import sqlalchemy as sa
 
-from penstock.core.errors import InvalidRequest, Unavailable
+from penstock.core.errors import InvalidRequest, Unavailable, quote
 from penstock.gateway.limits.leased import Caller
 from penstock.gateway.policy.amounts import NANO
 from penstock.gateway.records import Principal
-from penstock.spec.model import Limits
+from penstock.spec.load import near
+from penstock.spec.model import Limits, Spec
 from penstock.spec.units import seconds
 
 from .schema import keys, meta
@@ -114,6 +115,25 @@ def expiry(text: str, now: int) -> int:
     return at
 
 
+def check_names(spec: Spec, team: str, routes: Collection[str]) -> None:
+    """Raise InvalidRequest unless the spec has a key's team and routes; a typing error would be a key that
+    may do nothing."""
+    if team and team not in spec.teams:
+        raise InvalidRequest(
+            f"There is no team {quote(team)} in the spec.",
+            param="team",
+            advice=near(team, spec.teams) or f"There is {', '.join(sorted(spec.teams)) or 'none'}.",
+        )
+    known = {*spec.routes, *spec.models}
+    for index, route in enumerate(routes):
+        if route not in known:
+            raise InvalidRequest(
+                f"There is no route {quote(route)} in the spec.",
+                param=f"routes.{index}",
+                advice=near(route, known),
+            )
+
+
 class KeyStore:
     """The table of keys. Blocks."""
 
@@ -186,6 +206,17 @@ class KeyStore:
             query = query.where(sa.tuple_(*place) > sa.tuple_(self.get(after).created, after))
         with self._store.reading() as connection:
             return [_key(row) for row in connection.execute(query)]
+
+    def teams(self) -> dict[str, int]:
+        """Teams of keys that are good, and how many keys each has."""
+        good = sa.or_(keys.c.expires.is_(None), keys.c.expires > self._now())
+        query = (
+            sa.select(keys.c.team, sa.func.count())
+            .where(keys.c.team != "", keys.c.revoked.is_(None), good)
+            .group_by(keys.c.team)
+        )
+        with self._store.reading() as connection:
+            return dict(connection.execute(query).all())
 
     def get(self, id: str) -> Key:
         """One key. Raises KeyNotFound."""

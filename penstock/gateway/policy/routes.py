@@ -27,6 +27,12 @@ class Forbidden(InvalidRequest):
     code = "model_not_allowed"
 
 
+class UnknownTeam(Forbidden):
+    """The key is of a team that the spec does not have: nobody knows what that may."""
+
+    code = "unknown_team"
+
+
 @dataclass(frozen=True, slots=True)
 class Place:
     """A model at somebody who serves it."""
@@ -180,6 +186,14 @@ class Book:
     def ways(self) -> Iterator[Way]:
         """Each way once."""
         return iter({way.name: way for way in self._ways.values()}.values())
+
+    def know(self, team: str) -> None:
+        """Raise UnknownTeam unless the spec has the team of a key. A key without one has no more to heed."""
+        if team and team not in self._spec.teams:
+            raise UnknownTeam(
+                f"The team {quote(team)} of this key is not in the gateway's spec.",
+                advice="Whoever runs the gateway adds it under teams, or gives the key another one.",
+            )
 
     def team_local_only(self, team: str) -> bool:
         """Whether a team's requests never leave the house."""

@@ -73,6 +73,10 @@ class Meter(Protocol[Granted]):
         only where the limit is reached; Unavailable where nobody can tell."""
         ...
 
+    async def count(self, limits: Sequence[Limit]) -> None:
+        """Count a request that uses no device, and has no row. Raises as `reserve`."""
+        ...
+
     def asked(self, reservation: Granted, asked: Asked) -> None:
         """An upstream will be asked now: should this process die, its bill settles the row. Never waits,
         never raises."""

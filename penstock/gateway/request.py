@@ -31,7 +31,7 @@ from .hooks import Verdict
 from .meter import Reservation
 from .owned import Renamer
 from .policy.affinity import choose, prefix_hashes
-from .policy.amounts import NANO, Amounts, Limit
+from .policy.amounts import NANO, Amounts
 from .policy.retries import ejects, pause
 from .policy.routes import Place, Way
 from .records import Asked, Principal, Row
@@ -126,14 +126,14 @@ class Request:
     async def run(self) -> None:
         """Reserve, ask, answer, commit."""
         door, row = self.door, self.row
-        limits: tuple[Limit, ...] = ()
         if self.refusal is not None:
             await self._refuse(self.refusal)
-        if self.endpoint.metered:
-            limits = door.entitlements.of(row.key_id, row.team, row.tags, self.caller.principal.limits)
+        limits = door.entitlements.of(row.key_id, row.team, row.tags, self.caller.principal.limits)
         self.reserved = self._worst()
         if self.endpoint.metered:
             self._reservation = await door.meter.reserve(row, limits, self.reserved)
+        else:
+            await door.meter.count([limit for limit in limits if limit.unit == "requests"])
         if self.span is not None:
             self.span.expect_row()
         try:

@@ -63,6 +63,13 @@ class MemoryMeter:
         granted = self.open[row.id] = Granted(row, limits, worst, standings)
         return granted
 
+    async def count(self, limits: Sequence[Limit]) -> None:
+        granted = await self.reserve(Row(id="", at=0, key_id=""), limits, Amounts())
+        del self.open[""]
+        for limit in granted.limits:
+            self.reserved[limit] -= 1
+            self.used[limit] = self.used.get(limit, 0) + 1
+
     def asked(self, reservation: Granted, asked: Asked) -> None:
         assert not reservation.committed
         self.attempts.append(asked)

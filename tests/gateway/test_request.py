@@ -80,6 +80,22 @@ def test_a_request_that_is_larger_than_its_limit_is_not_to_be_sent_again(make: M
     assert not gateway.upstream.asked
 
 
+def test_what_has_no_row_counts_as_a_request_all_the_same(make: Make) -> None:
+    """And as nothing else: no tokens, no dollars, whatever stands in it."""
+    spec = SPEC.replace("requests_per_minute: 1000", "requests_per_minute: 3")
+    gateway = make(spec=spec.replace("tokens_per_minute: 1000000", "tokens_per_minute: 1000"))
+    body = {"model": "small", "prompt": "x" * 5000}
+    assert [gateway.post(body, path="/tokenize").status for _ in range(2)] == [200, 200]
+    assert gateway.post().status == 200
+    for path in ("/tokenize", "/detokenize", "/v1/messages/count_tokens", CHAT):
+        refused = gateway.post({**BODY, **body}, path=path)
+        assert refused.status == 429
+        assert refused.headers["retry-after"] == "60"
+        assert refused.headers["x-ratelimit-limit-requests"] == "3"
+    assert len(gateway.upstream.asked) == 3
+    assert len(gateway.rows(1)) == 1
+
+
 def test_concurrent_requests_come_back(make: Make) -> None:
     gateway = make(spec=SPEC.replace("concurrent_requests: 100", "concurrent_requests: 1"))
     for number in range(3):

@@ -6,6 +6,7 @@ import asyncio
 import csv
 import io
 import json
+import os
 import time
 from collections.abc import Awaitable, Callable
 from pathlib import Path
@@ -14,7 +15,7 @@ import pytest
 import sqlalchemy as sa
 
 from penstock.cli.main import main
-from penstock.core.errors import InvalidRequest
+from penstock.core.errors import InvalidRequest, StartupError
 from penstock.gateway.ledger.journal import Position
 from penstock.gateway.ledger.keys import KeyCache, KeyNotFound, KeyStore, digest, new_secret, well_formed
 from penstock.gateway.ledger.schema import keys
@@ -58,6 +59,28 @@ def test_only_a_digest_is_stored(store: Store, tmp_path: Path) -> None:
         assert connection.execute(sa.select(keys.c.digest)).scalar_one() == digest(secret)
     assert key.hint == secret[-4:]
     store.close()
+
+
+def test_the_database_is_its_owners(tmp_path: Path) -> None:
+    """Whatever the umask is, with what SQLite writes beside it; the mode of one that is there stays."""
+    before = os.umask(0o000)
+    try:
+        store = Store(f"sqlite:///{tmp_path / 'new.db'}")
+        store.open()
+    finally:
+        os.umask(before)
+    KeyStore(store).create()
+    with store.reading() as connection:
+        connection.execute(sa.select(keys.c.id)).all()
+        modes = {file.name: file.stat().st_mode & 0o777 for file in tmp_path.iterdir()}
+    store.close()
+    assert modes == {"new.db": 0o600, "new.db-wal": 0o600, "new.db-shm": 0o600}
+    (tmp_path / "new.db").chmod(0o640)
+    store.open()
+    assert (tmp_path / "new.db").stat().st_mode & 0o777 == 0o640
+    store.close()
+    with pytest.raises(StartupError, match="cannot be made"):
+        Store(f"sqlite:///{tmp_path / ('x' * 300)}").open()
 
 
 def test_the_cache_knows_a_key_and_forgets_it_when_it_is_revoked(store: Store) -> None:

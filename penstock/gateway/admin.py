@@ -16,14 +16,12 @@ ledger's thread, in which requests wait for leases; what may read much has a thr
 from __future__ import annotations
 
 import asyncio
-import hmac
 import logging
 import os
 import time
 from collections.abc import Awaitable, Callable, Collection, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
-from hashlib import sha256
 from typing import Annotated, Any, TypeVar
 from urllib.parse import parse_qs
 
@@ -32,8 +30,8 @@ from pydantic import AfterValidator, BaseModel, Field, ValidationError
 from starlette.routing import Route
 from starlette.types import Receive, Scope, Send
 
-from penstock.core.errors import AuthenticationFailed, InvalidRequest, StartupError, quote
-from penstock.http.auth import PermissionDenied, bearer
+from penstock.core.errors import AuthenticationFailed, InvalidRequest, quote
+from penstock.http.auth import PermissionDenied
 from penstock.http.body import parse_object, read_body
 from penstock.http.exchange import header, respond
 from penstock.spec.load import said
@@ -48,12 +46,11 @@ from .limits.leased import Caller
 from .policy.accounts import account_id, window_end, window_start
 from .policy.amounts import NANO, Limit
 from .policy.limits import Entitlements
+from .secret import Secret, from_environment, presented
 from .tags import read_tags
 
 logger = logging.getLogger("penstock.gateway")
 
-_SHORTEST = 16
-"""Characters of an admin key: who guesses has no account to be locked out of."""
 _BODY = 64 << 10
 """Bytes of a request."""
 _MOST = 1000
@@ -157,7 +154,7 @@ class Admin:
             keys: of requests; who has one of those is known, and may not do this.
             clock: Unix time in nanoseconds.
         """
-        self._digest = sha256(secret.encode()).digest()
+        self._secret = Secret(secret)
         self._spec = spec
         self._store = store
         self._table = KeyStore(store)
@@ -185,12 +182,8 @@ class Admin:
 
     async def check(self, scope: Scope) -> None:
         """Raises AuthenticationFailed; PermissionDenied for a key that is good for requests only."""
-        given = bearer(header(scope, b"authorization") or "")
-        if not given:
-            raise AuthenticationFailed(
-                "No admin key was provided.", advice="Send the header `Authorization: Bearer KEY`."
-            )
-        if hmac.compare_digest(sha256(given.encode()).digest(), self._digest):
+        given = presented(scope, "admin key")
+        if self._secret.matches(given):
             return
         if await self._keys.principal(given) is not None:
             raise PermissionDenied("This key is for requests; the admin API has one of its own.")
@@ -352,16 +345,7 @@ def admin_secret(spec: Spec, environment: Mapping[str, str] = os.environ) -> str
     """The admin key; None where the spec wants no admin API. Raises StartupError."""
     if spec.gateway.admin is None:
         return None
-    name = spec.gateway.admin.key_env
-    secret = environment.get(name, "").strip()
-    if len(secret) >= _SHORTEST and secret.isascii() and secret.isprintable():
-        return secret
-    problem = f"holds no key of {_SHORTEST} characters or more that can stand in a header"
-    raise StartupError(
-        f"gateway.admin: the environment variable {name} {problem if secret else 'is not set'}.",
-        param="gateway.admin.key_env",
-        advice=f"As {name}=$(openssl rand -hex 32), or take gateway.admin out of the spec.",
-    )
+    return from_environment(spec.gateway.admin.key_env, "gateway.admin.key_env", environment)
 
 
 class _Guarded:

@@ -44,6 +44,7 @@ from .policy.limits import Entitlements
 from .policy.routes import Book, Place, Way, order, shadows
 from .probes import Prober
 from .request import Caller, Request
+from .secret import Secret
 from .stations import Station, Stations
 from .tasks import Beside
 from .tracing import SPAN, Tracing
@@ -96,6 +97,8 @@ class Door:
         self.metrics = metrics or Metrics()
         self.monotonic, self.wall, self.draw = monotonic, wall, draw
         self.admin: Admin | None = None
+        self.metrics_key: Secret | None = None
+        """What `/metrics` wants; None where everybody may read it."""
         self.tracing: Tracing | None = None
         self.prober = Prober(stations, monotonic)
         self.bills = Bills(stations, self.metrics)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import secrets
 from collections.abc import Mapping
 from pathlib import Path
@@ -22,6 +23,7 @@ from .ledger.schema import meta
 from .ledger.store import Beat, Store
 from .metering import LedgerMeter
 from .paid import PaidHours
+from .secret import Secret, from_environment
 from .settler import Settler
 from .stations import Stations
 from .tracing import open_tracing
@@ -40,6 +42,11 @@ async def open_door(spec: Spec, fleet: Fleet | None) -> tuple[Door, str | None]:
     or a package, is missing.
     """
     secret_of_admin = admin_secret(spec)
+    metrics_key = None
+    if spec.gateway.metrics_key_env is not None:
+        metrics_key = Secret(
+            from_environment(spec.gateway.metrics_key_env, "gateway.metrics_key_env", os.environ)
+        )
     tracing = open_tracing() if spec.gateway.tracing else None
     stations = Stations(spec, fleet)
     cache: KeyCache | None = None
@@ -65,7 +72,7 @@ async def open_door(spec: Spec, fleet: Fleet | None) -> tuple[Door, str | None]:
         PaidHours(meter, spec, door.wall),
         door.files.settling,
     ]
-    door.tracing = tracing
+    door.tracing, door.metrics_key = tracing, metrics_key
     if secret_of_admin is not None:
         door.admin = Admin(secret_of_admin, spec, meter.store, meter.thread, cache)
     return door, secret

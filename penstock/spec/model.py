@@ -357,6 +357,9 @@ class Gateway(Part):
     socket."""
     admin: Admin | None = None
     """The admin API; there is none if not given."""
+    metrics_key_env: Variable | None = None
+    """Environment variable with the key that `/metrics` wants, of 16 characters or more; whoever reaches the
+    gateway may read it, with the dollars of routes, if not given."""
     tracing: bool = False
     """Send OpenTelemetry spans, as the environment variables OTEL_* say; needs `penstock[otel]`."""
     max_body_bytes: Bytes = 10 * 1024 * 1024

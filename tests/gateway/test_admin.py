@@ -462,6 +462,27 @@ def test_a_port_of_its_own(open_gateway: Open) -> None:
     assert exchange(gateway.ports[1], "POST", CHAT, BODY, {"Authorization": f"Bearer {SECRET}"}).status == 404
 
 
+def test_metrics_with_a_key_of_their_own(open_gateway: Open, monkeypatch: pytest.MonkeyPatch) -> None:
+    """They show dollars. Neither the admin's key nor one for requests is theirs; probes stay open."""
+    monkeypatch.setenv("METRICS_KEY", "metrics-0123456789abcdef")
+    gateway = open_gateway(own="}, metrics_key_env: METRICS_KEY, hooks: [], files: {")
+
+    def read(path: str, key: str | None) -> Response:
+        headers = {} if key is None else {"Authorization": f"Bearer {key}"}
+        return exchange(gateway.ports[0], "GET", path, None, headers)
+
+    for key in (None, "", "wrong", SECRET, gateway.key):
+        answer = read("/metrics", key)
+        assert (answer.status, answer.reason) == (401, "invalid_api_key")
+        assert b"penstock:" not in answer.body
+    assert b"penstock:gateway_requests_in_flight" in read("/metrics", "metrics-0123456789abcdef").body
+    assert read("/readyz", None).status == 200
+    assert gateway.chat("metrics-0123456789abcdef").status == 401
+    monkeypatch.setenv("METRICS_KEY", "short")
+    with pytest.raises(StartupError, match=r"gateway.metrics_key_env: .* METRICS_KEY holds no key of 16"):
+        asyncio.run(open_door(loads("gateway: {metrics_key_env: METRICS_KEY}"), None))
+
+
 def test_it_is_off_unless_wanted() -> None:
     assert admin_secret(loads("gateway: {port: 0}")) is None
 

@@ -8,7 +8,7 @@ import sys
 import time
 from datetime import UTC, datetime
 from functools import partial
-from typing import Any
+from typing import Any, get_args
 
 import msgspec
 from pydantic import ValidationError
@@ -17,7 +17,7 @@ from penstock.core.errors import InvalidRequest
 from penstock.gateway.ledger.keys import Key, KeyStore, check_names, expiry
 from penstock.gateway.policy.amounts import NANO
 from penstock.gateway.tags import read_tags
-from penstock.spec.model import Limits
+from penstock.spec.model import Limits, ServiceClass
 from penstock.spec.units import seconds
 
 from . import ledger_at
@@ -28,6 +28,7 @@ _UNSET: dict[str, Any] = {
     "routes": None,
     "limits": None,
     "local-only": False,
+    "service-class": "realtime",
     "expires": None,
 }
 """What a key has none of → as it is stored then."""
@@ -72,6 +73,7 @@ def _add_what(parser: argparse.ArgumentParser) -> None:
     add("--tag", action="append", metavar="TAG=VALUE", help="a tag of all its requests, as feature=search")
     add("--route", action="append", metavar="NAME", help="a route that it may use (default: all)")
     add("--local-only", action="store_true", help="its requests never leave the house")
+    add("--service-class", choices=get_args(ServiceClass), help="whether somebody waits for its answers")
     add("--expires", metavar="TIME", help="30d, 12h, or a date as 2027-01-31")
     limits = parser.add_argument_group("limits of its own, all together in place of its team's key_limits")
     for name in Limits.model_fields:
@@ -117,7 +119,9 @@ def _check(args: argparse.Namespace, values: dict[str, Any]) -> None:
 def _values(args: argparse.Namespace) -> dict[str, Any]:
     """What was given, by the names of KeyStore.create."""
     given = vars(args)
-    values: dict[str, Any] = {name: given[name] for name in ("name", "team", "local_only") if name in given}
+    values: dict[str, Any] = {
+        name: given[name] for name in ("name", "team", "local_only", "service_class") if name in given
+    }
     if "tag" in given:
         values["tags"] = read_tags(args.tag, "--tag")
     if "route" in given:

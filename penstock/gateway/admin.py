@@ -35,7 +35,7 @@ from penstock.http.auth import PermissionDenied
 from penstock.http.body import parse_object, read_body
 from penstock.http.exchange import header, respond
 from penstock.spec.load import said
-from penstock.spec.model import Limits, Name, Part, Spec
+from penstock.spec.model import Limits, Name, Part, ServiceClass, Spec
 from penstock.spec.units import Seconds
 
 from .keys import Keys
@@ -83,6 +83,7 @@ class NewKey(Part):
     tags: Tags = Field(default_factory=dict)
     routes: Annotated[tuple[Name, ...], Field(max_length=256)] | None = None
     local_only: bool = False
+    service_class: ServiceClass = "realtime"
     expires: Annotated[str, Field(max_length=40)] | None = None
     limits: Limits | None = None
 
@@ -332,6 +333,7 @@ class Admin:
             "tags": key.tags,
             "routes": key.routes,
             "local_only": key.local_only,
+            "service_class": key.service_class,
             "limits": limits,
             "redacted_value": f"{PREFIX}…{key.hint}",
             "created_at": key.created // NANO,

@@ -138,7 +138,8 @@ class Door:
         local_only = (
             principal.local_only or book.team_local_only(principal.team) or book.tags_local_only(tags)
         )
-        return Caller(principal, headers, tags, local_only)
+        background = principal.service_class == "background" or book.in_background(principal.team, tags)
+        return Caller(principal, headers, tags, local_only, background)
 
     # ---- one request ----
 
@@ -223,7 +224,8 @@ class Door:
         if verdict.tags:
             tags = {**caller.tags, **verdict.tags, **caller.principal.tags}
             local_only = caller.local_only or self.book.tags_local_only(tags)
-            caller = Caller(caller.principal, caller.headers, tags, local_only)
+            background = caller.background or self.book.in_background("", tags)
+            caller = Caller(caller.principal, caller.headers, tags, local_only, background)
         return envelope, caller
 
     def shadow(self, request: Request) -> None:

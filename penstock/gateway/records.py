@@ -6,7 +6,7 @@ from typing import Literal
 
 import msgspec
 
-from penstock.spec.model import Limits
+from penstock.spec.model import Limits, ServiceClass
 
 Settlement = Literal["open", "settled", "estimated", "unsettled"]
 """Of a row: under way; what the upstream said at the end; reckoned from metrics or bytes; never told, and
@@ -26,6 +26,8 @@ class Principal(msgspec.Struct, frozen=True):
     """Routes that it may use; None is all."""
     local_only: bool = False
     """Its requests never leave the house."""
+    service_class: ServiceClass = "realtime"
+    """Of all its requests; team, tags and routes may make it `background` as well."""
     limits: Limits | None = None
     """Its own, in place of its team's key_limits and of the spec's; None where it has none."""
 

@@ -63,6 +63,8 @@ class Caller:
     headers: Mapping[str, str]
     tags: dict[str, str]
     local_only: bool
+    background: bool = False
+    """Nobody waits for it."""
 
 
 class Request:
@@ -218,7 +220,8 @@ class Request:
     def copy_for(self, place: Place) -> Request:
         """The same request for a shadow: with a row that nobody pays, and without a reader."""
         caller = self.caller
-        nobody = Caller(Principal(key_id="", key_name="shadow"), {}, caller.tags, caller.local_only)
+        principal = Principal(key_id="", key_name="shadow")
+        nobody = Caller(principal, {}, caller.tags, caller.local_only, background=True)
         copy = Request(self.door, self.endpoint, self.envelope, nobody, self.way, (place,), _nowhere)
         copy.row.id = secrets.token_hex(16)
         copy.row.at, copy.started = self.row.at, self.started
@@ -350,7 +353,7 @@ class Request:
             door.meter.asked(self._reservation, asked)
         row.upstream, row.replica, row.model, row.attempts = place.name, station.id, place.model, number
         row.waited = row.waited or round((now - self.started) * NANO)
-        body = self.envelope.write(place, self._salt, generated)
+        body = self.envelope.write(place, self._salt, generated, background=self._background)
         inspect = self._inspect if self._inspects else None
         relay = self._relay = Relay(
             station,
@@ -416,6 +419,10 @@ class Request:
         self.notes.append(f"{station.id}: {attempt.fault}" + (f" {attempt.status}" if attempt.status else ""))
         logger.warning("request %s: the upstream %s %s", self.row.id, station.id, failed.message)
 
+    @property
+    def _background(self) -> bool:
+        return self.caller.background or self.way.route.service_class == "background"
+
     def _headers(self, station: Station) -> tuple[dict[str, str], str]:
         """Of the request to an upstream; and what its bill will be called, if there will be one."""
         given = self.caller.headers
@@ -428,6 +435,7 @@ class Request:
         # clients choose ids, and may repeat them; a bill is of one attempt
         headers["x-request-id"] = bill_id = f"{self.row.id[:200]}.{secrets.token_hex(4)}"
         headers["x-penstock-tenant"] = self._salt
+        headers["x-penstock-class"] = "background" if self._background else "realtime"
         return headers, bill_id
 
     # ---- what it costs ----

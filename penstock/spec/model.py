@@ -30,6 +30,8 @@ HeaderName = Annotated[str, Field(pattern=r"^[A-Za-z0-9!#$%&'*+.^_`|~-]+$")]
 """Of HTTP."""
 HeaderValue = Annotated[str, Field(pattern=r"^[\x20-\x7e]*$")]
 """Of HTTP; plain ASCII."""
+ServiceClass = Literal["realtime", "background"]
+"""Who waits for an answer: somebody, or nobody."""
 Flag = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9_.-]*$")]
 """Name of a flag, without its dashes."""
 
@@ -147,6 +149,9 @@ class Upstream(Part):
     """Environment variable with its key."""
     trusts_gateway: bool = False
     """A Penstock whose `--gateway-key` is the key: teams go along as tenants, and final bills are read."""
+    priorities: bool = False
+    """A vLLM with `--scheduling-policy priority`: requests of the class `background` go there with a
+    `priority` behind all others. A Penstock that trusts the gateway is told the class itself."""
     headers: dict[HeaderName, HeaderValue] = {}
     """Headers that are sent with every request."""
     pool: Name | None = None
@@ -237,6 +242,8 @@ class Route(Part):
     """The cloud model whose price for the same tokens stands beside each row of the ledger."""
     local_only: bool = False
     """Never leaves the house, whatever the targets say."""
+    service_class: ServiceClass = "realtime"
+    """`background`: engines that schedule by priority serve all others first."""
     retries: Annotated[int, Field(ge=0, le=10)] = 2
     """More attempts before the first token, or for the rest of a stream that breaks, at other replicas where
     there are some."""
@@ -278,6 +285,8 @@ class Team(Part):
     """Routes that its keys may use; all if not given."""
     local_only: bool = False
     """Its requests never leave the house."""
+    service_class: ServiceClass = "realtime"
+    """`background`: engines that schedule by priority serve all others first."""
 
 
 class Tag(Part):
@@ -287,6 +296,8 @@ class Tag(Part):
     """Of all requests with it together."""
     local_only: bool = False
     """Requests with it never leave the house."""
+    service_class: ServiceClass = "realtime"
+    """`background`: engines that schedule by priority serve all others first."""
 
 
 class Hook(Part):

@@ -194,6 +194,7 @@ def test_a_key_is_changed(gateway: Governed) -> None:
         "expires": "1d",
         "name": "b",
     }
+    gone["service_class"] = "background"
     changed = gateway.ask("POST", path, gone)
     del gone["expires"]
     assert changed.json == {**made, **gone, "expires_at": changed.json["expires_at"]}
@@ -292,6 +293,7 @@ WRONG: list[tuple[Any, str, str]] = [
     ({"expires": "0d"}, "expires", "not in the future"),
     ({"id": "key_mine"}, "id", "unknown key"),
     ({"name": None}, "name", "string"),
+    ({"service_class": "urgent"}, "service_class", "'realtime' or 'background'"),
 ]
 
 

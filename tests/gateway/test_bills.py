@@ -38,6 +38,7 @@ upstreams:
     models: {{tiny: {{}}}}
 routes: {{small: {{targets: [{{model: tiny, upstream: ours}}], retries: 0}}}}
 teams: {{search: {{}}}}
+tags: {{feature: {{nightly: {{service_class: background}}}}}}
 """
 BODY = {"model": "small", "messages": [{"role": "user", "content": "Hi"}], "max_tokens": 60}
 MICROSECOND = 1_000
@@ -80,6 +81,14 @@ def test_a_team_is_a_tenant(gateway: Gateway, engine: FakeEngine) -> None:
     assert gateway.post(BODY).status == 200
     assert engine.adds[0].spec.tenant == "team:search"
     assert gateway.row().settlement == "settled"
+
+
+def test_a_class_is_the_gateways_word(gateway: Gateway, engine: FakeEngine) -> None:
+    """A client says nothing of it: neither raises its own, nor lowers another's."""
+    gateway.post(BODY, X_Penstock_Class="background", X_Penstock_Tenant="team:other")
+    gateway.post(BODY, X_Penstock_Feature="nightly", X_Penstock_Class="realtime")
+    told = [(each.spec.tenant, each.spec.service_class.value) for each in engine.adds]
+    assert told == [("team:search", "realtime"), ("team:search", "background")]
 
 
 @pytest.mark.parametrize("streams", [False, True], ids=["plain", "stream"])

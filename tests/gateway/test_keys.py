@@ -100,6 +100,12 @@ def test_the_cache_knows_a_key_and_forgets_it_when_it_is_revoked(store: Store) -
             {"feature": "x"},
             ("chat",),
         )
+        assert found.service_class == "realtime"
+        table.update(key.id, {"service_class": "background"})
+        cache.version(store.beat("w").keys)
+        changed = await cache.principal(secret)
+        assert changed is not None
+        assert changed.service_class == "background"
         assert found.limits is not None
         assert found.limits.dollars_per_day == 5 * NANO
         table.revoke(key.id)
@@ -229,12 +235,29 @@ def test_keys_over_the_command_line(tmp_path: Path, capsys: pytest.CaptureFixtur
         {"dollars_per_day": 2_500_000_000},
     )
     assert "digest" not in key
-    changes = ("--team", "u", "--requests-per-minute", "7", "--unset", "expires", "--name", "bob")
+    changes = (
+        "--service-class",
+        "background",
+        "--team",
+        "u",
+        "--requests-per-minute",
+        "7",
+        "--unset",
+        "expires",
+        "--name",
+        "bob",
+    )
     status, out, err = command(capsys, "keys", "update", key["id"], *changes, *where)
     assert (status, out) == (0, "")
-    assert "is changed: expires, limits, name, team." in err
+    assert "is changed: expires, limits, name, service_class, team." in err
     _, out, _ = command(capsys, "keys", "list", "--json", *where)
-    wanted = {"name": "bob", "team": "u", "limits": {"requests_per_minute": 7}, "expires": None}
+    wanted = {
+        "service_class": "background",
+        "name": "bob",
+        "team": "u",
+        "limits": {"requests_per_minute": 7},
+        "expires": None,
+    }
     assert json.loads(out) == [{**key, **wanted}]
     status, out, _ = command(capsys, "keys", "rotate", key["id"], "--grace", "1h", *where)
     assert well_formed(out.strip())

@@ -15,7 +15,7 @@ import pytest
 
 from penstock.core.errors import InvalidRequest
 from penstock.gateway.endpoints import ENDPOINTS
-from penstock.gateway.envelope import Envelope
+from penstock.gateway.envelope import BACKGROUND, Envelope
 from penstock.gateway.fleet import ModelStarting, Replica
 from penstock.gateway.records import Principal
 from penstock.gateway.stations import Stations
@@ -94,6 +94,54 @@ def test_what_has_no_row_counts_as_a_request_all_the_same(make: Make) -> None:
         assert refused.headers["x-ratelimit-limit-requests"] == "3"
     assert len(gateway.upstream.asked) == 3
     assert len(gateway.rows(1)) == 1
+
+
+CLASSES = SPEC.replace("kind: penstock", "kind: vllm\n    priorities: true") + textwrap.dedent(
+    """
+    teams:
+      nights: {{service_class: background}}
+      days: {{}}
+    tags: {{feature: {{index: {{service_class: background}}}}}}
+    """
+)
+
+
+@pytest.mark.parametrize(
+    ("principal", "headers", "background"),
+    [
+        (Principal(key_id="k", team="days"), {}, False),
+        (Principal(key_id="k", team="days"), {"x-penstock-class": "background", "priority": "9"}, False),
+        (Principal(key_id="k", team="nights"), {"x-penstock-class": "realtime"}, True),
+        (Principal(key_id="k", service_class="background"), {}, True),
+        (Principal(key_id="k", tags={"feature": "index"}), {"x-penstock-feature": "chat"}, True),
+        (Principal(key_id="k"), {"x-penstock-feature": "index"}, True),
+    ],
+)
+def test_what_nobody_waits_for_goes_behind_all_others(
+    make: Make, principal: Principal, headers: dict[str, str], background: bool
+) -> None:
+    """By its key, its team or a tag; a vLLM that schedules by priority is told it as one."""
+    gateway = make(spec=CLASSES, keys={KEY: principal})
+    for own in (None, 0, 7):
+        body = BODY if own is None else {**BODY, "priority": own}
+        assert gateway.post(body, **headers).status == 200
+    wanted = [BACKGROUND, BACKGROUND, BACKGROUND + 7] if background else [None, 0, 7]
+    assert [asked.json.get("priority") for asked in gateway.upstream.asked] == wanted
+    assert all("x-penstock-class" not in asked.headers for asked in gateway.upstream.asked)
+
+
+def test_a_route_for_what_nobody_waits_for(make: Make) -> None:
+    gateway = make(spec=CLASSES.replace("retries: 0", "retries: 0\n    service_class: background"))
+    assert gateway.post().status == 200
+    assert gateway.upstream.asked[0].json["priority"] == BACKGROUND
+
+
+@pytest.mark.parametrize("priority", [-1, BACKGROUND, 1.5, "0", True])
+def test_nobody_goes_before_others_by_saying_so(make: Make, priority: object) -> None:
+    gateway = make(spec=CLASSES)
+    answer = gateway.post({**BODY, "priority": priority})
+    assert (answer.status, answer.error["param"]) == (400, "priority")
+    assert not gateway.upstream.asked
 
 
 def test_concurrent_requests_come_back(make: Make) -> None:

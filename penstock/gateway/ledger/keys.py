@@ -30,7 +30,7 @@ from penstock.gateway.limits.leased import Caller
 from penstock.gateway.policy.amounts import NANO
 from penstock.gateway.records import Principal
 from penstock.spec.load import near
-from penstock.spec.model import Limits, Spec
+from penstock.spec.model import Limits, ServiceClass, Spec
 from penstock.spec.units import seconds
 
 from .schema import keys, meta
@@ -68,6 +68,7 @@ class Key(msgspec.Struct, kw_only=True):
     limits: dict[str, Any] | None = None
     """Its own, as in the spec; None for its team's or everybody's."""
     local_only: bool = False
+    service_class: ServiceClass = "realtime"
     hint: str = ""
     """The last characters of the secret."""
     created: int = 0
@@ -150,6 +151,7 @@ class KeyStore:
         routes: Sequence[str] | None = None,
         limits: Limits | None = None,
         local_only: bool = False,
+        service_class: ServiceClass = "realtime",
         expires: int | None = None,
     ) -> tuple[Key, str]:
         """A new key and its secret, which is nowhere else and can never be shown again."""
@@ -162,6 +164,7 @@ class KeyStore:
             routes=_stored("routes", routes),
             limits=_stored("limits", limits),
             local_only=local_only,
+            service_class=service_class,
             hint=secret[-4:],
             created=self._now(),
             expires=expires,
@@ -373,6 +376,7 @@ def _principal(key: Key) -> Principal:
         tags=key.tags,
         routes=key.routes,
         local_only=key.local_only,
+        service_class=key.service_class,
         limits=None if key.limits is None else limits_of(key.limits),
     )
 

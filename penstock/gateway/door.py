@@ -28,7 +28,7 @@ from penstock.http.errors import send_error
 from penstock.http.exchange import ClientGone, until_disconnect
 from penstock.spec.model import Spec
 
-from . import quota
+from . import hosted, quota
 from .admin import Admin
 from .bills import Bills
 from .endpoints import Endpoint
@@ -163,6 +163,7 @@ class Door:
             if self.hooks.wants("before", way.name):
                 verdict = await self._before(scope["request_id"], way, body, envelope, caller)
                 envelope, caller = self._as_said(verdict, envelope, caller)
+            hosted.check(envelope, way)
             places = self._places(way, caller)
             previous = self._previous(envelope, caller) if endpoint.owned else None
         except PenstockError as error:

@@ -159,6 +159,10 @@ class Envelope:
             fields["generated_token_ids"] = msgspec.Raw(generated)
         return msgspec.json.encode(fields)
 
+    def raw(self, name: str) -> bytes:
+        """A field as it came; empty where it is not given."""
+        return bytes(self._fields.get(name, b""))
+
     def text(self, name: str) -> str | None:
         """A field that is a text. Raises InvalidRequest where it is none."""
         value: str | None = self._value(name, str, "a string")
@@ -210,7 +214,7 @@ class Envelope:
             if name != "tools":
                 self._elsewhere = _ELSEWHERE.search(raw) is not None
             if (b'"file_id"' in raw or b'"file_ids"' in raw) and (
-                raw.count(b"{") + raw.count(b"[") > _MOST_SEEN or _has_file(_decoded(raw))
+                raw.count(b"{") + raw.count(b"[") > _MOST_SEEN or _has_file(decoded(raw))
             ):
                 raise UnsupportedParameter(
                     f"file_id in {name} is not supported by this gateway: send the file itself.", param=name
@@ -241,7 +245,8 @@ def _without_escapes(raw: bytes) -> bytes:
     return raw
 
 
-def _decoded(raw: bytes) -> Any:
+def decoded(raw: bytes) -> Any:
+    """A value of a body. Raises InvalidRequest for a number that no float can hold."""
     try:
         return msgspec.json.decode(raw)
     except (msgspec.MsgspecError, RecursionError) as error:

@@ -244,6 +244,13 @@ class Route(Part):
     """Never leaves the house, whatever the targets say."""
     service_class: ServiceClass = "realtime"
     """`background`: engines that schedule by priority serve all others first."""
+    extra_costs: bool = False
+    """Requests may have what an upstream takes more for than its prices by tokens: tools that it runs itself
+    (web search, file search, code interpreter, MCP), a dearer `service_tier`. That is in no reservation, and
+    in no row."""
+    shared_ids: bool = False
+    """Requests may name what the upstream's account has (item_reference, stored prompts, vector stores,
+    containers). All keys share that account: whoever knows an id can use it."""
     retries: Annotated[int, Field(ge=0, le=10)] = 2
     """More attempts before the first token, or for the rest of a stream that breaks, at other replicas where
     there are some."""

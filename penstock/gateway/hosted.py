@@ -51,8 +51,8 @@ class _Item(msgspec.Struct):
 
 _H = TypeVar("_H", _Tool, _Item)
 _DECODERS: dict[type, msgspec.json.Decoder[Any]] = {
-    each: msgspec.json.Decoder(list[each])
-    for each in (_Tool, _Item)  # type: ignore[valid-type]
+    _Tool: msgspec.json.Decoder(list[_Tool]),
+    _Item: msgspec.json.Decoder(list[_Item]),
 }
 
 

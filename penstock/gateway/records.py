@@ -134,3 +134,8 @@ class Row(msgspec.Struct, kw_only=True):
     """What hooks and retries did, in a few words."""
     owed: tuple[Asked, ...] = ()
     """Attempts whose bills have not come yet; those that are not `lost` settle the row."""
+
+    @property
+    def provisional(self) -> bool:
+        """Whether a bill may still change what it is charged."""
+        return any(not asked.lost for asked in self.owed)

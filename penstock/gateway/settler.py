@@ -83,7 +83,18 @@ class Settler(Repeated):
             for worker, number, row in waiting
             if any(asked.bill in said for asked in row.owed)
         ]
-        await self._rows.resettle(places, lambda row: _settle(row, said))
+        final: list[Row] = []
+
+        def settle(row: Row) -> Amounts | None:
+            was = row.provisional
+            used = _settle(row, said)
+            if was and not row.provisional:
+                final.append(row)
+            return used
+
+        await self._rows.resettle(places, settle)
+        for row in final:  # which nobody else has settled meanwhile
+            self._metrics.billed(row)
         for _, _, row in waiting:
             for asked in row.owed:
                 if asked.bill in said:

@@ -41,6 +41,16 @@ class Rate(msgspec.Struct, frozen=True):
     per: int
 
 
+class Told(msgspec.Struct, frozen=True, omit_defaults=True):
+    """What the bill of one engine of several says, until those of the others are there."""
+
+    seconds: int | None = None
+    """Nanoseconds of a device; None where the bill will never come."""
+    input: int = 0
+    output: int = 0
+    cached: int = 0
+
+
 class Asked(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """One attempt: who was asked, and all that prices the engine's bill, whoever reads it and whenever."""
 
@@ -63,6 +73,12 @@ class Asked(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     of the answer. The bill replaces that, and nothing else."""
     rough: bool = False
     """A bill of another part will never come: with this one, too, the row is an estimate."""
+    behind: int = 0
+    """Tokens of the answer that the client had when it was asked: it goes on with a stream that broke."""
+    gave: int | None = None
+    """Tokens of the answer that came of it before another engine went on; of rows of killed workers."""
+    told: Told | None = None
+    """Its bill, where the row waits for those of other engines."""
     lost: bool = False
     """It failed, and its answer is not the row's: its device time is nobody's."""
 

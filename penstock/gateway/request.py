@@ -342,7 +342,7 @@ class Request:
         door, row = self.door, self.row
         after = await door.bills.cursor(station)  # which may find that it is not trusted
         headers, bill_id = self._headers(station)
-        asked = bill.note(self.way, place, station.id, bill_id, after)
+        asked = bill.note(self.way, place, station.id, bill_id, after, self._rest.behind)
         now = door.monotonic()
         exchange = self.exchange
         generated = self._rest.begin(station)

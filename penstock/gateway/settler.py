@@ -75,7 +75,7 @@ class Settler(Repeated):
         waiting = await self._rows.owed(since, _MOST)
         # the rows of an engine that is away stand in nobody's way
         self._from = waiting[-1][2].at if len(waiting) == _MOST else 0
-        said = await self._ask([asked for _, _, row in waiting for asked in row.owed])
+        said = await self._ask([asked for _, _, row in waiting for asked in row.owed if asked.told is None])
         if not said:
             return
         places = [
@@ -141,9 +141,9 @@ def _settle(row: Row, said: dict[str, Tally | Verdict]) -> Amounts | None:
     used: Amounts | None = None
     for asked in row.owed:
         verdict = said.get(asked.bill)
-        if isinstance(verdict, Tally):
+        if isinstance(verdict, Tally) and asked.told is None:
             used = bill.late(row, asked, verdict) or used
     for asked in row.owed:
-        if asked.bill in said:
-            bill.give_up(row, asked)
+        if asked.bill in said and asked.told is None:
+            used = bill.give_up(row, asked) or used
     return used

@@ -49,6 +49,10 @@ _FORWARDED = ("accept", "traceparent", "tracestate", "anthropic-version", "anthr
 """Headers of the client that an upstream sees."""
 
 
+_HEARD = 0.05
+"""Seconds in which the process that has the engines has told a worker what it does with them."""
+
+
 class NoReplica(Unavailable):
     """Nobody can take a request now."""
 
@@ -236,12 +240,12 @@ class Request:
         tried: set[str] = set()
         asked: set[Place] = set()
         failed: Failed | None = None
-        number = 0
+        number = spared = 0
         with contextlib.ExitStack() as used:
             while True:
                 number += 1
                 places = self.places
-                if number > 1 + self.way.route.retries:
+                if number > 1 + self.way.route.retries + spared:
                     places = tuple(
                         place for place in self.way.fallback if place in places and place not in asked
                     )
@@ -266,6 +270,18 @@ class Request:
                 if self.exchange.begun:
                     await self._rest.go_on(failed, place, number, tried, used)
                     return
+                if not spared and await self._has_left(place, station, failed):
+                    spared, failed = 1, None  # nobody was asked
+                    tried.discard(station.id)
+                    asked.discard(place)
+
+    async def _has_left(self, place: Place, station: Station, failed: Failed) -> bool:
+        """Whether a model of ours has fallen asleep just as it was to be asked: it is woken then, and that is
+        none of the route's `retries`."""
+        if not place.local or not (failed.attempt.fault == "connect" or failed.attempt.status == 503):
+            return False
+        await asyncio.sleep(_HEARD)
+        return station not in self.door.stations.of(place)
 
     async def give_up(self, failed: Failed) -> None:
         """End a stream with an error: nobody goes on with it."""

@@ -521,6 +521,35 @@ def test_a_request_waits_for_a_model_that_sleeps(make: Make, comes: bool) -> Non
         upstream.stop()
 
 
+@pytest.mark.parametrize("leaves", [True, False])
+def test_a_model_that_falls_asleep_just_then_is_woken_whatever_retries_there_are(
+    make: Make, leaves: bool
+) -> None:
+    """An engine that ends takes no more; one that stays, and is busy, is another matter."""
+    upstream = Upstream().start()
+    gateway = make()
+    fleet = FakeFleet(upstream.url)
+    fleet.state = "ready"
+
+    async def drains(wire: Wire) -> None:
+        fleet.state = "asleep" if leaves else "ready"
+        await wire.whole(503, {"error": {"message": "The server is shutting down.", "code": "draining"}})
+
+    upstream.script = [drains]
+    spec = loads(textwrap.dedent(LOCAL).replace("wait: 5", "wait: 5, retries: 0"))
+    stations = Stations(spec, fleet)
+    gateway.door.__init__(spec, gateway.keys, gateway.meter, stations, fleet)  # type: ignore[misc]
+    try:
+        assert gateway.post().status == (200 if leaves else 503)
+        row = gateway.row()
+        assert (row.attempts, row.settlement) == (2 if leaves else 1, "settled")
+        assert row.end == ("done" if leaves else "upstream_failed")
+        assert len([asked for asked in upstream.asked if asked.method == "POST"]) == row.attempts
+        assert fleet.uses == 0
+    finally:
+        upstream.stop()
+
+
 # ---- engines that do not tell device time; the end ----
 
 

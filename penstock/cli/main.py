@@ -19,7 +19,7 @@ COMMANDS = {
     "serve": "serve a model: an OpenAI-compatible API on an engine of our own",
     "chat": "talk to any OpenAI-compatible server from the terminal",
     "bench": "measure any OpenAI-compatible server, or the start of ours",
-    "keys": "make, list, rotate and revoke the keys of a gateway",
+    "keys": "make, list, change, rotate and revoke the keys of a gateway",
     "ledger": "read what a gateway has written of each request",
     "replay": "run a recorded step log again and compare the plans",
     "init": "write a commented penstock.yaml that `penstock up` runs as it is",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Iterable
+from typing import Any
 
 _PATIENCE = 1.0
 """Seconds until a task that still runs is cancelled again."""
@@ -31,7 +32,7 @@ class Beside:
         raise NotImplementedError
 
 
-async def ended(tasks: Iterable[asyncio.Task[None]]) -> None:
+async def ended(tasks: Iterable[asyncio.Task[Any]]) -> None:
     """Cancel tasks, and wait until they have ended, whatever they raise.
 
     Once is not always enough: a library (and `asyncio.wait_for` before Python 3.12) may take a cancellation

@@ -1,4 +1,4 @@
-"""`penstock tune --live URL`: put load on a running engine, and find the flags that serve most within the targets.
+"""`penstock tune --live URL`: load a running engine, and find the flags that serve most within the targets.
 
 URL of `penstock up` ─▶ its control socket ─▶ one replica, restarted with other flags, then with its own again
 any other URL        ─▶ measured with more and fewer clients; nothing is changed
@@ -110,7 +110,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """0 with a setting that serves within the targets, 1 without one or without a measurement, 130 after Ctrl-C."""
+    """0 with a setting that serves within the targets, 1 without one, 130 after Ctrl-C."""
     try:
         return asyncio.run(_run(args))
     except BenchError as error:
@@ -135,8 +135,8 @@ async def _run(args: argparse.Namespace) -> int:
                 slo = slo.or_else({"e2el": _DOCUMENTS_TARGET})
             if not slo.bounds:
                 raise BenchError(
-                    "there is no target to tune for; give --ttft-p95, --tpot-p95 or --e2e-p95, or an slo for the "
-                    "model in penstock.yaml"
+                    "there is no target to tune for; give --ttft-p95, --tpot-p95 or --e2e-p95, or an slo for "
+                    "the model in penstock.yaml"
                 )
             loader = Loader(session, load, slo, stop)
             with _interruptible(stop):
@@ -168,8 +168,8 @@ async def _engine(
             return engine
     if args.method == "stepwise":
         raise BenchError(
-            f"--method stepwise restarts the engine, and the one at {url} is not run by a penstock up of this user "
-            "on this machine; leave the flag out to measure it as it is"
+            f"--method stepwise restarts the engine, and the one at {url} is not run by a penstock up of "
+            "this user on this machine; leave the flag out to measure it as it is"
         )
     return Fixed(url, headers, limits(await scrape(session, url, headers)))
 
@@ -225,7 +225,7 @@ async def _managed(
             await engine.keep()
     flags = {SEQS: verdict.value} if verdict.changed and verdict.value is not None else {}
     if kept:
-        state = f"The engine goes on with --{SEQS} {verdict.value} until penstock up ends; then the spec's flags hold."
+        state = f"The engine goes on with --{SEQS} {verdict.value} until penstock up ends."
     elif result.interrupted:
         state = "penstock up starts the engine again with the spec's flags."
     else:
@@ -257,11 +257,9 @@ async def _fixed(
 
     if args.request_rate is not None:
         raise BenchError(
-            "--request-rate needs an engine that can be restarted; leave it out to vary --clients instead"
+            "--request-rate needs an engine that can be restarted; leave it out, and --clients is varied"
         )
-    tell(
-        f"The engine at {engine.url} is not run by a penstock up of this user on this machine: it is measured with"
-    )
+    tell(f"The engine at {engine.url} is not run by a penstock up of this user here: it is measured with")
     tell(f"more and fewer clients, and nothing of it is changed. Targets: {slo}.")
     tell(f"{_described(load)}\nclients")
     search = Bisection(args.clients, low=1, high=4 * args.clients, most=args.max_settings)

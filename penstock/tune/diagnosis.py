@@ -74,11 +74,11 @@ def diagnose(run: Run, slo: Slo, places: int | None = None) -> Diagnosis:
 def _cause(metric: str, run: Run, bound: float) -> Pressure:
     """Why this target is missed."""
     engine = run.engine
-    assert engine.queue is not None and engine.prefill is not None and engine.decode is not None
+    queue, prefill, decode = engine.queue or 0.0, engine.prefill or 0.0, engine.decode or 0.0
     if metric == "tpot":  # begins with the first token: nobody waits there, except after a preemption
         return Pressure.COMPUTE
-    computing = engine.prefill + (engine.decode if metric == "e2el" else 0.0)
-    share = engine.queue / max(engine.queue + computing, 1e-9)
+    computing = prefill + (decode if metric == "e2el" else 0.0)
+    share = queue / max(queue + computing, 1e-9)
     queued, computed = run.p95[metric] * share, run.p95[metric] * (1 - share)
     if computed <= bound:
         return Pressure.QUEUE

@@ -1,4 +1,4 @@
-"""The engine between two runs: started again by `penstock up` with other flags, or one that is left as it is."""
+"""The engine between two runs: started again by `penstock up` with other flags, or left as it is."""
 
 from __future__ import annotations
 
@@ -135,6 +135,6 @@ _SPEC = {"ttft_p95": "ttft", "itl_p95": "tpot", "e2e_p95": "e2el"}
 
 
 def targets(slo: Mapping[str, Any]) -> dict[str, float]:
-    """A spec's targets at the 95th percentile, in ms under our names. Time between tokens becomes the bound on
+    """A spec's targets at the 95th percentile, in ms under our names. That on the time between tokens bounds
     its mean over a request."""
     return {ours: float(slo[theirs]) * 1000 for theirs, ours in _SPEC.items() if theirs in slo}

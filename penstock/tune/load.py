@@ -79,9 +79,9 @@ class Loader:
     async def run(self, url: str, headers: Mapping[str, str], *, clients: int | None = None) -> Run | None:
         """Load the server at `url`; None if it was to stop meanwhile. `clients` in place of the load's.
 
-        Raises BenchError where nothing can be measured: no server, no such model, no answer to a first request.
+        Raises BenchError where nothing can be measured: no server, no such model, no answer to the warm-up.
         """
-        if self._stop.reason is not None:
+        if self._over():
             return None
         load = self._load
         model = load.model or await find_model(self._session, url, headers)
@@ -119,15 +119,18 @@ class Loader:
                 task.cancel()
             await asyncio.wait({watching, interrupted})
         end = clock()
-        if self._stop.reason is not None:
+        if self._over():
             return None
         after = await scrape(self._session, url, headers)
         engine = account(before, after, gauges)
         return measured(records, start=start + load.ramp, end=end, slo=self._slo, engine=engine)
 
+    def _over(self) -> bool:
+        return self._stop.reason is not None
+
     async def _watch(self, url: str, headers: Mapping[str, str], gauges: _Gauges) -> None:
         while True:
-            await asyncio.sleep(_POLL)
+            await asyncio.sleep(min(_POLL, self._load.seconds / 8))
             gauges.look(await scrape(self._session, url, headers))
 
     async def _warm_up(self, target: Target) -> None:

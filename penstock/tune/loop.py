@@ -22,6 +22,11 @@ Measure = Callable[[int], Awaitable[Run | None]]
 """One run with a setting; None if everything is to end."""
 
 
+FEW = 0.05
+"""Share of good requests below which a setting counts as one without any: how many slip through when nearly
+all miss their targets says nothing of where it would be better."""
+
+
 class Tell(Protocol):
     """Says what goes on, a line at a time."""
 
@@ -97,7 +102,7 @@ async def tune(
         tell(line(step, slo))
         search.record(
             value,
-            trial.goodput,
+            trial.goodput if trial.typical.share >= FEW else 0.0,
             translate(diagnosis.pressure),
             met=trial.met(slo),
             same_from=_same_from(trial) if restarts else None,
@@ -107,7 +112,7 @@ async def tune(
 
 
 def _same_from(trial: Trial) -> int | None:
-    """From which setting on nothing changes: the most requests that were ever at work, where that is fewer than
+    """From which setting on nothing changes: the most requests that were ever at work, if that is fewer than
     there were places for."""
     seen = [run.engine.running for run in trial.runs if run.engine.running is not None]
     most = int(max(seen, default=0))
@@ -120,7 +125,8 @@ def line(step: Step, slo: Slo) -> str:
     p95 = "  ".join(f"{name} {run.p95[name]:,.0f} ms" for name in slo.bounds if name in run.p95)
     spread = f" ± {trial.spread:.2f}" if len(trial.runs) > 1 else ""
     return (
-        f"{trial.value:>6}  {trial.goodput:6.2f}{spread} good requests/s ({run.share:.0%}), P95: {p95 or 'none'}"
+        f"{trial.value:>6}  {trial.goodput:6.2f}{spread} good requests/s ({run.share:.0%}), "
+        f"P95: {p95 or 'none'}"
         f"\n        {step.diagnosis.why}"
     )
 
@@ -149,8 +155,10 @@ def decide(result: Result, slo: Slo, *, start: int, flag: str) -> Verdict:
         causes = {step.diagnosis.pressure for step in tried}
         why.append(f"No setting of --{flag} that was tried serves a request within the targets ({slo}).")
         if causes <= {Pressure.COMPUTE, Pressure.BOTH}:
-            why.append("Computing alone takes longer: shorter prompts or answers, a smaller or quantised model, "
-                       "a faster device, or wider targets.")  # fmt: skip
+            why.append(
+                "Computing alone takes longer: shorter prompts or answers, a smaller or quantised model, a "
+                "faster device, or wider targets."
+            )
         return Verdict(None, False, why)
     chosen = best
     if before is not None and before is not best:
@@ -158,15 +166,15 @@ def decide(result: Result, slo: Slo, *, start: int, flag: str) -> Verdict:
         gain = best.trial.goodput - before.trial.goodput
         if gain <= margin:
             why.append(
-                f"--{flag} {best.trial.value} and {start} differ by {gain:.2f} good requests/s, and runs of one "
-                f"setting by up to {margin:.2f}: within the noise, so {start} stays."
+                f"--{flag} {best.trial.value} and {start} differ by {gain:.2f} good requests/s, and runs of "
+                f"one setting by up to {margin:.2f}: within the noise, so {start} stays."
             )
             chosen = before
         else:
-            share = f" ({gain / before.trial.goodput:+.0%})" if before.trial.goodput else ""
+            more = f" ({gain / before.trial.goodput:+.0%})" if before.trial.goodput else ""
             why.append(
-                f"--{flag} {start} → {best.trial.value}: {before.trial.goodput:.2f} → {best.trial.goodput:.2f} good "
-                f"requests/s{share}; runs of one setting differ by {margin:.2f}."
+                f"--{flag} {start} → {best.trial.value}: {before.trial.goodput:.2f} → "
+                f"{best.trial.goodput:.2f} good requests/s{more}; runs of one setting differ by {margin:.2f}."
             )
     why.append(f"At {start}: {before.diagnosis.why}." if before is not None else "")
     if chosen is not before:
@@ -175,8 +183,8 @@ def decide(result: Result, slo: Slo, *, start: int, flag: str) -> Verdict:
         broken = ", ".join(chosen.trial.typical.broken(slo))
         why.append(
             f"The best setting still misses {broken} at P95 under this load: it serves "
-            f"{chosen.trial.goodput:.2f} requests/s within the targets, and more than that needs another replica "
-            "or a faster engine; limit what is let in (--max-num-queued-reqs, or limits at the gateway)."
+            f"{chosen.trial.goodput:.2f} requests/s within the targets, and more than that needs another "
+            "replica or a faster engine; limit what is let in (--max-num-queued-reqs, or at the gateway)."
         )
     return Verdict(
         chosen.trial.value, chosen.trial.value != start, [sentence for sentence in why if sentence]
@@ -184,8 +192,8 @@ def decide(result: Result, slo: Slo, *, start: int, flag: str) -> Verdict:
 
 
 def advise(result: Result, slo: Slo, *, seqs: int | None) -> Verdict:
-    """What the load alone tells of an engine that cannot be started again: an engine has no more requests in a
-    step than there are clients, so `n` clients show how it would do with --max-num-seqs n.
+    """What the load alone tells of an engine that cannot be started again: it has no more requests in a step
+    than there are clients, so `n` clients show how it would do with --max-num-seqs n.
 
     seqs: its max-num-seqs, if it tells.
     """

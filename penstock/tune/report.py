@@ -45,7 +45,8 @@ def to_paste(flags: Mapping[str, int], model: str) -> Iterator[str]:
     yield "On the command line of penstock serve or vllm serve:"
     yield "  " + " ".join(f"--{name} {value}" for name, value in flags.items())
     yield "In penstock.yaml:"
-    yield f"  models: {{{model}: {{flags: {{{', '.join(f'{name}: {value}' for name, value in flags.items())}}}}}}}"
+    written = ", ".join(f"{name}: {value}" for name, value in flags.items())
+    yield f"  models: {{{model}: {{flags: {{{written}}}}}}}"
 
 
 def others(result: Result) -> int:

@@ -2,7 +2,7 @@
 
 A run counts the requests that ended in its window, which begins when the first burst is over: in steady state
 that is the rate, whatever is under way at either end. Requests that are still under way at the end and have
-already missed a target count as having missed it, with the time so far: leaving them out would hide the slowest.
+already missed a target count as having missed it, with the time so far: else the slowest would be hidden.
 """
 
 from __future__ import annotations
@@ -148,7 +148,7 @@ class Trial:
         return not self.typical.broken(slo)
 
 
-#: Two settings whose goodput differs by less than this share are the same to us, however often it was measured.
+#: Settings whose goodput differs by less than this share are the same to us, however often measured.
 LEAST_DIFFERENCE = 0.03
 
 

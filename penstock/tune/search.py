@@ -69,9 +69,9 @@ class Bisection:
 
     1. The first trial is the setting as it is.
     2. The maximum lies between the neighbours, among what was tried, of the best trial.
-    3. What held the best trial back says on which side: where requests wait, above; where they slow each other
-       down, below; where neither is so, nowhere else. Where it does not tell, or its side is exhausted and it
-       was not the whole truth (both), the wider side is next.
+    3. What held the best trial back says on which side: where requests wait, above; where they slow each
+       other down, below; where neither is so, nowhere else. Where it does not tell, or tells of both, the
+       wider side is next.
     4. The next trial is the middle of that side, by the ladder's steps. So each halves one of the two sides:
        a ladder of n steps takes 2 + 2 log2(n) trials at most.
     5. While nothing has met the targets at all, there is no best trial, and each trial's own pressure bounds
@@ -90,8 +90,9 @@ class Bisection:
 
     @property
     def best(self) -> int | None:
-        """The setting with the most goodput so far; the one tried first among equals."""
-        return max(self._seen, key=lambda value: self._seen[value][0], default=None)
+        """The setting with the most goodput so far; among equals the smallest: where more changes nothing,
+        the maximum is there or below."""
+        return max(self._seen, key=lambda value: (self._seen[value][0], -value), default=None)
 
     def record(
         self,
@@ -146,9 +147,10 @@ class Bisection:
         return max(gaps, key=len, default=[]), []
 
     def _open(self, low: int, high: int) -> list[int]:
-        """The ladder strictly between two settings, without those that make the same engine as another."""
-        most = self._same_from if self._same_from is not None else self._ladder[-1]
-        return [value for value in self._ladder if low < value < high and value <= most]
+        """The ladder strictly between two settings, without those that make the same engine as one that was
+        tried."""
+        same = self._same_from if self._same_from is not None else high
+        return [value for value in self._ladder if low < value < min(high, same)]
 
 
 def _worth_it(below: list[int], above: list[int], pressure: Pressure) -> tuple[list[int], list[int]]:

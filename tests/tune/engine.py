@@ -2,9 +2,10 @@
 
     python engine.py [serve] MODEL --host H --port P --max-num-seqs N …
 
-A token takes BASE + SLOPE x (requests at work) seconds, a request has max_tokens of them, and N may be at work.
+A token takes BASE + SLOPE x (requests at work) seconds, a request has max_tokens of them, and N may
+be at work.
 It is vLLM to who starts it: /health, /v1/models, /metrics with vLLM's names, streamed completions. A file
-`refuse-above` beside `--log FOLDER` makes it end with status 2 where N is over the number in it.
+`refuse-above` in FAKE_ENGINE_FOLDER makes it end with status 2 where N is over the number in it.
 """
 
 from __future__ import annotations

@@ -2,13 +2,14 @@
 
     tune ── {"hold": "demo", "replica": 0} ──▶ up      {"url": …, "key": …, "arguments": […], "slo": {…}, …}
          ── {"flags": {"max-num-seqs": 32}} ──▶        {"ready": 2.1}          restarted, seconds
-         ── {"keep": true} ──▶                         {"kept": {…}}           the end will change nothing
+         ── {"keep": true} ──▶                         {"kept": {…}}          the end will change nothing
 
-A line of JSON each; an answer may be {"error": …, "advice": …}. One holds a replica at a time. With the end of
-the connection, however it came, the replica runs with the spec's flags again, unless they were to be kept.
+A line of JSON each; an answer may be {"error": …, "advice": …}. One holds a replica at a time. With the
+end of the connection, however it came, the replica runs with the spec's flags again, unless it was to keep
+others.
 
-Who may: the socket is in a folder of the user who runs `up`, which nobody else can enter, and the engine's key
-goes to whoever connects; that user could read it in /proc anyhow. Only numbers can be set, of two flags.
+Who may: the socket is in a folder of the user who runs `up`, which nobody else can enter, and the engine's
+key goes to whoever connects; that user could read it in /proc anyhow. Only numbers can be set, of two flags.
 """
 
 from __future__ import annotations
@@ -240,7 +241,7 @@ class Held:
 
     @classmethod
     async def take(cls, path: Path, model: str, index: int) -> Held:
-        """Hold a replica until `close`. Raises OSError where nobody listens, StartupError where it is refused."""
+        """Hold a replica until `close`. Raises OSError if nobody listens, StartupError if it is refused."""
         held = cls(*await asyncio.open_unix_connection(str(path), limit=_LINE))
         try:
             held.told = await held._ask({"hold": model, "replica": index})

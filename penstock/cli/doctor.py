@@ -39,7 +39,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """0 if nothing is wrong, 1 if something fails (with --strict: or warns), 2 if nothing could be examined."""
+    """0 if nothing is wrong, 1 if something fails (--strict: or warns), 2 if nothing could be examined."""
     try:
         return _run(args)
     except BenchError as error:

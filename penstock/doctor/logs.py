@@ -132,7 +132,7 @@ PROBLEMS = (
         "Shared memory is too small",
         (
             r"bus error",
-            r"insufficient shared memory",
+            r"insufficient shared mem",
             r"unable to (?:open|allocate|write to) shared memory",
             r"No space left on device.{0,80}/dev/shm|/dev/shm.{0,80}No space left on device",
         ),

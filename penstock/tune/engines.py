@@ -52,7 +52,7 @@ class Managed:
         self.headers = {"Authorization": f"Bearer {told['key']}"}
         self.known = known(told["arguments"], str(told["engine"]), cpu=told["device"] == "cpu")
         self.slo = targets(told["slo"])
-        self.now: Mapping[str, int] = {}
+        self.now: Mapping[str, int] = dict(told["flags"])
         """The flags that it runs with, beside the spec's."""
 
     @classmethod

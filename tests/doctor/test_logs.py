@@ -20,8 +20,8 @@ LINES = [
     ("RuntimeError: CUDA error: out of memory", "cuda-oom"),
     ("out of memory in step 12 with 3 requests; steps are computed in parts of 4", "cuda-oom"),
     (
-        "ValueError: The model's max seq len (131072) is larger than the maximum number of tokens that can "
-        "be stored in KV cache (79392). Try increasing `gpu_memory_utilization` or decreasing `max_model_len`",
+        "ValueError: The model's max seq len (131072) is larger than the maximum number of tokens "
+        "that can be stored in KV cache (79392). Try increasing `gpu_memory_utilization`",
         "kv-cache-too-small",
     ),
     ("ValueError: No available memory for the cache blocks. Try increasing `gpu_mem", "kv-cache-too-small"),
@@ -69,7 +69,7 @@ LINES = [
     ("    Reason:       OOMKilled", "oom-killed"),
     ("[123.4] Memory cgroup out of memory: Killed process 42 (python3)", "oom-killed"),
     (
-        "ERROR: Unexpected bus error encountered in worker. This might be caused by insufficient shared memory",
+        "ERROR: Unexpected bus error encountered in worker. This might be caused by insufficient shared mem",
         "shared-memory",
     ),
     ("WARNING scheduler.py:1057] Sequence group 0 is preempted by PreemptionMode.RECOMPUTE", "preempted"),

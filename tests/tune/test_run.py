@@ -1,4 +1,4 @@
-"""From requests to a run, from runs to a trial, and what holds it back: numbers that were computed by hand."""
+"""From requests to a run, from runs to a trial, and what holds it back: numbers computed by hand."""
 
 from __future__ import annotations
 

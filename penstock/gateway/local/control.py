@@ -74,6 +74,7 @@ class Control:
     def __init__(self, fleet: LocalFleet) -> None:
         self._fleet = fleet
         self._held: set[tuple[str, int]] = set()
+        self._flags: dict[tuple[str, int], dict[str, int]] = {}
         self._server: asyncio.Server | None = None
         self._tasks: set[asyncio.Task[None]] = set()
 
@@ -93,7 +94,7 @@ class Control:
         task = asyncio.current_task()
         assert task is not None
         self._tasks.add(task)
-        visit = _Visit(self._fleet, self._held, reader, writer)
+        visit = _Visit(self._fleet, self._held, self._flags, reader, writer)
         try:
             await visit.run()
         except asyncio.CancelledError:
@@ -111,13 +112,14 @@ class _Visit:
         self,
         fleet: LocalFleet,
         held: set[tuple[str, int]],
+        flags: dict[tuple[str, int], dict[str, int]],
         reader: asyncio.StreamReader,
         writer: asyncio.StreamWriter,
     ) -> None:
-        self._fleet, self._held = fleet, held
+        """held: replicas that are held. flags: what they run with beside the spec's. Both are everybody's."""
+        self._fleet, self._held, self._all = fleet, held, flags
         self._reader, self._writer = reader, writer
         self._mine: tuple[str, int] | None = None
-        self._flags: dict[str, int] = {}
         self._keep = False
         self._use = contextlib.ExitStack()
 
@@ -156,6 +158,10 @@ class _Visit:
         except msgspec.DecodeError as error:
             return {"error": f"This is no message: {error}."}
 
+    @property
+    def _flags(self) -> dict[str, int]:
+        return {} if self._mine is None else self._all.get(self._mine, {})
+
     async def _line(self) -> bytes | None:
         try:
             line = await self._reader.readline()
@@ -188,7 +194,7 @@ class _Visit:
         self._mine = model, index
         self._held.add(self._mine)
         self._use.enter_context(fleet.use(model))  # it must not fall asleep meanwhile
-        await fleet.ready(model, timeout=_READY)
+        await fleet.start_replica(model, index, timeout=_READY)
         logger.info("%s/%d: penstock tune measures it, and may restart it", model, index)
         replica = fleet.replicas(model)[index]
         slo = fleet.spec(model).slo
@@ -198,6 +204,7 @@ class _Visit:
             "engine": fleet.spec(model).engine,
             "device": replica.device,
             "arguments": list(fleet.arguments(model, index)),
+            "flags": self._flags,
             "slo": slo.model_dump(exclude_none=True) if slo is not None else {},
         }
 
@@ -210,7 +217,7 @@ class _Visit:
                     f"--{name} cannot be set to {value!r} here.",
                     advice=f"Whole numbers from 1 to {_LARGEST:,} of: {', '.join(sorted(FLAGS))}.",
                 )
-        self._flags = dict(flags)
+        self._all[self._mine] = dict(flags)
         began = asyncio.get_running_loop().time()
         await self._fleet.restart(*self._mine, flags, timeout=_READY)
         return asyncio.get_running_loop().time() - began
@@ -223,6 +230,7 @@ class _Visit:
             logger.info("%s/%d goes on with %s", *self._mine, _shown(self._flags))
             return
         logger.info("%s/%d: penstock tune has ended; the spec's flags again", *self._mine)
+        self._all.pop(self._mine)
         with contextlib.suppress(PenstockError):  # the log has said why
             await self._fleet.restart(*self._mine, {}, timeout=_READY)
 
@@ -237,7 +245,8 @@ class Held:
     def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self._reader, self._writer = reader, writer
         self.told: Mapping[str, Any] = {}
-        """What `up` has said of it: url, key, engine, device, arguments, slo."""
+        """What `up` has said of it: url, key, engine, device, slo, the spec's arguments, and the flags it
+        runs with beside them, if a session before has kept some."""
 
     @classmethod
     async def take(cls, path: Path, model: str, index: int) -> Held:

@@ -125,26 +125,40 @@ class LocalFleet:
         """The command line of a replica, as the spec has it."""
         return self._commands[model, index].arguments
 
+    async def start_replica(self, model: str, index: int, *, timeout: float) -> None:
+        """Return once this replica takes requests. Raises StartupError as `restart` does."""
+        one = self._models[model].supervisors[index]
+        if one.replica.state != "ready":
+            one.refused = False
+            await self._started(one, one.wake, timeout)
+
     async def restart(self, model: str, index: int, flags: Mapping[str, int], *, timeout: float) -> None:
         """Have a replica started again with these flags after its own; return once it takes requests.
 
         Raises StartupError if it ends instead, or takes longer: it goes on being tried then, as any replica.
         """
         one = self._models[model].supervisors[index]
+        command = with_flags(self._commands[model, index], flags)
+        await self._started(one, lambda: one.restart(command), timeout)
+
+    # ------------------------------------------------------------------ inside
+
+    async def _started(self, one: Supervisor, begin: Callable[[], None], timeout: float) -> None:
+        """Begin, and wait for what becomes of the start. Raises StartupError."""
         over: asyncio.Future[str] = asyncio.get_running_loop().create_future()
-        began = False
+        starts = one.replica.state == "starting"
 
         def watch(replica: Replica) -> None:
-            nonlocal began
-            if (replica.model, replica.index) != (model, index) or over.done():
+            nonlocal starts
+            if replica.name != one.replica.name or over.done():
                 return
-            began = began or replica.state == "starting"
-            if began and replica.state in ("ready", "waiting", "asleep"):
+            starts = starts or replica.state == "starting"
+            if starts and replica.state in ("ready", "waiting", "asleep"):
                 over.set_result("" if replica.state == "ready" else replica.why or "it was put to sleep")
 
         self._watchers.append(watch)
         try:
-            one.restart(with_flags(self._commands[model, index], flags))
+            begin()
             why = await asyncio.wait_for(over, timeout)
         except TimeoutError:
             why = f"it is not ready after {timeout:g} s"
@@ -152,8 +166,6 @@ class LocalFleet:
             self._watchers.remove(watch)
         if why:
             raise StartupError(f"{one.replica.name} does not start: {why}")
-
-    # ------------------------------------------------------------------ inside
 
     def _supervisors(
         self,

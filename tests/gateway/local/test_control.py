@@ -102,8 +102,14 @@ def test_kept_flags_outlive_the_connection(tmp_path: Path) -> None:
             await held.keep()
             held.close()
             again = await Held.take(path, "demo", 0)
+            assert again.told["flags"] == {"max-num-seqs": 16}
             assert flags(here) == ["", "--max-num-seqs=16"]
+            await again.restart({})
             again.close()
+            other = await Held.take(path, "demo", 0)
+            assert other.told["flags"] == {}
+            other.close()
+            assert flags(here) == ["", "--max-num-seqs=16", ""]
 
     run(go)
 

@@ -66,6 +66,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         default="bisect",
         help="bisect finds the most goodput; stepwise lowers while P95 is over the target (%(default)s)",
     )
+    search.add_argument(
+        "--flag",
+        choices=["max-num-seqs", "max-num-batched-tokens"],
+        default="max-num-seqs",
+        help="which one to search (%(default)s); the other stays",
+    )
     search.add_argument("--step", type=_count, default=32, metavar="N", help="of stepwise (%(default)s)")
     search.add_argument(
         "--max-settings", type=_count, default=10, metavar="N", help="to try at most (%(default)s)"
@@ -130,6 +136,10 @@ async def _run(args: argparse.Namespace) -> int:
     async with open_session() as session:
         engine = await _engine(args, url, headers, session)
         try:
+            if args.flag != "max-num-seqs" and not (isinstance(engine, Managed) and args.method == "bisect"):
+                raise BenchError(
+                    f"--flag {args.flag} needs --method bisect and an engine that can be restarted"
+                )
             slo = slo.or_else(engine.slo) if slo.bounds or args.method == "bisect" else slo
             if not slo.bounds and args.method == "stepwise":
                 slo = slo.or_else({"e2el": _DOCUMENTS_TARGET})
@@ -183,28 +193,22 @@ async def _managed(
     stop: Stop,
     tell: Any,
 ) -> int:
-    from penstock.tune.engines import SEQS
+    from penstock.tune.diagnosis import Pressure
     from penstock.tune.loop import decide, tune
-    from penstock.tune.search import Bisection, Stepwise
 
-    before = engine.known.seqs
+    flag, seqs = args.flag, args.flag == "max-num-seqs"
+    before = engine.known.seqs if seqs else engine.known.tokens
     if before is None:
-        raise BenchError(f"{args.model}'s --{SEQS} is not known; write it into its flags in penstock.yaml")
-    search: Search
-    if args.method == "stepwise":
-        search = Stepwise(before, step=args.step)
-    else:
-        high = max(before, args.clients if args.request_rate is None else 4 * before)
-        high = min(high, engine.known.tokens or high)  # a step has a token for every request
-        search = Bisection(before, low=1, high=high, most=args.max_settings)
+        raise BenchError(f"{args.model}'s --{flag} is not known; write it into its flags in penstock.yaml")
+    search = _search(args, engine, before)
     tell(f"{args.model}/{args.replica} at {engine.url}, restarted by penstock up. Targets: {slo}.")
-    tell(f"{_described(load)}\n--{SEQS}")
+    tell(f"{_described(load)}\n--{flag}")
 
     async def start(value: int) -> float | None:
         took: list[float | None] = []
 
         async def restart() -> None:
-            took.append(await engine.start({} if value == before else {SEQS: value}))
+            took.append(await engine.start({} if value == before else {flag: value}))
 
         await stop.bound(restart())
         return took[0] if took else None
@@ -213,26 +217,49 @@ async def _managed(
         return await loader.run(engine.url, engine.headers)
 
     repeats = args.repeats or (1 if args.method == "stepwise" else 3)
-    result = await tune(search, start, measure, slo, repeats=repeats, tell=tell)
-    verdict = decide(result, slo, start=before, flag=SEQS)
+    result = await tune(
+        search,
+        start,
+        measure,
+        slo,
+        repeats=repeats,
+        tell=tell,
+        # how many tokens a step has is no matter of places: only goodput tells
+        translate=(lambda pressure: pressure) if seqs else (lambda _: Pressure.UNKNOWN),
+        restarts=seqs,
+    )
+    verdict = decide(result, slo, start=before, flag=flag)
     if args.method == "stepwise":
         verdict = _stepwise(result, verdict, search.best, before)
     kept = args.keep and not result.interrupted and verdict.changed and verdict.value is not None
     if not result.interrupted:
-        wanted = {SEQS: verdict.value} if kept and verdict.value is not None else {}
+        wanted = {flag: verdict.value} if kept and verdict.value is not None else {}
         await engine.start(wanted)
         if kept:
             await engine.keep()
-    flags = {SEQS: verdict.value} if verdict.changed and verdict.value is not None else {}
+    flags = {flag: verdict.value} if verdict.changed and verdict.value is not None else {}
     if kept:
-        state = f"The engine goes on with --{SEQS} {verdict.value} until penstock up ends."
+        state = f"The engine goes on with --{flag} {verdict.value} until penstock up ends."
     elif result.interrupted:
-        state = "penstock up starts the engine again with the spec's flags."
+        state = "Where it runs with other flags, penstock up starts it again with the spec's."
     else:
-        state = f"The engine runs with the spec's flags again (--{SEQS} {before})."
-    head = {"method": args.method, "restarts": True, "flag": SEQS, "before": before, "kept": kept}
+        state = f"The engine runs with the spec's flags again (--{flag} {before})."
+    head = {"method": args.method, "restarts": True, "flag": flag, "before": before, "kept": kept}
     _report(args, result, verdict, head, flags, slo, load, state)
-    return 130 if result.interrupted else 0 if verdict.value is not None else 1
+    return 130 if result.interrupted else 0 if verdict.met else 1
+
+
+def _search(args: argparse.Namespace, engine: Managed, before: int) -> Search:
+    """Over settings that the engine starts with: a step has a token for every request."""
+    from penstock.tune.search import Bisection, Stepwise
+
+    seqs, tokens = engine.known.seqs or 1, engine.known.tokens
+    if args.flag == "max-num-batched-tokens":
+        return Bisection(before, low=max(seqs, before // 8), high=8 * before, most=args.max_settings)
+    if args.method == "stepwise":
+        return Stepwise(before, step=args.step)
+    high = max(before, args.clients if args.request_rate is None else 4 * before)
+    return Bisection(before, low=1, high=min(high, tokens or high), most=args.max_settings)
 
 
 def _stepwise(result: Result, verdict: Verdict, best: int | None, before: int) -> Verdict:
@@ -242,9 +269,8 @@ def _stepwise(result: Result, verdict: Verdict, best: int | None, before: int) -
     why = [] if result.interrupted else [f"The loop ended: {result.ended}."]
     if best is None:
         why.append("--method bisect looks below a step, and tells whether fewer is the right way at all.")
-    return Verdict(
-        best, best is not None and best != before, [*why, *(s for s in verdict.why if s.startswith("At "))]
-    )
+    why += [sentence for sentence in verdict.why if sentence.startswith("At ")]
+    return Verdict(best, best is not None and best != before, why, best is not None)
 
 
 async def _fixed(
@@ -301,8 +327,7 @@ async def _fixed(
         else "Nothing was changed."
     )
     _report(args, result, verdict, head, flags, slo, load, state)
-    served = any(step.trial.goodput > 0 for step in result.measured)
-    return 130 if result.interrupted else 0 if served else 1
+    return 130 if result.interrupted else 0 if verdict.met else 1
 
 
 def _report(

@@ -141,6 +141,8 @@ class Verdict:
     """Whether that is another one than before."""
     why: Sequence[str]
     """In sentences."""
+    met: bool = False
+    """Whether the best that was measured keeps all targets."""
 
 
 def decide(result: Result, slo: Slo, *, start: int, flag: str) -> Verdict:
@@ -186,9 +188,8 @@ def decide(result: Result, slo: Slo, *, start: int, flag: str) -> Verdict:
             f"{chosen.trial.goodput:.2f} requests/s within the targets, and more than that needs another "
             "replica or a faster engine; limit what is let in (--max-num-queued-reqs, or at the gateway)."
         )
-    return Verdict(
-        chosen.trial.value, chosen.trial.value != start, [sentence for sentence in why if sentence]
-    )
+    value, met = chosen.trial.value, chosen.trial.met(slo)
+    return Verdict(value, value != start, [sentence for sentence in why if sentence], met)
 
 
 def advise(result: Result, slo: Slo, *, seqs: int | None) -> Verdict:
@@ -203,6 +204,7 @@ def advise(result: Result, slo: Slo, *, seqs: int | None) -> Verdict:
         what = f"No number of clients that was tried gets an answer within the targets ({slo})."
         return Verdict(None, False, [what, best.diagnosis.why + "." if best is not None else ""])
     clients, pressure = best.trial.value, best.diagnosis.pressure
+    met = best.trial.met(slo)
     more = [step for step in tried if step.trial.value > clients]
     why = [
         f"Most is served within the targets with {clients} requests at a time: {best.trial.goodput:.2f} good "
@@ -221,11 +223,11 @@ def advise(result: Result, slo: Slo, *, seqs: int | None) -> Verdict:
         why.append(
             "Requests wait while those in the steps are fast enough: raise --max-num-seqs, and measure again."
         )
-        return Verdict(None if seqs is None else 2 * seqs, seqs is not None, why)
+        return Verdict(None if seqs is None else 2 * seqs, seqs is not None, why, met)
     if pressure is Pressure.MEMORY:
         why.append("The KV cache is what is short: more memory for it, or a smaller --max-model-len.")
-        return Verdict(None, False, why)
+        return Verdict(None, False, why, met)
     if seqs is not None and clients >= seqs:
         why.append(f"Its --max-num-seqs is {seqs}; no more than that run at once already.")
-        return Verdict(seqs, False, why)
-    return Verdict(clients, clients != seqs, why)
+        return Verdict(seqs, False, why, met)
+    return Verdict(clients, clients != seqs, why, met)

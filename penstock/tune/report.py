@@ -20,6 +20,7 @@ def as_json(
         "interrupted": result.interrupted,
         "value": verdict.value,
         "change": verdict.changed,
+        "met": verdict.met,
         "why": list(verdict.why),
         "flags": dict(flags),
     }

@@ -25,6 +25,11 @@ MOST = 10
 class Search(Protocol):
     """Proposes settings until it has seen enough."""
 
+    @property
+    def best(self) -> int | None:
+        """The best one so far."""
+        ...
+
     def propose(self) -> int | None:
         """The next setting; None at the end. The same until it is recorded."""
         ...

@@ -18,7 +18,7 @@ from pathlib import Path
 
 from aiohttp import web
 
-BASE, SLOPE = 0.001, 0.0005
+BASE, SLOPE = 0.004, 0.002
 FOLDER = Path(os.environ.get("FAKE_ENGINE_FOLDER", "."))
 
 

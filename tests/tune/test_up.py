@@ -24,7 +24,7 @@ models:
   fake: {weights: demo, pool: here, engine: vllm, memory: 16MiB, flags: {max-num-seqs: 64}%s}
 gateway: {port: 0}
 """
-LOAD = ("--clients", "24", "--duration", "700ms", "--input-len", "4", "--output-len", "8")
+LOAD = ("--clients", "24", "--duration", "1s", "--input-len", "4", "--output-len", "8")
 
 
 @contextmanager
@@ -73,12 +73,12 @@ def told(process: subprocess.Popen[str]) -> tuple[int, Any, str]:
 def test_one_engine_tuned_again_and_again(tmp_path: Path) -> None:
     """One `up` for all: its start is most of the time that this takes."""
     (tmp_path / "refuse-above").write_text("64")
-    with up(tmp_path, ", slo: {itl_p95: 7ms}") as made:  # the target is the spec's
-        # a token takes 1 + n/2 ms with n at work: 7 ms are kept up to 12, and 24 clients make it 13
-        status, result, err = told(tune(made, "--json", "--repeats", "1", "--max-settings", "4"))
-        assert status == 0, err
-        assert (result["before"], result["change"], result["kept"]) == (64, True, False)
-        assert result["slo_ms"] == {"tpot": 7.0}
+    with up(tmp_path, ", slo: {itl_p95: 28ms}") as made:  # the target is the spec's
+        # a token takes 4 + 2n ms with n at work: 28 ms are kept up to 12, and 24 clients make it 52
+        status, result, err = told(tune(made, "--json", "--repeats", "1", "--max-settings", "3"))
+        assert (result["before"], result["change"], result["kept"]) == (64, True, False), err
+        assert result["slo_ms"] == {"tpot": 28.0}
+        assert status == (0 if result["met"] else 1)
         assert 2 <= result["flags"]["max-num-seqs"] <= 13
         assert [step["value"] for step in result["steps"]][1:] == settings(made)[1:-1]
         first = result["steps"][0]
@@ -101,7 +101,6 @@ def test_one_engine_tuned_again_and_again(tmp_path: Path) -> None:
         assert "no step of this loop meets the targets" in text
 
         status, result, err = told(tune(made, "--json", "--repeats", "1", "--keep", "--max-settings", "2"))
-        assert status == 0, err
-        assert result["kept"] is True
+        assert result["kept"] is True, err
         assert settings(made)[-1] == result["flags"]["max-num-seqs"] < 64
         eventually(lambda: "goes on with --max-num-seqs" in made.err)

@@ -19,6 +19,8 @@ COMMANDS = {
     "serve": "serve a model: an OpenAI-compatible API on an engine of our own",
     "chat": "talk to any OpenAI-compatible server from the terminal",
     "bench": "measure any OpenAI-compatible server, or the start of ours",
+    "tune": "find the flags with which a running engine serves most requests within their targets",
+    "doctor": "examine a running engine, and its log: what is wrong, and what to do",
     "keys": "make, list, change, rotate and revoke the keys of a gateway",
     "ledger": "read what a gateway has written of each request",
     "replay": "run a recorded step log again and compare the plans",

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Iterable
+from typing import Any
 
 from penstock.core.errors import Unavailable
 
@@ -59,7 +60,7 @@ class Repeated(Beside):
             await asyncio.sleep(self.interval)
 
 
-async def ended(tasks: Iterable[asyncio.Task[None]]) -> None:
+async def ended(tasks: Iterable[asyncio.Task[Any]]) -> None:
     """Cancel tasks, and wait until they have ended, whatever they raise.
 
     Once is not always enough: a library (and `asyncio.wait_for` before Python 3.12) may take a cancellation

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from penstock.spec.model import Model
@@ -77,6 +77,13 @@ def engine_command(
         environment=environment,
         probe="/readyz",
         alive="/livez",
+    )
+
+
+def with_flags(command: Command, more: Mapping[str, Any]) -> Command:
+    """The same with these flags at its end, where they win over the same ones before."""
+    return replace(
+        command, arguments=(*command.arguments, *(part for each in more.items() for part in _flag(*each)))
     )
 
 

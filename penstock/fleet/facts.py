@@ -139,20 +139,7 @@ class ModelFacts:
         Args:
             width: bytes of what the scheme leaves alone.
         """
-        return sum(self._bytes(weight, scheme, tp, width) for weight in self.weights)
-
-    def read_bytes(self, scheme: Scheme, sequences: float, *, tp: int = 1, width: int = 2) -> float:
-        """Bytes that one step of decode reads on one rank: of experts, those that some sequence chose.
-
-        With `sequences` independent choices of k among n experts, an expert is chosen by none with
-        (1 - k/n)^sequences.
-        """
-        total = 0.0
-        for weight in self.weights:
-            if weight.multiplied:
-                touched = 1 - (1 - weight.used) ** sequences if weight.used < 1 else 1.0
-                total += touched * self._bytes(weight, scheme, tp, width)
-        return total
+        return sum(self.bytes_of(weight, scheme, tp, width) for weight in self.weights)
 
     def kv_bytes_per_token(self, width: int = 2, tp: int = 1) -> int:
         """Bytes on one rank of `tp` that a token takes, in all layers. A rank has at least one head."""
@@ -184,7 +171,7 @@ class ModelFacts:
         for group in self.kv:
             yield group.layers, group.window
 
-    def _bytes(self, weight: Weight, scheme: Scheme, tp: int, width: int) -> int:
+    def bytes_of(self, weight: Weight, scheme: Scheme, tp: int, width: int) -> int:
         """Bytes of all copies on one rank. Which of its two dimensions is divided makes no difference."""
         ranks = {"ranks": tp, "kv_heads": min(tp, self.num_kv_heads), "whole": 1}[weight.split]
         rows = math.ceil(weight.rows / ranks)

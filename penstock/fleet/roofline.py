@@ -10,10 +10,11 @@ The efficiencies and the two constants are fitted to published measurements, and
 from __future__ import annotations
 
 import functools
-import math
+import json
 from dataclasses import dataclass
+from importlib import resources
 
-from .facts import SCHEMES, ModelFacts, Scheme
+from .facts import ModelFacts, Scheme
 from .hardware import Device
 
 
@@ -31,7 +32,7 @@ class Efficiency:
     """Seconds until the ranks have met, for each of the two all-reduces of a layer."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Machine:
     """One replica of a model: devices, tensor parallel, formats."""
 
@@ -45,7 +46,27 @@ class Machine:
     """Bytes of an element of the KV cache."""
     efficiency: Efficiency
 
-    @property
+    @functools.cached_property
+    def _reads(self) -> tuple[tuple[float, int], ...]:
+        """(share of the copies that a token uses, bytes of one rank) of what a step reads."""
+        sizes: dict[float, int] = {}
+        for weight in self.facts.weights:
+            if weight.multiplied:
+                size = self.facts.bytes_of(weight, self.scheme, self.tp, self.width)
+                sizes[weight.used] = sizes.get(weight.used, 0) + size
+        return tuple(sizes.items())
+
+    def read(self, tokens: float) -> float:
+        """Bytes of weights that a step of so many tokens reads on one rank: of experts, those that some token
+        chose. With independent choices of k among n experts, nobody chose one with (1 - k/n)^tokens."""
+        return sum(size if used >= 1 else size * (1 - (1 - used) ** tokens) for used, size in self._reads)
+
+    @functools.cached_property
+    def _flops(self) -> float:
+        """FLOP of a token, without attention."""
+        return 2.0 * self.facts.active_parameters
+
+    @functools.cached_property
     def rate(self) -> float:
         """FLOP/s of all ranks for this scheme. Weights of 4 bits are expanded and multiplied at 16."""
         kind = {"int8": "int8", "fp8": "fp8", "fp8-block": "fp8", "nvfp4": "fp4"}.get(self.scheme.name)
@@ -57,18 +78,16 @@ class Machine:
     def prefill(self, tokens: int, sequences: int = 1) -> float:
         """Seconds to compute so many prompts of that length, one after the other or together."""
         facts = self.facts
-        flops = 2.0 * facts.active_parameters * tokens + tokens * facts.attention_flops(tokens / 2)
+        flops = self._flops * tokens + tokens * facts.attention_flops(tokens / 2)
         seconds = flops * sequences / (self.rate * self.efficiency.compute)
-        read = facts.read_bytes(self.scheme, tokens * sequences, tp=self.tp, width=self.width)
-        least = read / (self.device.bandwidth * self.efficiency.memory)
+        least = self.read(tokens * sequences) / (self.device.bandwidth * self.efficiency.memory)
         return max(seconds, least) + self._together(tokens * sequences) + self.efficiency.step
 
     def decode(self, sequences: float, context: float) -> float:
         """Seconds of a step that computes one token of each sequence, behind so many tokens of context."""
         facts = self.facts
-        read = facts.read_bytes(self.scheme, sequences, tp=self.tp, width=self.width)
-        read += sequences * facts.sequence_bytes(int(context), self.kv_width, self.tp)
-        flops = sequences * (2.0 * facts.active_parameters + facts.attention_flops(context))
+        read = self.read(sequences) + sequences * facts.sequence_bytes(int(context), self.kv_width, self.tp)
+        flops = sequences * (self._flops + facts.attention_flops(context))
         seconds = max(
             read / (self.device.bandwidth * self.efficiency.memory),
             flops / (self.rate * self.efficiency.compute),
@@ -110,9 +129,6 @@ _PCIE = 64e9
 @functools.cache
 def fitted() -> Fit:
     """The efficiencies in use, and what they leave unexplained."""
-    import json
-    from importlib import resources
-
     text = resources.files("penstock.fleet.catalogue").joinpath("efficiency.json").read_text(encoding="utf-8")
     return Fit(**json.loads(text))
 
@@ -137,13 +153,3 @@ class Fit:
     @property
     def efficiency(self) -> Efficiency:
         return Efficiency(self.memory, self.compute, self.step, self.all_reduce)
-
-
-def scheme_named(name: str) -> Scheme:
-    """By name; KeyError if there is none."""
-    return SCHEMES[name]
-
-
-def most_sequences(memory: float, each: float) -> int:
-    """How many sequences of so many bytes fit."""
-    return math.floor(memory / each) if each > 0 else 0

@@ -1,4 +1,5 @@
-"""`penstock plan`: how many of which device, at what price, for which targets. Plans; starts and buys nothing."""
+"""`penstock plan`: how many of which device, at what price, for which targets. Plans; starts and buys
+nothing."""
 
 from __future__ import annotations
 
@@ -14,7 +15,9 @@ from typing import TYPE_CHECKING
 from penstock.core.errors import StartupError
 
 if TYPE_CHECKING:
+    from penstock.fleet.facts import ModelFacts
     from penstock.fleet.hardware import Device
+    from penstock.fleet.prices import Cloud
     from penstock.fleet.question import Question
     from penstock.spec import Spec
     from penstock.spec.model import Model as SpecModel
@@ -33,25 +36,43 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     load = parser.add_argument_group("load")
     load.add_argument("--rate", type=float, metavar="N", help="requests a second (default: 1)")
-    load.add_argument("--peak", type=float, metavar="N", help="requests a second at the busiest (default: twice --rate)")
+    load.add_argument(
+        "--peak", type=float, metavar="N", help="requests a second at the busiest (default: twice --rate)"
+    )
     load.add_argument("--prompt", type=int, metavar="TOKENS", help="of a request (default: 1000)")
     load.add_argument("--output", type=int, metavar="TOKENS", help="of an answer (default: 200)")
-    targets = parser.add_argument_group("targets, as 500ms or 2s (default: --ttft-p99 1s, where the spec has none)")
+    targets = parser.add_argument_group(
+        "targets, as 500ms or 2s (default: --ttft-p99 1s, where the spec has none)"
+    )
     for name in _TARGETS:
         targets.add_argument(f"--{name.replace('_', '-')}", metavar="TIME")
     decided = parser.add_argument_group("what is decided already")
     decided.add_argument("--gpu", metavar="NAME", help="as A100-80GB, L4, H100, cpu; several with commas")
     decided.add_argument("--tp", type=int, metavar="N", help="devices of a replica (tensor parallel)")
-    decided.add_argument("--quantization", metavar="SCHEME", help="none, int8, fp8, awq, gptq, …; as published if not given")
+    decided.add_argument(
+        "--quantization", metavar="SCHEME", help="none, int8, fp8, awq, gptq, …; as published if not given"
+    )
     decided.add_argument("--kv-cache-dtype", choices=("auto", "fp8"), default="auto", help="default: auto")
     decided.add_argument("--mig", metavar="PROFILE", help="run in such slices, as 3g.40gb")
-    decided.add_argument("--engine", choices=("penstock", "vllm"), help="default: penstock where it can, else vllm")
-    decided.add_argument("--max-model-len", type=int, metavar="TOKENS", help="default: the power of two that holds a request")
-    decided.add_argument("--gpu-memory-utilization", type=float, default=0.92, metavar="SHARE", help="default: 0.92")
-    decided.add_argument("--dtype", choices=("auto", "float32"), default="auto", help="default: auto (16 bits)")
+    decided.add_argument(
+        "--engine", choices=("penstock", "vllm"), help="default: penstock where it can, else vllm"
+    )
+    decided.add_argument(
+        "--max-model-len", type=int, metavar="TOKENS", help="default: the power of two that holds a request"
+    )
+    decided.add_argument(
+        "--gpu-memory-utilization", type=float, default=0.92, metavar="SHARE", help="default: 0.92"
+    )
+    decided.add_argument(
+        "--dtype", choices=("auto", "float32"), default="auto", help="default: auto (16 bits)"
+    )
     money = parser.add_argument_group("money, in US dollars")
-    money.add_argument("--price", metavar="DOLLARS", help="of a device and hour; the catalogue's if not given")
-    money.add_argument("--cloud-input", metavar="DOLLARS", help="what a cloud takes for a million input tokens")
+    money.add_argument(
+        "--price", metavar="DOLLARS", help="of a device and hour; the catalogue's if not given"
+    )
+    money.add_argument(
+        "--cloud-input", metavar="DOLLARS", help="what a cloud takes for a million input tokens"
+    )
     money.add_argument("--cloud-output", metavar="DOLLARS", help="and for a million output tokens")
     machine = parser.add_argument_group("a machine that is not in the catalogue (with --gpu cpu)")
     machine.add_argument("--memory", metavar="SIZE", help="as 64GiB; this machine's if not given")
@@ -62,14 +83,20 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     out.add_argument("--html", metavar="FILE", help="write a page with charts, too; it needs nothing else")
     out.add_argument("--models", action="store_true", help="list the catalogue's models, and end")
     out.add_argument("--hardware", action="store_true", help="list the catalogue's hardware, and end")
-    out.add_argument("--figures", action="store_true", help="compare well-known rules of thumb with the truth, and end")
+    out.add_argument(
+        "--figures", action="store_true", help="compare well-known rules of thumb with the truth, and end"
+    )
 
 
 def run(args: argparse.Namespace) -> int:
     """Plan and print. Raises StartupError subclasses for what cannot be done."""
     from penstock.fleet import lists
 
-    for wanted, show in ((args.models, lists.models), (args.hardware, lists.hardware), (args.figures, lists.figures)):
+    for wanted, show in (
+        (args.models, lists.models),
+        (args.hardware, lists.hardware),
+        (args.figures, lists.figures),
+    ):
         if wanted:
             print(show(as_json=args.json))
             return 0
@@ -133,7 +160,7 @@ def _of_spec(args: argparse.Namespace, spec: Spec, name: str, model: SpecModel) 
 def _question(
     args: argparse.Namespace,
     name: str,
-    facts: object,
+    facts: ModelFacts,
     devices: list[Device],
     assumed: list[str],
     *,
@@ -142,7 +169,6 @@ def _question(
 ) -> Question:
     from penstock.fleet import question as q
     from penstock.fleet.load import Targets, Workload
-    from penstock.spec.units import nanodollars
 
     def given(value: object, default: float, flag: str, unit: str) -> float:
         if value is None:
@@ -161,14 +187,16 @@ def _question(
         raise StartupError(f"--peak {peak:g} is less than --rate {rate:g}.", param="--peak")
     slo = model.slo if model else None
     wanted = {
-        each: _seconds(getattr(args, each), each) if getattr(args, each) is not None else getattr(slo, each, None)
+        each: _seconds(getattr(args, each), each)
+        if getattr(args, each) is not None
+        else getattr(slo, each, None)
         for each in _TARGETS
     }
     if not any(value is not None for value in wanted.values()):
         wanted["ttft_p99"] = q.DEFAULT_TTFT
         assumed.append("assumed: TTFT of 1 s for 99 of 100 requests (--ttft-p99)")
     pool = spec.pools[model.pool] if spec and model else None
-    price = _money(args.price, "--price", nanodollars)
+    price = _money(args.price, "--price")
     if price is None and pool is not None and not args.gpu:
         price = pool.price_per_hour
     tp = args.tp if args.tp is not None else (model.devices if model and model.devices > 1 else None)
@@ -185,7 +213,7 @@ def _question(
         raise StartupError(f"--max-model-len {length} must be positive.", param="--max-model-len")
     return q.Question(
         name=name,
-        facts=facts,  # type: ignore[arg-type]
+        facts=facts,
         workload=Workload(rate=rate, prompt=prompt, output=output, peak=peak),
         targets=Targets(**wanted),
         devices=devices,
@@ -203,8 +231,9 @@ def _question(
     )
 
 
-def _facts(weights: str):  # type: ignore[no-untyped-def]
-    """Facts of a folder, of a model that the hub's cache has, or of the catalogue; `demo` is the bundled one."""
+def _facts(weights: str) -> ModelFacts:
+    """Facts of a folder, of a model that the hub's cache has, or of the catalogue; `demo` is the bundled
+    one."""
     from penstock.fleet import catalogue
 
     if weights == "demo":
@@ -223,7 +252,9 @@ def _cached(name: str) -> Path | None:
     if name.count("/") != 1 or ".." in name or name.startswith(("/", ".")):
         return None
     home = os.environ.get("HF_HUB_CACHE")
-    folder = Path(home) if home else Path(os.environ.get("HF_HOME", "~/.cache/huggingface")).expanduser() / "hub"
+    folder = (
+        Path(home) if home else Path(os.environ.get("HF_HOME", "~/.cache/huggingface")).expanduser() / "hub"
+    )
     snapshots = folder / f"models--{name.replace('/', '--')}" / "snapshots"
     with contextlib.suppress(OSError):
         found = [each for each in snapshots.iterdir() if (each / "config.json").is_file()]
@@ -236,35 +267,34 @@ def _device(args: argparse.Namespace, name: str) -> Device:
     import dataclasses
 
     from penstock.fleet import catalogue
-    from penstock.spec.units import size
 
     device = catalogue.find_device(name)
     if device.vendor != "cpu":
         return device
     changes: dict[str, object] = {}
     if args.memory is not None:
-        changes["memory"] = _size(args.memory, "--memory", size)
+        changes["memory"] = _size(args.memory, "--memory")
     else:
         with contextlib.suppress(OSError, ValueError):
             changes["memory"] = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     if args.bandwidth is not None:
-        changes["bandwidth"] = float(_size(args.bandwidth, "--bandwidth", size))
+        changes["bandwidth"] = float(_size(args.bandwidth, "--bandwidth"))
     if args.flops is not None:
         factor = args.flops / device.rate
         changes["flops"] = {kind: rate * factor for kind, rate in device.flops.items()}
     return dataclasses.replace(device, **changes)  # type: ignore[arg-type]
 
 
-def _cloud(args: argparse.Namespace, spec: Spec | None):  # type: ignore[no-untyped-def]
+def _cloud(args: argparse.Namespace, spec: Spec | None) -> Cloud | None:
     """What a cloud takes: as flags say, else the first priced upstream of the spec."""
     from penstock.fleet.prices import Cloud
-    from penstock.spec.units import nanodollars
 
-    given = [_money(getattr(args, each), f"--{each.replace('_', '-')}", nanodollars) for each in ("cloud_input", "cloud_output")]
-    if any(each is not None for each in given):
-        if None in given:
-            raise StartupError("--cloud-input and --cloud-output are given together.", param="--cloud-input")
-        return Cloud(*given, name="the cloud")
+    put_in = _money(args.cloud_input, "--cloud-input")
+    got_out = _money(args.cloud_output, "--cloud-output")
+    if put_in is not None and got_out is not None:
+        return Cloud(put_in, got_out, name="the cloud")
+    if put_in is not None or got_out is not None:
+        raise StartupError("--cloud-input and --cloud-output are given together.", param="--cloud-input")
     for upstream in spec.upstreams.values() if spec else ():
         for name, model in upstream.models.items():
             if model.price is not None and not upstream.in_house:
@@ -292,11 +322,13 @@ def _seconds(value: str, name: str) -> float:
     return found
 
 
-def _money(value: str | None, flag: str, convert):  # type: ignore[no-untyped-def]
+def _money(value: str | None, flag: str) -> int | None:
+    from penstock.spec.units import nanodollars
+
     if value is None:
         return None
     try:
-        found = convert(value)
+        found = nanodollars(value)
     except ValueError as error:
         raise StartupError(f"{flag} {value}: {error}.", param=flag) from None
     if found < 0:
@@ -304,9 +336,11 @@ def _money(value: str | None, flag: str, convert):  # type: ignore[no-untyped-de
     return found
 
 
-def _size(value: str, flag: str, convert) -> int:  # type: ignore[no-untyped-def]
+def _size(value: str, flag: str) -> int:
+    from penstock.spec.units import size
+
     try:
-        return int(convert(value))
+        return size(value)
     except ValueError as error:
         raise StartupError(f"{flag} {value}: {error}.", param=flag) from None
 

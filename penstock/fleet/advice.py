@@ -99,8 +99,9 @@ def advise(
             "or batch work beside it would use it"
         )
     if parameters > 30e9:
-        warnings.append("check with `penstock eval` whether a smaller model passes: 70B for 8B is 5-10 times the "
-                        "hardware")
+        warnings.append(
+            "check with `penstock eval` whether a smaller model passes: 70B for 8B is 5-10 times the hardware"
+        )
     return Advice(name, tuple(reasons), tuple(warnings))
 
 
@@ -110,7 +111,14 @@ def table() -> Sequence[tuple[str, ...]]:
     return (
         head,
         *(
-            (each.name, each.throughput, each.first_token, each.utilisation, each.several_devices, each.choose)
+            (
+                each.name,
+                each.throughput,
+                each.first_token,
+                each.utilisation,
+                each.several_devices,
+                each.choose,
+            )
             for each in ENGINES
         ),
     )

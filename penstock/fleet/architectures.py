@@ -1,8 +1,9 @@
-"""config.json → ModelFacts, for each architecture: which tensors there are, and what a layer keeps of a token.
+"""config.json → ModelFacts, for each architecture: which tensors there are, and what a layer keeps of a
+token.
 
-The shapes are those of transformers' modules; tests/fleet/test_facts.py compares the sums with its own, on the
-meta device. Reading is model/config.py's, with its bounds, so that a folder of somebody else's cannot ask for
-more than a model can be.
+The shapes are those of transformers' modules; tests/fleet/test_facts.py compares the sums with its own, on
+the meta device. Reading is model/config.py's, with its bounds, so that a folder of somebody else's cannot
+ask for more than a model can be.
 """
 
 from __future__ import annotations
@@ -315,9 +316,7 @@ def _mixtral(reader: Reader) -> ModelFacts:
 def _qwen3_moe(reader: Reader) -> ModelFacts:
     if reader.raw.get("mlp_only_layers") or reader.integer("decoder_sparse_step", default=1) != 1:
         raise reader.refuse("mlp_only_layers", "layers without experts are not counted yet")
-    return _experts(
-        reader, count="num_experts", inner=reader.integer("moe_intermediate_size"), layer=_QWEN3
-    )
+    return _experts(reader, count="num_experts", inner=reader.integer("moe_intermediate_size"), layer=_QWEN3)
 
 
 def _gpt_oss(reader: Reader) -> ModelFacts:
@@ -349,7 +348,8 @@ def _deepseek(reader: Reader) -> ModelFacts:
     sizes = _Sizes(hidden, layers, heads, heads, nope + rope, vocab)
     experts, used = reader.integer("n_routed_experts"), reader.integer("num_experts_per_tok")
     shared = reader.integer("n_shared_experts", default=1)
-    dense = min(layers, reader.raw.get("first_k_dense_replace") and reader.integer("first_k_dense_replace"))
+    replaced = reader.raw.get("first_k_dense_replace")
+    dense = min(layers, reader.integer("first_k_dense_replace")) if replaced else 0
     inner, moe = reader.integer("intermediate_size"), reader.integer("moe_intermediate_size")
     sparse, layer = layers - dense, _Layer()
 
@@ -532,12 +532,14 @@ def _native(reader: Reader) -> str:
     method = given.get("quant_method") if isinstance(given, dict) else given
     if not isinstance(method, str) or method not in _NATIVE:
         raise reader.refuse(
-            "quantization_config", f"method {shown(method)} is not known to the planner",
+            "quantization_config",
+            f"method {shown(method)} is not known to the planner",
             f"Known: {', '.join(_NATIVE)}; plan the original checkpoint with --quantization.",
         )
     return "fp8-block" if isinstance(given, dict) and given.get("weight_block_size") else _NATIVE[method]
 
 
 def read_directory(directory: Path) -> ModelFacts:
-    """Facts of a model's folder. Raises ModelLoadError as read_facts does, and for a file that is not there."""
+    """Facts of a model's folder. Raises ModelLoadError as read_facts does, and for a file that is not
+    there."""
     return read_facts(directory / "config.json", read_json(directory / "config.json"))

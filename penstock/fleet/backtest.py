@@ -3,9 +3,9 @@
 python -m penstock.fleet.backtest            # the table of docs/planning.md
 python -m penstock.fleet.backtest --fit      # fits again and prints catalogue/efficiency.json
 
-Four numbers are fitted, by coordinate descent on the sum of absolute errors of logarithms: absolute, so that no
-outlier draws them. The error bar is what is left where a source has not been seen: each source is predicted
-with the numbers that all others give (leave one source out).
+Four numbers are fitted, by coordinate descent on the sum of absolute errors of logarithms: absolute, so
+that no outlier draws them. The error bar is what is left where a source has not been seen: each source is
+predicted with the numbers that all others give (leave one source out).
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from typing import Any
 
 from . import catalogue
 from .facts import SCHEMES
-from .roofline import Efficiency, Fit, Machine
+from .roofline import Efficiency, Fit, Machine, fitted
 from .sizing import room
 
 _START = Efficiency(memory=0.7, compute=0.5, step=0.001, all_reduce=1e-5)
@@ -49,7 +49,9 @@ def predict(row: Mapping[str, Any], efficiency: Efficiency) -> float:
 def _fitting(machine: Machine, tokens: int) -> float:
     """Sequences that fit where a row does not say how many: 0.95 of what weights and a step leave, at most
     2,048; on average a sequence under way has half of its answer, and engines admit by what is there."""
-    left = room(machine, utilization=0.95, max_num_batched_tokens=8192, max_num_seqs=256, max_model_len=tokens)
+    left = room(
+        machine, utilization=0.95, max_num_batched_tokens=8192, max_num_seqs=256, max_model_len=tokens
+    )
     each = machine.facts.sequence_bytes(tokens, machine.kv_width, machine.tp)
     return max(1.0, min(2048.0, left.kv_cache / each))
 
@@ -141,21 +143,25 @@ def _percentile(ordered: Sequence[float], share: float) -> float:
 def table(rows: Sequence[Mapping[str, Any]], efficiency: Efficiency) -> str:
     """Markdown."""
     lines = [
-        "| measured by | date | model | device | format | sequences | in / out | measured | predicted | ratio |",
+        "| by | date | model | device | format | sequences | in / out | measured | predicted | ratio |",
         "|---|---|---|---|---|---|---|---|---|---|",
     ]
     for row in rows:
         predicted = predict(row, efficiency)
-        unit = (lambda x: f"{x * 1000:.0f} ms") if row["kind"] == "ttft" else (lambda x: f"{x:,.0f} tok/s")
         facts, device = _parts(row["model"], row["gpu"])
         machine = f"{row['tp']} x {device.name}"
         batch = row["batch"] or "what fits"
         lines.append(
             f"| {row['engine']} | {row['date']} | {facts.name.rpartition('/')[2]} | {machine} | "
-            f"{row['quantization']} | {batch} | {row['input']} / {row['output']} | {unit(row['value'])} | "
-            f"{unit(predicted)} | {row['value'] / predicted:.2f} |"
+            f"{row['quantization']} | {batch} | {row['input']} / {row['output']} | "
+            f"{_unit(row, row['value'])} | "
+            f"{_unit(row, predicted)} | {row['value'] / predicted:.2f} |"
         )
     return "\n".join(lines)
+
+
+def _unit(row: Mapping[str, Any], value: float) -> str:
+    return f"{value * 1000:.0f} ms" if row["kind"] == "ttft" else f"{value:,.0f} tok/s"
 
 
 def main() -> None:
@@ -164,8 +170,6 @@ def main() -> None:
     if "--fit" in sys.argv:
         print(json.dumps(dataclasses.asdict(backtest(rows)), indent=1))
     else:
-        from .roofline import fitted
-
         print(table(rows, fitted().efficiency))
 
 

@@ -1,4 +1,5 @@
-"""One way to serve a model: devices, ranks, format; what fits, how fast it is, how many it takes, what it costs."""
+"""One way to serve a model: devices, ranks, format; what fits, how fast it is, how many it takes, what it
+costs."""
 
 from __future__ import annotations
 
@@ -219,9 +220,15 @@ def _problem(
     if not space.fits:
         if space.limit < space.weights:
             return f"its weights alone take {_gb(space.weights)} of the {_gb(space.limit)} that may be used"
-        left = max(0, space.kv_cache)
+        if space.kv_cache <= 0:
+            return (
+                f"weights ({_gb(space.weights)}), a step ({_gb(space.step)}) and CUDA "
+                f"({_gb(space.runtime)}) take "
+                f"all of the {_gb(space.limit)} that may be used"
+            )
         return (
-            f"{_gb(left)} stay for the KV cache, and one request of {space.max_model_len:,} tokens takes "
+            f"{_gb(space.kv_cache)} stay for the KV cache, and one request of {space.max_model_len:,} "
+            "tokens takes "
             f"{_gb(math.ceil(space.max_model_len / BLOCK) * BLOCK * space.kv_bytes_per_token)}"
         )
     return None

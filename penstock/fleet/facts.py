@@ -15,8 +15,9 @@ from dataclasses import dataclass
 from typing import Literal
 
 Split = Literal["ranks", "kv_heads", "whole"]
-"""What tensor parallelism does with it: divides it by the ranks (heads, the MLP's middle, also of experts, the
-vocabulary); by the KV heads, of which each rank keeps at least one; or nothing, every rank keeps all of it."""
+"""What tensor parallelism does with it: divides it by the ranks (heads, the MLP's middle, also of experts,
+the vocabulary); by the KV heads, of which each rank keeps at least one; or nothing, every rank keeps all of
+it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,7 +35,8 @@ class Weight:
     used: float = 1.0
     """Share of the copies that one token goes through: chosen experts over all of them."""
     quantized: bool = False
-    """Whether quantisation changes it. Embeddings, heads, routers, norms and vision towers keep their type."""
+    """Whether quantisation changes it. Embeddings, heads, routers, norms and vision towers keep their
+    type."""
     multiplied: bool = True
     """Whether a token of text is multiplied with it; embeddings are looked up, vision towers see images."""
 
@@ -74,10 +76,7 @@ class Scheme:
 
     def matrix_bytes(self, rows: int, columns: int) -> int:
         """Bytes of one matrix."""
-        if self.group > 0:
-            scales = rows * math.ceil(columns / self.group)
-        else:
-            scales = rows if self.group == 0 else 1
+        scales = rows * math.ceil(columns / self.group) if self.group > 0 else (1 if self.group else rows)
         return math.ceil(rows * columns * self.bits / 8 + scales * self.extra)
 
 
@@ -95,7 +94,14 @@ SCHEMES = {
     )
 }
 """Scheme → how it stores a matrix. int4 is AWQ's layout."""
-ALIASES = {"int4": "awq", "fp16": "none", "bf16": "none", "bfloat16": "none", "float16": "none", "fp4": "nvfp4"}
+ALIASES = {
+    "int4": "awq",
+    "fp16": "none",
+    "bf16": "none",
+    "bfloat16": "none",
+    "float16": "none",
+    "fp4": "nvfp4",
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -191,4 +197,3 @@ class ModelFacts:
 
 def _heads(group: KvLayers, tp: int) -> int:
     return max(1, group.heads // tp)
-

@@ -1,7 +1,7 @@
 """Devices: what they hold, how fast they read and multiply, how they can be cut, and what an hour costs.
 
-Sizes are bytes (GB are decimal, GiB are named), rates are per second, money is nanodollars. Memory is what the
-driver reports, not what the name says. FLOP/s are dense, as data sheets give them without sparsity.
+Sizes are bytes (GB are decimal, GiB are named), rates are per second, money is nanodollars. Memory is what
+the driver reports, not what the name says. FLOP/s are dense, as data sheets give them without sparsity.
 """
 
 from __future__ import annotations

@@ -4,8 +4,8 @@
     B  MIG                 slices with memory and multiprocessors of their own; sizes are fixed
     C  time-slicing        processes take turns on one device: for development, refused for production
 
-The recommendation is the documents' rule with a number: B while its slices carry the load and cost less, A from
-the volume on at which they no longer do.
+The recommendation is the documents' rule with a number: B while its slices carry the load and cost less, A
+from the volume on at which they no longer do.
 """
 
 from __future__ import annotations
@@ -126,8 +126,10 @@ def compare(questions: Sequence[Question], whole: Sequence[Candidate | None], de
         return Comparison(options, "A", b.why, move_at)
     if not a.possible:
         return Comparison(options, "B", a.why, move_at)
-    cheaper = (b.per_hour, b.devices) < (a.per_hour, a.devices) if a.per_hour and b.per_hour else (
-        b.devices < a.devices
+    cheaper = (
+        (b.per_hour, b.devices) < (a.per_hour, a.devices)
+        if a.per_hour and b.per_hour
+        else (b.devices < a.devices)
     )
     if not cheaper:
         return Comparison(options, "A", "Slices would cost no less, and scale together.", move_at)
@@ -283,4 +285,3 @@ def _turns(questions: Sequence[Question], device: Device) -> Option:
         complexity="low",
         why=TIME_SLICING,
     )
-

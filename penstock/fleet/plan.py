@@ -94,7 +94,8 @@ def _one(question: Question) -> ModelPlan:
     most = question.max_model_len or question.facts.context_length
     if wanted > most:
         raise PlanError(
-            f"A prompt of {question.workload.prompt:,} and an answer of {question.workload.output:,} tokens are "
+            f"A prompt of {question.workload.prompt:,} and an answer of {question.workload.output:,} "
+            "tokens are "
             f"{wanted:,}, and {question.name} takes {most:,}.",
             param="--prompt",
             advice="Shorten them, or take a model with a longer context.",
@@ -173,19 +174,22 @@ def _notes(question: Question, chosen: Candidate) -> tuple[str, ...]:
         notes.append(f"there is no dated price of {chosen.device.name} in the catalogue: give --price")
     if space.runtime:
         notes.append(
-            f"{space.runtime / 1e9:.1f} GB for CUDA, graphs and buffers are an assumption; activations are an "
+            f"{space.runtime / 1e9:.1f} GB for CUDA, graphs and buffers are an assumption; activations "
+            "are an "
             "upper bound"
         )
     if chosen.point is not None and chosen.point.utilisation < IDLE:
         notes.append(
-            f"replicas are used to {chosen.point.utilisation:.0%}; 70-85 % is what to aim at, and less pays for "
+            f"replicas are used to {chosen.point.utilisation:.0%}; 70-85 % is what to aim at, and less "
+            "pays for "
             "time in which nothing is done"
         )
     if chosen.replicas == 1:
         notes.append("one replica is no high availability: a second one carries on when it fails")
     if chosen.scheme.name not in ("none", question.facts.native):
         notes.append(
-            f"{chosen.scheme.name}: compare it with full precision on your own evaluation set before traffic moves"
+            f"{chosen.scheme.name}: compare it with full precision on your own evaluation set before "
+            "traffic moves"
         )
     at_risk = [
         name
@@ -194,7 +198,8 @@ def _notes(question: Question, chosen: Candidate) -> tuple[str, ...]:
     ]
     if at_risk:
         notes.append(
-            f"{', '.join(at_risk)}: kept at the centre of the error bar, not at its slow end; measure before you "
+            f"{', '.join(at_risk)}: kept at the centre of the error bar, not at its slow end; measure "
+            "before you "
             "promise it"
         )
     return tuple(notes)
@@ -211,7 +216,8 @@ def _nothing(question: Question, found: tuple[Candidate, ...]) -> PlanError:
         name, wanted, least = nearest.slo_floor
         bar = fitted()
         return PlanError(
-            f"{question.name}: {name} of {wanted * 1000:,.0f} ms cannot be met on {where}: its floor, one request "
+            f"{question.name}: {name} of {wanted * 1000:,.0f} ms cannot be met on {where}: its floor, "
+            "one request "
             f"alone on {nearest.tp} x {nearest.device.name}, is {least * 1000:,.0f} ms "
             f"({least * bar.low * 1000:,.0f} to {least / bar.low * 1000:,.0f} with the error bar).",
             param=f"--{name.replace('_', '-')}",
@@ -262,7 +268,8 @@ def _nearest(question: Question) -> str:
     size = question.facts.weight_bytes(scheme)
     return (
         f"Nothing on one machine does: in {scheme.name} its weights are {size / 1e9:,.0f} GB, and "
-        f"{largest.node} x {largest.name} have {largest.node * largest.memory / 1e9:,.0f} GB. That takes several "
+        f"{largest.node} x {largest.name} have {largest.node * largest.memory / 1e9:,.0f} GB. That "
+        "takes several "
         "machines (pipeline parallel, with vLLM)."
     )
 
@@ -279,9 +286,7 @@ def _first(question: Question, devices: Sequence[Device], schemes: Sequence[Sche
                     if each.ok:
                         found.append(each)
                         break
-    return min(
-        found, key=lambda each: (each.devices * each.device.memory, -each.scheme.bits), default=None
-    )
+    return min(found, key=lambda each: (each.devices * each.device.memory, -each.scheme.bits), default=None)
 
 
 def _all() -> Sequence[Device]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Literal
 
 from penstock.core.errors import StartupError
@@ -32,7 +32,7 @@ class Question:
     name: str
     facts: ModelFacts
     workload: Workload
-    targets: Targets = Targets()
+    targets: Targets
     devices: Sequence[Device]
     """To choose from; one where it is decided."""
     tp: int | None = None
@@ -55,8 +55,6 @@ class Question:
     """Devices that there are."""
     float32: bool = False
     """Whether weights and cache have 32 bits, as with --dtype float32."""
-    field_path: str = field(default="")
-    """Where the model stands in a spec."""
 
 
 def scheme_named(name: str) -> Scheme:
@@ -72,7 +70,8 @@ def scheme_named(name: str) -> Scheme:
 
 
 PENSTOCK_ARCHITECTURES = frozenset(
-    "FalconForCausalLM GPTNeoXForCausalLM LlamaForCausalLM MistralForCausalLM PhiForCausalLM Qwen2ForCausalLM "
+    "FalconForCausalLM GPTNeoXForCausalLM LlamaForCausalLM MistralForCausalLM PhiForCausalLM "
+    "Qwen2ForCausalLM "
     "Qwen3ForCausalLM".split()
 )
 """Those that our engine serves; a test compares them with model/config.py."""
@@ -85,7 +84,10 @@ def why_not_penstock(facts: ModelFacts, device: Device, tp: int, scheme: Scheme)
     if device.vendor not in ("nvidia", "cpu"):
         return f"it has no kernels for {device.name}"
     if device.vendor == "nvidia" and device.capability < PENSTOCK_CAPABILITY:
-        return f"its kernels need compute capability {PENSTOCK_CAPABILITY}, {device.name} has {device.capability}"
+        return (
+            f"its kernels need compute capability {PENSTOCK_CAPABILITY}, {device.name} has "
+            f"{device.capability}"
+        )
     if tp > 1:
         return "it runs on one device"
     if scheme.name not in ("none", "int8", "awq"):
@@ -107,9 +109,7 @@ def why_not_vllm(facts: ModelFacts, device: Device, tp: int, scheme: Scheme) -> 
     return None
 
 
-def engine_for(
-    question: Question, device: Device, tp: int, scheme: Scheme
-) -> tuple[Engine | None, str]:
+def engine_for(question: Question, device: Device, tp: int, scheme: Scheme) -> tuple[Engine | None, str]:
     """Which engine serves it, and why it is not the other; None with the reason where neither does."""
     facts = question.facts
     ours, theirs = (

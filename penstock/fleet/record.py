@@ -1,7 +1,7 @@
 """A plan as plain data: what `--json` prints, and what table and page are drawn from.
 
-Bytes and seconds are numbers, money is dollars as decimal text (whole nanodollars), rates are per second. Every
-estimate stands as {"expected", "low", "high"}: the error bar of the back-test.
+Bytes and seconds are numbers, money is dollars as decimal text (whole nanodollars), rates are per second.
+Every estimate stands as {"expected", "low", "high"}: the error bar of the back-test.
 """
 
 from __future__ import annotations
@@ -34,7 +34,11 @@ def record(plan: Plan) -> dict[str, Any]:
             "compute_efficiency": fit.compute,
             "step_seconds": fit.step,
             "all_reduce_seconds": fit.all_reduce,
-            "error_bar": {"low": fit.low, "high": fit.high, "of": "measured / predicted, 10th to 90th percentile"},
+            "error_bar": {
+                "low": fit.low,
+                "high": fit.high,
+                "of": "measured / predicted, 10th to 90th percentile",
+            },
             "measurements": fit.count,
         },
         "engines": [{"name": each.name, "choose_it_for": each.choose} for each in ENGINES],
@@ -253,7 +257,12 @@ def _option(option: Option) -> dict[str, Any]:
         "why_not": option.why or None,
         "layout": [list(device) for device in option.layout],
         "slices": [
-            {"model": each.model, "profile": each.profile.name, "count": each.count, "kv_tokens": each.kv_tokens}
+            {
+                "model": each.model,
+                "profile": each.profile.name,
+                "count": each.count,
+                "kv_tokens": each.kv_tokens,
+            }
             for each in option.slices
         ],
     }

@@ -1,11 +1,11 @@
 """What stays for the KV cache, and how many requests that holds.
 
-    memory x utilization ┌───────────────┐
-                         │ weights       │  of this rank, exact
-                         │ a step        │  activations at most (model/memory.py, the engine's own arithmetic)
-                         │ runtime       │  CUDA context, graphs, NCCL: an assumption, and named
-                         │ KV cache      │  the rest
-                         └───────────────┘
+memory x utilization ┌───────────────┐
+                     │ weights       │  of this rank, exact
+                     │ a step        │  activations at most (model/memory.py, the engine's own arithmetic)
+                     │ runtime       │  CUDA context, graphs, NCCL: an assumption, and named
+                     │ KV cache      │  the rest
+                     └───────────────┘
 """
 
 from __future__ import annotations
@@ -75,7 +75,7 @@ class Room:
     @property
     def fits(self) -> bool:
         """Whether one request of max_model_len can be served."""
-        return self.kv_bytes_per_token == 0 and self.kv_cache >= 0 or self.tokens >= self.max_model_len
+        return (self.kv_bytes_per_token == 0 and self.kv_cache >= 0) or self.tokens >= self.max_model_len
 
     @property
     def tokens(self) -> int:

@@ -21,7 +21,8 @@ def render(record: Record) -> str:
     lines.append(
         f"Speeds are a roofline's, at {record['roofline']['memory_efficiency']:.0%} of the bandwidth and "
         f"{record['roofline']['compute_efficiency']:.0%} of the FLOP/s, which is what "
-        f"{record['roofline']['measurements']} published measurements show; of ten of them, eight lie between "
+        f"{record['roofline']['measurements']} published measurements show; of ten of them, eight lie "
+        "between "
         f"{bar['low']:.2f} and {bar['high']:.2f} of it (docs/planning.md). GB are 10^9 bytes, GiB 2^30."
     )
     return "\n".join(lines)
@@ -79,9 +80,7 @@ def _model(model: Record) -> Iterator[str]:
             )
         )
     if expected["tpot"] and expected["tpot"]["expected"]:
-        rows.append(
-            ("", f"TPOT {span(expected['tpot'])}; a whole answer {span(expected['e2e_p50'])} median")
-        )
+        rows.append(("", f"TPOT {span(expected['tpot'])}; a whole answer {span(expected['e2e_p50'])} median"))
     most = expected["most_requests_per_second"]
     rows.append(
         (
@@ -105,7 +104,8 @@ def _model(model: Record) -> Iterator[str]:
     if even:
         at = even["break_even_utilisation"]
         verdict = (
-            f"cheaper from {at:.0%} of its capacity on ({even['break_even_requests_per_second']:.3g} requests/s)"
+            f"cheaper from {at:.0%} of its capacity on ({even['break_even_requests_per_second']:.3g} "
+            "requests/s)"
             if at <= 1
             else f"never cheaper on this hardware: even when full it costs {at:.2g} times as much"
         )
@@ -130,7 +130,7 @@ def _model(model: Record) -> Iterator[str]:
 def _alternatives(model: Record) -> Iterator[str]:
     rows = [("", "device", "TP", "weights", "KV tokens", "requests", "replicas", "an hour", "")]
     chosen = model["devices"]
-    for each in model["alternatives"]:
+    for each in _shortlist(model["alternatives"]):
         mark = (
             "->"
             if (each["device"], each["tensor_parallel"], each["quantization"])
@@ -153,6 +153,23 @@ def _alternatives(model: Record) -> Iterator[str]:
         )
     yield from _aligned(rows)
     yield ""
+
+
+def _shortlist(found: Sequence[Record]) -> Sequence[Record]:
+    """All of them; of several devices, each one's cheapest that does, or its largest that does not."""
+    devices = dict.fromkeys(each["device"] for each in found)
+    if len(devices) == 1:
+        return found
+    short = []
+    for device in devices:
+        its = [each for each in found if each["device"] == device]
+        able = [each for each in its if each["problem"] is None]
+        short.append(
+            min(able, key=lambda each: (Decimal(each["dollars_per_hour"] or 0), each["devices"]))
+            if able
+            else its[-1]
+        )
+    return short
 
 
 def _mig(model: Record) -> Iterator[str]:

@@ -36,7 +36,8 @@ _BYTES_PER_LOGIT = 32
 
 
 class Sizes(Protocol):
-    """What a step's memory hangs on: a ModelConfig, or one rank of a model that is planned (fleet/sizing.py)."""
+    """What a step's memory hangs on: a ModelConfig, or one rank of a model that is planned
+    (fleet/sizing.py)."""
 
     @property
     def hidden_size(self) -> int: ...

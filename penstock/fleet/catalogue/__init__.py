@@ -15,11 +15,10 @@ from pathlib import Path
 from typing import Any
 
 from penstock.core.errors import StartupError
+from penstock.fleet.architectures import read_directory, read_facts
+from penstock.fleet.facts import ModelFacts
+from penstock.fleet.hardware import GIB, Device, MigProfile, Price
 from penstock.spec.units import nanodollars
-
-from ..architectures import read_directory, read_facts
-from ..facts import ModelFacts
-from ..hardware import GIB, Device, MigProfile, Price
 
 
 def _read(name: str) -> Any:

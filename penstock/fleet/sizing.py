@@ -14,6 +14,7 @@ import math
 from dataclasses import dataclass
 
 from penstock.model.memory import activation_bytes
+from penstock.model.weighing import loaded_bytes
 
 from .facts import ModelFacts
 from .hardware import Device
@@ -105,6 +106,8 @@ def room(
     cpu = device.vendor == "cpu"
     runtime = 0 if cpu else CUDA_CONTEXT + (CUDA_GRAPHS if engine == "vllm" else 0) + (NCCL if tp > 1 else 0)
     weights = facts.weight_bytes(machine.scheme, tp=tp, width=machine.width)
+    if engine == "penstock" and machine.scheme.name in _OURS:
+        weights = loaded(machine)
     step = activation_bytes(
         Shard.of(facts, tp),
         max_num_batched_tokens=max_num_batched_tokens,
@@ -128,6 +131,32 @@ def room(
         max_num_batched_tokens=max_num_batched_tokens,
         max_num_seqs=max_num_seqs,
         utilization=utilization,
+    )
+
+
+_OURS = {"none": "none", "int8": "int8", "awq": "int4"}
+"""Scheme → our engine's --quantization."""
+
+
+def loaded(machine: Machine) -> int:
+    """Bytes of the weights as our engine loads them: padded and packed, the head with 8 bits where layers are
+    quantised."""
+    facts = machine.facts
+    return loaded_bytes(
+        (
+            (
+                "embed" if weight.name == "embedding" else weight.name,
+                (weight.rows, weight.columns) if weight.columns > 1 else (weight.rows,),
+                weight.copies,
+            )
+            for weight in facts.weights
+        ),
+        vocab_size=facts.vocab_size,
+        hidden_size=facts.hidden_size,
+        tied=not any(weight.name == "head" for weight in facts.weights),
+        scheme=_OURS[machine.scheme.name],
+        width=machine.width,
+        device="cpu" if machine.device.vendor == "cpu" else "cuda",
     )
 
 

@@ -117,15 +117,13 @@ def run(args: argparse.Namespace) -> int:
 def _questions(args: argparse.Namespace) -> list[Question]:
     what = args.what or "penstock.yaml"
     path = Path(what)
-    if path.suffix in (".yaml", ".yml") or (args.what is None and path.exists()):
+    if path.suffix in (".yaml", ".yml"):
         from penstock.spec import load
 
         spec = load(path)
         if not spec.models:
             raise StartupError(f"{what}: there is nothing under models: to plan.")
         return [_of_spec(args, spec, name, model) for name, model in spec.models.items()]
-    if args.what is None:
-        raise StartupError("There is nothing to plan.", advice="Name a model, or a penstock.yaml.")
     return [_of_model(args, what)]
 
 
@@ -135,11 +133,19 @@ def _of_model(args: argparse.Namespace, what: str) -> Question:
 
     if args.gpu is not None:
         devices = [_device(args, name.strip()) for name in args.gpu.split(",")]
+        if args.mig is not None and len(devices) > 1:
+            raise _one_for_mig()
         assumed = []
+    elif args.mig is not None:
+        raise _one_for_mig()
     else:
         devices = [each for each in catalogue.devices().values() if each.vendor == "nvidia" and each.price]
         assumed = ["assumed: any NVIDIA device with a dated price (--gpu decides)"]
     return _question(args, what, _facts(what), devices, assumed)
+
+
+def _one_for_mig() -> StartupError:
+    return StartupError("--mig needs one --gpu, whose slices they are.", param="--mig")
 
 
 def _of_spec(args: argparse.Namespace, spec: Spec, name: str, model: SpecModel) -> Question:
@@ -208,7 +214,9 @@ def _question(
             f"--gpu-memory-utilization {args.gpu_memory_utilization} must be from 0.1 to 1.",
             param="--gpu-memory-utilization",
         )
-    length = args.max_model_len or (model.max_model_len if model else None)
+    length = (
+        args.max_model_len if args.max_model_len is not None else (model.max_model_len if model else None)
+    )
     if length is not None and length < 1:
         raise StartupError(f"--max-model-len {length} must be positive.", param="--max-model-len")
     return q.Question(

@@ -250,19 +250,16 @@ def _faster(question: Question, name: str, wanted: float) -> str:
 
 def _nearest(question: Question) -> str:
     """The nearest thing that would do: more ranks, a smaller format, another device."""
-    asked = list(question.devices)
-    for devices, schemes in (
-        (asked, tuple(schemes_of(question))),
-        (asked, smaller(question)),
-        (list(_all()), tuple(schemes_of(question))),
-        (list(_all()), smaller(question)),
-    ):
-        found = _first(question, devices, schemes)
+    published = tuple(schemes_of(question))
+    ways = [(devices, (*published, *smaller(question))) for devices in (list(question.devices), list(_all()))]
+    for devices, scheme in ((devices, scheme) for devices, schemes in ways for scheme in schemes):
+        found = _first(question, devices, (scheme,))
         if found is not None:
-            how = "" if found.scheme.name == "none" else f" in {found.scheme.name}"
+            how = "" if found.scheme in published else f" in {found.scheme.name}"
             flags = f"--gpu {found.device.name} --tp {found.tp}"
             flags += f" --quantization {found.scheme.name}" if how else ""
-            return f"The nearest that does: {found.devices} x {found.device.name}{how} ({flags})."
+            many = "" if found.replicas == 1 else f"{found.replicas} replicas of "
+            return f"The nearest that does: {many}{found.tp} x {found.device.name}{how} ({flags})."
     largest = max(_all(), key=lambda device: device.memory * device.node)
     scheme = min((*smaller(question), *schemes_of(question)), key=lambda each: each.bits)
     size = question.facts.weight_bytes(scheme)

@@ -178,9 +178,7 @@ def test_names_are_found_in_any_spelling(name: str) -> None:
 
 
 def test_every_alias_leads_to_one_model() -> None:
-    names = [
-        name.lower() for id, entry in catalogue.models().items() for name in {id, *entry["aliases"]}
-    ]
+    names = [name.lower() for id, entry in catalogue.models().items() for name in {id, *entry["aliases"]}]
     assert len(names) == len(set(names))
 
 

@@ -24,6 +24,7 @@ COMMANDS = {
     "keys": "make, list, change, rotate and revoke the keys of a gateway",
     "ledger": "read what a gateway has written of each request",
     "replay": "run a recorded step log again and compare the plans",
+    "plan": "how many of which device a model or a penstock.yaml needs, what that gives, and what it costs",
     "init": "write a commented penstock.yaml that `penstock up` runs as it is",
     "up": "run what a penstock.yaml describes on this machine: engines, and the gateway in front of them",
     "gateway": "one governed URL in front of the upstreams of a penstock.yaml",

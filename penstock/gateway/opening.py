@@ -82,13 +82,14 @@ def _warn_of_teams(spec: Spec, teams: Mapping[str, int]) -> None:
     """Keys of teams that the spec does not have are refused: whoever has taken one out shall know."""
     for team, count in sorted(teams.items()):
         if team not in spec.teams:
+            what = "key is" if count == 1 else "keys are"
+            advice = f"Add it under teams, or `penstock keys update ID --team`. {near(team, spec.teams)}"
             logger.warning(
-                "%d %s of the team %s, which the spec does not have: requests get a 403 (unknown_team). "
-                "Add it under teams, or `penstock keys update ID --team`. %s",
+                "%d %s of the team %s, which the spec does not have: requests get a 403 (unknown_team). %s",
                 count,
-                "key is" if count == 1 else "keys are",
+                what,
                 quote(team),
-                near(team, spec.teams),
+                advice.rstrip(),
             )
 
 

@@ -172,6 +172,11 @@ def test_what_is_wrong_is_told_with_its_line(before: str, after: str, expected: 
         assert expected in error(text)
 
 
+def test_priorities_are_vllms() -> None:
+    line = error(GOOD.replace("    models:\n      large", "    priorities: true\n    models:\n      large"))
+    assert line == "9: upstreams.cloud.priorities: needs kind: vllm; openai schedules in another way."
+
+
 def test_all_errors_are_told_at_once_in_order() -> None:
     lines = told(
         GOOD.replace("count: 2", "cuont: 2").replace("weights: demo, ", "").replace("plain: {}", "plain: 1")

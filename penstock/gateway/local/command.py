@@ -101,6 +101,8 @@ def flags(model: Model, placement: Placement) -> list[str]:
         said += ["--tensor-parallel-size", str(model.devices)]
     if model.engine == "penstock":
         said += ["--device", "cpu" if cpu else "cuda"]
+        if "scheduling-policy" not in _names(model):  # the same as fcfs until the gateway tells a class
+            said += ["--scheduling-policy", "priority"]
         if placement.threads is not None and "threads" not in _names(model):
             said += ["--threads", str(placement.threads)]
     for flag, value in model.flags.items():

@@ -163,6 +163,27 @@ class LedgerMeter:
         added = await self.thread.call(lambda: self.store.resettle(places, settle))
         await self.counters.corrected(added)
 
+    def hand_over(self, reservation: Reserved, used: Amounts, row: Row, worst: Amounts) -> Reserved:
+        """A request has ended, and another one goes on with `worst` of its reservation. Raises SpoolFull, and
+        then the first one goes on."""
+        ticket = reservation.ticket
+        assert ticket is not None
+        later = self.counters.split(ticket, worst)
+        row.reserved_tokens, row.reserved_dollars = worst.tokens, worst.dollars
+        row.reserved_device_seconds = worst.device_seconds
+        row.settlement = "open"
+        ended = reservation.row
+        try:
+            number = self.journal.hand_over(
+                reservation.number, ended, charges(ticket, used), row, charges(later, worst), later.number
+            )
+        except BaseException:
+            self.counters.settle(later, NOTHING)
+            raise
+        reservation.ticket = None
+        self.counters.settle(ticket, used)
+        return Reserved(row, number, later, self.counters)
+
     def commit(self, reservation: Reserved, used: Amounts) -> None:
         """A request has ended, with what it used. The second time it does nothing."""
         ticket, reservation.ticket = reservation.ticket, None

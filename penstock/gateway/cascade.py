@@ -29,11 +29,14 @@ from .policy.amounts import Amounts
 from .policy.escalation import Finding, errored, follows
 from .policy.retries import Attempt
 from .policy.routes import Forbidden, Way, order
-from .relay import Failed, UpstreamError
+from .relay import MOST_BYTES, Failed, UpstreamError
 from .request import Request
 
 if TYPE_CHECKING:
     from .door import Door
+
+MOST_KEPT = MOST_BYTES
+"""Of an attempt's answer, until the verdict."""
 
 
 class Cascade:
@@ -52,7 +55,7 @@ class Cascade:
         self._first = first
         self._stream = first.envelope.stream
         self._curtain = Curtain(first.send, stream=self._stream)
-        self._kept = Kept()
+        self._kept = Kept(MOST_KEPT)
         self._hides_logprobs = False
         self._answered = False
         """Whether the attempt's answer is one that the client could have."""

@@ -77,11 +77,17 @@ class Charge:
         request, row = self._request, self._request.row
         exchange, asked = request.exchange, request.asked
         if exchange.asked and asked is not None:
-            if asked.bill:
+            told = exchange.tally.device_seconds
+            if told is not None and asked.on_devices:
+                row.lost_device_seconds += told * asked.devices
+            elif asked.bill:
                 row.owed += (msgspec.structs.replace(asked, lost=True),)
             elif asked.on_devices:
                 row.lost_device_seconds += round(self.shared * NANO) * asked.devices
         request.asked, request.exchange = None, Exchange()
+        row.input_tokens = row.output_tokens = row.cached_tokens = 0
+        row.dollars = row.comparator_dollars = row.device_seconds = None
+        row.device_seconds_estimated, row.pool, row.device = False, "", ""
         self._used = None
 
     def settle(self) -> None:

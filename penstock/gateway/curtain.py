@@ -34,7 +34,7 @@ Fields = list[tuple[bytes, bytes]]
 class Kept:
     """An answer that the client does not have."""
 
-    def __init__(self, most: int = MOST_BYTES) -> None:
+    def __init__(self, most: int) -> None:
         self.status = 0
         self.fields: Fields = []
         self.body = bytearray()
@@ -48,7 +48,9 @@ class Kept:
         self.body += message.get("body", b"")
         if len(self.body) > self._most:
             self.body.clear()
-            raise UpstreamError(f"The answer is over {self._most} bytes.")
+            error = UpstreamError(f"The upstream sent an answer of over {self._most} bytes.")
+            error.code = "upstream_invalid"
+            raise error
 
 
 class Curtain:
@@ -76,7 +78,7 @@ class Curtain:
     async def pass_on(self, message: Message) -> None:
         """An ASGI `send` straight to the client; an answer of another status than 200 is kept."""
         if message["type"] == "http.response.start" and message["status"] != 200:
-            self.refusal = Kept()
+            self.refusal = Kept(MOST_BYTES)
         if self.refusal is not None:
             await self.refusal.take(message)
         elif message["type"] == "http.response.start":

@@ -173,6 +173,8 @@ class LedgerMeter:
         row.reserved_device_seconds = worst.device_seconds
         row.settlement = "open"
         ended = reservation.row
+        if ended.settlement == "open":
+            ended.settlement = "settled"
         try:
             number = self.journal.hand_over(
                 reservation.number, ended, charges(ticket, used), row, charges(later, worst), later.number
@@ -269,7 +271,21 @@ class LedgerMeter:
         before = [number for number in numbers if number not in found]
         for entry in await self.thread.call(lambda: self.store.entries(worker, before)):
             found[entry.number] = entry
-        return {number: _used(found[number]) for number in numbers if number in found}
+        # who had handed over without the counters having been told holds the reservation of both
+        told = set(numbers)
+        later = {
+            entry.row.escalated_from: entry
+            for entry in entries
+            if entry.row.escalated_from and entry.number not in told
+        }
+        uses = {}
+        for number in numbers:
+            if (first := found.get(number)) is not None:
+                uses[number] = _used(first)
+                if (other := later.get(first.row.id)) is not None:
+                    for unit, amount in _used(other).items():
+                        uses[number][unit] = uses[number].get(unit, 0) + amount
+        return uses
 
     async def _bury(self) -> None:
         """Whoever else has died here is taken over."""

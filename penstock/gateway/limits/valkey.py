@@ -158,9 +158,7 @@ class ValkeyCounters:
         )
 
     def split(self, ticket: Held, later: Amounts) -> Held:
-        """A part of a reservation goes on under a number of its own; the server is told behind. Should this
-        worker die before that, what the later part uses is missing in the budgets here, and not in the
-        ledger's."""
+        """A part of a reservation goes on under a number of its own; the server is told behind."""
         if ticket.number is None:
             return Held(None, ticket.limits, ticket.ids, ())
         number = self._draw()

@@ -20,7 +20,9 @@ from penstock.core.errors import brief
 from . import bill
 from .meter import Reservation
 from .policy.amounts import NANO, Amounts
+from .records import Asked
 from .relay import Exchange
+from .usage import Tally
 
 if TYPE_CHECKING:
     from .request import Request
@@ -73,22 +75,27 @@ class Charge:
         self._used = None
 
     def lose(self) -> None:
-        """What was asked last has come to nothing for the client: the engine's time for it is nobody's."""
+        """What was asked has come to nothing for the client: the engines' time for it is nobody's."""
         request, row = self._request, self._request.row
-        exchange, asked = request.exchange, request.asked
-        if exchange.asked and asked is not None:
-            told = exchange.tally.device_seconds
-            if told is not None and asked.on_devices:
-                row.lost_device_seconds += told * asked.devices
-            elif asked.bill:
-                row.owed += (msgspec.structs.replace(asked, lost=True),)
-            elif asked.on_devices:
-                row.lost_device_seconds += round(self.shared * NANO) * asked.devices
+        for part in request.rest.parts:
+            self._lost(part.asked, part.tally, part.shared)
+        if request.exchange.asked and request.asked is not None:
+            self._lost(request.asked, request.exchange.tally, self.shared)
+        request.rest.parts.clear()
         request.asked, request.exchange = None, Exchange()
         row.input_tokens = row.output_tokens = row.cached_tokens = 0
         row.dollars = row.comparator_dollars = row.device_seconds = None
         row.device_seconds_estimated, row.pool, row.device = False, "", ""
         self._used = None
+
+    def _lost(self, asked: Asked, tally: Tally, shared: float) -> None:
+        row = self._request.row
+        if tally.device_seconds is not None and asked.on_devices:
+            row.lost_device_seconds += tally.device_seconds * asked.devices
+        elif asked.bill:
+            row.owed += (msgspec.structs.replace(asked, lost=True),)
+        elif asked.on_devices:
+            row.lost_device_seconds += round(shared * NANO) * asked.devices
 
     def settle(self) -> None:
         """Fill in the row's figures, once for each attempt."""

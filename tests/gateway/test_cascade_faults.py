@@ -9,6 +9,8 @@ from typing import Any
 
 import pytest
 
+from penstock.gateway import bills
+
 from .conftest import BODY, STREAM, Gateway, Make
 from .escalating import CHEAP_DOLLARS, DEAR_DOLLARS, SPEC, says, texts
 from .test_cascade import DEAR, UNSURE, attempt_and_final, check_books
@@ -202,3 +204,20 @@ def test_the_attempts_retries_and_fallbacks_come_first(make: Make) -> None:
     assert gateway.post().status == 200
     row = gateway.row()
     assert (row.attempts, row.verdict) == (2, "passed")
+
+
+def test_an_attempt_whose_stream_two_engines_could_not_end(
+    make: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What they made of it is nobody's, like all of an attempt that fails."""
+    monkeypatch.setattr(bills, "PATIENCE", 0.01)
+    trusts = {"kind: penstock": "kind: penstock\n    trusts_gateway: true\n    api_key_env: CLOUD_KEY"}
+    replace = {**trusts, "retries: 0": "retries: 1", "{mean_logprob: -0.5}": "{length: {min_tokens: 1}}"}
+    gateway = make(cut, DEAR, spec=SPEC, replace=replace)
+    assert texts(gateway.post(STREAM).body) == "a dear answer comes"
+    attempt, final = attempt_and_final(gateway)
+    assert (attempt.attempts, attempt.dollars, attempt.output_tokens) == (2, None, 0)
+    assert len(attempt.owed) == 2
+    assert all(each.lost for each in attempt.owed)
+    assert final.dollars == DEAR_DOLLARS
+    check_books(gateway)

@@ -113,7 +113,7 @@ class Cascade:
             if self._hand_over(error):
                 return
             if self._answered and escalation.on_unavailable == "fail":
-                raise self._unavailable()
+                raise self._out(first, self._unavailable())
         if error is not None and first.exchange.broken is None:
             raise self._out(first, error)
         await self._deliver(first)
@@ -218,8 +218,6 @@ class Cascade:
         if failure is not None:
             raise self._out(second, failure)
         assert refused is not None
-        if self._curtain.started:
-            raise self._out(second, UpstreamError("The request was refused where it was escalated to."))
         second.exchange.sent = True
         await self._curtain.release(refused, bytes(refused.body), [])
 
@@ -252,12 +250,16 @@ class Cascade:
     def _unavailable(self) -> PenstockError:
         finding = self._finding
         assert finding is not None
+        if self._second is not None:
+            return Unavailable(
+                f"The answer did not pass {finding.verifier}, and no other can be asked for now."
+            )
         error = Forbidden(
             f"The answer did not pass {finding.verifier}, and a better one is only to be had outside of the "
             "house, where this request must not go (local_only of its key, team, tag, route or header)."
         )
         error.code = "local_only"
-        return self._out(self._first, error)
+        return error
 
 
 def cascades(request: Request) -> bool:

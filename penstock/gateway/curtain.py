@@ -15,7 +15,7 @@ from contextlib import asynccontextmanager
 
 from starlette.types import Message, Send
 
-from penstock.http.sse import comment
+from penstock.http.sse import comment, event
 
 from .relay import MOST_BYTES, UpstreamError
 from .tasks import ended
@@ -93,6 +93,8 @@ class Curtain:
         fields = [
             (name, str(len(body)).encode() if name == b"content-length" else value) for name, value in fields
         ]
+        if self.started and kept.status != 200:  # of an error, which is JSON
+            body = event(body.replace(b"\n", b" "))
         await self._begin(kept.status, fields)
         await self._send({"type": "http.response.body", "body": body, "more_body": False})
 

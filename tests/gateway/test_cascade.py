@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from penstock.gateway import curtain
+from penstock.gateway.ledger.journal import SpoolFull
 from penstock.gateway.policy.amounts import NANO
 from penstock.gateway.records import Principal, Row
 
@@ -304,6 +305,69 @@ def test_an_error_after_the_first_comment_is_an_event(make: Make, monkeypatch: p
     attempt, final = attempt_and_final(gateway)
     assert (attempt.verifier, attempt.reason, attempt.dollars) == ("attempt", "upstream_status", None)
     assert (final.end, final.status, final.dollars) == ("upstream_failed", 200, None)
+
+
+def test_a_refusal_after_the_first_comment_is_an_event(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(curtain, "KEEP_ALIVE", 0.02)
+
+    async def waits(wire: Wire) -> None:
+        await wire.read_by_client()
+        await status(400, body={"error": {"message": "too long", "code": "long"}})(wire)
+
+    gateway = two(make, waits)
+    connection, response = gateway.open(STREAM)
+    assert response.readline() == b": penstock checks the answer\n"
+    gateway.upstreams[0].go()
+    last = response.read().decode().split("\n\n")[-2]
+    connection.close()
+    assert json.loads(last[6:])["error"]["code"] == "long"
+    assert gateway.row().reason == "refused with 400"
+
+
+class _Full:
+    """A spool without room."""
+
+    def hand_over(self, *args: Any) -> Any:
+        raise SpoolFull("The spool is full.")
+
+
+@pytest.mark.parametrize("mode", ["answer", "fail"])
+def test_what_cannot_be_accounted_for_is_not_asked(
+    make: Make, mode: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    gateway = two(make, UNSURE, replace={"verifiers:": f"on_unavailable: {mode}\n      verifiers:"})
+    monkeypatch.setattr(gateway.meter, "hand_over", _Full().hand_over)
+    response = gateway.post()
+    assert response.status == (200 if mode == "answer" else 503)
+    assert not gateway.upstreams[1].asked
+    row = gateway.row()
+    assert (row.dollars, row.escalated_from, row.id) == (
+        CHEAP_DOLLARS,
+        None,
+        response.headers["x-request-id"],
+    )
+    assert row.note == "not escalated: the spool cannot be written"
+    check_books(gateway)
+
+
+def test_hooks_look_at_the_answer_that_the_client_gets(make: Make) -> None:
+    ASKED.clear()
+    hooks = "gateway: {{hooks: [{{when: after, python: 'tests.gateway.test_cascade:looks'}}]}}\n"
+    for body in (BODY, STREAM):
+        for cheap, expected in ((SURE, "a sure answer here"), (UNSURE, "a dear answer comes")):
+            ASKED.clear()
+            gateway = make(cheap, DEAR, spec=SPEC + hooks)
+            gateway.post(body)
+            rows = gateway.rows(1 if cheap is SURE else 2)
+            (about,) = ASKED
+            assert expected.split()[-1] in json.dumps(about.get("answer") or about["events"])
+            assert 'logprob"' not in json.dumps(about).replace("\\", "")
+            assert [row.tags.get("looked") for row in rows] == [None] * (len(rows) - 1) + ["yes"]
+
+
+def looks(about: Any) -> Any:
+    ASKED.append(about)
+    return {"tags": {"looked": "yes"}}
 
 
 def test_a_stream_is_the_bytes_that_it_would_have_been(make: Make) -> None:

@@ -270,7 +270,10 @@ ESCALATES = (
     targets: [{model: plain, upstream: cloud}]
 """
 )
-ONE_OF = "a verifier is one of mean_logprob, json_schema, regex, not_regex, length, finish_reason, url, python, not "
+ONE_OF = (
+    "a verifier is one of mean_logprob, json_schema, regex, not_regex, length, finish_reason, url, "
+    "python, not "
+)
 
 
 @pytest.mark.parametrize(

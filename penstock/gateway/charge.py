@@ -55,11 +55,12 @@ class Charge:
     async def reserve(self, later: Amounts | None = None) -> None:
         """Count the worst case, and that of what may follow. Raises LimitReached, Unavailable."""
         request, row = self._request, self._request.row
-        self.reserved = self.worst()
-        if not request.endpoint.metered:
-            return
         door = request.door
         limits = door.entitlements.of(row.key_id, row.team, row.tags, request.caller.principal.limits)
+        self.reserved = self.worst()
+        if not request.endpoint.metered:
+            await door.meter.count([limit for limit in limits if limit.unit == "requests"])
+            return
         both = self.reserved if later is None else self.reserved.plus(later)
         self.reservation = await door.meter.reserve(row, limits, both)
 
@@ -149,7 +150,8 @@ class Charge:
             self._used = used
             raise
         self.handed_over = True
-        door.metrics.billed(row)
+        if not row.provisional:
+            door.metrics.billed(row)
 
     def _owed(self) -> list[bill.Part]:
         """What engines worked for and have not said how much of it, but will."""

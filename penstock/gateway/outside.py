@@ -18,6 +18,8 @@ import msgspec
 
 from penstock.core.errors import StartupError, brief, cause
 
+from .stations import read_body
+
 T = TypeVar("T")
 _MOST_ANSWER = 32 << 20
 _THREADS = 8
@@ -66,11 +68,9 @@ class Outside:
         async with self._session.post(url, data=data, headers=headers, allow_redirects=False) as response:
             if response.status != 200:
                 raise ValueError(f"HTTP {response.status}")
-            body = await response.content.read(_MOST_ANSWER)
-            while not response.content.at_eof():
-                body += await response.content.read(_MOST_ANSWER)
-                if len(body) > _MOST_ANSWER:
-                    raise ValueError(f"an answer of over {_MOST_ANSWER} bytes")
+            body = await read_body(response, _MOST_ANSWER)
+            if len(body) > _MOST_ANSWER:
+                raise ValueError(f"an answer of over {_MOST_ANSWER} bytes")
             return msgspec.json.decode(body) if body.strip() else None
 
 

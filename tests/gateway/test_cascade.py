@@ -477,3 +477,11 @@ def test_embeddings_go_the_plain_way(make: Make) -> None:
     gateway = two(make)
     assert gateway.post({"model": "small", "input": "x"}, path="/v1/embeddings").status == 200
     assert gateway.row().verdict == ""
+
+
+def test_what_costs_more_at_the_cloud_is_refused_before_the_attempt(make: Make) -> None:
+    """A dearer tier costs nothing at an engine of ours, which is not the only one that may be asked."""
+    gateway = two(make)
+    response = gateway.post({**BODY, "service_tier": "priority"})
+    assert (response.status, response.error["param"]) == (400, "service_tier")
+    assert not gateway.upstreams[0].asked

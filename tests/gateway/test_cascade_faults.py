@@ -34,7 +34,8 @@ from .upstream import (
 
 
 async def error_at_once(wire: Wire) -> None:
-    """Two events and an error, without waiting for the client, who gets nothing of it."""
+    """Two events and an error, without waiting for the client, who gets nothing of it. All three may arrive
+    at once, so this is for attempts only, of which all is kept in any case."""
     wire.go.set()
     await error_later(wire)
 
@@ -97,12 +98,12 @@ def test_an_attempt_that_fails_is_escalated(make: Make, name: str, streams: bool
     check_books(gateway)
 
 
-@pytest.mark.parametrize(("name", "streams"), CASES)
+@pytest.mark.parametrize(("name", "streams"), [case for case in CASES if case.values[0] != "error later"])
 def test_where_nobody_dearer_answers_the_attempts_answer_is_given_marked(
     make: Make, name: str, streams: bool
 ) -> None:
     fault = FAULTS[name]
-    begins = name in ("cut", "stalls", "ends early", "error later")  # then the client has a part of it
+    begins = name in ("cut", "stalls", "ends early")  # then the client has a part of it
     gateway = make(UNSURE, fault.behaviour, spec=SPEC)
     response = gateway.post(STREAM if streams else BODY)
     assert response.status == 200, response.body

@@ -19,7 +19,7 @@ from penstock.gateway.tags import read_tags
 
 from . import ledger_at
 
-_TABLE = ["time", "key", "team", "feature", "route", "inference.backend", "status", "settlement"]
+_TABLE = ["time", "key", "team", "feature", "route", "inference.backend", "status", "settlement", "verdict"]
 _TABLE += ["input_tokens", "output_tokens", "gpu_seconds", "dollars", "total_seconds"]
 _IDLE = ["pool", "device", "paid_hours", "used_hours", "idle_hours", "utilization"]
 _IDLE += ["paid_dollars", "used_dollars", "idle_dollars"]
@@ -55,6 +55,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         rows.add_argument("--upstream", metavar="NAME", help="a model of ours, or an upstream")
         rows.add_argument("--model", metavar="MODEL")
         rows.add_argument("--settlement", choices=("settled", "estimated", "unsettled"))
+        rows.add_argument(
+            "--verdict", choices=("passed", "failed", "open", "closed"), help="of a verifier on an attempt"
+        )
     for command in (listed, show, export, idle):
         ledger_at.add_arguments(command)
 
@@ -62,7 +65,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Read and print; 1 where `show` finds nothing."""
     if args.ledger_command == "show":
-        found = list(report.rows(ledger_at.open_store(args), Filter(id=args.id)))
+        store = ledger_at.open_store(args)
+        found = list(report.rows(store, Filter(id=args.id)))
+        for attempt in filter(None, [row["escalated_from"] for row in found]):
+            found += report.rows(store, Filter(id=attempt))
         for row in found:
             width = max(map(len, row))
             print("\n".join(f"{name:{width}}  {_text(value)}" for name, value in row.items()), end="\n\n")
@@ -107,6 +113,7 @@ def _filter(args: argparse.Namespace) -> Filter:
         upstream=args.upstream,
         model=args.model,
         settlement=args.settlement,
+        verdict=args.verdict,
     )
 
 

@@ -87,7 +87,12 @@ ledger = Table(
     _count("reserved_tokens"),
     _count("reserved_dollars"),
     _count("reserved_device_seconds"),
-    Column("escalated_from", Text),
+    # of routes that escalate: the attempt's row has the verdict, and is another one than the final answer's
+    Column("escalated_from", Text),  # id of the attempt's row, by the same worker
+    _text("verifier"),
+    _text("verdict"),
+    Column("score", Float),
+    _text("reason"),
     Column("outcome", Text),
     _text("note"),
     Column("charged", JSON, nullable=False),  # {account: amount}

@@ -69,6 +69,7 @@ def run(args: argparse.Namespace) -> int:
     from penstock.gateway.costs import patterns, records
     from penstock.gateway.costs.read import Found, Wanted, find
     from penstock.gateway.costs.show import remarks
+    from penstock.gateway.tags import read_tags
 
     by = [each.strip() for each in args.by.split(",") if each.strip()]
     unknown = [each for each in by if each not in _BY]
@@ -86,17 +87,12 @@ def run(args: argparse.Namespace) -> int:
         for name in ("key", "team", "route", "upstream", "model", "pool")
         if getattr(args, name) is not None
     }
-    tags = []
-    for each in args.tag:
-        name, equals, value = each.partition("=")
-        if not (name and equals):
-            raise InvalidRequest(f"--tag {each} is not TAG=VALUE.", advice="As --tag feature=search.")
-        if name == "feature":
-            equal["feature"] = value
-        else:
-            tags.append((name, value))
+    given = read_tags(args.tag, "--tag")
+    if "feature" in given:
+        equal["feature"] = given.pop("feature")
+    tags = tuple(given.items())
     store = ledger_at.open_store(args)
-    found: Found = find(store, by, Wanted(since, until, equal, tuple(tags)), now)
+    found: Found = find(store, by, Wanted(since, until, equal, tags), now)
     said = list(patterns.verdicts(found.report, found.days))
     notes = list(remarks(found.report, tags))
     findings = patterns.find(found.report, found.seen, found.days)

@@ -16,10 +16,11 @@ from penstock.gateway.ledger import report
 from penstock.gateway.ledger.idle import idle, remarks
 from penstock.gateway.ledger.outcomes import MOST_WORDS, Telling, score_text, tell, words
 from penstock.gateway.ledger.report import COLUMNS, Filter
+from penstock.gateway.tags import read_tags
 
 from . import ledger_at
 
-_TABLE = ["time", "key", "team", "feature", "route", "inference.backend", "status", "settlement"]
+_TABLE = ["time", "key", "team", "feature", "route", "inference.backend", "status", "settlement", "verdict"]
 _TABLE += ["input_tokens", "output_tokens", "gpu_seconds", "dollars", "total_seconds"]
 _IDLE = ["pool", "device", "paid_hours", "used_hours", "idle_hours", "utilization"]
 _IDLE += ["paid_dollars", "used_dollars", "idle_dollars"]
@@ -58,6 +59,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         rows.add_argument("--upstream", metavar="NAME", help="a model of ours, or an upstream")
         rows.add_argument("--model", metavar="MODEL")
         rows.add_argument("--settlement", choices=("settled", "estimated", "unsettled"))
+        rows.add_argument(
+            "--verdict", choices=("passed", "failed", "open", "closed"), help="of a verifier on an attempt"
+        )
     for command in (listed, show, outcome, export, idle):
         ledger_at.add_arguments(command)
 
@@ -67,6 +71,8 @@ def run(args: argparse.Namespace) -> int:
     if args.ledger_command == "show":
         store = ledger_at.open_store(args)
         found = list(report.rows(store, Filter(id=args.id)))
+        for attempt in filter(None, [row["escalated_from"] for row in found]):
+            found += report.rows(store, Filter(id=attempt))
         for row in found:
             width = max(map(len, row))
             print("\n".join(f"{name:{width}}  {text(value)}" for name, value in row.items()), end="\n\n")
@@ -128,22 +134,17 @@ def _tell(args: argparse.Namespace) -> int:
 
 
 def _filter(args: argparse.Namespace) -> Filter:
-    tags = []
-    for each in args.tag:
-        name, equals, value = each.partition("=")
-        if not (name and equals):
-            raise InvalidRequest(f"--tag {each} is not TAG=VALUE.", advice="As --tag feature=search.")
-        tags.append((name, value))
     return Filter(
         since=moment_of(args.since, "--since"),
         until=moment_of(args.until, "--until"),
         key=args.key,
         team=args.team,
-        tags=tuple(tags),
+        tags=tuple(read_tags(args.tag, "--tag").items()),
         route=args.route,
         upstream=args.upstream,
         model=args.model,
         settlement=args.settlement,
+        verdict=args.verdict,
     )
 
 

@@ -177,7 +177,10 @@ def _span(
     now: int,
 ) -> tuple[int, int]:
     """From the first thing that is known of it until the last."""
-    first, last = connection.execute(sa.select(sa.func.min(ledger.c.at), sa.func.max(ledger.c.at))).one()
+    # one by one: SQLite looks at an end of the index for each, and for both at once at all of it
+    first, last = (
+        connection.execute(sa.select(end(ledger.c.at))).scalar_one() for end in (sa.func.min, sa.func.max)
+    )
     begins = [each.begin for some in spells.values() for each in some]
     ends = [each.until for some in spells.values() for each in some]
     begins += [first] if first is not None else []

@@ -186,9 +186,14 @@ def mcnemar_mid_p(wins: int, losses: int) -> float:
     count, least = wins + losses, min(wins, losses)
     if wins == losses:
         return 1.0
-    tail = sum(math.comb(count, seen) for seen in range(least + 1))
-    # in integers until the end: the powers of 2 of large sets are beyond floats
-    return (2 * tail - math.comb(count, least)) / (1 << count)
+
+    def logarithm(seen: int) -> float:
+        ways = math.lgamma(count + 1) - math.lgamma(seen + 1) - math.lgamma(count - seen + 1)
+        return ways - count * math.log(2)
+
+    last = logarithm(least)
+    terms = [math.exp(logarithm(seen) - last) for seen in range(max(0, least - 10_000), least)]
+    return min(1.0, (2 * math.fsum(terms) + 1) * math.exp(last))
 
 
 def needed(pairs: Sequence[Pair], difference: float, margin: float, confidence: float) -> int | None:

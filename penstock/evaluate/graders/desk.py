@@ -10,7 +10,7 @@ import asyncio
 import contextlib
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, replace
 from types import TracebackType
 from typing import Any
@@ -54,7 +54,12 @@ class Desk:
     """All graders of a run; `async with` ends its processes."""
 
     def __init__(
-        self, session: aiohttp.ClientSession, judge: Asker | None = None, *, seconds: float = SECONDS
+        self,
+        session: aiohttp.ClientSession,
+        judge: Asker | None = None,
+        *,
+        seconds: float = SECONDS,
+        sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
     ) -> None:
         """
         Args:
@@ -64,6 +69,7 @@ class Desk:
         self._session = session
         self._judge = judge
         self._seconds = seconds
+        self._sleep = sleep
         self._texts, self._functions = _Process(_MEMORY), _Process(0)
         self._places = asyncio.Semaphore(_AT_ONCE)
         self._failed = 0
@@ -102,7 +108,7 @@ class Desk:
         grade = Grade(None, "")
         for attempt in range(3):
             if attempt:
-                await asyncio.sleep(0.2 * 2**attempt)
+                await self._sleep(0.2 * 2**attempt)
             grade, final = await self._post(grader, about)
             if final:
                 self._failed = 0

@@ -75,11 +75,10 @@ def main() -> int:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the terminal's; the parent decides
     requests, answers = os.fdopen(os.dup(0), "rb"), os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)  # what a function prints is no answer
-    import jsonschema  # noqa: F401  its memory is not an answer's
-    import referencing  # noqa: F401
-
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     if memory := int(sys.argv[1]):
+        import jsonschema  # noqa: F401  its memory is not an answer's
+
         space = _address_space()
         resource.setrlimit(resource.RLIMIT_AS, (space + memory, space + memory))
     while head := requests.read(REQUEST.size):

@@ -13,11 +13,9 @@ from typing import Any
 import jinja2
 from markupsafe import Markup
 
-from .report import explanation, percent, points, remarks, rows, shown
+from .report import explanation, notes, percent, points, rows, warnings
 from .result import Comparison, Result
 from .statistics import Finding
-
-_WIDTH, _HEIGHT, _EDGE = 640, 92, 48
 
 
 def render(result: Result) -> str:
@@ -25,13 +23,14 @@ def render(result: Result) -> str:
     text = resources.files("penstock.evaluate").joinpath("page.html.j2").read_text("utf-8")
     environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True)
     sides = [result.baseline, *result.candidates]
-    columns = [{"name": side.name, "rows": rows(side), "shown": shown(side)} for side in sides]
+    columns = [{"name": side.name, "rows": rows(side)} for side in sides]
     candidates = ", ".join(each.candidate for each in result.comparisons)
     return environment.from_string(text).render(
         title=f"{candidates} against the baseline",
         made=datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
         result=result,
-        remarks=remarks(result),
+        warnings=warnings(result),
+        notes=notes(result),
         points=points,
         sides=columns,
         names=list(columns[0]["rows"]),
@@ -80,31 +79,24 @@ def _counts(finding: Finding) -> str:
 
 
 def chart(finding: Finding, margin: float) -> str:
-    """The interval over a scale of points: what is acceptable is shaded, from -margin on. SVG."""
+    """The interval over a scale of points: what is acceptable is shaded, from -margin on. HTML made of
+    numbers; places are shares of the width, so that its text has the page's size on a phone, too."""
     low, high = finding.interval.low, finding.interval.high
-    reach = max(abs(low), abs(high), 1.5 * margin, 0.005) * 1.1
+    reach = max(abs(low), abs(high), 1.5 * margin, 0.005) * 1.25
 
-    def x(difference: float) -> float:
-        return round(_EDGE + (difference + reach) / (2 * reach) * (_WIDTH - 2 * _EDGE), 1)
+    def at(difference: float) -> float:
+        return round(50 + 50 * difference / reach, 2)
 
-    middle = 34
-    labels = [(0.0, "0"), (-margin, f"margin {points(-margin)}")] if margin else [(0.0, "0")]
-    zone, left, right = x(-margin), x(low), x(high)
-    lines = [
-        f'<rect x="{zone}" y="8" width="{round(_WIDTH - _EDGE - zone, 1)}" height="52" fill="var(--zone)"/>',
-        f'<line x1="{x(0)}" y1="8" x2="{x(0)}" y2="60" stroke="var(--soft)"/>',
-        f'<line x1="{zone}" y1="8" x2="{zone}" y2="60" stroke="var(--soft)" stroke-dasharray="4 3"/>',
-        f'<path d="M{left} {middle}H{right}" stroke="var(--tone)" stroke-width="4" stroke-linecap="round"/>',
-        f'<circle cx="{x(finding.difference)}" cy="{middle}" r="7" fill="var(--tone)"/>',
-        *(
-            f'<text class="name" x="{at}" y="{middle - 12}" text-anchor="{anchor}">{points(end)}</text>'
-            for at, anchor, end in ((left, "end", low), (right, "start", high))
-        ),
-    ]
-    for place, (difference, label) in enumerate(labels):
-        y = 74 if place == 0 else 88
-        lines.append(f'<text x="{x(difference)}" y="{y}" text-anchor="middle">{label}</text>')
     said = f"difference {points(finding.difference)} points, from {points(low)} to {points(high)}"
-    return (
-        f'<svg viewBox="0 0 {_WIDTH} {_HEIGHT}" role="img" aria-label="{said}">' + "".join(lines) + "</svg>"
-    )
+    marks = [
+        f'<i class="zone" style="left:{at(-margin)}%"></i>',
+        f'<i class="zero" style="left:{at(0)}%"></i>',
+        f'<i class="span" style="left:{at(low)}%;width:{round(at(high) - at(low), 2)}%"></i>',
+        f'<i class="dot" style="left:{at(finding.difference)}%"></i>',
+        f'<b class="low" style="right:{round(100 - at(low), 2)}%">{points(low)}</b>',
+        f'<b class="high" style="left:{at(high)}%">{points(high)}</b>',
+        f'<b class="foot" style="left:{at(0)}%">0</b>',
+    ]
+    if margin:
+        marks.append(f'<b class="foot second" style="left:{at(-margin)}%">margin {points(-margin)}</b>')
+    return f'<div class="chart" role="img" aria-label="{said}">{"".join(marks)}</div>'

@@ -95,8 +95,8 @@ def rows(side: SideResult) -> dict[str, str]:
     }
 
 
-def remarks(result: Result) -> list[str]:
-    """What a reader must know about the figures."""
+def warnings(result: Result) -> list[str]:
+    """What a reader must know before he believes the figures."""
     said = []
     if result.stopped:
         said.append(f"Not complete. {result.stopped}. What was answered is kept; the same command goes on.")
@@ -104,19 +104,12 @@ def remarks(result: Result) -> list[str]:
         said.append(f"{len(result.skipped)} broken lines of the set were left out.")
     sides = [result.baseline, *result.candidates]
     for side in sides:
-        if side.cached and side.spent.first_asked is not None and side.spent.last_asked is not None:
-            span = f"{when(side.spent.first_asked)} to {when(side.spent.last_asked)}"
-            said.append(
-                f"{side.name}: {side.cached} answers were kept from before (of {span}; --again asks anew)."
-            )
         if len(side.spent.fingerprints) > 1:
             said.append(
                 f"{side.name}: its answers have {len(side.spent.fingerprints)} system fingerprints "
                 f"({', '.join(side.spent.fingerprints)}): the server has changed (--again asks anew)."
             )
-    if len({side.spent.concurrency for side in sides if side.spent.concurrency}) > 1 or any(
-        len(side.spent.concurrency) > 1 for side in sides
-    ):
+    if len({each for side in sides for each in side.spent.concurrency}) > 1:
         said.append(
             "Latencies were measured with different numbers of requests under way, and do not compare."
         )
@@ -124,6 +117,18 @@ def remarks(result: Result) -> list[str]:
         if each.ungraded:
             name, why = each.ungraded[0]
             said.append(f"{each.candidate}: {len(each.ungraded)} examples were not graded, as {name}: {why}.")
+    return said
+
+
+def notes(result: Result) -> list[str]:
+    """Who the sides are, and from when their answers."""
+    said = []
+    for side in (result.baseline, *result.candidates):
+        line = f"{side.name} is {shown(side)}"
+        if side.cached and side.spent.first_asked is not None and side.spent.last_asked is not None:
+            span = f"{when(side.spent.first_asked)} to {when(side.spent.last_asked)}"
+            line += f"; {side.cached} answers were kept from before (of {span}; --again asks anew)"
+        said.append(line)
     return said
 
 
@@ -147,8 +152,8 @@ def print_report(result: Result, console: Console) -> None:
     for name in columns[0]:
         table.add_row(name, *(escape(column[name]) for column in columns))
     console.print(table)
-    for side in sides:
-        console.print(f"{escape(side.name)} is {escape(shown(side))}", soft_wrap=True, highlight=False)
+    for line in notes(result):
+        console.print(escape(line), soft_wrap=True, highlight=False)
     for each in result.comparisons:
         console.print()
         console.print(f"[bold]{escape(headline(each))}[/bold]", highlight=False)
@@ -161,7 +166,7 @@ def print_report(result: Result, console: Console) -> None:
                     f"  {tag}: {percent(finding.baseline)} → {percent(finding.candidate)} of {finding.pairs}"
                 )
                 console.print(escape(f"{line} ({low} to {high})"), soft_wrap=True, highlight=False)
-    if said := remarks(result):
+    if said := warnings(result):
         console.print()
     for line in said:
         console.print(escape(line), soft_wrap=True, highlight=False)

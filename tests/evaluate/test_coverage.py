@@ -58,8 +58,8 @@ def by_bootstrap(some: list[Pair]) -> tuple[float, float]:
 @pytest.mark.parametrize("size", [15, 60])
 @pytest.mark.parametrize(("win", "loss"), [(0.05, 0.05), (0.02, 0.01), (0.1, 0.02), (0.01, 0.06)])
 def test_of_tango(win: float, loss: float, size: int) -> None:
-    """The sum of the probabilities of all sets whose interval holds the truth; those of sets rarer than 1e-7 are
-    left out. Binary sets are few, so it moves around 95 %."""
+    """The sum of the probabilities of all sets whose interval holds the truth, but of those rarer than 1e-7.
+    Binary sets are few, so it moves around 95 %."""
     held = 0.0
     for wins in range(size + 1):
         for losses in range(size + 1 - wins):

@@ -42,8 +42,10 @@ def wrong_from(first: int) -> Callable[[str], str]:
 
 def command(tmp_path: Path, baseline: AnsweringServer, candidate: AnsweringServer, *more: str) -> list[str]:
     return [
-        "eval", "--set", str(tmp_path / "set.jsonl"), "--baseline", baseline.url, "--candidate", candidate.url,
-        "--cache", str(tmp_path / "cache"), "--output-json", str(tmp_path / "out.json"), "--retries", "0", *more,
+        "eval", "--baseline", baseline.url, "--candidate", candidate.url,
+        "--set", str(tmp_path / "set.jsonl"),
+        "--cache", str(tmp_path / "cache"), "--output-json", str(tmp_path / "out.json"),
+        "--retries", "0", *more,
     ]  # fmt: skip
 
 
@@ -174,9 +176,8 @@ def test_broken_lines_are_named_and_nothing_is_asked(
 
 
 def test_two_examples_that_share_an_answer_pay_for_it_once(serve: Serve, tmp_path: Path) -> None:
-    (tmp_path / "set.jsonl").write_text(
-        '{"prompt": "7", "expected": "7", "grader": "exact"}\n{"prompt": "7", "grader": {"type": "numeric"}, "expected": 7}\n'
-    )
+    lines = ({"prompt": "7", "expected": "7", "grader": kind} for kind in ("exact", "numeric"))
+    (tmp_path / "set.jsonl").write_text("\n".join(map(json.dumps, lines)))
     ours, theirs = serve(right), serve(right)
     main(command(tmp_path, ours, theirs, "--baseline-price", "1:0"))
     assert ours.asked == ["7"]
@@ -341,7 +342,7 @@ def test_interrupted_and_begun_again(serve: Serve, tmp_path: Path, how: signal.S
     )
     assert reached.wait(60)
     process.send_signal(how)
-    out, err = process.communicate(timeout=60)
+    _, err = process.communicate(timeout=60)
     go_on.set()
     if how == signal.SIGKILL:
         assert process.returncode == -9
@@ -400,8 +401,8 @@ def test_prices_of_a_spec(serve: Serve, tmp_path: Path) -> None:
     ours, theirs = serve(right), serve(right)
     (tmp_path / "penstock.yaml").write_text(
         "pools: {gpu: {price_per_hour: 7.2}}\n"
-        f"upstreams:\n  cloud: {{url: '{ours.url}/v1', models: {{m: {{price: {{input: 1, output: 2, as_of: 2026-01-01,"
-        " source: here}}}}\n"
+        f"upstreams:\n  cloud: {{url: '{ours.url}/v1', models: {{m: {{price: {{"
+        "input: 1, output: 2, as_of: 2026-01-01, source: here}}}}\n"
         f"  own: {{url: '{theirs.url}', pool: gpu, models: {{m: {{}}}}}}\n"
     )
     main(command(tmp_path, ours, theirs, "--spec", str(tmp_path / "penstock.yaml")))

@@ -1,4 +1,4 @@
-"""Intervals against published figures and an independent likelihood; verdicts; how many examples are needed."""
+"""Intervals against published figures and a likelihood found by search; verdicts; how many are needed."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def pairs(wins: int, losses: int, ties: int) -> list[Pair]:
 
 
 def test_tango_as_published() -> None:
-    """Fagerland et al. 2014, table of the airway data of Bentur et al. 2009 (1, 1, 7, 12): -0.517 to -0.026."""
+    """Fagerland et al. 2014, of the airway data of Bentur et al. 2009 (1, 1, 7, 12): -0.517 to -0.026."""
     assert tango(1, 7, 21) == pytest.approx((-0.517, -0.026), abs=5e-4)
 
 
@@ -151,8 +151,7 @@ def test_ties_alone_need_a_set_of_some_size() -> None:
 
 
 def test_as_many_as_are_needed_do_tell() -> None:
-    """The estimate, put to the test: a set so large, with the same shares, tells; that of half the size does not
-    always."""
+    """The estimate, put to the test: a set of that size, with the same shares, tells."""
     seen = compare(pairs(4, 6, 190), margin=0.03)
     assert seen.verdict == "too small to tell"
     assert seen.needed is not None

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import logging
 import secrets
 from collections.abc import AsyncIterator
 
@@ -20,20 +19,26 @@ from penstock.gateway.local.supervisor import Port, Supervisor
 from .asking import ServerDown
 from .sides import Local
 
-logger = logging.getLogger("penstock.eval")
+_NOTICED = 5.0
+"""Seconds within which the end of a process is noticed."""
 
 
 class Engine:
     """A running one."""
 
-    def __init__(self, supervisor: Supervisor, url: str, key: str) -> None:
+    def __init__(self, supervisor: Supervisor, changed: asyncio.Event, url: str, key: str) -> None:
         self._supervisor = supervisor
+        self._changed = changed
         self.root = f"{url}/v1"
         self.headers = {"Authorization": f"Bearer {key}"}
 
-    @property
-    def why(self) -> str:
-        """Why it has ended, if it has."""
+    async def fate(self) -> str:
+        """Why it has ended, if it has: a connection that breaks is noticed before the process has gone."""
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(_NOTICED):
+                while self._supervisor.replica.state in ("ready", "stopping"):
+                    self._changed.clear()
+                    await self._changed.wait()
         return self._supervisor.replica.why
 
 
@@ -72,7 +77,7 @@ async def running(local: Local, session: aiohttp.ClientSession) -> AsyncIterator
         if supervisor.replica.state != "ready":
             lines = "\n  ".join(line.partition("] ")[2] for line in said[-12:])
             raise ServerDown(f"its engine does not start: {supervisor.replica.why}\n  {lines}")
-        yield Engine(supervisor, replica.url, key)
+        yield Engine(supervisor, changed, replica.url, key)
     finally:
         await supervisor.close()
         port.close()

@@ -88,7 +88,7 @@ def rows(side: SideResult) -> dict[str, str]:
         "tokens in": _number(spent.prompt_tokens),
         "tokens out": _number(spent.completion_tokens),
         "device-seconds": "–" if spent.device_time is None else f"{spent.device_time / NANO:.2f}",
-        "dollars for 1,000": "–"
+        "dollars for 1,000 answers": "–"
         if spent.nanodollars is None
         else f"${spent.nanodollars / NANO / answers * 1000:,.4f}",
         "price": side.price or "not given",

@@ -157,7 +157,7 @@ class _Run:
             remote.append((answered, model, side.where))
         self._check_different()
         if self.outcome.stopped is None:
-            await asyncio.gather(*(self._ask_remote(*each) for each in remote))
+            await _together([self._ask_remote(*each) for each in remote])
         for answered in self.outcome.sides:
             if isinstance(answered.side.where, Local) and self.outcome.stopped is None:
                 await self._ask_local(answered, answered.side.where)
@@ -205,8 +205,8 @@ class _Run:
             async with engine.running(where, self._session) as running:
                 asker = self._asker(answered, running.root, where.model, running.headers)
                 await self._ask_all(answered, asker)
-                if answered.down is not None and running.why:
-                    answered.down += f"; its engine has ended: {running.why}"
+                if answered.down is not None and (why := await running.fate()):
+                    answered.down += f"; its engine has ended: {why}"
                     self.outcome.stopped = f"The {answered.side.name} is down: {answered.down}"
         except ServerDown as error:
             self._stop(answered.side, str(error))

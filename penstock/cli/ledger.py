@@ -15,6 +15,7 @@ from penstock.core.errors import InvalidRequest
 from penstock.gateway.ledger import report
 from penstock.gateway.ledger.idle import idle, remarks
 from penstock.gateway.ledger.report import COLUMNS, Filter
+from penstock.gateway.tags import read_tags
 
 from . import ledger_at
 
@@ -96,18 +97,12 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _filter(args: argparse.Namespace) -> Filter:
-    tags = []
-    for each in args.tag:
-        name, equals, value = each.partition("=")
-        if not (name and equals):
-            raise InvalidRequest(f"--tag {each} is not TAG=VALUE.", advice="As --tag feature=search.")
-        tags.append((name, value))
     return Filter(
         since=_moment(args.since, "--since"),
         until=_moment(args.until, "--until"),
         key=args.key,
         team=args.team,
-        tags=tuple(tags),
+        tags=tuple(read_tags(args.tag, "--tag").items()),
         route=args.route,
         upstream=args.upstream,
         model=args.model,

@@ -19,16 +19,13 @@ from penstock.model.config import ModelConfig, load_config
 from penstock.model.hub import resolve_model
 from penstock.model.memory import kv_bytes_per_token, plan_memory
 from penstock.model.together import Need
+from penstock.model.weighing import loaded_bytes
 
 from .config import EngineConfig, step_limits
 
 _PROCESS = {"cpu": 400 << 20, "cuda": 700 << 20}
 """Measured: API process 60 MiB, engine 180 and for a moment 190 more, templates 20, keeper 10. On CUDA: of
 the device, for its context and its libraries."""
-_GROUP = 128
-"""Inputs are padded to a multiple of it where weights are quantised; int4 has a scale for each group."""
-_PANEL = 64
-"""Outputs are padded to a multiple of it; layers that are fused are padded once, and take less than this."""
 _PLENTY = 1 << 62
 
 
@@ -84,32 +81,16 @@ def _dtype(wanted: str, model: ModelConfig, device: str) -> str:
 
 def _weights(path: Path, model: ModelConfig, config: EngineConfig, width: int, device: str) -> int:
     """Bytes of all weights as loaded."""
-    scheme = config.quantization
-    head_scheme = "none" if scheme == "none" else "int8"
-    total = 0
-    for name, shape in _shapes(model) if config.load_format == "dummy" else _tensors(path):
-        if len(shape) != 2:
-            total += math.prod(shape) * width
-        elif shape[0] != model.vocab_size:
-            total += _linear(*shape, scheme, width)
-        elif "head" not in name or "embed" in name:  # looked up, not multiplied
-            total += math.prod(shape) * width
-        elif not model.tie_word_embeddings:
-            total += _linear(*shape, head_scheme, width)
-    if model.tie_word_embeddings and device == "cpu":  # packed once more, for the products
-        total += _linear(model.vocab_size, model.hidden_size, head_scheme, width)
-    return total
-
-
-def _linear(outs: int, ins: int, scheme: str, width: int) -> int:
-    """Bytes of a linear layer's weight; see kernels/quantization.py and kernels/cpu/matrix.py."""
-    padded = -(-ins // _GROUP) * _GROUP
-    outs = -(-outs // _PANEL) * _PANEL
-    if scheme == "none":
-        return outs * ins * width
-    if scheme == "int4":
-        return outs * (padded // 2 + 3 * padded // _GROUP)  # scale and zero of each group
-    return outs * (padded + 4)
+    shapes = _shapes(model) if config.load_format == "dummy" else _tensors(path)
+    return loaded_bytes(
+        ((name, shape, 1) for name, shape in shapes),
+        vocab_size=model.vocab_size,
+        hidden_size=model.hidden_size,
+        tied=model.tie_word_embeddings,
+        scheme=config.quantization,
+        width=width,
+        device=device,
+    )
 
 
 def _shapes(model: ModelConfig) -> Iterable[tuple[str, tuple[int, ...]]]:

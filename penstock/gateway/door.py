@@ -28,7 +28,7 @@ from penstock.http.errors import send_error
 from penstock.http.exchange import ClientGone, until_disconnect
 from penstock.spec.model import Spec
 
-from . import quota
+from . import hosted, quota
 from .admin import Admin
 from .bills import Bills
 from .endpoints import Endpoint
@@ -44,6 +44,7 @@ from .policy.limits import Entitlements
 from .policy.routes import Book, Place, Way, order, shadows
 from .probes import Prober
 from .request import Caller, Request
+from .secret import Secret
 from .stations import Station, Stations
 from .tasks import Beside
 from .tracing import SPAN, Tracing
@@ -96,6 +97,8 @@ class Door:
         self.metrics = metrics or Metrics()
         self.monotonic, self.wall, self.draw = monotonic, wall, draw
         self.admin: Admin | None = None
+        self.metrics_key: Secret | None = None
+        """What `/metrics` wants; None where everybody may read it."""
         self.tracing: Tracing | None = None
         self.prober = Prober(stations, monotonic)
         self.bills = Bills(stations, self.metrics)
@@ -111,7 +114,8 @@ class Door:
     # ---- who ----
 
     async def caller(self, scope: Scope) -> Caller:
-        """Who asks. Raises AuthenticationFailed, with no hint as to what is wrong with the key."""
+        """Who asks. Raises AuthenticationFailed, with no hint as to what is wrong with the key, and Forbidden
+        for one whose team the spec does not have."""
         headers = {name.decode("latin-1"): value.decode("latin-1") for name, value in scope["headers"]}
         secret = headers.get("x-api-key", "")
         if given := headers.get("authorization"):
@@ -123,6 +127,7 @@ class Door:
         principal = await self.keys.principal(secret)
         if principal is None:
             raise AuthenticationFailed("The API key is wrong.")
+        self.book.know(principal.team)
         tags = {}
         for tag, name in self.spec.gateway.tag_headers.items():
             value = headers.get(name.lower(), "")
@@ -133,7 +138,8 @@ class Door:
         local_only = (
             principal.local_only or book.team_local_only(principal.team) or book.tags_local_only(tags)
         )
-        return Caller(principal, headers, tags, local_only)
+        background = principal.service_class == "background" or book.in_background(principal.team, tags)
+        return Caller(principal, headers, tags, local_only, background)
 
     # ---- one request ----
 
@@ -157,6 +163,7 @@ class Door:
             if self.hooks.wants("before", way.name):
                 verdict = await self._before(scope["request_id"], way, body, envelope, caller)
                 envelope, caller = self._as_said(verdict, envelope, caller)
+            hosted.check(envelope, way)
             places = self._places(way, caller)
             previous = self._previous(envelope, caller) if endpoint.owned else None
         except PenstockError as error:
@@ -218,7 +225,8 @@ class Door:
         if verdict.tags:
             tags = {**caller.tags, **verdict.tags, **caller.principal.tags}
             local_only = caller.local_only or self.book.tags_local_only(tags)
-            caller = Caller(caller.principal, caller.headers, tags, local_only)
+            background = caller.background or self.book.in_background("", tags)
+            caller = Caller(caller.principal, caller.headers, tags, local_only, background)
         return envelope, caller
 
     def shadow(self, request: Request) -> None:

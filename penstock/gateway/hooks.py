@@ -26,6 +26,8 @@ import msgspec
 from penstock.core.errors import InvalidRequest, PenstockError, StartupError, Unavailable, brief, cause
 from penstock.spec.model import Hook
 
+from .stations import read_body
+
 logger = logging.getLogger("penstock.gateway")
 
 MOST_EVENTS = 1 << 20
@@ -148,11 +150,9 @@ class Hooks:
         ) as response:
             if response.status != 200:
                 raise ValueError(f"HTTP {response.status}")
-            body = await response.content.read(_MOST_ANSWER)
-            while not response.content.at_eof():
-                body += await response.content.read(_MOST_ANSWER)
-                if len(body) > _MOST_ANSWER:
-                    raise ValueError(f"an answer of over {_MOST_ANSWER} bytes")
+            body = await read_body(response, _MOST_ANSWER)
+            if len(body) > _MOST_ANSWER:
+                raise ValueError(f"an answer of over {_MOST_ANSWER} bytes")
             return msgspec.json.decode(body) if body.strip() else None
 
     async def _call(self, function: Callable[[Any], Any], about: dict[str, Any]) -> Any:

@@ -25,12 +25,14 @@ class LimitReached(Unavailable):
     code = "rate_limit_exceeded"
 
     def __init__(
-        self, limit: Limit, *, remaining: int, resets_at: float, retry_after: int, message: str
+        self, limit: Limit, *, remaining: int, resets_at: float, retry_after: int | None, message: str
     ) -> None:
+        """`retry_after`: seconds after which the request may pass; None where it never will as it is."""
         super().__init__(message, retry_after=retry_after)
         self.limit = limit
         self.remaining = remaining
         self.resets_at = resets_at  # Unix time
+        self.passes_later = retry_after is not None
         if limit.unit in ("dollars", "device_seconds"):
             self.type = self.code = "insufficient_quota"
 
@@ -69,6 +71,10 @@ class Meter(Protocol[Granted]):
     async def reserve(self, row: Row, limits: Sequence[Limit], worst: Amounts) -> Granted:
         """Let a request through, its worst case counted against all of `limits` or none. Raises LimitReached
         only where the limit is reached; Unavailable where nobody can tell."""
+        ...
+
+    async def count(self, limits: Sequence[Limit]) -> None:
+        """Count a request that uses no device, and has no row. Raises as `reserve`."""
         ...
 
     def asked(self, reservation: Granted, asked: Asked) -> None:

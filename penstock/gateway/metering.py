@@ -147,6 +147,14 @@ class LedgerMeter:
         self._open += 1
         return Reserved(row, number, ticket, self.counters)
 
+    async def count(self, limits: Sequence[Limit]) -> None:
+        """Count a request that has no row: at once, since it uses nothing that would be known later. Raises
+        LimitReached, Unavailable."""
+        ticket = self.counters.reserve_now(limits, Amounts())
+        if ticket is None:
+            ticket = await self.counters.reserve(limits, Amounts())
+        self.counters.settle(ticket, Amounts())
+
     def asked(self, reservation: Reserved, asked: Asked) -> None:
         """An upstream will be asked now, on disk before it is."""
         if reservation.ticket is not None:

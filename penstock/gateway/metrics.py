@@ -146,7 +146,8 @@ class Metrics:
         """A request has its final row."""
         where = (row.route, row.upstream)
         self._count(REQUESTS, 1, *where, str(row.status), row.end)
-        self.billed(row)
+        if not row.provisional:
+            self.billed(row)
         for metric, span in (
             (TIME_TO_FIRST_BYTE, row.first_byte),
             (LATENCY, row.total),
@@ -156,7 +157,8 @@ class Metrics:
                 self._observe(metric, span / NANO, *where)
 
     def billed(self, row: Row) -> None:
-        """What a request has used is known; of a batch that is long after its end."""
+        """What a request has used is known: with its end, or where its bill or a batch comes later, then. So
+        no counter has to go down."""
         where = (row.route, row.upstream)
         for metric, amount in (
             (INPUT_TOKENS, row.input_tokens),

@@ -6,7 +6,7 @@ from typing import Literal
 
 import msgspec
 
-from penstock.spec.model import Limits
+from penstock.spec.model import Limits, ServiceClass
 
 Settlement = Literal["open", "settled", "estimated", "unsettled"]
 """Of a row: under way; what the upstream said at the end; reckoned from metrics or bytes; never told, and
@@ -26,6 +26,8 @@ class Principal(msgspec.Struct, frozen=True):
     """Routes that it may use; None is all."""
     local_only: bool = False
     """Its requests never leave the house."""
+    service_class: ServiceClass = "realtime"
+    """Of all its requests; team, tags and routes may make it `background` as well."""
     limits: Limits | None = None
     """Its own, in place of its team's key_limits and of the spec's; None where it has none."""
 
@@ -37,6 +39,16 @@ class Rate(msgspec.Struct, frozen=True):
     output: int
     cached_input: int | None
     per: int
+
+
+class Told(msgspec.Struct, frozen=True, omit_defaults=True):
+    """What the bill of one engine of several says, until those of the others are there."""
+
+    seconds: int | None = None
+    """Nanoseconds of a device; None where the bill will never come."""
+    input: int = 0
+    output: int = 0
+    cached: int = 0
 
 
 class Asked(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
@@ -61,6 +73,12 @@ class Asked(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     of the answer. The bill replaces that, and nothing else."""
     rough: bool = False
     """A bill of another part will never come: with this one, too, the row is an estimate."""
+    behind: int = 0
+    """Tokens of the answer that the client had when it was asked: it goes on with a stream that broke."""
+    gave: int | None = None
+    """Tokens of the answer that came of it before another engine went on; of rows of killed workers."""
+    told: Told | None = None
+    """Its bill, where the row waits for those of other engines."""
     lost: bool = False
     """It failed, and its answer is not the row's: its device time is nobody's."""
 
@@ -132,3 +150,8 @@ class Row(msgspec.Struct, kw_only=True):
     """What hooks and retries did, in a few words."""
     owed: tuple[Asked, ...] = ()
     """Attempts whose bills have not come yet; those that are not `lost` settle the row."""
+
+    @property
+    def provisional(self) -> bool:
+        """Whether a bill may still change what it is charged."""
+        return any(not asked.lost for asked in self.owed)

@@ -31,7 +31,7 @@ from .hooks import Verdict
 from .meter import Reservation
 from .owned import Renamer
 from .policy.affinity import choose, prefix_hashes
-from .policy.amounts import NANO, Amounts, Limit
+from .policy.amounts import NANO, Amounts
 from .policy.retries import ejects, pause
 from .policy.routes import Place, Way
 from .records import Asked, Principal, Row
@@ -49,6 +49,10 @@ _FORWARDED = ("accept", "traceparent", "tracestate", "anthropic-version", "anthr
 """Headers of the client that an upstream sees."""
 
 
+_HEARD = 0.05
+"""Seconds in which the process that has the engines has told a worker what it does with them."""
+
+
 class NoReplica(Unavailable):
     """Nobody can take a request now."""
 
@@ -63,6 +67,8 @@ class Caller:
     headers: Mapping[str, str]
     tags: dict[str, str]
     local_only: bool
+    background: bool = False
+    """Nobody waits for it."""
 
 
 class Request:
@@ -126,14 +132,14 @@ class Request:
     async def run(self) -> None:
         """Reserve, ask, answer, commit."""
         door, row = self.door, self.row
-        limits: tuple[Limit, ...] = ()
         if self.refusal is not None:
             await self._refuse(self.refusal)
-        if self.endpoint.metered:
-            limits = door.entitlements.of(row.key_id, row.team, row.tags, self.caller.principal.limits)
+        limits = door.entitlements.of(row.key_id, row.team, row.tags, self.caller.principal.limits)
         self.reserved = self._worst()
         if self.endpoint.metered:
             self._reservation = await door.meter.reserve(row, limits, self.reserved)
+        else:
+            await door.meter.count([limit for limit in limits if limit.unit == "requests"])
         if self.span is not None:
             self.span.expect_row()
         try:
@@ -218,7 +224,8 @@ class Request:
     def copy_for(self, place: Place) -> Request:
         """The same request for a shadow: with a row that nobody pays, and without a reader."""
         caller = self.caller
-        nobody = Caller(Principal(key_id="", key_name="shadow"), {}, caller.tags, caller.local_only)
+        principal = Principal(key_id="", key_name="shadow")
+        nobody = Caller(principal, {}, caller.tags, caller.local_only, background=True)
         copy = Request(self.door, self.endpoint, self.envelope, nobody, self.way, (place,), _nowhere)
         copy.row.id = secrets.token_hex(16)
         copy.row.at, copy.started = self.row.at, self.started
@@ -233,12 +240,12 @@ class Request:
         tried: set[str] = set()
         asked: set[Place] = set()
         failed: Failed | None = None
-        number = 0
+        number = spared = 0
         with contextlib.ExitStack() as used:
             while True:
                 number += 1
                 places = self.places
-                if number > 1 + self.way.route.retries:
+                if number > 1 + self.way.route.retries + spared:
                     places = tuple(
                         place for place in self.way.fallback if place in places and place not in asked
                     )
@@ -263,6 +270,18 @@ class Request:
                 if self.exchange.begun:
                     await self._rest.go_on(failed, place, number, tried, used)
                     return
+                if not spared and await self._has_left(place, station, failed):
+                    spared, failed = 1, None  # nobody was asked
+                    tried.discard(station.id)
+                    asked.discard(place)
+
+    async def _has_left(self, place: Place, station: Station, failed: Failed) -> bool:
+        """Whether a model of ours has fallen asleep just as it was to be asked: it is woken then, and that is
+        none of the route's `retries`."""
+        if not place.local or not (failed.attempt.fault == "connect" or failed.attempt.status == 503):
+            return False
+        await asyncio.sleep(_HEARD)
+        return station not in self.door.stations.of(place)
 
     async def give_up(self, failed: Failed) -> None:
         """End a stream with an error: nobody goes on with it."""
@@ -339,7 +358,7 @@ class Request:
         door, row = self.door, self.row
         after = await door.bills.cursor(station)  # which may find that it is not trusted
         headers, bill_id = self._headers(station)
-        asked = bill.note(self.way, place, station.id, bill_id, after)
+        asked = bill.note(self.way, place, station.id, bill_id, after, self._rest.behind)
         now = door.monotonic()
         exchange = self.exchange
         generated = self._rest.begin(station)
@@ -350,7 +369,7 @@ class Request:
             door.meter.asked(self._reservation, asked)
         row.upstream, row.replica, row.model, row.attempts = place.name, station.id, place.model, number
         row.waited = row.waited or round((now - self.started) * NANO)
-        body = self.envelope.write(place, self._salt, generated)
+        body = self.envelope.write(place, self._salt, generated, background=self._background)
         inspect = self._inspect if self._inspects else None
         relay = self._relay = Relay(
             station,
@@ -416,6 +435,10 @@ class Request:
         self.notes.append(f"{station.id}: {attempt.fault}" + (f" {attempt.status}" if attempt.status else ""))
         logger.warning("request %s: the upstream %s %s", self.row.id, station.id, failed.message)
 
+    @property
+    def _background(self) -> bool:
+        return self.caller.background or self.way.route.service_class == "background"
+
     def _headers(self, station: Station) -> tuple[dict[str, str], str]:
         """Of the request to an upstream; and what its bill will be called, if there will be one."""
         given = self.caller.headers
@@ -428,6 +451,7 @@ class Request:
         # clients choose ids, and may repeat them; a bill is of one attempt
         headers["x-request-id"] = bill_id = f"{self.row.id[:200]}.{secrets.token_hex(4)}"
         headers["x-penstock-tenant"] = self._salt
+        headers["x-penstock-class"] = "background" if self._background else "realtime"
         return headers, bill_id
 
     # ---- what it costs ----

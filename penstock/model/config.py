@@ -130,7 +130,7 @@ _ROPE_NUMBERS = {
 }
 
 
-class _Reader:
+class Reader:
     """Typed access to config.json, with errors that name the file and the key."""
 
     def __init__(self, path: Path, raw: Mapping[str, Any]) -> None:
@@ -280,7 +280,7 @@ def within_vocabulary(ids: Iterable[int], vocab_size: int, where: str) -> tuple[
     return kept
 
 
-def _common(reader: _Reader, **special: Any) -> ModelConfig:
+def _common(reader: Reader, **special: Any) -> ModelConfig:
     """What most architectures spell alike; `special` overrides it."""
     raw = reader.raw
     vocab = reader.integer("vocab_size")
@@ -334,7 +334,7 @@ def _common(reader: _Reader, **special: Any) -> ModelConfig:
     return config
 
 
-def _dtype(reader: _Reader) -> str:
+def _dtype(reader: Reader) -> str:
     key = "dtype" if reader.raw.get("dtype") is not None else "torch_dtype"
     name = reader.text(key, "float32").removeprefix("torch.")
     if name not in DTYPES:
@@ -342,7 +342,7 @@ def _dtype(reader: _Reader) -> str:
     return name
 
 
-def _llama(reader: _Reader) -> ModelConfig:
+def _llama(reader: Reader) -> ModelConfig:
     bias = reader.flag("attention_bias", False)
     return _common(
         reader,
@@ -356,7 +356,7 @@ def _llama(reader: _Reader) -> ModelConfig:
     )
 
 
-def _mistral(reader: _Reader) -> ModelConfig:
+def _mistral(reader: Reader) -> ModelConfig:
     layers = reader.integer("num_hidden_layers")
     if len(set(reader.layer_types() or ())) > 1:
         raise reader.refuse("layer_types", "alternating attention is not part of MistralForCausalLM")
@@ -372,7 +372,7 @@ def _mistral(reader: _Reader) -> ModelConfig:
     )
 
 
-def _qwen_windows(reader: _Reader) -> tuple[int | None, ...]:
+def _qwen_windows(reader: Reader) -> tuple[int | None, ...]:
     """Full attention, unless use_sliding_window: then in layer_types, else from max_window_layers on."""
     layers = reader.integer("num_hidden_layers")
     if not reader.flag("use_sliding_window", False):
@@ -387,7 +387,7 @@ def _qwen_windows(reader: _Reader) -> tuple[int | None, ...]:
     return tuple(window if layer >= full else None for layer in range(layers))
 
 
-def _qwen2(reader: _Reader) -> ModelConfig:
+def _qwen2(reader: Reader) -> ModelConfig:
     return _common(
         reader,
         architecture="Qwen2ForCausalLM",
@@ -399,7 +399,7 @@ def _qwen2(reader: _Reader) -> ModelConfig:
     )
 
 
-def _qwen3(reader: _Reader) -> ModelConfig:
+def _qwen3(reader: Reader) -> ModelConfig:
     bias = reader.flag("attention_bias", False)
     return _common(
         reader,
@@ -414,7 +414,7 @@ def _qwen3(reader: _Reader) -> ModelConfig:
     )
 
 
-def _phi(reader: _Reader) -> ModelConfig:
+def _phi(reader: Reader) -> ModelConfig:
     reader.flag("qk_layernorm", False)  # here and below: read by the architecture itself, checked here
     positions = reader.integer("max_position_embeddings", default=2048)
     return _common(
@@ -430,7 +430,7 @@ def _phi(reader: _Reader) -> ModelConfig:
     )
 
 
-def _gpt_neox(reader: _Reader) -> ModelConfig:
+def _gpt_neox(reader: Reader) -> ModelConfig:
     positions = reader.integer("max_position_embeddings", default=2048)
     heads = reader.integer("num_attention_heads")
     bias = reader.flag("attention_bias", True)
@@ -449,7 +449,7 @@ def _gpt_neox(reader: _Reader) -> ModelConfig:
     )
 
 
-def _falcon(reader: _Reader) -> ModelConfig:
+def _falcon(reader: Reader) -> ModelConfig:
     if reader.flag("alibi", False):
         raise reader.refuse(
             "alibi", "ALiBi position biases are not supported", "Falcon models with rotary embeddings are."
@@ -482,7 +482,7 @@ def _falcon(reader: _Reader) -> ModelConfig:
 
 #: architecture → (module and class that serve it, how to read its config). Llama's wiring serves what differs
 #: from it in the configuration only.
-_ARCHITECTURES: Mapping[str, tuple[str, str, Callable[[_Reader], ModelConfig]]] = {
+_ARCHITECTURES: Mapping[str, tuple[str, str, Callable[[Reader], ModelConfig]]] = {
     "FalconForCausalLM": ("penstock.model.falcon", "FalconForCausalLM", _falcon),
     "GPTNeoXForCausalLM": ("penstock.model.gpt_neox", "GPTNeoXForCausalLM", _gpt_neox),
     "LlamaForCausalLM": ("penstock.model.llama", "LlamaForCausalLM", _llama),
@@ -528,4 +528,4 @@ def load_config(directory: Path) -> ModelConfig:
             "supported.",
             advice=f"Use the original checkpoint, in one of {', '.join(DTYPES)}.",
         )
-    return _ARCHITECTURES[known[0]][2](_Reader(path, raw))
+    return _ARCHITECTURES[known[0]][2](Reader(path, raw))

@@ -14,6 +14,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Protocol
 
 from penstock.core.errors import MemoryBudgetError
 from penstock.kernels.limits import workspace_bytes
@@ -32,6 +33,24 @@ _SPARED = {"cpu": 0.05, "cuda": 0.0}
 _PROMPT_LOGITS_ROWS = 128
 #: Bytes per logit of all copies that sampling makes: float32 logits, probabilities, a sort with its indices.
 _BYTES_PER_LOGIT = 32
+
+
+class Sizes(Protocol):
+    """What a step's memory hangs on: a ModelConfig, or one rank of a model that is planned
+    (fleet/sizing.py)."""
+
+    @property
+    def hidden_size(self) -> int: ...
+    @property
+    def num_heads(self) -> int: ...
+    @property
+    def num_kv_heads(self) -> int: ...
+    @property
+    def head_dim(self) -> int: ...
+    @property
+    def intermediate_size(self) -> int: ...
+    @property
+    def vocab_size(self) -> int: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,7 +121,7 @@ def kv_bytes_per_token(config: ModelConfig, dtype_bytes: int) -> int:
 
 
 def activation_bytes(
-    config: ModelConfig,
+    config: Sizes,
     *,
     max_num_batched_tokens: int,
     max_num_seqs: int,

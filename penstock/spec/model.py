@@ -30,6 +30,8 @@ HeaderName = Annotated[str, Field(pattern=r"^[A-Za-z0-9!#$%&'*+.^_`|~-]+$")]
 """Of HTTP."""
 HeaderValue = Annotated[str, Field(pattern=r"^[\x20-\x7e]*$")]
 """Of HTTP; plain ASCII."""
+ServiceClass = Literal["realtime", "background"]
+"""Who waits for an answer: somebody, or nobody."""
 Flag = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9_.-]*$")]
 """Name of a flag, without its dashes."""
 
@@ -147,6 +149,9 @@ class Upstream(Part):
     """Environment variable with its key."""
     trusts_gateway: bool = False
     """A Penstock whose `--gateway-key` is the key: teams go along as tenants, and final bills are read."""
+    priorities: bool = False
+    """A vLLM with `--scheduling-policy priority`: requests of the class `background` go there with a
+    `priority` behind all others. A Penstock that trusts the gateway is told the class itself."""
     headers: dict[HeaderName, HeaderValue] = {}
     """Headers that are sent with every request."""
     pool: Name | None = None
@@ -237,6 +242,15 @@ class Route(Part):
     """The cloud model whose price for the same tokens stands beside each row of the ledger."""
     local_only: bool = False
     """Never leaves the house, whatever the targets say."""
+    service_class: ServiceClass = "realtime"
+    """`background`: engines that schedule by priority serve all others first."""
+    extra_costs: bool = False
+    """Requests may have what an upstream takes more for than its prices by tokens: tools that it runs itself
+    (web search, file search, code interpreter, MCP), a dearer `service_tier`. That is in no reservation, and
+    in no row."""
+    shared_ids: bool = False
+    """Requests may name what the upstream's account has (item_reference, stored prompts, vector stores,
+    containers). All keys share that account: whoever knows an id can use it."""
     retries: Annotated[int, Field(ge=0, le=10)] = 2
     """More attempts before the first token, or for the rest of a stream that breaks, at other replicas where
     there are some."""
@@ -278,6 +292,8 @@ class Team(Part):
     """Routes that its keys may use; all if not given."""
     local_only: bool = False
     """Its requests never leave the house."""
+    service_class: ServiceClass = "realtime"
+    """`background`: engines that schedule by priority serve all others first."""
 
 
 class Tag(Part):
@@ -287,6 +303,8 @@ class Tag(Part):
     """Of all requests with it together."""
     local_only: bool = False
     """Requests with it never leave the house."""
+    service_class: ServiceClass = "realtime"
+    """`background`: engines that schedule by priority serve all others first."""
 
 
 class Hook(Part):
@@ -357,6 +375,9 @@ class Gateway(Part):
     socket."""
     admin: Admin | None = None
     """The admin API; there is none if not given."""
+    metrics_key_env: Variable | None = None
+    """Environment variable with the key that `/metrics` wants, of 16 characters or more; whoever reaches the
+    gateway may read it, with the dollars of routes, if not given."""
     tracing: bool = False
     """Send OpenTelemetry spans, as the environment variables OTEL_* say; needs `penstock[otel]`."""
     max_body_bytes: Bytes = 10 * 1024 * 1024

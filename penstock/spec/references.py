@@ -70,6 +70,8 @@ def _upstreams(spec: Spec) -> Iterator[Problem]:
             yield (*where, "pool"), _unknown("pool", upstream.pool, spec.pools)
         if upstream.trusts_gateway and (upstream.kind != "penstock" or upstream.api_key_env is None):
             yield (*where, "trusts_gateway"), "needs kind: penstock, and api_key_env."
+        if upstream.priorities and upstream.kind != "vllm":
+            yield (*where, "priorities"), f"needs kind: vllm; {upstream.kind} schedules in another way."
         if upstream.files and upstream.kind not in ("openai", "penstock"):
             yield (*where, "files"), f"needs kind: openai or penstock; {upstream.kind} has no /v1/files."
         if not upstream.models:

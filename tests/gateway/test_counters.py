@@ -15,6 +15,7 @@ import pytest
 import sqlalchemy as sa
 
 from penstock.core.errors import StartupError, Unavailable
+from penstock.gateway import quota
 from penstock.gateway.ledger.schema import metadata
 from penstock.gateway.ledger.store import Beat, Store
 from penstock.gateway.ledger.thread import StoreThread
@@ -226,6 +227,31 @@ def test_requests_of_a_minute(house: Callable[[], Any]) -> None:
             assert await take(one, [REQUESTS]) is not None
             await here.settled()
             assert await take(one, [REQUESTS]) is None
+
+    run(body)
+
+
+def test_what_is_more_than_a_whole_rate_never_passes(house: Callable[[], Any]) -> None:
+    """Nobody is asked to wait for that; what only has to wait is."""
+
+    async def body() -> None:
+        async with house() as here:
+            one = await here.worker()
+            for limit, amounts in (
+                (TOKENS, Amounts(tokens=TOKENS.cap + 1)),
+                (Limit("key:k", "concurrent", "now", 0), Amounts()),
+            ):
+                with pytest.raises(LimitReached) as refused:
+                    await one.reserve([limit], amounts)
+                error = refused.value
+                assert (error.status, error.code, error.retry_after) == (429, "rate_limit_exceeded", None)
+                assert quota.refusal(error, 0)["x-should-retry"] == "false"
+                assert ("Request too large" in error.message) == (limit.cap > 0)
+            assert await take(one, [TOKENS], tokens=TOKENS.cap) is not None
+            with pytest.raises(LimitReached) as refused:
+                await one.reserve([TOKENS], Amounts(tokens=1))
+            assert refused.value.retry_after is not None
+            assert quota.refusal(refused.value, 0)["x-should-retry"] == "true"
 
     run(body)
 

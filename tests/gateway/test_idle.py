@@ -265,9 +265,9 @@ def test_a_gateway_says_what_is_paid_while_it_runs(
         nonlocal now
         meter = await LedgerMeter.open(spec.ledger)
         hours = PaidHours(meter, spec, lambda: now)
-        await hours.extend()
+        await hours.look()
         now += HOUR
-        await hours.extend()
+        await hours.look()
         now += HOUR
         await hours.stop()  # with what has passed since
         await meter.close()

@@ -15,6 +15,7 @@ import sqlalchemy as sa
 
 from penstock.core.errors import StartupError
 from penstock.gateway.ledger import journal as journal_module
+from penstock.gateway.ledger import report
 from penstock.gateway.ledger.journal import SpoolFull
 from penstock.gateway.ledger.schema import accounts, leases, ledger, metadata, workers
 from penstock.gateway.ledger.store import Entry, Moved, Position, Store, StoreDown
@@ -174,6 +175,23 @@ def test_refusals_say_which_limit_and_when_it_resets(tmp_path: Path) -> None:
         meter.commit(budget, Amounts(dollars=0))
         again = await meter.reserve(row(), [DOLLARS], Amounts(dollars=1000))  # no phantom
         meter.commit(again, Amounts(dollars=0))
+        await meter.close()
+
+    run(body)
+
+
+def test_a_request_without_a_row_counts_for_its_minute(tmp_path: Path) -> None:
+    async def body() -> None:
+        url = f"sqlite:///{tmp_path / 'ledger.db'}"
+        meter = await LedgerMeter.open(Ledger(url=url, spool=str(tmp_path / "spool")))
+        await meter.count([])
+        for _ in range(4):
+            await meter.count([PER_MINUTE])
+        meter.commit(await meter.reserve(row(), [PER_MINUTE], Amounts()), Amounts())
+        with pytest.raises(LimitReached, match=r"5 requests per minute"):
+            await meter.count([PER_MINUTE])
+        await meter.flush()
+        assert len(list(report.rows(meter.store, report.Filter()))) == 1
         await meter.close()
 
     run(body)

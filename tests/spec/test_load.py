@@ -179,6 +179,42 @@ def test_all_errors_are_told_at_once_in_order() -> None:
     assert [line.split(":")[1] for line in lines] == ["3", "5", "11"]
 
 
+def test_names_that_lead_nowhere_are_told_beside_shapes_that_are_wrong() -> None:
+    text = GOOD.replace("pool: here", "pool: her") + "    retires: 2\n"
+    assert told(text + "teams: {t: {routes: [asistant]}}\n") == [
+        "penstock.yaml:5: models.demo.pool: there is no pool her. Did you mean here?",
+        "penstock.yaml:15: routes.assistant.retires: unknown key. Did you mean retries?",
+        "penstock.yaml:16: teams.t.routes.0: there is no route asistant. Did you mean assistant?",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("before", "after"),
+    [
+        ("here: {hardware: cpu}", "here: {hardware: 7}"),
+        ("gpus: {hardware: L4, count: 2}", "gpus: {count: many}"),
+        ("weights: demo, pool: here", "weights: demo"),
+        ("models:\n      large", "modells: {}\n    models:\n      large"),
+        ("targets: [{model: demo}]", "targets: []"),
+    ],
+)
+def test_of_a_part_that_is_wrong_nothing_else_is_said(before: str, after: str) -> None:
+    """Its name is known to others, and what it says may be as wrong as the rest of it."""
+    more = "  other: {targets: [{model: large, upstream: cloud}, {model: demo}]}\n"
+    (line,) = told((GOOD + more).replace(before, after))
+    assert "there is no" not in line
+
+
+@pytest.mark.parametrize("wrong", ["models: 7", "gateway: {port: x}", "polls: {}", "version: 2", "1: 2"])
+def test_what_is_wrong_above_all_names(wrong: str) -> None:
+    text = GOOD.replace("{model: demo}", "{model: dem}")
+    if wrong.startswith("models"):
+        text = text.replace("models:\n  demo: {weights: demo, pool: here}", wrong)
+        assert all("models" in line for line in told(text))
+    else:
+        assert any("there is no model dem. Did you mean demo?" in line for line in told(f"{text}{wrong}\n"))
+
+
 @pytest.mark.parametrize(
     ("text", "expected"),
     [

@@ -16,6 +16,7 @@ import sqlalchemy as sa
 from penstock.gateway.policy.amounts import NANO
 from penstock.gateway.policy.idle import HOUR, Spell, Terms, paid, prices, together
 
+from .report import Filter
 from .schema import ledger
 from .schema import paid as table
 from .store import Store
@@ -117,7 +118,8 @@ def idle(
     """Each pool that was paid for or used in [since, until) (Unix nanoseconds), or one, by name."""
     with store.reading() as connection:
         claims = sa.select(table).order_by(table.c.pool)
-        names = sa.select(ledger.c.pool).distinct().where(ledger.c.pool != "", *_within(since, until))
+        within = Filter(since=since, until=until).conditions()
+        names = sa.select(ledger.c.pool).distinct().where(ledger.c.pool != "", *within)
         if pool is not None:
             claims, names = claims.where(table.c.pool == pool), names.where(ledger.c.pool == pool)
         said: dict[str, list[Spell]] = {}
@@ -175,7 +177,8 @@ def _use(
     used = unsettled = reserved = 0
     used_money: int | None = 0
     for begin, end, price in prices(spells, since, until):
-        part, rows, open_ = map(int, connection.execute(sums.where(*_within(begin, end))).one())
+        spell = sums.where(*Filter(since=begin, until=end).conditions())
+        part, rows, open_ = map(int, connection.execute(spell).one())
         used, unsettled, reserved = used + part, unsettled + rows, reserved + open_
         if price is not None and used_money is not None:
             used_money += part * price
@@ -198,15 +201,6 @@ def _use(
         unsettled_reserved=reserved,
         shared=shared[-1] if shared else None,
     )
-
-
-def _within(since: int | None, until: int | None) -> list[sa.ColumnElement[bool]]:
-    found = []
-    if since is not None:
-        found.append(ledger.c.at >= since)
-    if until is not None:
-        found.append(ledger.c.at < until)
-    return found
 
 
 def _dollars(money: int | None) -> Decimal | None:

@@ -170,6 +170,7 @@ keys = Table(
     Column("routes", JSON),  # null: all
     Column("limits", JSON),  # as in the spec; null: the team's or everybody's
     _flag("local_only"),
+    Column("service_class", Text, nullable=False, server_default="realtime"),
     Column("digest", LargeBinary, nullable=False, unique=True),  # sha256 of the secret, which has 256 bits
     Column("old_digest", LargeBinary, unique=True),  # of the secret before `rotate`
     Column("old_until", BigInteger),

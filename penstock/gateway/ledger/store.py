@@ -30,7 +30,7 @@ from penstock.gateway.policy.amounts import Amounts, Unit
 from penstock.gateway.policy.leases import TTL, Ask, Grant, Lease, counts, decide, lives
 from penstock.gateway.records import Row
 
-from .database import PASSWORD, make_engine, migrate, said
+from .database import PASSWORD, make_engine, make_private, migrate, said
 from .journal import Position
 from .schema import accounts, leases, ledger, meta, workers
 
@@ -108,6 +108,7 @@ class Store:
 
     def open(self) -> None:
         """Reach the database and bring its tables up to date. Raises StartupError."""
+        make_private(self.engine)
         try:
             migrate(self.engine)
         except SQLAlchemyError as error:

@@ -11,10 +11,10 @@ from __future__ import annotations
 import math
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 from penstock.core.errors import InvalidRequest, ModelNotFound, quote
-from penstock.spec.model import Price, Route, Spec, Target
+from penstock.spec.model import Price, Route, Spec, Tag, Target
 
 Kind = Literal["penstock", "vllm", "openai", "anthropic"]
 
@@ -25,6 +25,12 @@ class Forbidden(InvalidRequest):
     status = 403
     type = "permission_error"
     code = "model_not_allowed"
+
+
+class UnknownTeam(Forbidden):
+    """The key is of a team that the spec does not have: nobody knows what that may."""
+
+    code = "unknown_team"
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,6 +59,8 @@ class Place:
     price: Price | None
     """By tokens; where there is one, it counts, and not the device's."""
     weight: float = 1.0
+    priorities: bool = False
+    """Whether it serves requests by a field `priority`, the lowest first."""
 
     @property
     def on_devices(self) -> bool:
@@ -181,17 +189,34 @@ class Book:
         """Each way once."""
         return iter({way.name: way for way in self._ways.values()}.values())
 
+    def know(self, team: str) -> None:
+        """Raise UnknownTeam unless the spec has the team of a key. A key without one has no more to heed."""
+        if team and team not in self._spec.teams:
+            raise UnknownTeam(
+                f"The team {quote(team)} of this key is not in the gateway's spec.",
+                advice="Whoever runs the gateway adds it under teams, or gives the key another one.",
+            )
+
     def team_local_only(self, team: str) -> bool:
         """Whether a team's requests never leave the house."""
         return team in self._spec.teams and self._spec.teams[team].local_only
 
     def tags_local_only(self, tags: Mapping[str, str]) -> bool:
         """Whether requests with one of these tags never leave the house."""
+        return any(tag.local_only for tag in self._tags(tags))
+
+    def in_background(self, team: str, tags: Mapping[str, str]) -> bool:
+        """Whether nobody waits for the requests of a team, or for those with these tags."""
+        ours = self._spec.teams.get(team)
+        if ours is not None and ours.service_class == "background":
+            return True
+        return any(tag.service_class == "background" for tag in self._tags(tags))
+
+    def _tags(self, tags: Mapping[str, str]) -> Iterator[Tag]:
+        """What the spec says of tags."""
         for name, values in self._spec.tags.items():
-            tag = values.get(tags[name]) if name in tags else None
-            if tag is not None and tag.local_only:
-                return True
-        return False
+            if name in tags and (tag := values.get(tags[name])) is not None:
+                yield tag
 
     def place(self, target: Target) -> Place:
         """What a target of the spec leads to."""
@@ -212,6 +237,7 @@ class Book:
                 device_price=pool.price_per_hour,
                 price=None,
                 weight=target.weight,
+                priorities=model.engine == "vllm" and _by_priority(model.flags),
             )
         upstream = spec.upstreams[target.upstream]
         served = upstream.models[target.model]
@@ -229,6 +255,7 @@ class Book:
             device_price=None if owned is None else owned.price_per_hour,
             price=served.price,
             weight=target.weight,
+            priorities=upstream.priorities,
         )
 
     def _way(self, name: str, route: Route) -> Way:
@@ -243,6 +270,11 @@ class Book:
             shadow=tuple(map(self.place, route.shadow)),
             comparator=comparator,
         )
+
+
+def _by_priority(flags: Mapping[str, Any]) -> bool:
+    """Whether an engine's flags let it serve requests by priority."""
+    return any(name.replace("_", "-") == "scheduling-policy" and flags[name] == "priority" for name in flags)
 
 
 def _fits(

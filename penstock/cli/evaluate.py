@@ -115,7 +115,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--timeout", type=_seconds, default=600.0, metavar="S", help="for an answer (%(default)g)"
     )
     asking.add_argument(
-        "--retries", type=_natural, default=5, metavar="N", help="tries after the first (%(default)s)"
+        "--retries", type=_natural, default=7, metavar="N", help="tries after the first (%(default)s)"
     )
     asking.add_argument(
         "--body",

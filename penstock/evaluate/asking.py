@@ -51,7 +51,7 @@ class Patience:
 
     concurrency: int = 8
     timeout: float = 600.0
-    retries: int = 5
+    retries: int = 7
     sleep: Callable[[float], Awaitable[None]] = asyncio.sleep
 
 
@@ -67,9 +67,16 @@ class Asker:
         headers: Mapping[str, str],
         cache: Cache,
         patience: Patience,
+        say: Callable[[str], None] = lambda _: None,
     ) -> None:
-        """`name`: as messages call it."""
+        """
+        Args:
+            name: as messages call it.
+            say: is told when it has to wait for a server that does not answer.
+        """
         self.name = name
+        self._say = say
+        self._waits = False
         self.asked = self.cached = 0
         """Answers that were given now, and before."""
         self._session = session
@@ -114,6 +121,7 @@ class Asker:
             if isinstance(answer, Answer):
                 self._cache.put(name, answer)
                 self.asked += 1
+                self._waits = False
             self._judge(answer)
             future.set_result(answer)
             return answer
@@ -155,6 +163,9 @@ class Asker:
                 return refusal
             pause = min(0.5 * 2**waited, 30.0) * (0.5 + self._random.random() / 2)
             waited += 1
+            if down and not self._waits:  # once, until it answers again
+                self._waits = True
+                self._say(f"{self.name} does not answer ({_shown(refusal)}); trying again for a while")
             await self._patience.sleep(min(max(pause, after), _LONGEST_WAIT))
 
     async def _once(self, path: str, body: bytes) -> tuple[Answer | Refusal, float | None]:

@@ -256,6 +256,7 @@ class _Run:
             headers,
             self._cache(answered.about),
             self._evaluation.patience,
+            self._watch.say,
         )
 
     def _cache(self, about: Mapping[str, Any]) -> Cache:

@@ -69,4 +69,9 @@ def api_root(url: str, flag: str) -> str:
         raise StartupError(
             f"{flag} is {url!r}.", advice="Write http://HOST:PORT, https://HOST/v1, or a model."
         )
+    if parts.username is not None or parts.password is not None:
+        raise StartupError(
+            f"{flag} has a name or a password in its URL, which would stand in reports.",
+            advice=f"Leave it out, and put a key into PENSTOCK_{flag.strip('-').upper()}_API_KEY.",
+        )
     return url.rstrip("/") if parts.path.strip("/") else url.rstrip("/") + "/v1"

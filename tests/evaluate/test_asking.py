@@ -16,7 +16,8 @@ from penstock.evaluate.asking import Asker, Patience, ServerDown, describe
 from penstock.evaluate.cache import Cache
 from tests.evaluate.server import AnsweringServer
 
-Ask = Callable[[str], Any]
+SAID: list[str] = []
+"""What the asker of the last test said."""
 
 
 def with_asker(
@@ -29,6 +30,7 @@ def with_asker(
 ) -> tuple[Any, list[float]]:
     """(what the work returns, the pauses that it would have made)"""
     pauses: list[float] = []
+    SAID.clear()
 
     async def sleep(seconds: float) -> None:
         pauses.append(seconds)
@@ -38,9 +40,9 @@ def with_asker(
         patience = Patience(concurrency=4, retries=retries, timeout=timeout, sleep=sleep)
         try:
             async with aiohttp.ClientSession() as session:
-                return await work(
-                    Asker(session, "The baseline", f"{server.url}/v1", "m", {}, cache, patience)
-                )
+                root = f"{server.url}/v1"
+                asker = Asker(session, "The baseline", root, "m", {}, cache, patience, SAID.append)
+                return await work(asker)
         finally:
             cache.close()
 
@@ -90,6 +92,8 @@ def test_what_passes_is_tried_again_with_longer_pauses(
     assert len(server.bodies) == 4
     assert len(pauses) == 3
     assert all(0.25 * 2**n <= pause <= 0.5 * 2**n for n, pause in enumerate(pauses))
+    assert len(SAID) == 1  # not with each try
+    assert SAID[0].startswith("The baseline does not answer (")
 
 
 def test_a_server_may_say_how_long(serve: Callable[..., AnsweringServer], tmp_path: Path) -> None:

@@ -44,14 +44,18 @@ def local(tmp_path: Path, name: str, *more: str) -> Side:
     return Side(name=name, where=Local(name, command, {"model": name}))
 
 
-def run(tmp_path: Path, baseline: Side, candidate: Side, said: Said | None = None) -> Outcome:
+def run(
+    tmp_path: Path, baseline: Side, candidate: Side, said: Said | None = None, judge: Side | None = None
+) -> Outcome:
     path = tmp_path / "set.jsonl"
-    lines = ({"prompt": str(n), "expected": str(n), "grader": "exact"} for n in range(12))
+    grader = "exact" if judge is None else "judge"
+    lines = ({"prompt": str(n), "expected": str(n), "grader": grader} for n in range(12))
     path.write_text("\n".join(map(json.dumps, lines)))
     evaluation = Evaluation(
         dataset=read_dataset(path),
         baseline=baseline,
         candidates=(candidate,),
+        judge=judge,
         cache=tmp_path / "cache",
         patience=Patience(concurrency=2, retries=0),
     )
@@ -107,6 +111,19 @@ def test_an_engine_that_does_not_start_says_why(tmp_path: Path) -> None:
     assert "error: --quantization: no such scheme" in outcome.stopped
     assert not (tmp_path / "pids").exists()
     assert build_result(outcome, margin=0.02, confidence=0.95).status == 4
+
+
+def test_a_judges_engine_is_started_when_there_is_something_to_grade(tmp_path: Path) -> None:
+    """This one repeats what it is asked, which is no grade."""
+    said = Said()
+    outcome = run(tmp_path, local(tmp_path, "a"), local(tmp_path, "b"), said, local(tmp_path, "judge"))
+    assert said.lines[-2:] == ["judge: starting its engine", "grading: 24"]
+    assert len(pids(tmp_path)) == 3
+    assert all(map(is_gone, pids(tmp_path)))
+    result = build_result(outcome, margin=0.02, confidence=0.95)
+    assert result.status == 4
+    assert len(result.comparisons[0].ungraded) == 12
+    assert "the judge gave no grade" in result.comparisons[0].ungraded[0][1]
 
 
 @pytest.mark.parametrize("which", ["asking", "grading"])

@@ -370,6 +370,7 @@ def test_interrupted_and_begun_again(serve: Serve, tmp_path: Path, how: signal.S
         (["eval", "--quantization", "int8", "demo", "--baseline", "x"], "Leave --baseline"),
         (["eval", "--baseline", "ftp://x", "--candidate", "http://x"], "Write http://HOST"),
         (["eval", "--baseline", "http://x", "--candidate", "http://y"], "--set FILE.jsonl"),
+        (["eval", "--baseline", "http://a:secret@x", "--candidate", "http://y"], "PENSTOCK_BASELINE_API_KEY"),
         (["eval", "--baseline", "/nowhere/model", "--candidate", "http://y"], "/nowhere/model"),
         (
             ["eval", "--baseline", "demo", "--baseline-model", "x", "--candidate", "http://y"],

@@ -36,7 +36,6 @@ _THEIRS = {"input", "ideal"}
 _DEFAULTS = frozenset({"grader", "request", "tags", "weight"})
 _OVERRULED = frozenset({"model", "stream", "stream_options"})
 """What a request of a log has, and an evaluation decides."""
-_NAMES = {"normalized": "normalised", "ideal": "expected"}
 
 
 @dataclass(frozen=True, slots=True)

@@ -146,6 +146,20 @@ def test_a_baseline_that_dies_in_the_middle(
     assert "60 answers were kept from before" in capsys.readouterr().out
 
 
+def test_failures_on_the_way_down_are_no_wrong_answers(serve: Serve, tmp_path: Path) -> None:
+    """The requests that failed before the server counted as down are asked again, and not held against it."""
+    write_set(tmp_path, 40)
+    ours = serve(right)
+    theirs = serve(lambda text: text if len(theirs.bodies) <= 20 else (500, {"error": "dying"}))
+    assert main(command(tmp_path, ours, theirs)) == 4
+    assert finding(tmp_path)["pairs"] == 20
+    assert finding(tmp_path)["losses"] == 0
+    theirs.answer = right
+    assert main(command(tmp_path, ours, theirs)) == 3
+    assert (finding(tmp_path)["pairs"], finding(tmp_path)["losses"]) == (40, 0)
+    assert result(tmp_path)["candidates"][0]["cached"] == 20
+
+
 def test_a_baseline_that_is_down_from_the_beginning(
     serve: Serve, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -40,6 +40,7 @@ from .hooks import Hooks, Verdict
 from .keys import Keys
 from .meter import LimitReached, Meter
 from .metrics import Metrics
+from .outcomes import Outcomes
 from .owned import Owned
 from .policy.limits import Entitlements
 from .policy.routes import Book, Place, Way, order, shadows
@@ -111,6 +112,8 @@ class Door:
         """What runs beside requests."""
         self.files: Files | None = None
         """Files and batches, which need a ledger in a database."""
+        self.outcomes: Outcomes | None = None
+        """What is told of requests later, which needs one, too."""
         self._running: set[asyncio.Task[None]] = set()
         self._behind: set[asyncio.Task[None]] = set()
         self._draining = False
@@ -162,6 +165,8 @@ class Door:
                 raise Draining("The gateway is shutting down.", retry_after=1)
             envelope = Envelope(body, endpoint)
             envelope.refuse(endpoint.refused)
+            if self.outcomes is not None:
+                self.outcomes.hear(caller)
             principal = caller.principal
             way = self.book.find(
                 envelope.model, caller.headers, caller.tags, principal.team, principal.routes

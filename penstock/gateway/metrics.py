@@ -82,6 +82,12 @@ STATION_WEIGHT = Metric(
     "Share of a healthy replica's requests that it gets: 0 is out, 1 is well.", ("replica",),
 )  # fmt: skip
 
+OUTCOMES = Metric(
+    "penstock:gateway_outcomes", Kind.COUNTER,
+    "Outcomes that were told of requests, by what became of them: told, unchanged, unknown, late, too_many, "
+    "lost (of a header, while the ledger did not answer).", ("verdict",),
+)  # fmt: skip
+
 ENGINE_READY = Metric(
     "penstock:gateway_engine_ready", Kind.GAUGE,
     "Whether an engine of this machine takes requests; one that sleeps does not.", ("replica",),
@@ -96,7 +102,7 @@ METRICS = (
     *(VERDICTS, ESCALATIONS),
     *(INPUT_TOKENS, OUTPUT_TOKENS, CACHED_TOKENS, DEVICE_SECONDS, DOLLARS),
     *(TIME_TO_FIRST_BYTE, LATENCY, WAITED, STATION_IN_FLIGHT, STATION_WEIGHT),
-    *(ENGINE_READY, ENGINE_RESTARTS),
+    *(OUTCOMES, ENGINE_READY, ENGINE_RESTARTS),
 )
 
 
@@ -144,6 +150,10 @@ class Metrics:
     def escalated(self, route: str, verifier: str, outcome: Literal["answered", "failed"]) -> None:
         """A request was escalated."""
         self._count(ESCALATIONS, 1, route, verifier, outcome)
+
+    def outcomes(self, verdict: str, count: int) -> None:
+        """Outcomes were told."""
+        self._count(OUTCOMES, count, verdict)
 
     def in_flight(self, count: int) -> None:
         """How many requests are under way."""

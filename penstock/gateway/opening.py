@@ -22,6 +22,7 @@ from .ledger.keys import KeyCache, KeyStore
 from .ledger.schema import meta
 from .ledger.store import Beat, Store
 from .metering import LedgerMeter
+from .outcomes import Outcomes
 from .paid import PaidHours
 from .secret import Secret, from_environment
 from .settler import Settler
@@ -67,6 +68,7 @@ async def open_door(spec: Spec, fleet: Fleet | None) -> tuple[Door, str | None]:
         raise
     door = Door(spec, cache, meter, stations, fleet, id_secret=ids)
     door.files = Files(door, meter, Path(spec.ledger.spool))
+    door.outcomes = Outcomes(door, meter, spec.ledger.outcome_window)
     door.beside += [
         Settler(meter, door.bills, stations, door.metrics, door.wall),
         PaidHours(meter, spec, door.wall),

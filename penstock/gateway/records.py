@@ -157,6 +157,11 @@ class Row(msgspec.Struct, kw_only=True):
     reason: str = ""
     """Why it did not pass, without a word of the answer."""
     outcome: str | None = None
+    """How it turned out, as was told later: `success`, `failure`, or a score from 0 to 1."""
+    uncapped: bool = False
+    """It generated without any bound: neither request nor route gave `max_tokens`."""
+    context: int | None = None
+    """Longest context of who answered, in tokens; None where the spec does not say."""
     note: str = ""
     """What hooks and retries did, in a few words."""
     owed: tuple[Asked, ...] = ()

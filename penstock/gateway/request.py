@@ -131,6 +131,7 @@ class Request:
         self.marks: list[tuple[bytes, bytes]] = []
         """More headers of its answer."""
         envelope.limit(way.route.max_tokens)
+        self.row.uncapped = bool(endpoint.caps) and envelope.cap is None
         self._salt = f"team:{principal.team}" if principal.team else f"key:{principal.key_id}"
         self._hashes: tuple[bytes, ...] | None = None
 
@@ -380,6 +381,7 @@ class Request:
         if self.charge.reservation is not None and bill_id:
             door.meter.asked(self.charge.reservation, asked)
         row.upstream, row.replica, row.model, row.attempts = place.name, station.id, place.model, number
+        row.context = min(filter(None, (self.way.route.context, place.context)), default=None)
         row.waited = row.waited or round((now - self.started) * NANO)
         body = self.envelope.write(place, self._salt, generated, background=self._background)
         inspect = self.inspect if self.inspects else None

@@ -492,6 +492,8 @@ class Ledger(Part):
     """redis://… where limits are counted there, and not in the database."""
     counters_failure: Literal["open", "closed"] = "closed"
     """Whether requests pass when that cannot be reached."""
+    outcome_window: Seconds = 30 * 86_400.0
+    """How long after a request its outcome may be told (`POST /v1/outcomes`)."""
 
 
 class Spec(Part):

@@ -201,6 +201,8 @@ COLUMNS: dict[str, tuple[str, Callable[[Any], Any]]] = {
     "score": ("score", _same),
     "reason": ("reason", _same),
     "outcome": ("outcome", _same),
+    "uncapped": ("uncapped", bool),
+    "context": ("context", _same),
     "note": ("note", _same),
     "worker": ("worker", _same),
     "number": ("number", _same),

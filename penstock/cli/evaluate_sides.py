@@ -1,4 +1,4 @@
-"""From the flags of `penstock eval` to the sides that it compares: servers, and engines with checked flags."""
+"""From the flags of `penstock eval` to the sides it compares: servers, and engines with checked flags."""
 
 from __future__ import annotations
 

@@ -1,8 +1,9 @@
 """Whether requests were slow because they waited or because they were computed: pure, from one run.
 
 The engine's own histograms tell how long a request was in its queue and how long in its steps; the client's
-P95 is divided in that proportion. Then the question for each target that is missed is whether the computing
-part alone misses it: if so, fewer at once; if not, it was the queue, and more at once.
+P95 is divided in that proportion, with no more for computing than its mean allows. Then the question for each
+target that is missed is whether the computing part alone misses it: if so, fewer at once; if not, it was the
+queue, and more at once.
 """
 
 from __future__ import annotations
@@ -44,6 +45,9 @@ _FULL = 0.95
 _NOTICEABLE = 0.05
 """Share of a request's time in the queue from which on it is worth a word."""
 
+_TAIL = 1.5
+"""How far computing's 95th percentile is over its mean, at most: steps are shared, and alike."""
+
 
 def diagnose(run: Run, slo: Slo, places: int | None = None) -> Diagnosis:
     """What holds this run back. `places`: max-num-seqs as it was, if that is known."""
@@ -78,8 +82,11 @@ def _cause(metric: str, run: Run, bound: float) -> Pressure:
     if metric == "tpot":  # begins with the first token: nobody waits there, except after a preemption
         return Pressure.COMPUTE
     computing = prefill + (decode if metric == "e2el" else 0.0)
-    share = queue / max(queue + computing, 1e-9)
-    queued, computed = run.p95[metric] * share, run.p95[metric] * (1 - share)
+    share = computing / max(queue + computing, 1e-9)
+    computed = run.p95[metric] * share
+    if engine.waiting:  # those that have not ended count in the client's P95 only
+        computed = min(computed, _TAIL * computing * 1000)
+    queued = run.p95[metric] - computed
     if computed <= bound:
         return Pressure.QUEUE
     return Pressure.BOTH if queued > bound else Pressure.COMPUTE

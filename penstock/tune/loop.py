@@ -156,10 +156,15 @@ def decide(result: Result, slo: Slo, *, start: int, flag: str) -> Verdict:
     if best.trial.goodput == 0:
         causes = {step.diagnosis.pressure for step in tried}
         why.append(f"No setting of --{flag} that was tried serves a request within the targets ({slo}).")
-        if causes <= {Pressure.COMPUTE, Pressure.BOTH}:
+        if causes == {Pressure.COMPUTE}:
             why.append(
                 "Computing alone takes longer: shorter prompts or answers, a smaller or quantised model, a "
                 "faster device, or wider targets."
+            )
+        elif Pressure.BOTH in causes:
+            why.append(
+                "Requests wait, and those that do not are slow: this load is more than the engine can do. "
+                "More replicas, or fewer requests at a time (limits at the gateway)."
             )
         return Verdict(None, False, why)
     chosen = best

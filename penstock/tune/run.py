@@ -166,14 +166,18 @@ def enough(goodputs: Sequence[float], rival: Trial | None, most: int) -> bool:
     1. After `most` runs.
     2. After two that agree to within 5 %.
     3. After one that differs from the rival's, which was measured repeatedly, by more than four times its
-       spread and by more than a quarter: no repeat would change their order.
+       spread and by more than a quarter, or in which nothing was good: no repeat would change their order.
     """
     if len(goodputs) >= most:
         return True
     if len(goodputs) >= 2:
         high, low = max(goodputs), min(goodputs)
         return high - low <= 0.05 * high
-    if rival is None or len(rival.runs) < 2 or not goodputs:
+    if rival is None or not goodputs:
+        return False
+    if not goodputs[0]:
+        return True
+    if len(rival.runs) < 2:
         return False
     apart = abs(goodputs[0] - rival.goodput)
     return apart > 4 * rival.spread and apart > 0.25 * max(goodputs[0], rival.goodput)

@@ -110,7 +110,7 @@ class Bisection:
     ) -> None:
         """See Search.record."""
         self._seen[value] = (goodput, pressure)
-        if same_from is not None and goodput > 0:
+        if same_from is not None:
             self._same_from = min(self._same_from or same_from, same_from)
 
     def propose(self) -> int | None:

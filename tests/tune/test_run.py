@@ -82,6 +82,12 @@ CASES = [
     ({"ttft": 400, "tpot": 10}, {"queue": 0.01, "prefill": 0.19, "decode": 0.1}, Pressure.COMPUTE),
     # both parts are over
     ({"ttft": 400, "tpot": 10}, {"queue": 0.1, "prefill": 0.1, "decode": 0.1, "waiting": 1}, Pressure.BOTH),
+    # those that ended have waited little; those that have not, for ever
+    (
+        {"ttft": 8000, "tpot": 10},
+        {"queue": 0.05, "prefill": 0.05, "decode": 0.1, "waiting": 9},
+        Pressure.QUEUE,
+    ),
     ({"ttft": 90, "tpot": 30}, {"queue": 0.0, "prefill": 0.05, "decode": 0.3}, Pressure.COMPUTE),
     # the queue breaks TTFT, computing breaks TPOT
     (
@@ -162,6 +168,7 @@ def test_it_repeats_until_it_is_settled_and_no_longer() -> None:
     assert not enough([8.0, 10.0], rival, 3)
     assert enough([8.0, 10.0, 9.0], rival, 3)
     assert enough([0.0, 0.0], None, 3)
+    assert enough([0.0], rival, 3)
 
 
 @given(st.lists(st.floats(0, 1e6), max_size=10), st.integers(1, 8))

@@ -23,6 +23,7 @@ COMMANDS = {
     "doctor": "examine a running engine, and its log: what is wrong, and what to do",
     "keys": "make, list, change, rotate and revoke the keys of a gateway",
     "ledger": "read what a gateway has written of each request",
+    "costs": "what requests cost, by whom and for what, and whether self-hosting pays",
     "replay": "run a recorded step log again and compare the plans",
     "plan": "how many of which device a model or a penstock.yaml needs, what that gives, and what it costs",
     "init": "write a commented penstock.yaml that `penstock up` runs as it is",

@@ -5,6 +5,7 @@ GET   /v1/models[/NAME]         what the key may use    a key
 …     /v1/responses/NAME…       responses.manage          its owner's
 …     /admin/v1/…              admin.Admin               the admin key; here, or at a port of its own
 …     /v1/files… /v1/batches…   files.pages               their owner's
+POST  /v1/outcomes              outcomes                  of the caller's own requests
 GET   /health /ping /livez /readyz                      nobody's secret
 GET   /metrics                  prometheus                a key of its own, where the spec wants one
 """
@@ -82,6 +83,8 @@ def create_app(door: Door, config: HttpConfig) -> ASGIApp:
         routes += door.admin.routes()
     if door.files is not None:
         routes += door.files.routes()
+    if door.outcomes is not None:
+        routes += door.outcomes.routes()
     return application(routes, config)
 
 

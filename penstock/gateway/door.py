@@ -15,13 +15,13 @@ import logging
 import random
 import secrets
 import time
-from collections.abc import Callable, Coroutine, Iterator
+from collections.abc import Callable, Coroutine, Iterator, Mapping
 from typing import Any
 
 from msgspec.json import encode
 from starlette.types import Receive, Scope, Send
 
-from penstock.core.errors import AuthenticationFailed, Draining, PenstockError
+from penstock.core.errors import AuthenticationFailed, Draining, InvalidRequest, PenstockError, quote
 from penstock.http.auth import bearer
 from penstock.http.body import parse_object, read_body
 from penstock.http.errors import send_error
@@ -31,6 +31,7 @@ from penstock.spec.model import Spec
 from . import hosted, quota
 from .admin import Admin
 from .bills import Bills
+from .cascade import Cascade, cascades
 from .endpoints import Endpoint
 from .envelope import Envelope
 from .files.pages import Files
@@ -39,6 +40,7 @@ from .hooks import Hooks, Verdict
 from .keys import Keys
 from .meter import LimitReached, Meter
 from .metrics import Metrics
+from .outcomes import Outcomes
 from .owned import Owned
 from .policy.limits import Entitlements
 from .policy.routes import Book, Place, Way, order, shadows
@@ -48,9 +50,12 @@ from .secret import Secret
 from .stations import Station, Stations
 from .tasks import Beside
 from .tracing import SPAN, Tracing
+from .verifiers import Verifiers
 
 logger = logging.getLogger("penstock.gateway")
 
+LOCAL_ONLY = "x-penstock-local-only"
+"""Header with which a request says that it must not leave the house."""
 _TAG_LENGTH = 128
 _LAST_WORK = 3.0
 """Seconds that bills and copies get at the end."""
@@ -92,6 +97,7 @@ class Door:
         self.fleet = fleet
         self.book = Book(spec)
         self.hooks = Hooks(spec.gateway.hooks)
+        self.verifiers = Verifiers(spec)
         self.owned = Owned(id_secret or secrets.token_bytes(32))
         self.entitlements = Entitlements(spec)
         self.metrics = metrics or Metrics()
@@ -106,6 +112,8 @@ class Door:
         """What runs beside requests."""
         self.files: Files | None = None
         """Files and batches, which need a ledger in a database."""
+        self.outcomes: Outcomes | None = None
+        """What is told of requests later, which needs one, too."""
         self._running: set[asyncio.Task[None]] = set()
         self._behind: set[asyncio.Task[None]] = set()
         self._draining = False
@@ -136,7 +144,10 @@ class Door:
         tags.update(principal.tags)
         book = self.book
         local_only = (
-            principal.local_only or book.team_local_only(principal.team) or book.tags_local_only(tags)
+            principal.local_only
+            or book.team_local_only(principal.team)
+            or book.tags_local_only(tags)
+            or _asked_to_stay(headers)
         )
         background = principal.service_class == "background" or book.in_background(principal.team, tags)
         return Caller(principal, headers, tags, local_only, background)
@@ -154,6 +165,8 @@ class Door:
                 raise Draining("The gateway is shutting down.", retry_after=1)
             envelope = Envelope(body, endpoint)
             envelope.refuse(endpoint.refused)
+            if self.outcomes is not None:
+                self.outcomes.hear(caller)
             principal = caller.principal
             way = self.book.find(
                 envelope.model, caller.headers, caller.tags, principal.team, principal.routes
@@ -169,6 +182,7 @@ class Door:
         except PenstockError as error:
             self.metrics.refused(error.code or str(error.status))
             raise
+        untouched = None if way.escalation is None else envelope.copy()
         request = Request(self, endpoint, envelope, caller, way, places, send)
         request.row.id = scope["request_id"]
         request.row.at = arrived
@@ -178,9 +192,12 @@ class Door:
         if verdict is not None:
             request.notes += verdict.notes
             request.refusal = verdict.refusal
+        run = request.run
+        if way.escalation is not None and untouched is not None and cascades(request):
+            run = Cascade(self, request, way.escalation, untouched).run
         with self.under_way():
             try:
-                await until_disconnect(receive, request.run())
+                await until_disconnect(receive, run())
             except LimitReached as error:
                 self.metrics.refused(error.code or "")
                 await send_error(send, error, quota.refusal(error, self.wall()), body=endpoint.error)
@@ -301,6 +318,7 @@ class Door:
         if self.admin is not None:
             self.admin.close()
         await self.hooks.close()
+        await self.verifiers.close()
         await self.meter.close()
         await self.stations.close()
         if self.tracing is not None:
@@ -311,6 +329,14 @@ async def _quietly(request: Request) -> None:
     """Run a shadow: what becomes of it is in its row."""
     with contextlib.suppress(PenstockError, ClientGone):
         await request.run()
+
+
+def _asked_to_stay(headers: Mapping[str, str]) -> bool:
+    """Whether a request says itself that it must not leave the house. Raises InvalidRequest."""
+    value = headers.get(LOCAL_ONLY, "false").strip().lower()
+    if value not in ("true", "false"):
+        raise InvalidRequest(f"The header {LOCAL_ONLY} must be true or false, got {quote(value)}.")
+    return value == "true"
 
 
 def _row_id(given: str | None) -> str:

@@ -9,6 +9,7 @@ its last value, so that nobody reads another one than the gateway did.
 
 from __future__ import annotations
 
+import copy
 import re
 from collections.abc import Iterable
 from typing import Any
@@ -168,9 +169,20 @@ class Envelope:
         value: str | None = self._value(name, str, "a string")
         return value
 
-    def put(self, name: str, value: str) -> None:
-        """Write a text into a field."""
+    def entries(self, name: str) -> list[Any]:
+        """A field that is a list; empty if it is not there. Raises InvalidRequest where it is none."""
+        value: list[Any] | None = self._value(name, list, "a list")
+        return value or []
+
+    def put(self, name: str, value: Any) -> None:
+        """Write a field."""
         self._fields[name] = msgspec.Raw(msgspec.json.encode(value))
+
+    def copy(self) -> Envelope:
+        """One that changes by itself."""
+        twin = copy.copy(self)
+        twin._fields = dict(self._fields)
+        return twin
 
     def asks_for(self, names: Iterable[str]) -> bool:
         """Whether one of these fields asks for something."""

@@ -57,7 +57,9 @@ _DECODERS: dict[type, msgspec.json.Decoder[Any]] = {
 
 
 def check(envelope: Envelope, way: Way) -> None:
-    """Raise UnsupportedParameter for what the way's route does not allow."""
+    """Raise UnsupportedParameter for what the way's route does not allow, or the one that it escalates to."""
+    if way.escalation is not None:
+        check(envelope, way.escalation)
     route = way.route
     if not envelope.endpoint.caps:
         return

@@ -82,6 +82,12 @@ class Meter(Protocol[Granted]):
         never raises."""
         ...
 
+    def hand_over(self, reservation: Granted, used: Amounts, row: Row, worst: Amounts) -> Granted:
+        """The request has ended with `used`, and its row is final; another one, which `row` is of, begins
+        with `worst` of what was reserved for both. Durable, both or neither, before it returns; never waits.
+        Raises Unavailable, and then the first one goes on as it was."""
+        ...
+
     def commit(self, reservation: Granted, used: Amounts) -> None:
         """The request has ended and its row is final: count what it used instead of its worst case, and write
         the row behind. Never waits, never raises."""

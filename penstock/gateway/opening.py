@@ -22,6 +22,7 @@ from .ledger.keys import KeyCache, KeyStore
 from .ledger.schema import meta
 from .ledger.store import Beat, Store
 from .metering import LedgerMeter
+from .outcomes import Outcomes
 from .paid import PaidHours
 from .secret import Secret, from_environment
 from .settler import Settler
@@ -67,6 +68,7 @@ async def open_door(spec: Spec, fleet: Fleet | None) -> tuple[Door, str | None]:
         raise
     door = Door(spec, cache, meter, stations, fleet, id_secret=ids)
     door.files = Files(door, meter, Path(spec.ledger.spool))
+    door.outcomes = Outcomes(door, meter, spec.ledger.outcome_window)
     door.beside += [
         Settler(meter, door.bills, stations, door.metrics, door.wall),
         PaidHours(meter, spec, door.wall),
@@ -82,13 +84,14 @@ def _warn_of_teams(spec: Spec, teams: Mapping[str, int]) -> None:
     """Keys of teams that the spec does not have are refused: whoever has taken one out shall know."""
     for team, count in sorted(teams.items()):
         if team not in spec.teams:
+            what = "key is" if count == 1 else "keys are"
+            advice = f"Add it under teams, or `penstock keys update ID --team`. {near(team, spec.teams)}"
             logger.warning(
-                "%d %s of the team %s, which the spec does not have: requests get a 403 (unknown_team). "
-                "Add it under teams, or `penstock keys update ID --team`. %s",
+                "%d %s of the team %s, which the spec does not have: requests get a 403 (unknown_team). %s",
                 count,
-                "key is" if count == 1 else "keys are",
+                what,
                 quote(team),
-                near(team, spec.teams),
+                advice.rstrip(),
             )
 
 

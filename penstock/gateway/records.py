@@ -11,6 +11,9 @@ from penstock.spec.model import Limits, ServiceClass
 Settlement = Literal["open", "settled", "estimated", "unsettled"]
 """Of a row: under way; what the upstream said at the end; reckoned from metrics or bytes; never told, and
 charged at its reservation."""
+Verdict = Literal["", "passed", "failed", "open", "closed"]
+"""On an attempt of a route that escalates: none was looked for; its answer is good; it is not; the verifier
+itself failed, and the answer passed without it (`open`), or did not (`closed`)."""
 
 
 class Principal(msgspec.Struct, frozen=True):
@@ -111,7 +114,8 @@ class Row(msgspec.Struct, kw_only=True):
     status: int = 0
     """HTTP status that the client got; 499 if it had gone."""
     end: str = ""
-    """How it ended: `done`, `client_gone`, `upstream_failed`, `cut`, `refused`, `killed`."""
+    """How it ended: `done`, `client_gone`, `upstream_failed`, `cut`, `refused`, `killed`; `escalated`: an
+    attempt whose answer the client did not get, because a dearer one was asked for."""
     attempts: int = 0
     """Upstreams that were asked."""
     input_tokens: int = 0
@@ -144,8 +148,20 @@ class Row(msgspec.Struct, kw_only=True):
     reserved_device_seconds: int = 0
     """What it was let through with, at most; what an `unsettled` row is charged."""
     escalated_from: str | None = None
-    """Row of the cheaper attempt."""
+    """Of an escalated request's final row: the id of its attempt's row, which is one of its own."""
+    verifier: str = ""
+    """Of an attempt: whose word counted, by name; `attempt` where there was no answer to look at."""
+    verdict: Verdict = ""
+    score: float | None = None
+    """What the verifier measured, where it measures something: a mean log-probability, a length."""
+    reason: str = ""
+    """Why it did not pass, without a word of the answer."""
     outcome: str | None = None
+    """How it turned out, as was told later: `success`, `failure`, or a score from 0 to 1."""
+    uncapped: bool = False
+    """It generated without any bound: neither request nor route gave `max_tokens`."""
+    context: int | None = None
+    """Longest context of who answered, in tokens; None where the spec does not say."""
     note: str = ""
     """What hooks and retries did, in a few words."""
     owed: tuple[Asked, ...] = ()

@@ -74,6 +74,28 @@ class MemoryMeter:
         assert not reservation.committed
         self.attempts.append(asked)
 
+    def hand_over(self, reservation: Granted, used: Amounts, row: Row, worst: Amounts) -> Granted:
+        limits = [limit for limit in reservation.limits if limit.unit not in ("requests", "concurrent")]
+        stays = [limit for limit in reservation.limits if limit.unit == "concurrent"]
+        for limit in limits:
+            assert worst.of(limit.unit) <= reservation.worst.of(limit.unit)
+            self.reserved[limit] -= worst.of(limit.unit)
+        rest = Amounts(
+            tokens=reservation.worst.tokens - worst.tokens,
+            dollars=reservation.worst.dollars - worst.dollars,
+            device_seconds=reservation.worst.device_seconds - worst.device_seconds,
+        )
+        reservation.limits = [limit for limit in reservation.limits if limit not in stays]
+        reservation.worst = rest
+        self.open[reservation.row.id] = self.open.pop(row.id)
+        self.commit(reservation, used)
+        for limit in limits:
+            self.reserved[limit] += worst.of(limit.unit)
+        row.reserved_tokens, row.reserved_dollars = worst.tokens, worst.dollars
+        row.reserved_device_seconds = worst.device_seconds
+        granted = self.open[row.id] = Granted(row, [*limits, *stays], worst, reservation.standings)
+        return granted
+
     def commit(self, reservation: Granted, used: Amounts) -> None:
         assert not reservation.committed
         reservation.committed = True

@@ -325,6 +325,38 @@ def test_a_dead_workers_minute_counts_to_its_end(house: Callable[[], Any]) -> No
     run(body)
 
 
+def test_a_part_of_a_reservation_goes_on(house: Callable[[], Any]) -> None:
+    """The accounts never see more than was reserved, and what is counted once is counted once."""
+
+    async def body() -> None:
+        async with house() as here:
+            one = await here.worker()
+            limits = [REQUESTS, TOKENS, AT_A_TIME, PER_DAY, PER_MONTH]
+            first = await take(one, limits, tokens=90, dollars=900, device_seconds=10)
+            later = one.split(first, Amounts(tokens=40, dollars=500))
+            await here.settled()
+            assert await take(one, [PER_DAY], dollars=101) is None
+            assert await take(one, [TOKENS], tokens=11) is None
+            one.settle(first, Amounts(tokens=20, dollars=100, device_seconds=7))
+            await here.settled()
+            assert await take(one, [PER_DAY], dollars=401) is None
+            assert await take(one, [TOKENS], tokens=41) is None
+            assert await take(one, [PER_MONTH], device_seconds=4994) is None
+            other = await take(one, [AT_A_TIME])
+            assert other is not None
+            assert await take(one, [AT_A_TIME]) is None  # it is still under way
+            one.settle(later, Amounts(tokens=30, dollars=50))
+            await here.settled()
+            assert await take(one, [TOKENS], tokens=51) is None
+            assert await take(one, [PER_DAY], dollars=851) is None
+            assert await take(one, [AT_A_TIME, TOKENS, PER_DAY], tokens=50, dollars=850) is not None
+            for _ in range(2):  # with the first one, three in this minute
+                assert await take(one, [REQUESTS]) is not None
+            assert await take(one, [REQUESTS]) is None
+
+    run(body)
+
+
 def test_many_at_once(house: Callable[[], Any]) -> None:
     async def body() -> None:
         async with house() as here:

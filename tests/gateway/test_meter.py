@@ -443,7 +443,7 @@ def test_kill_9_leaves_one_row_for_each_request(settings: Ledger, tmp_path: Path
     store = Store(url)
     assert list(spool.iterdir()) == []
     said = [line for seed in range(kills + 1) for line in lines(seed)]
-    opened = {line[1]: int(line[2]) for line in said if line[0] == "open"}
+    opened = {line[1]: {int(line[2]), int(line[3])} for line in said if line[0] == "open"}
     ended = {line[1]: int(line[2]) for line in said if line[0] == "end"}
     found = written(url)
     ids = [each["id"] for each in found]
@@ -455,7 +455,14 @@ def test_kill_9_leaves_one_row_for_each_request(settings: Ledger, tmp_path: Path
         assert (rows[name]["settlement"], rows[name]["dollars"]) == ("settled", dollars)
     for name in set(opened) - set(ended):
         if rows[name]["settlement"] == "unsettled":
-            assert rows[name]["dollars"] == opened[name]
+            assert (rows[name]["dollars"] or 0) in opened[name]
+    for name, each in rows.items():  # of a request that went on in parts, both have a row, or only the first
+        if name.endswith(".attempt"):
+            assert rows[name.removesuffix(".attempt")]["escalated_from"] == name
+            assert (each["end"], each["settlement"]) == ("escalated", "settled")
+        elif each["escalated_from"]:
+            assert each["escalated_from"] in rows
+    assert any(each["escalated_from"] for each in found)
     assert any(each["settlement"] == "unsettled" for each in found)
     cap = worker_module.LIMITS[-1].cap
     total = sum(each["dollars"] or 0 for each in found)

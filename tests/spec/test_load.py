@@ -172,6 +172,11 @@ def test_what_is_wrong_is_told_with_its_line(before: str, after: str, expected: 
         assert expected in error(text)
 
 
+def test_priorities_are_vllms() -> None:
+    line = error(GOOD.replace("    models:\n      large", "    priorities: true\n    models:\n      large"))
+    assert line == "9: upstreams.cloud.priorities: needs kind: vllm; openai schedules in another way."
+
+
 def test_all_errors_are_told_at_once_in_order() -> None:
     lines = told(
         GOOD.replace("count: 2", "cuont: 2").replace("weights: demo, ", "").replace("plain: {}", "plain: 1")
@@ -294,3 +299,79 @@ def test_files_that_cannot_be_read(tmp_path: Path, name: str, expected: str) -> 
 def test_a_limit_that_nothing_can_count_to_is_an_error(limit: str) -> None:
     with pytest.raises(SpecError, match=r"1: limits\.\w+: input should be less than or equal to"):
         loads(f"limits: {{{limit}}}")
+
+
+ESCALATES = (
+    GOOD
+    + """\
+    escalate:
+      to: [{model: large, upstream: cloud}]
+      verifiers: [{mean_logprob: -0.5}]
+  other:
+    targets: [{model: plain, upstream: cloud}]
+"""
+)
+ONE_OF = (
+    "a verifier is one of mean_logprob, json_schema, regex, not_regex, length, finish_reason, url, "
+    "python, not "
+)
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "expected"),
+    [
+        (
+            "{model: large,",
+            "{model: larg,",
+            "routes.assistant.escalate.to.0.model: there is no model of cloud larg.",
+        ),
+        (
+            "upstream: cloud}]\n      v",
+            "upstream: clod}]\n      v",
+            "there is no upstream clod. Did you mean cloud?",
+        ),
+        (
+            "to: [{model: large, upstream: cloud}]",
+            "route: othr",
+            "escalate.route: there is no route othr. Did you mean",
+        ),
+        ("to: [{model: large, upstream: cloud}]", "route: assistant", "is the route itself"),
+        ("      to: [{model: large, upstream: cloud}]\n", "", "escalate has either to or route"),
+        ("      verifiers", "      route: other\n      verifiers", "escalate has either to or route"),
+        ("[{mean_logprob: -0.5}]", "[]", "verifiers: tuple should have at least 1 item"),
+        (
+            "mean_logprob: -0.5",
+            "mean_logprob: 0.5",
+            "mean_logprob: input should be less than or equal to 0, got 0.5",
+        ),
+        ("mean_logprob: -0.5", "mean_logprb: -0.5", "unknown key. Did you mean mean_logprob?"),
+        ("{mean_logprob: -0.5}", "{name: x}", ONE_OF + "none"),
+        ("mean_logprob: -0.5", "mean_logprob: -0.5, regex: x", ONE_OF + "mean_logprob and regex"),
+        ("{mean_logprob: -0.5}", "{regex: '('}", "verifiers.0.regex: is no regular expression: missing )"),
+        ("{mean_logprob: -0.5}", "{regex: a}, {regex: b}", "regex is also the name of another verifier"),
+        ("mean_logprob: -0.5", "json_schema: {type: objct}", "json_schema: is no JSON Schema: type: 'objct'"),
+        ("mean_logprob: -0.5", "json_schema: {$ref: 'http://x'}", "leads out of the schema"),
+        ("mean_logprob: -0.5", "json_schema: {$ref: '#/$defs/x'}", "leads nowhere"),
+        ("mean_logprob: -0.5", "finish_reason: [stopp]", "finish_reason.0: input should be 'stop'"),
+        ("mean_logprob: -0.5", "python: nothing", "python: string should match pattern"),
+    ],
+)
+def test_an_escalation_that_cannot_be(before: str, after: str, expected: str) -> None:
+    assert before in ESCALATES
+    assert any(expected in line for line in told(ESCALATES.replace(before, after))), told(
+        ESCALATES.replace(before, after)
+    )
+
+
+def test_an_escalation_to_a_route_that_escalates_or_leaves_the_house() -> None:
+    twice = (
+        ESCALATES.replace("to: [{model: large, upstream: cloud}]", "route: other")
+        + """\
+    escalate: {to: [{model: demo}], verifiers: [{regex: x}]}
+"""
+    )
+    assert "other escalates itself; that is done once only." in error(twice)
+    inside = ESCALATES.replace("    escalate:", "    local_only: true\n    escalate:")
+    assert "escalate.to.0: the route is local_only, and cloud is not in the house." in error(inside)
+    other = inside.replace("to: [{model: large, upstream: cloud}]", "route: other")
+    assert "escalate.route: the route is local_only, and cloud is not in the house." in error(other)

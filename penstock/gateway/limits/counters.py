@@ -54,6 +54,11 @@ class Counters(Protocol[T]):
         """Reserve against all limits or none. Raises LimitReached; NotCounted where it cannot be counted."""
         ...
 
+    def split(self, ticket: T, later: Amounts) -> T:
+        """Take out of a reservation the part that was meant for `later`; see Shares.split. Never waits, never
+        raises."""
+        ...
+
     def settle(self, ticket: T, used: Amounts) -> None:
         """A request has ended. Never raises."""
         ...

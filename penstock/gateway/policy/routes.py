@@ -78,11 +78,13 @@ class Way:
     fallback: tuple[Place, ...]
     shadow: tuple[Place, ...]
     comparator: Price | None
+    escalation: Way | None = None
+    """Where an answer comes from that the targets' does not do for; under this route's name."""
 
     def places(self, local_only: bool) -> tuple[tuple[Place, ...], tuple[Place, ...]]:
         """Targets and fallbacks that a request may reach. Raises Forbidden where there is none."""
         targets, fallback = self.targets, self.fallback
-        if local_only or self.route.local_only:
+        if self.stays(local_only):
             targets = tuple(place for place in targets if place.in_house)
             fallback = tuple(place for place in fallback if place.in_house)
             if not targets and not fallback:
@@ -93,6 +95,10 @@ class Way:
                 error.code = "local_only"
                 raise error
         return targets, fallback
+
+    def stays(self, local_only: bool) -> bool:
+        """Whether a request must not leave the house here; `local_only`: wherever it goes."""
+        return local_only or self.route.local_only
 
 
 def order(targets: Sequence[Place], fallback: Sequence[Place], draws: Sequence[float]) -> tuple[Place, ...]:
@@ -112,7 +118,7 @@ def order(targets: Sequence[Place], fallback: Sequence[Place], draws: Sequence[f
 
 def shadows(way: Way, local_only: bool, draws: Sequence[float]) -> tuple[Place, ...]:
     """Who gets a copy: each with its weight as the probability."""
-    inside = local_only or way.route.local_only
+    inside = way.stays(local_only)
     return tuple(
         place
         for place, draw in zip(way.shadow, draws, strict=True)
@@ -269,7 +275,26 @@ class Book:
             fallback=tuple(map(self.place, route.fallback)),
             shadow=tuple(map(self.place, route.shadow)),
             comparator=comparator,
+            escalation=self._escalation(name, route),
         )
+
+    def _escalation(self, name: str, route: Route) -> Way | None:
+        """What follows a route's attempt: counted as the same route, under the other one's terms if it is
+        one."""
+        if route.escalate is None:
+            return None
+        if route.escalate.route is not None:
+            other = self._spec.routes[route.escalate.route]
+            inside = other.local_only or route.local_only
+            kept: dict[str, Any] = {"local_only": inside, "comparator": route.comparator, "shadow": ()}
+            return self._way(name, other.model_copy(update=kept))
+        changed: dict[str, Any] = {
+            "targets": route.escalate.to,
+            "fallback": (),
+            "shadow": (),
+            "escalate": None,
+        }
+        return self._way(name, route.model_copy(update=changed))
 
 
 def _by_priority(flags: Mapping[str, Any]) -> bool:

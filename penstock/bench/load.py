@@ -104,6 +104,10 @@ class Stop:
         self.reason = self.reason or reason
         self._event.set()
 
+    async def wait(self) -> None:
+        """Return once the end was asked for."""
+        await self._event.wait()
+
     async def bound(self, work: Coroutine[Any, Any, None]) -> None:
         """Run `work` to its end, or cancel it, requests in flight included, when the stop is set."""
         running = asyncio.create_task(work)

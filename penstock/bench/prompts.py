@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import json
 import random
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any, Literal
 
@@ -86,9 +87,14 @@ class RandomPrompts:
 
     def draw(self, count: int, seed: int) -> list[Prompt]:
         """Draw `count` prompts."""
+        return list(islice(self.stream(seed), count))
+
+    def stream(self, seed: int) -> Iterator[Prompt]:
+        """Draw prompts without end."""
         rng = random.Random(seed)
         prefix = self._units(rng, self.prefix_len)
-        return [self._prompt(rng, prefix) for _ in range(count)]
+        while True:
+            yield self._prompt(rng, prefix)
 
     def _prompt(self, rng: random.Random, prefix: Sequence[int]) -> Prompt:
         units = [*prefix, *self._units(rng, self._length(rng, self.input_len))]
@@ -109,8 +115,8 @@ class RandomPrompts:
         return [rng.randrange(len(WORDS)) for _ in range(words)]
 
 
-def read_jsonl(path: Path, count: int, *, chat: bool, output_len: int) -> list[Prompt]:
-    """Read prompts in the order of the file, repeating it until there are `count`.
+def read_jsonl(path: Path, count: int | None, *, chat: bool, output_len: int) -> list[Prompt]:
+    """Read prompts in the order of the file, repeating it until there are `count`; once without a count.
 
     Each line is an object with `prompt` (text or token ids) or `messages`, and optionally
     `max_tokens` or `output_tokens`; `output_len` is asked for where a line gives neither.
@@ -126,7 +132,7 @@ def read_jsonl(path: Path, count: int, *, chat: bool, output_len: int) -> list[P
     ]
     if not prompts:
         raise BenchError(f'{path} has no prompts; write one JSON object per line: {{"prompt": "…"}}')
-    return [prompts[index % len(prompts)] for index in range(count)]
+    return [prompts[index % len(prompts)] for index in range(len(prompts) if count is None else count)]
 
 
 def _parse_line(line: str, where: str, *, chat: bool, output_len: int) -> Prompt:

@@ -181,12 +181,12 @@ async def _prompts(session: aiohttp.ClientSession, target: Target, bench: ServeB
         prefix_len=bench.random_prefix_len,
         format=form,
         vocab_size=bench.vocab_size,
-        tokens_per_word=await _tokens_per_word(session, target) if form == "text" else 1.0,
+        tokens_per_word=await tokens_per_word(session, target) if form == "text" else 1.0,
     )
     return prompts.draw(count, bench.seed)
 
 
-async def _tokens_per_word(session: aiohttp.ClientSession, target: Target) -> float:
+async def tokens_per_word(session: aiohttp.ClientSession, target: Target) -> float:
     """How many tokens one of our words is to the server's tokenizer; 1 if it does not say."""
     body = {"model": target.model, "prompt": " ".join(WORDS), "add_special_tokens": False}
     status, answer = await post_json(session, f"{target.base_url}/tokenize", target.headers, body)

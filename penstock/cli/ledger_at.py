@@ -8,6 +8,7 @@ from pathlib import Path
 from penstock.core.errors import StartupError
 from penstock.gateway.ledger.store import Store
 from penstock.spec import load
+from penstock.spec.model import Spec
 
 DEFAULT = Path("penstock.yaml")
 
@@ -19,17 +20,22 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     where.add_argument("--ledger", metavar="URL", help="sqlite:///FILE or postgresql://USER@HOST/DATABASE")
 
 
+def spec_of(args: argparse.Namespace) -> Spec | None:
+    """The spec that is meant; None where the ledger is named. Raises StartupError, SpecError."""
+    if args.ledger is not None:
+        return None
+    if args.spec is None and not DEFAULT.exists():
+        raise StartupError(f"There is no {DEFAULT} here.", advice="Say --spec FILE or --ledger URL.")
+    return load(args.spec or DEFAULT)
+
+
 def open_store(args: argparse.Namespace, *, create: bool = False) -> Store:
     """The ledger's database, with its tables. Raises StartupError, SpecError.
 
     `create` makes a SQLite file that is not there yet: reading one that does not exist is a mistake.
     """
-    url = args.ledger
-    if url is None:
-        if args.spec is None and not DEFAULT.exists():
-            raise StartupError(f"There is no {DEFAULT} here.", advice="Say --spec FILE or --ledger URL.")
-        url = load(args.spec or DEFAULT).ledger.url
-    store = Store(url)
+    spec = spec_of(args)
+    store = Store(args.ledger if spec is None else spec.ledger.url)
     file = store.engine.url.database
     if not create and store.engine.dialect.name == "sqlite" and not Path(str(file)).exists():
         raise StartupError(

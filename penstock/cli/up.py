@@ -28,6 +28,7 @@ from penstock.spec import Spec, load
 from . import gateway
 
 if TYPE_CHECKING:
+    from penstock.gateway.local.control import Control
     from penstock.gateway.local.fleet import LocalFleet
     from penstock.http.config import HttpConfig
 
@@ -89,6 +90,7 @@ async def _serve(
     from penstock.gateway.opening import open_door
 
     fleet = _fleet(spec, planned, key)
+    control = await _control(fleet, _port(config, sock))
     try:
         door, first_key = await open_door(spec, fleet)
         fleet.start()
@@ -107,6 +109,7 @@ async def _serve(
             raise fleet.refusal
         return status
     finally:
+        await control.close()
         await fleet.close()
 
 
@@ -137,11 +140,13 @@ def _several(
             ) from error
         hall.listen()
 
+        port = _port(config, sock)
+
         def engines() -> int:
             for each in filter(None, (sock, admin)):
                 each.close()
             with asyncio.Runner(loop_factory=loop_factory()) as runner:
-                return runner.run(_engines(spec, planned, key, hall))
+                return runner.run(_engines(spec, planned, key, hall, port))
 
         def serve_one() -> int:
             hall.close()
@@ -152,7 +157,7 @@ def _several(
         return workers.run(spec.gateway.workers, serve_one, engines)
 
 
-async def _engines(spec: Spec, planned: LocalPlan, key: str, hall: socket.socket) -> int:
+async def _engines(spec: Spec, planned: LocalPlan, key: str, hall: socket.socket, port: int | None) -> int:
     """The process that has the engines: until a signal, or until a model cannot work as the spec has it."""
     from penstock.gateway import workers
     from penstock.gateway.local.shared import Hall
@@ -168,6 +173,7 @@ async def _engines(spec: Spec, planned: LocalPlan, key: str, hall: socket.socket
             loop.create_task(fleet.close(patient=False))
 
     closing: asyncio.Task[None] | None = None
+    control = await _control(fleet, port)
     loop.add_signal_handler(workers.STOP, over.set)
     loop.add_signal_handler(workers.HURRY, hurry)
     fleet.subscribe(lambda _: over.set() if fleet.refusal is not None else None)
@@ -177,6 +183,7 @@ async def _engines(spec: Spec, planned: LocalPlan, key: str, hall: socket.socket
         await over.wait()
         server.close()
     finally:
+        await control.close()
         closing = loop.create_task(fleet.close(patient=patient))
         await closing
     if fleet.refusal is not None:
@@ -199,6 +206,24 @@ async def _worker(
         return await gateway.serve_door(spec, config, door, sock, admin, alone=False)
     finally:
         await fleet.close()
+
+
+def _port(config: HttpConfig, sock: socket.socket) -> int | None:
+    """Of the gateway; None for one that listens on a Unix socket."""
+    return None if config.uds is not None else int(sock.getsockname()[1])
+
+
+async def _control(fleet: LocalFleet, port: int | None) -> Control:
+    """Where `penstock tune` finds the engines; without it, everything else works."""
+    from penstock.gateway.local.control import Control, path_for
+
+    control = Control(fleet)
+    try:
+        if port is not None:
+            await control.listen(path_for(port))
+    except StartupError as error:
+        logger.warning("penstock tune will not be able to restart engines: %s", error)
+    return control
 
 
 def _fleet(spec: Spec, planned: LocalPlan, key: str) -> LocalFleet:

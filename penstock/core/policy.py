@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from typing import Protocol
 
 from .request import Request
+from .request_spec import ServiceClass
 
 OrderKey = tuple[float, ...]
 
@@ -71,13 +72,15 @@ class Fcfs(_LastYields):
 
 @dataclass(frozen=True)
 class Priority(_LastYields):
-    """Lower priority numbers first, then arrival; the least urgent and youngest yields first."""
+    """What somebody waits for before what nobody does, then lower priority numbers, then arrival; the least
+    urgent and youngest yields first."""
 
     name: str = "priority"
 
     def order(self, request: Request, view: View) -> OrderKey:
-        """Priority, then arrival."""
-        return (request.spec.priority, request.arrival)
+        """Class, priority, arrival."""
+        spec = request.spec
+        return (spec.service_class is ServiceClass.BACKGROUND, spec.priority, request.arrival)
 
 
 POLICIES: dict[str, Callable[[], Policy]] = {"fcfs": Fcfs, "priority": Priority}

@@ -28,7 +28,7 @@ from penstock.core.errors import (
 )
 from penstock.core.executor import Items
 from penstock.core.plan import Plan
-from penstock.core.scheduler import Scheduler
+from penstock.core.scheduler import Scheduler, SchedulerConfig
 from penstock.kernels import start_build
 from penstock.kernels.attention import KVCache
 from penstock.kernels.create import create_operations
@@ -169,7 +169,7 @@ def build_engine(config: EngineConfig, heartbeat: Heartbeat | None = None) -> En
         seed=config.seed,
         depth=2 if config.async_scheduling else 1,
     )
-    info = _info(path, model, device, limits.max_num_seqs, budget, eos_ids, timer.laps)
+    info = _info(path, model, device, limits, config.quantization, budget, eos_ids, timer.laps)
     logger.info("engine ready: %s, %s on %s; %s", info.architecture, info.dtype, device, timer)
     return Engine(loop, log, info)
 
@@ -230,7 +230,8 @@ def _info(
     path: Path,
     model: CausalLM,
     device: torch.device,
-    max_num_seqs: int,
+    limits: SchedulerConfig,
+    quantization: str,
     budget: MemoryBudget,
     eos_ids: tuple[int, ...],
     laps: dict[str, float],
@@ -245,9 +246,11 @@ def _info(
         eos_ids=eos_ids,
         block_size=budget.block_size,
         num_blocks=budget.num_blocks,
-        max_num_seqs=max_num_seqs,
+        max_num_seqs=limits.max_num_seqs,
         parameters=model.num_parameters,
         startup_seconds=laps,
+        max_num_batched_tokens=limits.max_num_batched_tokens,
+        quantization=quantization,
     )
 
 

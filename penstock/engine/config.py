@@ -75,7 +75,9 @@ class EngineConfig:
     max_num_mixed_prefill_tokens: int | None = option(
         None, "most prompt tokens beside decodes, plus 4 for each; 0 is no limit, as on CUDA", size=True
     )
-    scheduling_policy: str = option("fcfs", "priority serves lower numbers first", choices=tuple(POLICIES))
+    scheduling_policy: str = option(
+        "fcfs", "priority serves lower numbers first, and background after all else", choices=tuple(POLICIES)
+    )
     max_num_queued_reqs: int | None = option(
         None, "most requests that may wait; more are refused with 503 and Retry-After", size=True
     )

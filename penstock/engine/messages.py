@@ -87,6 +87,8 @@ class ModelInfo(msgspec.Struct, frozen=True):
     parameters: int
     startup_seconds: dict[str, float] = {}
     """Seconds of each part of the start, in order."""
+    max_num_batched_tokens: int = 0
+    quantization: str = "none"
 
 
 class Ready(msgspec.Struct, tag=True, frozen=True):

@@ -1,7 +1,8 @@
-"""The admin API: keys are made, listed, rotated and revoked, and the ledger and its budgets are read.
+"""The admin API: keys are made, listed, changed, rotated and revoked, the ledger and its budgets are read.
 
     POST  /admin/v1/keys                 make one; its secret is in this answer, and nowhere afterwards
     GET   /admin/v1/keys[/ID]            without secrets
+    POST  /admin/v1/keys/ID              change what it may; its secret stays
     POST  /admin/v1/keys/ID/rotate       a new secret; {"grace": "1h"}
     POST  /admin/v1/keys/ID/revoke       refused by all workers and gateways within two seconds
     GET   /admin/v1/ledger               rows, newest first
@@ -15,14 +16,12 @@ ledger's thread, in which requests wait for leases; what may read much has a thr
 from __future__ import annotations
 
 import asyncio
-import hmac
 import logging
 import os
 import time
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Collection, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
-from hashlib import sha256
 from typing import Annotated, Any, TypeVar
 from urllib.parse import parse_qs
 
@@ -31,27 +30,27 @@ from pydantic import AfterValidator, BaseModel, Field, ValidationError
 from starlette.routing import Route
 from starlette.types import Receive, Scope, Send
 
-from penstock.core.errors import AuthenticationFailed, InvalidRequest, StartupError, quote
-from penstock.http.auth import PermissionDenied, bearer
+from penstock.core.errors import AuthenticationFailed, InvalidRequest, quote
+from penstock.http.auth import PermissionDenied
 from penstock.http.body import parse_object, read_body
 from penstock.http.exchange import header, respond
-from penstock.spec.load import near, said
-from penstock.spec.model import Limits, Name, Part, Spec
+from penstock.spec.load import said
+from penstock.spec.model import Limits, Name, Part, ServiceClass, Spec
 from penstock.spec.units import Seconds
 
 from .keys import Keys
 from .ledger import report
-from .ledger.keys import PREFIX, Key, KeyStore, expiry
+from .ledger.keys import PREFIX, Key, KeyStore, check_names, expiry, limits_of
 from .ledger.store import Store
 from .limits.leased import Caller
 from .policy.accounts import account_id, window_end, window_start
 from .policy.amounts import NANO, Limit
 from .policy.limits import Entitlements
+from .secret import Secret, from_environment, presented
+from .tags import read_tags
 
 logger = logging.getLogger("penstock.gateway")
 
-_SHORTEST = 16
-"""Characters of an admin key: who guesses has no account to be locked out of."""
 _BODY = 64 << 10
 """Bytes of a request."""
 _MOST = 1000
@@ -84,8 +83,13 @@ class NewKey(Part):
     tags: Tags = Field(default_factory=dict)
     routes: Annotated[tuple[Name, ...], Field(max_length=256)] | None = None
     local_only: bool = False
+    service_class: ServiceClass = "realtime"
     expires: Annotated[str, Field(max_length=40)] | None = None
     limits: Limits | None = None
+
+
+class KeyChange(NewKey):
+    """What to change of one: fields that are given stand in place of what they were, `null` is none."""
 
 
 class Rotation(Part):
@@ -151,8 +155,8 @@ class Admin:
             keys: of requests; who has one of those is known, and may not do this.
             clock: Unix time in nanoseconds.
         """
-        self._digest = sha256(secret.encode()).digest()
-        self._routes = {*spec.routes, *spec.models}
+        self._secret = Secret(secret)
+        self._spec = spec
         self._store = store
         self._table = KeyStore(store)
         self._thread = thread
@@ -166,7 +170,7 @@ class Admin:
         base = "/admin/v1"
         return [
             Route(f"{base}/keys", _Guarded(self, self.keys), methods=["GET", "POST"]),
-            Route(f"{base}/keys/{{id}}", _Guarded(self, self.key), methods=["GET"]),
+            Route(f"{base}/keys/{{id}}", _Guarded(self, self.key), methods=["GET", "POST"]),
             Route(f"{base}/keys/{{id}}/rotate", _Guarded(self, self.rotate), methods=["POST"]),
             Route(f"{base}/keys/{{id}}/revoke", _Guarded(self, self.revoke), methods=["POST"]),
             Route(f"{base}/ledger", _Guarded(self, self.ledger), methods=["GET"]),
@@ -179,12 +183,8 @@ class Admin:
 
     async def check(self, scope: Scope) -> None:
         """Raises AuthenticationFailed; PermissionDenied for a key that is good for requests only."""
-        given = bearer(header(scope, b"authorization") or "")
-        if not given:
-            raise AuthenticationFailed(
-                "No admin key was provided.", advice="Send the header `Authorization: Bearer KEY`."
-            )
-        if hmac.compare_digest(sha256(given.encode()).digest(), self._digest):
+        given = presented(scope, "admin key")
+        if self._secret.matches(given):
             return
         if await self._keys.principal(given) is not None:
             raise PermissionDenied("This key is for requests; the admin API has one of its own.")
@@ -205,23 +205,27 @@ class Admin:
         await _answer(send, _list(shown, last=shown[-1]["id"] if len(found) > page.limit else None))
 
     async def _create(self, scope: Scope, receive: Receive, send: Send) -> None:
-        wanted = await _body(NewKey, scope, receive)
-        for index, route in enumerate(wanted.routes or ()):
-            if route not in self._routes:
-                advice = near(route, self._routes)
-                raise InvalidRequest(
-                    f"There is no route {quote(route)}.", param=f"routes.{index}", advice=advice
-                )
-        values = {name: getattr(wanted, name) for name in NewKey.model_fields if name != "expires"}
-        values["expires"] = self._expires(wanted.expires)
+        values = self._values(await _body(NewKey, scope, receive), NewKey.model_fields)
         key, secret = await self._thread.call(partial(self._table.create, **values), urgent=True)
         _log(scope, "made", key)
         await _answer(send, {**self._shown(key), "value": secret})
 
     async def key(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """One of them."""
-        _query(Nothing, scope)
-        await _answer(send, self._shown(await self._find(scope["path_params"]["id"])))
+        """One of them, as it is or as it shall be."""
+        id = scope["path_params"]["id"]
+        if scope["method"] != "POST":
+            _query(Nothing, scope)
+            await _answer(send, self._shown(await self._find(id)))
+            return
+        wanted = await _body(KeyChange, scope, receive)
+        if not wanted.model_fields_set:
+            raise InvalidRequest(
+                "Nothing is to be changed.", advice=f"Give one of {', '.join(KeyChange.model_fields)}."
+            )
+        values = self._values(wanted, wanted.model_fields_set)
+        key = await self._thread.call(lambda: self._table.update(id, values), urgent=True)
+        _log(scope, f"changed ({', '.join(sorted(values))})", key)
+        await _answer(send, self._shown(key))
 
     async def rotate(self, scope: Scope, receive: Receive, send: Send) -> None:
         """A new secret."""
@@ -245,9 +249,9 @@ class Admin:
         """Rows, under the names of exports."""
         page = _query(RowPage, scope)
         wanted = report.Filter(
-            since=_moment(page.since, "since"),
-            until=_moment(page.until, "until"),
-            tags=tuple(_tags(page.tag).items()),
+            since=self._moment(page.since, "since"),
+            until=self._moment(page.until, "until"),
+            tags=tuple(read_tags(page.tag, "tag").items()),
             **{name: getattr(page, name) for name in _COLUMNS},
         )
         try:
@@ -267,11 +271,11 @@ class Admin:
                 "Whose limits?", advice="Name a key, a team, or a tag as tag=feature=search."
             )
         own: Limits | None = Limits()
-        key_id, team, tags = "", whose.team or "", _tags(whose.tag)
+        key_id, team, tags = "", whose.team or "", read_tags(whose.tag, "tag")
         if whose.key is not None:
             key = await self._find(whose.key)
             key_id, team, tags = key.id, whose.team or key.team, {**tags, **key.tags}
-            own = None if key.limits is None else Limits.model_construct(**key.limits)
+            own = None if key.limits is None else limits_of(key.limits)
         found = self._entitlements.of(key_id, team, tags, own)
         now = self._clock() / NANO
         accounts = {
@@ -289,6 +293,22 @@ class Admin:
 
     async def _read(self, work: Callable[[], T]) -> T:
         return await asyncio.get_running_loop().run_in_executor(self._reader, work)
+
+    def _values(self, wanted: NewKey, names: Collection[str]) -> dict[str, Any]:
+        """What these fields of a key shall be. Raises InvalidRequest for names that lead nowhere."""
+        check_names(self._spec, wanted.team, wanted.routes or ())
+        values = {name: getattr(wanted, name) for name in names}
+        if "expires" in values:
+            values["expires"] = self._expires(wanted.expires)
+        return values
+
+    def _moment(self, text: str | None, name: str) -> int | None:
+        if text is None:
+            return None
+        try:
+            return report.instant(text, self._clock())
+        except ValueError as error:
+            raise InvalidRequest(f"{name} {quote(text)} is no time: {error}.", param=name) from None
 
     def _expires(self, text: str | None) -> int | None:
         if text is None:
@@ -313,6 +333,7 @@ class Admin:
             "tags": key.tags,
             "routes": key.routes,
             "local_only": key.local_only,
+            "service_class": key.service_class,
             "limits": limits,
             "redacted_value": f"{PREFIX}…{key.hint}",
             "created_at": key.created // NANO,
@@ -326,16 +347,7 @@ def admin_secret(spec: Spec, environment: Mapping[str, str] = os.environ) -> str
     """The admin key; None where the spec wants no admin API. Raises StartupError."""
     if spec.gateway.admin is None:
         return None
-    name = spec.gateway.admin.key_env
-    secret = environment.get(name, "").strip()
-    if len(secret) >= _SHORTEST and secret.isascii() and secret.isprintable():
-        return secret
-    problem = f"holds no key of {_SHORTEST} characters or more that can stand in a header"
-    raise StartupError(
-        f"gateway.admin: the environment variable {name} {problem if secret else 'is not set'}.",
-        param="gateway.admin.key_env",
-        advice=f"As {name}=$(openssl rand -hex 32), or take gateway.admin out of the spec.",
-    )
+    return from_environment(spec.gateway.admin.key_env, "gateway.admin.key_env", environment)
 
 
 class _Guarded:
@@ -355,7 +367,9 @@ _COLUMNS = ("id", "key", "team", "route", "upstream", "model", "settlement")
 
 
 async def _body(shape: type[M], scope: Scope, receive: Receive) -> M:
-    body = await read_body(scope, receive, _BODY)
+    """The body; one that is empty is `{}`, whatever a client's library declares it as."""
+    empty = header(scope, b"content-length") in (None, "0") and header(scope, b"transfer-encoding") is None
+    body = b"" if empty else await read_body(scope, receive, _BODY)
     return _checked(shape, parse_object(body) if body.strip() else {})
 
 
@@ -385,27 +399,6 @@ def _checked(shape: type[M], value: Mapping[str, Any]) -> M:
         if what.startswith("unknown key"):
             refusal.code = "unknown_parameter"
         raise refusal from None
-
-
-def _tags(given: tuple[str, ...]) -> dict[str, str]:
-    tags = {}
-    for each in given:
-        name, equals, value = each.partition("=")
-        if not (name and equals):
-            raise InvalidRequest(
-                f"tag {quote(each)} is not TAG=VALUE.", param="tag", advice="As feature=search."
-            )
-        tags[name] = value
-    return tags
-
-
-def _moment(text: str | None, name: str) -> int | None:
-    if text is None:
-        return None
-    try:
-        return report.instant(text, time.time_ns())
-    except ValueError as error:
-        raise InvalidRequest(f"{name} {quote(text)} is no time: {error}.", param=name) from None
 
 
 def _standing(limit: Limit, used: int, leased: int, now: float) -> dict[str, Any]:

@@ -5,7 +5,9 @@ GET   /v1/models[/NAME]         what the key may use    a key
 …     /v1/responses/NAME…       responses.manage          its owner's
 …     /admin/v1/…              admin.Admin               the admin key; here, or at a port of its own
 …     /v1/files… /v1/batches…   files.pages               their owner's
-GET   /health /ping /livez /readyz /metrics             nobody's secret
+POST  /v1/outcomes              outcomes                  of the caller's own requests
+GET   /health /ping /livez /readyz                      nobody's secret
+GET   /metrics                  prometheus                a key of its own, where the spec wants one
 """
 
 from __future__ import annotations
@@ -18,7 +20,7 @@ from msgspec.json import encode
 from starlette.routing import Route
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from penstock.core.errors import Draining, ModelNotFound, PenstockError, quote
+from penstock.core.errors import AuthenticationFailed, Draining, ModelNotFound, PenstockError, quote
 from penstock.http.config import HttpConfig
 from penstock.http.exchange import respond
 from penstock.http.layers import application
@@ -28,6 +30,7 @@ from .door import Door
 from .endpoints import ENDPOINTS, Endpoint
 from .policy.routes import Way
 from .responses import manage
+from .secret import presented
 
 Handler = Callable[[Scope, Receive, Send], Awaitable[None]]
 
@@ -80,6 +83,8 @@ def create_app(door: Door, config: HttpConfig) -> ASGIApp:
         routes += door.admin.routes()
     if door.files is not None:
         routes += door.files.routes()
+    if door.outcomes is not None:
+        routes += door.outcomes.routes()
     return application(routes, config)
 
 
@@ -134,6 +139,8 @@ class _Pages:
     async def metrics(self, scope: Scope, receive: Receive, send: Send) -> None:
         """For Prometheus."""
         door = self._door
+        if door.metrics_key is not None and not door.metrics_key.matches(presented(scope, "key for metrics")):
+            raise AuthenticationFailed("The key for metrics is wrong.")
         door.metrics.in_flight(door.load)
         now = door.monotonic()
         for station in door.stations.all():

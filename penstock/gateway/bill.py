@@ -20,7 +20,7 @@ from penstock.spec.model import Price
 from .policy.amounts import NANO, Amounts
 from .policy.price import Pace, TokenPrice, Used, by_device, by_tokens
 from .policy.routes import Place, Way
-from .records import Asked, Rate, Row
+from .records import Asked, Rate, Row, Told
 from .relay import Exchange
 from .stations import Station
 from .usage import Tally
@@ -124,12 +124,13 @@ def _settle_together(
     return _charge(row, place, way.comparator, tally, shared)
 
 
-def note(way: Way, place: Place, replica: str, bill: str, after: str) -> Asked:
+def note(way: Way, place: Place, replica: str, bill: str, after: str, behind: int = 0) -> Asked:
     """Who is asked, with all that a bill which comes late is priced by.
 
     Args:
         bill: what the engine calls it; empty where it sends no bills.
         after: the place in its feed behind which that bill will be, if known.
+        behind: tokens of the answer that the client has had.
     """
     return Asked(
         replica=replica,
@@ -143,6 +144,7 @@ def note(way: Way, place: Place, replica: str, bill: str, after: str) -> Asked:
         comparator=_rate(way.comparator),
         bill=bill,
         after=after,
+        behind=behind,
     )
 
 
@@ -155,6 +157,9 @@ def late(row: Row, asked: Asked, tally: Tally) -> Amounts | None:
     """
     if asked not in row.owed:
         return None
+    if not asked.lost and _is_joint(row):
+        told = Told(tally.device_seconds or 0, tally.input, tally.output, tally.cached)
+        return _jointly(row, asked, told)
     row.owed = tuple(each for each in row.owed if each != asked)
     if asked.lost:
         row.lost_device_seconds += (tally.device_seconds or 0) * asked.devices
@@ -169,13 +174,55 @@ def late(row: Row, asked: Asked, tally: Tally) -> Amounts | None:
     return used
 
 
-def give_up(row: Row, asked: Asked) -> None:
-    """A bill will never come: what the row says stays."""
+def give_up(row: Row, asked: Asked) -> Amounts | None:
+    """A bill will never come: what the row says stays, and None is returned. Unless it has waited for nothing
+    else to be settled by those of other engines: then, what that is charged."""
+    if not asked.lost and _is_joint(row):
+        return _jointly(row, asked, Told())
     row.owed = tuple(
         replace(each, rough=True) if asked.part is not None and each.part is not None else each
         for each in row.owed
         if each != asked
     )
+    return None
+
+
+def _is_joint(row: Row) -> bool:
+    """Whether its worker was killed when several engines had made the answer."""
+    return any(each.gave is not None for each in row.owed)
+
+
+def _jointly(row: Row, asked: Asked, told: Told) -> Amounts | None:
+    """One of the engines that made a killed worker's answer has said what it did. Once all have, the row is
+    as _settle_together would have had it: each token once, of one prompt, and the time of all.
+
+    The time of an engine that can no longer say it is reckoned as that of the others, per token that was read
+    or written; where none can, the row stays at its reservation.
+    """
+    row.owed = tuple(replace(each, told=told) if each == asked else each for each in row.owed)
+    parts = [(each, each.told) for each in row.owed if not each.lost]
+    if any(said is None for _, said in parts):
+        return None
+    row.owed = tuple(each for each in row.owed if each.lost)
+    known = [(each, said) for each, said in parts if said is not None and said.seconds is not None]
+    first = next((said for _, said in known if said.input), Told())
+    work = sum(first.input + _output(each, said) for each, said in known)
+    if not work:
+        return None
+    output = sum(_output(each, said) for each, said in parts)
+    seconds = sum(said.seconds or 0 for _, said in known)
+    missing = len(parts) - len(known)
+    seconds += seconds * (len(parts) * first.input + output - work) // work
+    last = parts[-1][0]
+    tally = Tally(first.input, output, first.cached, seconds)
+    used = _charge(row, last, last.comparator, tally, 0.0)
+    row.settlement, row.device_seconds_estimated = "estimated" if missing else "settled", bool(missing)
+    return used
+
+
+def _output(asked: Asked, told: Told | None) -> int:
+    """Tokens of an answer that came of one attempt: as the client got them, else as the engine says."""
+    return asked.gave if asked.gave is not None else 0 if told is None else told.output
 
 
 def is_nothing(row: Row, exchange: Exchange) -> bool:

@@ -50,6 +50,11 @@ _PAGE = 1000
 _MOST_BYTES = 1 << 23
 """Of a page: some 300 bytes a bill."""
 _TIMEOUT = aiohttp.ClientTimeout(total=5.0)
+_REFUSALS = (401, 403, 404)
+"""Statuses with which an engine says that it takes the gateway for nobody special, or has no feed."""
+_AGAIN = 5.0
+"""Seconds until it is asked again whether that is still so; twice as long each time."""
+_AGAIN_MOST = 300.0
 
 
 class _Bill(msgspec.Struct):
@@ -87,6 +92,12 @@ class Verdict(enum.Enum):
     """The engine has started anew since, or has dropped it, or cannot know."""
 
 
+class _Refused(NamedTuple):
+    at: float
+    """When it is asked again, in the loop's seconds."""
+    pause: float
+
+
 class _Waiting(NamedTuple):
     asked: Asked
     since: float
@@ -108,6 +119,8 @@ class Bills(Beside):
         self._cursors: dict[Station, str] = {}
         self._waiting: dict[tuple[Station, str], _Waiting] = {}
         self._kept: OrderedDict[tuple[Station, str], _Bill] = OrderedDict()
+        self._refused: dict[Station, _Refused] = {}
+        """Who would not give its bills: until it does it is not trusted, or its requests would be refused."""
         self._wanted = asyncio.Event()
 
     async def cursor(self, station: Station) -> str:
@@ -174,7 +187,12 @@ class Bills(Beside):
 
     async def look(self) -> None:
         """Read what is new, everywhere."""
-        stations = [each for each in self._stations.all() if each.trusted]
+        known = self._stations.all()
+        now = asyncio.get_running_loop().time()
+        for gone in self._refused.keys() - known:
+            del self._refused[gone]
+        again = [each for each, refused in self._refused.items() if now >= refused.at]
+        stations = [each for each in known if each.trusted or each in again]
         for gone in self._cursors.keys() - stations:
             del self._cursors[gone]
         await asyncio.gather(*(self._read(station) for station in stations))
@@ -237,17 +255,29 @@ class Bills(Beside):
 
     async def _page(self, station: Station, query: str) -> _Page | None:
         async with station.request("GET", f"/v1/bills?{query}", once=True, timeout=_TIMEOUT) as response:
-            if response.status not in (200, 401, 403, 404):
-                return None
+            if response.status in _REFUSALS:
+                self._refuse(station, response.status)
             if response.status != 200:
-                station.trusted = False
-                logger.error(
-                    "%s does not give its bills (status %d): its key is none of --gateway-key",
-                    station.id,
-                    response.status,
-                )
                 return None
-            return _decode(await read_body(response, _MOST_BYTES))
+            page = _decode(await read_body(response, _MOST_BYTES))
+        if self._refused.pop(station, None) is not None:
+            station.trusted = True
+            logger.warning("%s gives its bills again", station.id)
+        return page
+
+    def _refuse(self, station: Station, status: int) -> None:
+        """It is asked again after a while: it may have been started with another key for a moment."""
+        before = self._refused.get(station)
+        pause = _AGAIN if before is None else min(_AGAIN_MOST, 2 * before.pause)
+        self._refused[station] = _Refused(asyncio.get_running_loop().time() + pause, pause)
+        station.trusted = False
+        if before is None:
+            logger.error(
+                "%s does not give its bills (status %d): its key is none of --gateway-key; until it does, "
+                "its rows are settled by what its answers say",
+                station.id,
+                status,
+            )
 
     def _tell(self, station: Station, id: str, tally: Tally | None) -> bool:
         """Whether somebody has waited for it."""

@@ -15,22 +15,23 @@ import logging
 import random
 import secrets
 import time
-from collections.abc import Callable, Coroutine, Iterator
+from collections.abc import Callable, Coroutine, Iterator, Mapping
 from typing import Any
 
 from msgspec.json import encode
 from starlette.types import Receive, Scope, Send
 
-from penstock.core.errors import AuthenticationFailed, Draining, PenstockError
+from penstock.core.errors import AuthenticationFailed, Draining, InvalidRequest, PenstockError, quote
 from penstock.http.auth import bearer
 from penstock.http.body import parse_object, read_body
 from penstock.http.errors import send_error
 from penstock.http.exchange import ClientGone, until_disconnect
 from penstock.spec.model import Spec
 
-from . import quota
+from . import hosted, quota
 from .admin import Admin
 from .bills import Bills
+from .cascade import Cascade, cascades
 from .endpoints import Endpoint
 from .envelope import Envelope
 from .files.pages import Files
@@ -39,17 +40,22 @@ from .hooks import Hooks, Verdict
 from .keys import Keys
 from .meter import LimitReached, Meter
 from .metrics import Metrics
+from .outcomes import Outcomes
 from .owned import Owned
 from .policy.limits import Entitlements
 from .policy.routes import Book, Place, Way, order, shadows
 from .probes import Prober
 from .request import Caller, Request
+from .secret import Secret
 from .stations import Station, Stations
 from .tasks import Beside
 from .tracing import SPAN, Tracing
+from .verifiers import Verifiers
 
 logger = logging.getLogger("penstock.gateway")
 
+LOCAL_ONLY = "x-penstock-local-only"
+"""Header with which a request says that it must not leave the house."""
 _TAG_LENGTH = 128
 _LAST_WORK = 3.0
 """Seconds that bills and copies get at the end."""
@@ -91,11 +97,14 @@ class Door:
         self.fleet = fleet
         self.book = Book(spec)
         self.hooks = Hooks(spec.gateway.hooks)
+        self.verifiers = Verifiers(spec)
         self.owned = Owned(id_secret or secrets.token_bytes(32))
         self.entitlements = Entitlements(spec)
         self.metrics = metrics or Metrics()
         self.monotonic, self.wall, self.draw = monotonic, wall, draw
         self.admin: Admin | None = None
+        self.metrics_key: Secret | None = None
+        """What `/metrics` wants; None where everybody may read it."""
         self.tracing: Tracing | None = None
         self.prober = Prober(stations, monotonic)
         self.bills = Bills(stations, self.metrics)
@@ -103,6 +112,8 @@ class Door:
         """What runs beside requests."""
         self.files: Files | None = None
         """Files and batches, which need a ledger in a database."""
+        self.outcomes: Outcomes | None = None
+        """What is told of requests later, which needs one, too."""
         self._running: set[asyncio.Task[None]] = set()
         self._behind: set[asyncio.Task[None]] = set()
         self._draining = False
@@ -111,7 +122,8 @@ class Door:
     # ---- who ----
 
     async def caller(self, scope: Scope) -> Caller:
-        """Who asks. Raises AuthenticationFailed, with no hint as to what is wrong with the key."""
+        """Who asks. Raises AuthenticationFailed, with no hint as to what is wrong with the key, and Forbidden
+        for one whose team the spec does not have."""
         headers = {name.decode("latin-1"): value.decode("latin-1") for name, value in scope["headers"]}
         secret = headers.get("x-api-key", "")
         if given := headers.get("authorization"):
@@ -123,6 +135,7 @@ class Door:
         principal = await self.keys.principal(secret)
         if principal is None:
             raise AuthenticationFailed("The API key is wrong.")
+        self.book.know(principal.team)
         tags = {}
         for tag, name in self.spec.gateway.tag_headers.items():
             value = headers.get(name.lower(), "")
@@ -131,9 +144,13 @@ class Door:
         tags.update(principal.tags)
         book = self.book
         local_only = (
-            principal.local_only or book.team_local_only(principal.team) or book.tags_local_only(tags)
+            principal.local_only
+            or book.team_local_only(principal.team)
+            or book.tags_local_only(tags)
+            or _asked_to_stay(headers)
         )
-        return Caller(principal, headers, tags, local_only)
+        background = principal.service_class == "background" or book.in_background(principal.team, tags)
+        return Caller(principal, headers, tags, local_only, background)
 
     # ---- one request ----
 
@@ -148,6 +165,8 @@ class Door:
                 raise Draining("The gateway is shutting down.", retry_after=1)
             envelope = Envelope(body, endpoint)
             envelope.refuse(endpoint.refused)
+            if self.outcomes is not None:
+                self.outcomes.hear(caller)
             principal = caller.principal
             way = self.book.find(
                 envelope.model, caller.headers, caller.tags, principal.team, principal.routes
@@ -157,11 +176,13 @@ class Door:
             if self.hooks.wants("before", way.name):
                 verdict = await self._before(scope["request_id"], way, body, envelope, caller)
                 envelope, caller = self._as_said(verdict, envelope, caller)
+            hosted.check(envelope, way)
             places = self._places(way, caller)
             previous = self._previous(envelope, caller) if endpoint.owned else None
         except PenstockError as error:
             self.metrics.refused(error.code or str(error.status))
             raise
+        untouched = None if way.escalation is None else envelope.copy()
         request = Request(self, endpoint, envelope, caller, way, places, send)
         request.row.id = scope["request_id"]
         request.row.at = arrived
@@ -171,9 +192,12 @@ class Door:
         if verdict is not None:
             request.notes += verdict.notes
             request.refusal = verdict.refusal
+        run = request.run
+        if way.escalation is not None and untouched is not None and cascades(request):
+            run = Cascade(self, request, way.escalation, untouched).run
         with self.under_way():
             try:
-                await until_disconnect(receive, request.run())
+                await until_disconnect(receive, run())
             except LimitReached as error:
                 self.metrics.refused(error.code or "")
                 await send_error(send, error, quota.refusal(error, self.wall()), body=endpoint.error)
@@ -218,7 +242,8 @@ class Door:
         if verdict.tags:
             tags = {**caller.tags, **verdict.tags, **caller.principal.tags}
             local_only = caller.local_only or self.book.tags_local_only(tags)
-            caller = Caller(caller.principal, caller.headers, tags, local_only)
+            background = caller.background or self.book.in_background("", tags)
+            caller = Caller(caller.principal, caller.headers, tags, local_only, background)
         return envelope, caller
 
     def shadow(self, request: Request) -> None:
@@ -293,6 +318,7 @@ class Door:
         if self.admin is not None:
             self.admin.close()
         await self.hooks.close()
+        await self.verifiers.close()
         await self.meter.close()
         await self.stations.close()
         if self.tracing is not None:
@@ -303,6 +329,14 @@ async def _quietly(request: Request) -> None:
     """Run a shadow: what becomes of it is in its row."""
     with contextlib.suppress(PenstockError, ClientGone):
         await request.run()
+
+
+def _asked_to_stay(headers: Mapping[str, str]) -> bool:
+    """Whether a request says itself that it must not leave the house. Raises InvalidRequest."""
+    value = headers.get(LOCAL_ONLY, "false").strip().lower()
+    if value not in ("true", "false"):
+        raise InvalidRequest(f"The header {LOCAL_ONLY} must be true or false, got {quote(value)}.")
+    return value == "true"
 
 
 def _row_id(given: str | None) -> str:

@@ -9,6 +9,7 @@ its last value, so that nobody reads another one than the gateway did.
 
 from __future__ import annotations
 
+import copy
 import re
 from collections.abc import Iterable
 from typing import Any
@@ -33,6 +34,8 @@ _ELSEWHERE = re.compile(
     rb'"(?:image|image_url|input_image|video|video_url|audio_url|file|file_id|input_file|document|item_reference)"'
 )
 """What says in messages that something is not in them. In their texts quotes have a backslash."""
+BACKGROUND = 1_000_000
+"""What a request of that class has as its `priority` at least, and no other; the largest is served last."""
 UNBOUNDED = 32_768
 """Tokens of an answer that are reckoned with where neither request, route nor context bounds them."""
 _FILE_TYPES = ("input_file", "input_image", "file", "container_upload")
@@ -70,6 +73,12 @@ class Envelope:
                     raise InvalidRequest(f"{name} must be from 0 to {_MOST}, got {quote(given)}.", param=name)
                 self.cap, self._cap_field = int(given), name
                 break
+        self.priority = int(self._value("priority", int, "an integer") or 0)
+        if not 0 <= self.priority < BACKGROUND:
+            # lower is served first: nobody goes before others by saying so
+            raise InvalidRequest(
+                f"priority must be from 0 to {BACKGROUND - 1}, got {quote(self.priority)}.", param="priority"
+            )
         self.choices = self._choices() if endpoint.caps else 1
         self._elsewhere = False
         """Whether the prompt says that a part of it is somewhere else."""
@@ -128,12 +137,15 @@ class Envelope:
             cap = min(cap, context)
         return Used(input=prompt, output=cap * self.choices)
 
-    def write(self, place: Place, salt: str | None, generated: bytes | None = None) -> bytes:
+    def write(
+        self, place: Place, salt: str | None, generated: bytes | None = None, *, background: bool = False
+    ) -> bytes:
         """The body for a place.
 
         Args:
             salt: separates cached prefixes, for engines that know `cache_salt`; the client's own is dropped.
             generated: JSON list of the tokens behind which the answer is to go on.
+            background: nobody waits for it; where priorities count, it goes behind all others.
         """
         fields: dict[str, Any] = dict(self._fields)
         fields["model"] = place.model
@@ -142,18 +154,35 @@ class Envelope:
             fields["cache_salt"] = salt
         if self.endpoint.usage_option and self.stream and not self.usage_wanted:
             fields["stream_options"] = {**self._options, "include_usage": True}
+        if background and place.priorities:
+            fields["priority"] = self.priority + BACKGROUND
         if generated is not None:
             fields["generated_token_ids"] = msgspec.Raw(generated)
         return msgspec.json.encode(fields)
+
+    def raw(self, name: str) -> bytes:
+        """A field as it came; empty where it is not given."""
+        return bytes(self._fields.get(name, b""))
 
     def text(self, name: str) -> str | None:
         """A field that is a text. Raises InvalidRequest where it is none."""
         value: str | None = self._value(name, str, "a string")
         return value
 
-    def put(self, name: str, value: str) -> None:
-        """Write a text into a field."""
+    def entries(self, name: str) -> list[Any]:
+        """A field that is a list; empty if it is not there. Raises InvalidRequest where it is none."""
+        value: list[Any] | None = self._value(name, list, "a list")
+        return value or []
+
+    def put(self, name: str, value: Any) -> None:
+        """Write a field."""
         self._fields[name] = msgspec.Raw(msgspec.json.encode(value))
+
+    def copy(self) -> Envelope:
+        """One that changes by itself."""
+        twin = copy.copy(self)
+        twin._fields = dict(self._fields)
+        return twin
 
     def asks_for(self, names: Iterable[str]) -> bool:
         """Whether one of these fields asks for something."""
@@ -197,7 +226,7 @@ class Envelope:
             if name != "tools":
                 self._elsewhere = _ELSEWHERE.search(raw) is not None
             if (b'"file_id"' in raw or b'"file_ids"' in raw) and (
-                raw.count(b"{") + raw.count(b"[") > _MOST_SEEN or _has_file(_decoded(raw))
+                raw.count(b"{") + raw.count(b"[") > _MOST_SEEN or _has_file(decoded(raw))
             ):
                 raise UnsupportedParameter(
                     f"file_id in {name} is not supported by this gateway: send the file itself.", param=name
@@ -228,7 +257,8 @@ def _without_escapes(raw: bytes) -> bytes:
     return raw
 
 
-def _decoded(raw: bytes) -> Any:
+def decoded(raw: bytes) -> Any:
+    """A value of a body. Raises InvalidRequest for a number that no float can hold."""
     try:
         return msgspec.json.decode(raw)
     except (msgspec.MsgspecError, RecursionError) as error:

@@ -12,26 +12,20 @@ pass then. What hooks did is in the row's note.
 from __future__ import annotations
 
 import asyncio
-import importlib
-import inspect
 import logging
-from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-import aiohttp
-import msgspec
-
-from penstock.core.errors import InvalidRequest, PenstockError, StartupError, Unavailable, brief, cause
+from penstock.core.errors import InvalidRequest, PenstockError, Unavailable, brief
 from penstock.spec.model import Hook
+
+from .outside import Outside, find
 
 logger = logging.getLogger("penstock.gateway")
 
 MOST_EVENTS = 1 << 20
 """Bytes of a stream that hooks see."""
-_MOST_ANSWER = 32 << 20
-_THREADS = 8
 _TAG_LENGTH = 128
 
 
@@ -64,9 +58,11 @@ class Hooks:
 
     def __init__(self, hooks: Sequence[Hook]) -> None:
         """Raises StartupError for a callable that cannot be found."""
-        self._hooks = [(_name(hook), hook, _callable(hook)) for hook in hooks]
-        self._session: aiohttp.ClientSession | None = None
-        self._threads: ThreadPoolExecutor | None = None
+        self._hooks = [
+            (_name(hook), hook, None if hook.python is None else find(hook.python, "gateway.hooks"))
+            for hook in hooks
+        ]
+        self._outside = Outside("hook")
 
     def wants(self, when: Literal["before", "after"], route: str) -> bool:
         """Whether somebody looks."""
@@ -89,9 +85,7 @@ class Hooks:
                 continue
             try:
                 async with asyncio.timeout(hook.timeout):
-                    said = await (
-                        self._post(hook, about) if function is None else self._call(function, about)
-                    )
+                    said = await self._outside.ask(hook.url, function, about)
                 self._take(said, name, about, rewrites, verdict)
             except TimeoutError:
                 self._failed(hook, name, f"no answer within {hook.timeout:g} s", verdict)
@@ -103,10 +97,7 @@ class Hooks:
 
     async def close(self) -> None:
         """End connections and threads."""
-        if self._session is not None:
-            await self._session.close()
-        if self._threads is not None:
-            self._threads.shutdown(wait=False, cancel_futures=True)
+        await self._outside.close()
 
     def _take(self, said: Any, name: str, about: dict[str, Any], rewrites: str, verdict: Verdict) -> None:
         """Take in one answer. Raises ValueError where it is none."""
@@ -136,33 +127,6 @@ class Hooks:
         if hook.on_failure == "closed":
             verdict.refusal = HookFailed("A filter of this gateway does not answer.", retry_after=5)
 
-    async def _post(self, hook: Hook, about: dict[str, Any]) -> Any:
-        if self._session is None:
-            self._session = aiohttp.ClientSession(
-                cookie_jar=aiohttp.DummyCookieJar(), timeout=aiohttp.ClientTimeout(total=None)
-            )
-        headers = {"content-type": "application/json"}
-        data = msgspec.json.encode(about)
-        async with self._session.post(
-            str(hook.url), data=data, headers=headers, allow_redirects=False
-        ) as response:
-            if response.status != 200:
-                raise ValueError(f"HTTP {response.status}")
-            body = await response.content.read(_MOST_ANSWER)
-            while not response.content.at_eof():
-                body += await response.content.read(_MOST_ANSWER)
-                if len(body) > _MOST_ANSWER:
-                    raise ValueError(f"an answer of over {_MOST_ANSWER} bytes")
-            return msgspec.json.decode(body) if body.strip() else None
-
-    async def _call(self, function: Callable[[Any], Any], about: dict[str, Any]) -> Any:
-        own = msgspec.json.decode(msgspec.json.encode(about))  # what it does to it is its own
-        if inspect.iscoroutinefunction(function):
-            return await function(own)
-        if self._threads is None:
-            self._threads = ThreadPoolExecutor(_THREADS, "hook")
-        return await asyncio.get_running_loop().run_in_executor(self._threads, function, own)
-
 
 def _name(hook: Hook) -> str:
     return hook.python or str(hook.url).partition("?")[0]
@@ -170,19 +134,3 @@ def _name(hook: Hook) -> str:
 
 def _is_tag(text: object) -> bool:
     return isinstance(text, str) and 0 < len(text) <= _TAG_LENGTH and text.isprintable()
-
-
-def _callable(hook: Hook) -> Callable[[Any], Any] | None:
-    if hook.python is None:
-        return None
-    module, _, name = hook.python.partition(":")
-    try:
-        function = getattr(importlib.import_module(module), name)
-    except Exception as error:
-        raise StartupError(
-            f"gateway.hooks: {hook.python} cannot be imported: {brief(cause(error), 200)}.",
-            advice="Its module must be on Python's path (PYTHONPATH).",
-        ) from error
-    if not callable(function):
-        raise StartupError(f"gateway.hooks: {hook.python} is not callable.")
-    return function  # type: ignore[no-any-return]

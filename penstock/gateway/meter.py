@@ -25,12 +25,14 @@ class LimitReached(Unavailable):
     code = "rate_limit_exceeded"
 
     def __init__(
-        self, limit: Limit, *, remaining: int, resets_at: float, retry_after: int, message: str
+        self, limit: Limit, *, remaining: int, resets_at: float, retry_after: int | None, message: str
     ) -> None:
+        """`retry_after`: seconds after which the request may pass; None where it never will as it is."""
         super().__init__(message, retry_after=retry_after)
         self.limit = limit
         self.remaining = remaining
         self.resets_at = resets_at  # Unix time
+        self.passes_later = retry_after is not None
         if limit.unit in ("dollars", "device_seconds"):
             self.type = self.code = "insufficient_quota"
 
@@ -71,9 +73,19 @@ class Meter(Protocol[Granted]):
         only where the limit is reached; Unavailable where nobody can tell."""
         ...
 
+    async def count(self, limits: Sequence[Limit]) -> None:
+        """Count a request that uses no device, and has no row. Raises as `reserve`."""
+        ...
+
     def asked(self, reservation: Granted, asked: Asked) -> None:
         """An upstream will be asked now: should this process die, its bill settles the row. Never waits,
         never raises."""
+        ...
+
+    def hand_over(self, reservation: Granted, used: Amounts, row: Row, worst: Amounts) -> Granted:
+        """The request has ended with `used`, and its row is final; another one, which `row` is of, begins
+        with `worst` of what was reserved for both. Durable, both or neither, before it returns; never waits.
+        Raises Unavailable, and then the first one goes on as it was."""
         ...
 
     def commit(self, reservation: Granted, used: Amounts) -> None:

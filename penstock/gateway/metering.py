@@ -147,6 +147,14 @@ class LedgerMeter:
         self._open += 1
         return Reserved(row, number, ticket, self.counters)
 
+    async def count(self, limits: Sequence[Limit]) -> None:
+        """Count a request that has no row: at once, since it uses nothing that would be known later. Raises
+        LimitReached, Unavailable."""
+        ticket = self.counters.reserve_now(limits, Amounts())
+        if ticket is None:
+            ticket = await self.counters.reserve(limits, Amounts())
+        self.counters.settle(ticket, Amounts())
+
     def asked(self, reservation: Reserved, asked: Asked) -> None:
         """An upstream will be asked now, on disk before it is."""
         if reservation.ticket is not None:
@@ -162,6 +170,29 @@ class LedgerMeter:
         """See Store.resettle; whoever counts learns of it. Raises Unavailable."""
         added = await self.thread.call(lambda: self.store.resettle(places, settle))
         await self.counters.corrected(added)
+
+    def hand_over(self, reservation: Reserved, used: Amounts, row: Row, worst: Amounts) -> Reserved:
+        """A request has ended, and another one goes on with `worst` of its reservation. Raises SpoolFull, and
+        then the first one goes on."""
+        ticket = reservation.ticket
+        assert ticket is not None
+        later = self.counters.split(ticket, worst)
+        row.reserved_tokens, row.reserved_dollars = worst.tokens, worst.dollars
+        row.reserved_device_seconds = worst.device_seconds
+        row.settlement = "open"
+        ended = reservation.row
+        if ended.settlement == "open":
+            ended.settlement = "settled"
+        try:
+            number = self.journal.hand_over(
+                reservation.number, ended, charges(ticket, used), row, charges(later, worst), later.number
+            )
+        except BaseException:
+            self.counters.settle(later, NOTHING)
+            raise
+        reservation.ticket = None
+        self.counters.settle(ticket, used)
+        return Reserved(row, number, later, self.counters)
 
     def commit(self, reservation: Reserved, used: Amounts) -> None:
         """A request has ended, with what it used. The second time it does nothing."""
@@ -248,7 +279,21 @@ class LedgerMeter:
         before = [number for number in numbers if number not in found]
         for entry in await self.thread.call(lambda: self.store.entries(worker, before)):
             found[entry.number] = entry
-        return {number: _used(found[number]) for number in numbers if number in found}
+        # who had handed over without the counters having been told holds the reservation of both
+        told = set(numbers)
+        later = {
+            entry.row.escalated_from: entry
+            for entry in entries
+            if entry.row.escalated_from and entry.number not in told
+        }
+        uses = {}
+        for number in numbers:
+            if (first := found.get(number)) is not None:
+                uses[number] = _used(first)
+                if (other := later.get(first.row.id)) is not None:
+                    for unit, amount in _used(other).items():
+                        uses[number][unit] = uses[number].get(unit, 0) + amount
+        return uses
 
     async def _bury(self) -> None:
         """Whoever else has died here is taken over."""

@@ -44,6 +44,16 @@ BILLS = Metric(
     "Final bills of engines that did not come in time (overdue); and of these, or of workers that died: "
     "those that settled their rows (late), and those that never will (lost).", ("upstream", "outcome"),
 )  # fmt: skip
+VERDICTS = Metric(
+    "penstock:gateway_verdicts", Kind.COUNTER,
+    "Answers of attempts that were judged on routes that escalate, by what was found.",
+    ("route", "verifier", "verdict"),
+)  # fmt: skip
+ESCALATIONS = Metric(
+    "penstock:gateway_escalations", Kind.COUNTER,
+    "Requests that were escalated, by the verifier that their attempt did not pass, and what came of it.",
+    ("route", "verifier", "outcome"),
+)  # fmt: skip
 INPUT_TOKENS = Metric("penstock:gateway_input_tokens", Kind.COUNTER, "Tokens of prompts, as billed.", _ROUTE)
 OUTPUT_TOKENS = Metric("penstock:gateway_output_tokens", Kind.COUNTER, "Tokens generated, as billed.", _ROUTE)
 CACHED_TOKENS = Metric(
@@ -72,6 +82,12 @@ STATION_WEIGHT = Metric(
     "Share of a healthy replica's requests that it gets: 0 is out, 1 is well.", ("replica",),
 )  # fmt: skip
 
+OUTCOMES = Metric(
+    "penstock:gateway_outcomes", Kind.COUNTER,
+    "Outcomes that were told of requests, by what became of them: told, unchanged, unknown, late, too_many, "
+    "lost (of a header, while the ledger did not answer).", ("verdict",),
+)  # fmt: skip
+
 ENGINE_READY = Metric(
     "penstock:gateway_engine_ready", Kind.GAUGE,
     "Whether an engine of this machine takes requests; one that sleeps does not.", ("replica",),
@@ -83,9 +99,10 @@ ENGINE_RESTARTS = Metric(
 
 METRICS = (
     *(REQUESTS, REFUSALS, IN_FLIGHT, ATTEMPTS_FAILED, STREAMS_RESUMED, BILLS),
+    *(VERDICTS, ESCALATIONS),
     *(INPUT_TOKENS, OUTPUT_TOKENS, CACHED_TOKENS, DEVICE_SECONDS, DOLLARS),
     *(TIME_TO_FIRST_BYTE, LATENCY, WAITED, STATION_IN_FLIGHT, STATION_WEIGHT),
-    *(ENGINE_READY, ENGINE_RESTARTS),
+    *(OUTCOMES, ENGINE_READY, ENGINE_RESTARTS),
 )
 
 
@@ -126,6 +143,18 @@ class Metrics:
         """A bill was not there with the end of its request."""
         self._count(BILLS, 1, upstream, outcome)
 
+    def verdict(self, route: str, verifier: str, verdict: str) -> None:
+        """An attempt was judged."""
+        self._count(VERDICTS, 1, route, verifier, verdict)
+
+    def escalated(self, route: str, verifier: str, outcome: Literal["answered", "failed"]) -> None:
+        """A request was escalated."""
+        self._count(ESCALATIONS, 1, route, verifier, outcome)
+
+    def outcomes(self, verdict: str, count: int) -> None:
+        """Outcomes were told."""
+        self._count(OUTCOMES, count, verdict)
+
     def in_flight(self, count: int) -> None:
         """How many requests are under way."""
         self._gauges[IN_FLIGHT.name].set(count)
@@ -146,7 +175,8 @@ class Metrics:
         """A request has its final row."""
         where = (row.route, row.upstream)
         self._count(REQUESTS, 1, *where, str(row.status), row.end)
-        self.billed(row)
+        if not row.provisional:
+            self.billed(row)
         for metric, span in (
             (TIME_TO_FIRST_BYTE, row.first_byte),
             (LATENCY, row.total),
@@ -156,7 +186,8 @@ class Metrics:
                 self._observe(metric, span / NANO, *where)
 
     def billed(self, row: Row) -> None:
-        """What a request has used is known; of a batch that is long after its end."""
+        """What a request has used is known: with its end, or where its bill or a batch comes later, then. So
+        no counter has to go down."""
         where = (row.route, row.upstream)
         for metric, amount in (
             (INPUT_TOKENS, row.input_tokens),

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import logging
+import os
 import secrets
+from collections.abc import Mapping
 from pathlib import Path
 
 import sqlalchemy as sa
 
-from penstock.core.errors import PenstockError
+from penstock.core.errors import PenstockError, quote
+from penstock.spec.load import near
 from penstock.spec.model import Spec
 
 from .admin import Admin, admin_secret
@@ -18,10 +22,14 @@ from .ledger.keys import KeyCache, KeyStore
 from .ledger.schema import meta
 from .ledger.store import Beat, Store
 from .metering import LedgerMeter
+from .outcomes import Outcomes
 from .paid import PaidHours
+from .secret import Secret, from_environment
 from .settler import Settler
 from .stations import Stations
 from .tracing import open_tracing
+
+logger = logging.getLogger("penstock.gateway")
 
 FIRST_KEY = "first"
 """Name of the key that is made where there is none."""
@@ -35,6 +43,11 @@ async def open_door(spec: Spec, fleet: Fleet | None) -> tuple[Door, str | None]:
     or a package, is missing.
     """
     secret_of_admin = admin_secret(spec)
+    metrics_key = None
+    if spec.gateway.metrics_key_env is not None:
+        metrics_key = Secret(
+            from_environment(spec.gateway.metrics_key_env, "gateway.metrics_key_env", os.environ)
+        )
     tracing = open_tracing() if spec.gateway.tracing else None
     stations = Stations(spec, fleet)
     cache: KeyCache | None = None
@@ -48,21 +61,38 @@ async def open_door(spec: Spec, fleet: Fleet | None) -> tuple[Door, str | None]:
         keys = KeyStore(meter.store)
         cache = KeyCache(keys, meter.thread)
         secret = await meter.thread.call(lambda: _first_key(keys))
+        _warn_of_teams(spec, await meter.thread.call(keys.teams))
         ids = await meter.thread.call(lambda: _id_secret(meter.store))
     except PenstockError:
         await meter.close()
         raise
     door = Door(spec, cache, meter, stations, fleet, id_secret=ids)
     door.files = Files(door, meter, Path(spec.ledger.spool))
+    door.outcomes = Outcomes(door, meter, spec.ledger.outcome_window)
     door.beside += [
         Settler(meter, door.bills, stations, door.metrics, door.wall),
         PaidHours(meter, spec, door.wall),
         door.files.settling,
     ]
-    door.tracing = tracing
+    door.tracing, door.metrics_key = tracing, metrics_key
     if secret_of_admin is not None:
         door.admin = Admin(secret_of_admin, spec, meter.store, meter.thread, cache)
     return door, secret
+
+
+def _warn_of_teams(spec: Spec, teams: Mapping[str, int]) -> None:
+    """Keys of teams that the spec does not have are refused: whoever has taken one out shall know."""
+    for team, count in sorted(teams.items()):
+        if team not in spec.teams:
+            what = "key is" if count == 1 else "keys are"
+            advice = f"Add it under teams, or `penstock keys update ID --team`. {near(team, spec.teams)}"
+            logger.warning(
+                "%d %s of the team %s, which the spec does not have: requests get a 403 (unknown_team). %s",
+                count,
+                what,
+                quote(team),
+                advice.rstrip(),
+            )
 
 
 def _first_key(keys: KeyStore) -> str | None:

@@ -6,7 +6,6 @@ somebody asks (ledger/idle.py).
 
 from __future__ import annotations
 
-import asyncio
 import logging
 from collections.abc import Callable
 
@@ -16,12 +15,9 @@ from penstock.spec.model import Spec
 from .ledger.idle import claim
 from .metering import LedgerMeter
 from .policy.idle import Terms
-from .tasks import Beside
+from .tasks import Repeated
 
 logger = logging.getLogger("penstock.gateway")
-
-INTERVAL = 5.0
-"""Seconds between two extensions: so much of the last hours is not there yet."""
 
 
 def terms(spec: Spec) -> dict[str, Terms]:
@@ -38,8 +34,11 @@ def terms(spec: Spec) -> dict[str, Terms]:
     }
 
 
-class PaidHours(Beside):
+class PaidHours(Repeated):
     """Extends the claims of one gateway."""
+
+    interval = 5.0
+    failure = "the hours that pools are paid for cannot be written"
 
     def __init__(self, meter: LedgerMeter, spec: Spec, wall: Callable[[], int]) -> None:
         """`wall`: Unix time in nanoseconds."""
@@ -49,8 +48,13 @@ class PaidHours(Beside):
         self._wall = wall
         self._begun: dict[str, int] = {}
 
-    async def extend(self) -> None:
-        """Until now. Raises Unavailable; the next time makes up for it."""
+    def start(self) -> None:
+        """Begin, where there is something to be paid for."""
+        if self._terms:
+            super().start()
+
+    async def look(self) -> None:
+        """Extend them until now. Raises Unavailable; the next time makes up for it."""
         store, worker, now = self._meter.store, self._meter.journal.worker, self._wall()
         begun = dict(self._begun)
         self._begun = await self._meter.thread.call(lambda: claim(store, worker, self._terms, begun, now))
@@ -60,16 +64,6 @@ class PaidHours(Beside):
         await super().stop()
         if self._begun:
             try:
-                await self.extend()
+                await self.look()
             except Unavailable:
-                logger.warning("the last %g s of paid hours are not in the ledger", INTERVAL)
-
-    async def _run(self) -> None:
-        while self._terms:
-            try:
-                await self.extend()
-            except Unavailable:
-                pass  # the meter says it
-            except Exception:
-                logger.exception("the hours that pools are paid for cannot be written")
-            await asyncio.sleep(INTERVAL)
+                logger.warning("the last %g s of paid hours are not in the ledger", self.interval)

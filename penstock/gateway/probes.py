@@ -18,12 +18,10 @@ import aiohttp
 
 from .policy.health import Progress
 from .stations import Station, Stations, read_body
-from .tasks import Beside
+from .tasks import Repeated
 
 logger = logging.getLogger("penstock.gateway")
 
-INTERVAL = 1.0
-"""Seconds between two looks at a replica."""
 _TIMEOUT = aiohttp.ClientTimeout(total=3.0)
 _MOST = 1 << 20
 """Bytes of a page of metrics."""
@@ -106,8 +104,10 @@ class Probe:
         return self._progress.seen(found.get(_RUNNING, 0.0), done, now)
 
 
-class Prober(Beside):
+class Prober(Repeated):
     """Looks at every replica of an engine, once a second, all at a time."""
+
+    failure = "probing failed"
 
     def __init__(self, stations: Stations, monotonic: Callable[[], float]) -> None:
         super().__init__()
@@ -120,11 +120,3 @@ class Prober(Beside):
         stations = [each for each in self._stations.all() if each.kind in ("penstock", "vllm")]
         self._probes = {each: self._probes.get(each) or Probe(each, self._monotonic) for each in stations}
         await asyncio.gather(*(probe.look() for probe in self._probes.values()))
-
-    async def _run(self) -> None:
-        while True:
-            try:
-                await self.look()
-            except Exception:
-                logger.exception("probing failed")
-            await asyncio.sleep(INTERVAL)

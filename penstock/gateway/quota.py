@@ -37,7 +37,8 @@ def refusal(error: LimitReached, now: int) -> dict[str, str]:
     limit = error.limit
     triple = _triple(limit.unit, limit.cap, error.remaining, error.resets_at, now)
     headers = {name.decode(): value.decode() for name, value in triple}
-    headers["x-should-retry"] = "false" if error.code == "insufficient_quota" else "true"
+    retry = error.passes_later and error.code != "insufficient_quota"
+    headers["x-should-retry"] = "true" if retry else "false"
     return headers
 
 

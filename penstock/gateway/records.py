@@ -6,11 +6,14 @@ from typing import Literal
 
 import msgspec
 
-from penstock.spec.model import Limits
+from penstock.spec.model import Limits, ServiceClass
 
 Settlement = Literal["open", "settled", "estimated", "unsettled"]
 """Of a row: under way; what the upstream said at the end; reckoned from metrics or bytes; never told, and
 charged at its reservation."""
+Verdict = Literal["", "passed", "failed", "open", "closed"]
+"""On an attempt of a route that escalates: none was looked for; its answer is good; it is not; the verifier
+itself failed, and the answer passed without it (`open`), or did not (`closed`)."""
 
 
 class Principal(msgspec.Struct, frozen=True):
@@ -26,6 +29,8 @@ class Principal(msgspec.Struct, frozen=True):
     """Routes that it may use; None is all."""
     local_only: bool = False
     """Its requests never leave the house."""
+    service_class: ServiceClass = "realtime"
+    """Of all its requests; team, tags and routes may make it `background` as well."""
     limits: Limits | None = None
     """Its own, in place of its team's key_limits and of the spec's; None where it has none."""
 
@@ -37,6 +42,16 @@ class Rate(msgspec.Struct, frozen=True):
     output: int
     cached_input: int | None
     per: int
+
+
+class Told(msgspec.Struct, frozen=True, omit_defaults=True):
+    """What the bill of one engine of several says, until those of the others are there."""
+
+    seconds: int | None = None
+    """Nanoseconds of a device; None where the bill will never come."""
+    input: int = 0
+    output: int = 0
+    cached: int = 0
 
 
 class Asked(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
@@ -61,6 +76,12 @@ class Asked(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     of the answer. The bill replaces that, and nothing else."""
     rough: bool = False
     """A bill of another part will never come: with this one, too, the row is an estimate."""
+    behind: int = 0
+    """Tokens of the answer that the client had when it was asked: it goes on with a stream that broke."""
+    gave: int | None = None
+    """Tokens of the answer that came of it before another engine went on; of rows of killed workers."""
+    told: Told | None = None
+    """Its bill, where the row waits for those of other engines."""
     lost: bool = False
     """It failed, and its answer is not the row's: its device time is nobody's."""
 
@@ -93,7 +114,8 @@ class Row(msgspec.Struct, kw_only=True):
     status: int = 0
     """HTTP status that the client got; 499 if it had gone."""
     end: str = ""
-    """How it ended: `done`, `client_gone`, `upstream_failed`, `cut`, `refused`, `killed`."""
+    """How it ended: `done`, `client_gone`, `upstream_failed`, `cut`, `refused`, `killed`; `escalated`: an
+    attempt whose answer the client did not get, because a dearer one was asked for."""
     attempts: int = 0
     """Upstreams that were asked."""
     input_tokens: int = 0
@@ -126,9 +148,26 @@ class Row(msgspec.Struct, kw_only=True):
     reserved_device_seconds: int = 0
     """What it was let through with, at most; what an `unsettled` row is charged."""
     escalated_from: str | None = None
-    """Row of the cheaper attempt."""
+    """Of an escalated request's final row: the id of its attempt's row, which is one of its own."""
+    verifier: str = ""
+    """Of an attempt: whose word counted, by name; `attempt` where there was no answer to look at."""
+    verdict: Verdict = ""
+    score: float | None = None
+    """What the verifier measured, where it measures something: a mean log-probability, a length."""
+    reason: str = ""
+    """Why it did not pass, without a word of the answer."""
     outcome: str | None = None
+    """How it turned out, as was told later: `success`, `failure`, or a score from 0 to 1."""
+    uncapped: bool = False
+    """It generated without any bound: neither request nor route gave `max_tokens`."""
+    context: int | None = None
+    """Longest context of who answered, in tokens; None where the spec does not say."""
     note: str = ""
     """What hooks and retries did, in a few words."""
     owed: tuple[Asked, ...] = ()
     """Attempts whose bills have not come yet; those that are not `lost` settle the row."""
+
+    @property
+    def provisional(self) -> bool:
+        """Whether a bill may still change what it is charged."""
+        return any(not asked.lost for asked in self.owed)

@@ -13,7 +13,7 @@ import asyncio
 import contextlib
 import logging
 import secrets
-from collections.abc import Mapping
+from collections.abc import Coroutine, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NoReturn
 
@@ -25,13 +25,13 @@ from penstock.http.errors import internal
 from penstock.http.exchange import ClientGone
 
 from . import bill, quota
+from .charge import Charge
 from .endpoints import Endpoint
 from .envelope import Envelope
 from .hooks import Verdict
-from .meter import Reservation
 from .owned import Renamer
 from .policy.affinity import choose, prefix_hashes
-from .policy.amounts import NANO, Amounts, Limit
+from .policy.amounts import NANO, Amounts
 from .policy.retries import ejects, pause
 from .policy.routes import Place, Way
 from .records import Asked, Principal, Row
@@ -49,6 +49,10 @@ _FORWARDED = ("accept", "traceparent", "tracestate", "anthropic-version", "anthr
 """Headers of the client that an upstream sees."""
 
 
+_HEARD = 0.05
+"""Seconds in which the process that has the engines has told a worker what it does with them."""
+
+
 class NoReplica(Unavailable):
     """Nobody can take a request now."""
 
@@ -63,6 +67,8 @@ class Caller:
     headers: Mapping[str, str]
     tags: dict[str, str]
     local_only: bool
+    background: bool = False
+    """Nobody waits for it."""
 
 
 class Request:
@@ -101,14 +107,13 @@ class Request:
             route=way.name,
         )
         self.exchange = Exchange()
-        self._rest = Resumption(self)
+        self.rest = Resumption(self)
         self._relay: Relay | None = None
         self.place: Place | None = None
-        self._station: Station | None = None
-        self._asked: Asked | None = None
+        self.station: Station | None = None
+        self.asked: Asked | None = None
         """The last attempt."""
-        self.reserved = Amounts()
-        self._reservation: Reservation | None = None
+        self.charge = Charge(self)
         self.refusal: PenstockError | None = None
         """What hooks have said against it; its row says so."""
         self._later = False
@@ -117,35 +122,51 @@ class Request:
         self.previous: tuple[str, str, Station] | None = None
         """What a response continues: its name, the upstream's id, and the only replica that knows it."""
         self.notes: list[str] = []
-        self._used: Amounts | None = None
-        self._shared = 0.0
+        self.held = False
+        """Whether its answer is not for the client yet: somebody judges it first."""
+        self.headers_out = False
+        """Whether the client has the headers of an answer that is still to come."""
+        self.earlier: Row | None = None
+        """The row of the attempt whose answer did not do."""
+        self.marks: list[tuple[bytes, bytes]] = []
+        """More headers of its answer."""
         envelope.limit(way.route.max_tokens)
+        self.row.uncapped = bool(endpoint.caps) and envelope.cap is None
         self._salt = f"team:{principal.team}" if principal.team else f"key:{principal.key_id}"
         self._hashes: tuple[bytes, ...] | None = None
 
     async def run(self) -> None:
         """Reserve, ask, answer, commit."""
-        door, row = self.door, self.row
-        limits: tuple[Limit, ...] = ()
+        await self.admit()
+        await self.conclude(self.ask())
+
+    async def admit(self, later: Amounts | None = None) -> None:
+        """Reserve, also for what may come `later`. Raises what refuses the request: then it has ended."""
         if self.refusal is not None:
             await self._refuse(self.refusal)
-        if self.endpoint.metered:
-            limits = door.entitlements.of(row.key_id, row.team, row.tags, self.caller.principal.limits)
-        self.reserved = self._worst()
-        if self.endpoint.metered:
-            self._reservation = await door.meter.reserve(row, limits, self.reserved)
+        await self.charge.reserve(later)
         if self.span is not None:
             self.span.expect_row()
+
+    async def ask(self) -> None:
+        """Have somebody answer. Raises PenstockError where nobody does."""
+        if not self.is_copy:
+            self.door.shadow(self)
+        await self._attempts()
+
+    async def conclude(self, work: Coroutine[Any, Any, None]) -> None:
+        """Do what answers the request, and commit what has come of it, however it ends."""
+        door, charge = self.door, self.charge
         try:
-            if not self.is_copy:
-                door.shadow(self)
-            await self._attempts()
+            await work
+            if charge.handed_over:
+                return
             self._end("upstream_failed" if self.exchange.broken is not None else "done", self.exchange.status)
-            if self._inspects and self.exchange.whole:
+            if self.inspects and self.exchange.whole:
                 self._later = True
                 door.behind(self._look_back())
         except asyncio.CancelledError:
-            if self.exchange.sent:  # it has all there is
+            if self.exchange.sent and not self.held:  # it has all there is
                 self._end("done", self.exchange.status)
             else:
                 self._end("killed" if door.draining else "client_gone", 499)
@@ -154,34 +175,31 @@ class Request:
             self._end("client_gone", 499)
             raise
         except PenstockError as error:
-            self._end("refused" if self.refusal is error else "upstream_failed", error.status)
+            status = 200 if self.headers_out else error.status
+            self._end("refused" if self.refusal is error else "upstream_failed", status)
             raise
         except Exception as error:
-            failure = internal(error, f"request {row.id}")
+            failure = internal(error, f"request {self.row.id}")
             self._end("upstream_failed", failure.status)
             raise failure from None
         finally:
-            if not self._later:
-                if self._owed_bills():
-                    door.behind(self._commit_by_bill())
-                else:
-                    self._commit()
+            if not (self._later or charge.handed_over):
+                charge.conclude()
 
     async def _refuse(self, refusal: PenstockError) -> NoReturn:
         """Write a row that counts for nobody, and raise."""
         self._end("refused", refusal.status)
-        if self.endpoint.metered:
-            self._reservation = await self.door.meter.reserve(self.row, (), Amounts(requests=0))
-        self._commit()
+        await self.charge.nothing()
         raise refusal
 
     # ---- hooks that look at answers ----
 
     @property
-    def _inspects(self) -> bool:
-        return not self.is_copy and self.door.hooks.wants("after", self.way.name)
+    def inspects(self) -> bool:
+        """Whether hooks look at its answer, now that it is one."""
+        return not (self.is_copy or self.held) and self.door.hooks.wants("after", self.way.name)
 
-    async def _inspect(self, answer: bytes) -> bytes:
+    async def inspect(self, answer: bytes) -> bytes:
         """What hooks make of a whole answer. Raises their refusal: it is charged all the same."""
         verdict = await self._ask_hooks({"answer": msgspec.json.decode(answer)}, "answer")
         if verdict.refusal is not None:
@@ -195,7 +213,7 @@ class Request:
             events = bytes(self.exchange.seen).decode("utf-8", "replace")
             await self._ask_hooks({"events": events}, "")
         finally:
-            await self._commit_by_bill()
+            await self.charge.commit_by_bill()
 
     async def _ask_hooks(self, more: dict[str, Any], rewrites: str) -> Verdict:
         row = self.row
@@ -218,7 +236,8 @@ class Request:
     def copy_for(self, place: Place) -> Request:
         """The same request for a shadow: with a row that nobody pays, and without a reader."""
         caller = self.caller
-        nobody = Caller(Principal(key_id="", key_name="shadow"), {}, caller.tags, caller.local_only)
+        principal = Principal(key_id="", key_name="shadow")
+        nobody = Caller(principal, {}, caller.tags, caller.local_only, background=True)
         copy = Request(self.door, self.endpoint, self.envelope, nobody, self.way, (place,), _nowhere)
         copy.row.id = secrets.token_hex(16)
         copy.row.at, copy.started = self.row.at, self.started
@@ -233,12 +252,12 @@ class Request:
         tried: set[str] = set()
         asked: set[Place] = set()
         failed: Failed | None = None
-        number = 0
+        number = spared = 0
         with contextlib.ExitStack() as used:
             while True:
                 number += 1
                 places = self.places
-                if number > 1 + self.way.route.retries:
+                if number > 1 + self.way.route.retries + spared:
                     places = tuple(
                         place for place in self.way.fallback if place in places and place not in asked
                     )
@@ -261,8 +280,20 @@ class Request:
                 except Failed as error:
                     failed = error
                 if self.exchange.begun:
-                    await self._rest.go_on(failed, place, number, tried, used)
+                    await self.rest.go_on(failed, place, number, tried, used)
                     return
+                if not spared and await self._has_left(place, station, failed):
+                    spared, failed = 1, None  # nobody was asked
+                    tried.discard(station.id)
+                    asked.discard(place)
+
+    async def _has_left(self, place: Place, station: Station, failed: Failed) -> bool:
+        """Whether a model of ours has fallen asleep just as it was to be asked: it is woken then, and that is
+        none of the route's `retries`."""
+        if not place.local or not (failed.attempt.fault == "connect" or failed.attempt.status == 503):
+            return False
+        await asyncio.sleep(_HEARD)
+        return station not in self.door.stations.of(place)
 
     async def give_up(self, failed: Failed) -> None:
         """End a stream with an error: nobody goes on with it."""
@@ -339,19 +370,21 @@ class Request:
         door, row = self.door, self.row
         after = await door.bills.cursor(station)  # which may find that it is not trusted
         headers, bill_id = self._headers(station)
-        asked = bill.note(self.way, place, station.id, bill_id, after)
+        asked = bill.note(self.way, place, station.id, bill_id, after, self.rest.behind)
         now = door.monotonic()
         exchange = self.exchange
-        generated = self._rest.begin(station)
-        if self._rest.transcript is not None:
+        generated = self.rest.begin(station)
+        if self.rest.transcript is not None:
             headers["x-penstock-stream-tokens"] = "1"
-        self.place, self._used, self._station, self._asked = place, None, station, asked
-        if self._reservation is not None and bill_id:
-            door.meter.asked(self._reservation, asked)
+        self.place, self.station, self.asked = place, station, asked
+        self.charge.attempted()
+        if self.charge.reservation is not None and bill_id:
+            door.meter.asked(self.charge.reservation, asked)
         row.upstream, row.replica, row.model, row.attempts = place.name, station.id, place.model, number
+        row.context = min(filter(None, (self.way.route.context, place.context)), default=None)
         row.waited = row.waited or round((now - self.started) * NANO)
-        body = self.envelope.write(place, self._salt, generated)
-        inspect = self._inspect if self._inspects else None
+        body = self.envelope.write(place, self._salt, generated, background=self._background)
+        inspect = self.inspect if self.inspects else None
         relay = self._relay = Relay(
             station,
             self.endpoint,
@@ -359,7 +392,7 @@ class Request:
             self.send,
             self._renamer(station),
             inspect,
-            self._rest.transcript,
+            self.rest.transcript,
         )
         if self.span is not None:
             self._attempt_span = self.span.attempt(place, station, number)
@@ -379,11 +412,11 @@ class Request:
                 )
         except Failed as error:
             self._failed(station, error)
-            part = self._rest.broke(station, asked)
+            part = self.rest.broke(station, asked)
             lost = exchange.asked and part is None
             if lost and bill_id:  # it may have worked: its bill will say so
                 row.owed += (msgspec.structs.replace(asked, lost=True),)
-            self._asked, self.exchange = None, exchange.next()  # whatever comes now, this was no whole answer
+            self.asked, self.exchange = None, exchange.next()  # whatever comes now, this was no whole answer
             raise
         else:
             if exchange.broken is not None:
@@ -392,11 +425,11 @@ class Request:
                 station.health.succeeded(door.monotonic())
         finally:
             station.in_flight -= 1
-            self._shared = station.share.end(begun, door.monotonic())
+            shared = self.charge.shared = station.share.end(begun, door.monotonic())
             if part is not None:
-                part.shared = self._shared
+                part.shared = shared
             if lost and place.on_devices and not bill_id:
-                row.lost_device_seconds += round(self._shared * NANO) * place.devices
+                row.lost_device_seconds += round(shared * NANO) * place.devices
             if self._attempt_span is not None:
                 self._attempt_span.end(exchange.status)
 
@@ -416,6 +449,10 @@ class Request:
         self.notes.append(f"{station.id}: {attempt.fault}" + (f" {attempt.status}" if attempt.status else ""))
         logger.warning("request %s: the upstream %s %s", self.row.id, station.id, failed.message)
 
+    @property
+    def _background(self) -> bool:
+        return self.caller.background or self.way.route.service_class == "background"
+
     def _headers(self, station: Station) -> tuple[dict[str, str], str]:
         """Of the request to an upstream; and what its bill will be called, if there will be one."""
         given = self.caller.headers
@@ -428,99 +465,36 @@ class Request:
         # clients choose ids, and may repeat them; a bill is of one attempt
         headers["x-request-id"] = bill_id = f"{self.row.id[:200]}.{secrets.token_hex(4)}"
         headers["x-penstock-tenant"] = self._salt
+        headers["x-penstock-class"] = "background" if self._background else "realtime"
         return headers, bill_id
 
-    # ---- what it costs ----
-
-    def _owed_bills(self) -> list[bill.Part]:
-        """What engines worked for and have not said how much of it, but will."""
-        exchange, station, asked = self.exchange, self._station, self._asked
-        if self._reservation is None:
-            return []
-        owed = [part for part in self._rest.parts if part.tally.device_seconds is None]
-        told = exchange.tally.told and exchange.tally.final
-        if told or not exchange.asked or exchange.refused:
-            return owed
-        if station is not None and asked is not None and asked.bill:
-            owed.append(bill.Part(station, asked, exchange.tally, 0, self._shared))
-        return owed
-
-    async def _commit_by_bill(self) -> None:
-        row, parts = self.row, self._owed_bills()
-        # should they come later than this waits
-        row.owed += tuple(part.owed if self._rest.parts else part.asked for part in parts)
-        try:
-            await asyncio.gather(*(self._fill(part) for part in parts))
-        finally:
-            self._commit()
-
-    async def _fill(self, part: bill.Part) -> None:
-        if await self.door.bills.fill(part.tally, part.station, part.asked):
-            self.row.owed = tuple(each for each in self.row.owed if each.bill != part.asked.bill)
-            self._used = None
-
-    def _worst(self) -> Amounts:
-        context = self.way.route.context
-        used = {}
-        for place in self.places:
-            known = [each for each in (context, place.context) if each is not None]
-            used[place] = self.envelope.worst(min(known) if known else None)
-        paces = {place: self.door.stations.pace(place) for place in self.places}
-        return bill.worst(self.places, used, paces)
+    # ---- what its answer says ----
 
     def _answer_headers(self, station: Station, begun: float) -> list[tuple[bytes, bytes]]:
         """What an answer says of its way; of a whole one, also what it cost."""
-        headers = quota.standing(self._reservation, self.door.wall()) if self._reservation else []
+        charge, row = self.charge, self.row
+        headers = quota.standing(charge.reservation, self.door.wall()) if charge.reservation else []
         if not self.door.spec.gateway.expose_routing:
             return headers
-        row = self.row
         headers.append((b"x-penstock-upstream", row.upstream.encode()))
         headers.append((b"x-penstock-route", row.route.encode()))
+        headers += self.marks
         tally = self.exchange.tally
         if tally.final and tally.told and not self.envelope.stream:  # some streams tell it so far, first
-            share = station.share
-            self._shared = share.peek(begun, self.door.monotonic())
-            self._settle()
-            if row.dollars is not None:
-                headers.append((b"x-penstock-cost", _decimal(row.dollars)))
-            if row.device_seconds is not None:
-                headers.append((b"x-penstock-device-seconds", _decimal(row.device_seconds)))
+            charge.shared = station.share.peek(begun, self.door.monotonic())
+            charge.settle()
+            rows = [row] if self.earlier is None else [row, self.earlier]
+            for name, amounts in (
+                (b"x-penstock-cost", [each.dollars for each in rows]),
+                (b"x-penstock-device-seconds", [each.device_seconds for each in rows]),
+            ):
+                known = [amount for amount in amounts if amount is not None]
+                if known:
+                    headers.append((name, _decimal(sum(known))))
         return headers
-
-    def _settle(self) -> None:
-        if self._used is None:
-            self._rest.count(self.exchange.tally)
-            self._used = bill.settle(
-                self.row,
-                self.way,
-                self.place,
-                self.exchange,
-                reserved=self.reserved,
-                prompt_bytes=self.envelope.size,
-                shared=self._shared,
-                earlier=self._rest.parts,
-            )
 
     def _end(self, end: str, status: int) -> None:
         self.row.end, self.row.status = end, status
-
-    def _commit(self) -> None:
-        door, row, exchange = self.door, self.row, self.exchange
-        now = door.monotonic()
-        row.total = round((now - self.started) * NANO)
-        if exchange.first_byte_at is not None:
-            row.first_byte = round((exchange.first_byte_at - self.started) * NANO)
-        if self.notes:
-            row.note = brief("; ".join(filter(None, (row.note, *self.notes))), 300)
-        self._settle()
-        if self.place is not None and row.device_seconds is not None and row.settlement == "settled":
-            door.stations.pace(self.place).seen(row.input_tokens + row.output_tokens, row.device_seconds)
-        if self._reservation is not None:
-            assert self._used is not None
-            door.meter.commit(self._reservation, self._used)
-        door.metrics.ended(row)
-        if self.span is not None:
-            self.span.row(row)
 
 
 async def _nowhere(message: object) -> None:

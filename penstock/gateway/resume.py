@@ -41,6 +41,12 @@ class Resumption:
         self._request = request
         self._possible: bool | None = None
 
+    @property
+    def behind(self) -> int:
+        """Tokens that the client has had, where the next attempt goes on behind them."""
+        transcript = self.transcript
+        return transcript.count if transcript is not None and self._request.exchange.begun else 0
+
     def begin(self, station: Station) -> bytes | None:
         """An attempt begins; returns what was generated so far, as JSON, where it is to go on."""
         if self._request.exchange.begun:

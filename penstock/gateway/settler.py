@@ -15,21 +15,17 @@ import logging
 from collections.abc import Callable, Collection, Sequence
 from typing import Protocol
 
-from penstock.core.errors import Unavailable
-
 from . import bill
 from .bills import NOTHING, Bills, Verdict
 from .metrics import Metrics
 from .policy.amounts import NANO, Amounts
 from .records import Asked, Row
 from .stations import Station, Stations
-from .tasks import Beside
+from .tasks import Repeated
 from .usage import Tally
 
 logger = logging.getLogger("penstock.gateway")
 
-_INTERVAL = 1.0
-"""Seconds between two looks at the ledger."""
 _MOST = 500
 """Rows of one look."""
 _DOUBT = 2.0
@@ -54,8 +50,10 @@ class Rows(Protocol):
         ...
 
 
-class Settler(Beside):
+class Settler(Repeated):
     """Settles what it can, once a second."""
+
+    failure = "settling rows by late bills failed"
 
     def __init__(
         self, rows: Rows, bills: Bills, stations: Stations, metrics: Metrics, wall: Callable[[], int]
@@ -77,7 +75,7 @@ class Settler(Beside):
         waiting = await self._rows.owed(since, _MOST)
         # the rows of an engine that is away stand in nobody's way
         self._from = waiting[-1][2].at if len(waiting) == _MOST else 0
-        said = await self._ask([asked for _, _, row in waiting for asked in row.owed])
+        said = await self._ask([asked for _, _, row in waiting for asked in row.owed if asked.told is None])
         if not said:
             return
         places = [
@@ -85,21 +83,22 @@ class Settler(Beside):
             for worker, number, row in waiting
             if any(asked.bill in said for asked in row.owed)
         ]
-        await self._rows.resettle(places, lambda row: _settle(row, said))
+        final: list[Row] = []
+
+        def settle(row: Row) -> Amounts | None:
+            was = row.provisional
+            used = _settle(row, said)
+            if was and not row.provisional:
+                final.append(row)
+            return used
+
+        await self._rows.resettle(places, settle)
+        for row in final:  # which nobody else has settled meanwhile
+            self._metrics.billed(row)
         for _, _, row in waiting:
             for asked in row.owed:
                 if asked.bill in said:
                     self._tell(row, asked, said[asked.bill])
-
-    async def _run(self) -> None:
-        while True:
-            try:
-                await self.look()
-            except Unavailable:
-                pass  # the meter says it
-            except Exception:
-                logger.exception("settling rows by late bills failed")
-            await asyncio.sleep(_INTERVAL)
 
     async def _ask(self, owed: Sequence[Asked]) -> dict[str, Tally | Verdict]:
         """What is known of the bills by now, by their ids."""
@@ -142,9 +141,9 @@ def _settle(row: Row, said: dict[str, Tally | Verdict]) -> Amounts | None:
     used: Amounts | None = None
     for asked in row.owed:
         verdict = said.get(asked.bill)
-        if isinstance(verdict, Tally):
+        if isinstance(verdict, Tally) and asked.told is None:
             used = bill.late(row, asked, verdict) or used
     for asked in row.owed:
-        if asked.bill in said:
-            bill.give_up(row, asked)
+        if asked.bill in said and asked.told is None:
+            used = bill.give_up(row, asked) or used
     return used

@@ -3,7 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import Iterable
+from typing import Any
+
+from penstock.core.errors import Unavailable
+
+logger = logging.getLogger("penstock.gateway")
 
 _PATIENCE = 1.0
 """Seconds until a task that still runs is cancelled again."""
@@ -31,7 +37,30 @@ class Beside:
         raise NotImplementedError
 
 
-async def ended(tasks: Iterable[asyncio.Task[None]]) -> None:
+class Repeated(Beside):
+    """Something that is done again and again: `look`, a pause, `look`, …, whatever becomes of it."""
+
+    interval = 1.0
+    """Seconds between the end of one look and the next."""
+    failure = "a task beside requests failed"
+    """What the log says where a look raises."""
+
+    async def look(self) -> None:
+        """Once. Raises Unavailable where the ledger does not answer, which its writer says."""
+        raise NotImplementedError
+
+    async def _run(self) -> None:
+        while True:
+            try:
+                await self.look()
+            except Unavailable:
+                pass
+            except Exception:
+                logger.exception(self.failure)
+            await asyncio.sleep(self.interval)
+
+
+async def ended(tasks: Iterable[asyncio.Task[Any]]) -> None:
     """Cancel tasks, and wait until they have ended, whatever they raise.
 
     Once is not always enough: a library (and `asyncio.wait_for` before Python 3.12) may take a cancellation

@@ -23,6 +23,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from penstock.core.errors import Draining, InvalidRequest, PenstockError, RouteNotFound, Unavailable, brief
 
+from .examples import right_form
 from .exchange import ClientGone, header, respond
 from .ids import acceptable
 from .sse import event
@@ -225,5 +226,7 @@ def _routing_error(scope: Scope, exc: HTTPException) -> tuple[PenstockError, dic
     if exc.status_code == 405:
         allowed = ", ".join(sorted(headers.get("Allow", "").split(", ")))
         headers["Allow"] = allowed
-        return MethodNotAllowed(f"{method} is not allowed for {path}.", advice=f"Use {allowed}."), headers
+        form = "" if method == "POST" else right_form(path, scope["scheme"], header(scope, b"host") or "")
+        advice = f"Use {allowed}. {form}".rstrip()
+        return MethodNotAllowed(f"{method} is not allowed for {path}.", advice=advice), headers
     return RouteNotFound(f"There is no {method} {path}."), headers

@@ -66,6 +66,7 @@ class Metrics:
         if not shared.shared():  # else it would be another process's memory with each scrape
             prometheus_client.ProcessCollector(registry=self.registry)
         prometheus_client.PlatformCollector(registry=self._pages)
+        self._infos: dict[str, Gauge] = {}
         self._gauges: dict[str, Gauge] = {}
         self._counters: dict[str, Counter] = {}
         self._histograms: dict[str, Histogram] = {}
@@ -98,7 +99,7 @@ class Metrics:
         """Set the labels of cache_config_info. `block_size` in tokens; max_concurrency is the number of
         requests of the longest length that the cache holds at once."""
         tokens = num_blocks * block_size
-        self._info.labels(
+        self._infos[names.CACHE_CONFIG_INFO.name].labels(
             engine=self._labels["engine"],
             block_size=str(block_size),
             num_gpu_blocks=str(num_blocks),
@@ -107,6 +108,11 @@ class Metrics:
             kv_cache_size_tokens=str(tokens),
             kv_cache_max_concurrency=str(tokens / self._max_model_len),
         ).set(1)
+
+    def describe_engine(self, **limits: str | int) -> None:
+        """Set the labels of engine_config_info, but for model_name and engine; in requests or tokens."""
+        labels = {name: str(value) for name, value in limits.items()}
+        self._infos[names.ENGINE_CONFIG_INFO.name].labels(**self._labels, **labels).set(1)
 
     def observe_step(self, stats: EngineStats) -> None:
         """Take in how things stand after a step, and what was done since the last report."""
@@ -197,8 +203,8 @@ class Metrics:
         self._counters[f"{names.ADMISSION_REJECTIONS.name}/{reason}"].inc()
 
     def _declare(self, metric: Metric, max_model_len: int) -> None:
-        if metric is names.CACHE_CONFIG_INFO:
-            self._info = Gauge(
+        if metric in names.INFO:
+            self._infos[metric.name] = Gauge(
                 metric.name, metric.help, metric.labels, registry=self.registry, multiprocess_mode="max"
             )
             return

@@ -128,6 +128,17 @@ CACHE_CONFIG_INFO = Metric(
         *("kv_cache_size_tokens", "kv_cache_max_concurrency"),
     ),
 )
+ENGINE_CONFIG_INFO = Metric(
+    "penstock:engine_config_info",
+    Kind.GAUGE,
+    "The engine's limits and kind, in labels; always 1.",
+    (
+        *("model_name", "engine", "device", "dtype", "quantization"),
+        *("max_num_seqs", "max_num_batched_tokens", "max_model_len"),
+    ),
+)
+INFO = (CACHE_CONFIG_INFO, ENGINE_CONFIG_INFO)
+"""Of these, the labels are what is told."""
 
 # ---- counters, of each step ----
 PROMPT_TOKENS = _counter("vllm:prompt_tokens", "Prompt tokens processed, computed or found in the cache.")

@@ -103,6 +103,14 @@ def create_app(
             dtype=info.dtype,
             prefix_caching=enable_prefix_caching,
         )
+        metrics.describe_engine(
+            device=info.device,
+            dtype=info.dtype,
+            quantization=info.quantization,
+            max_num_seqs=info.max_num_seqs,
+            max_num_batched_tokens=info.max_num_batched_tokens,
+            max_model_len=info.max_model_len,
+        )
     engine.on_stats(metrics.observe_step)
     same = "\0".join((version, names[0], info.architecture, info.dtype, info.device))
     state = State(

@@ -20,7 +20,7 @@ from pydantic import BaseModel, ValidationError
 
 from penstock.core.errors import StartupError, brief, quote
 
-from .model import Spec
+from .model import Model, Pool, Route, Spec, Team, Upstream, UpstreamModel
 from .references import problems
 
 MAX_BYTES = 256 << 10
@@ -33,6 +33,15 @@ _MOST_ERRORS = 30
 _CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
 
 Path_ = tuple[str | int, ...]
+
+_NAMED: dict[str, type[BaseModel]] = {
+    "pools": Pool,
+    "models": Model,
+    "upstreams": Upstream,
+    "routes": Route,
+    "teams": Team,
+}
+"""Parts of a spec that have names to which others refer."""
 
 
 class SpecError(StartupError):
@@ -121,10 +130,40 @@ def loads(text: str, name: str = "penstock.yaml") -> Spec:
     try:
         spec = Spec.model_validate(value)
     except ValidationError as error:
-        raise _error(name, node, list(said(error))) from None
+        wrong = list(said(error))
+        raise _error(name, node, [*wrong, *_between(value, [path for path, _ in wrong])]) from None
     if found := problems(spec):
         raise _error(name, node, found)
     return spec
+
+
+def _between(value: Any, wrong: Collection[Path_]) -> list[tuple[Path_, str]]:
+    """What is wrong between the parts of a spec of which some are wrong themselves, so that both are told at
+    once. Of the wrong ones only the names are known; where not even those are, nothing is said."""
+    if not isinstance(value, dict) or any(len(path) < 2 and path[:1] and path[0] in _NAMED for path in wrong):
+        return []
+    broken = {path[:2] for path in wrong if path and path[0] in _NAMED}
+    rest = {name: part for name, part in value.items() if (name,) not in {path[:1] for path in wrong}}
+    for each in {str(section) for section, _ in broken}:
+        rest[each] = {name: entry for name, entry in value[each].items() if (each, str(name)) not in broken}
+    try:
+        spec = Spec.model_validate(rest)
+    except ValidationError:
+        return []
+    parts: dict[str, dict[str, Any]] = {section: dict(getattr(spec, section)) for section in _NAMED}
+    for section, name in broken:
+        parts[str(section)][str(name)] = _known(str(section), value[section].get(name))
+    found = problems(spec.model_copy(update=parts))
+    return [(path, what) for path, what in found if path[:2] not in broken]
+
+
+def _known(section: str, entry: Any) -> BaseModel:
+    """A part of which no more is known than that it is there, and what others may refer to in it."""
+    if section != "upstreams":
+        return _NAMED[section].model_construct(pool="", targets=())
+    served = entry.get("models") if isinstance(entry, dict) else None
+    names = [str(name) for name in served] if isinstance(served, dict) else []
+    return Upstream.model_construct(url="", models={name: UpstreamModel() for name in names})
 
 
 def _error(name: str, node: yaml.Node, found: list[tuple[Path_, str]]) -> SpecError:

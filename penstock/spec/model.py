@@ -30,6 +30,8 @@ HeaderName = Annotated[str, Field(pattern=r"^[A-Za-z0-9!#$%&'*+.^_`|~-]+$")]
 """Of HTTP."""
 HeaderValue = Annotated[str, Field(pattern=r"^[\x20-\x7e]*$")]
 """Of HTTP; plain ASCII."""
+ServiceClass = Literal["realtime", "background"]
+"""Who waits for an answer: somebody, or nobody."""
 Flag = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9_.-]*$")]
 """Name of a flag, without its dashes."""
 
@@ -147,6 +149,9 @@ class Upstream(Part):
     """Environment variable with its key."""
     trusts_gateway: bool = False
     """A Penstock whose `--gateway-key` is the key: teams go along as tenants, and final bills are read."""
+    priorities: bool = False
+    """A vLLM with `--scheduling-policy priority`: requests of the class `background` go there with a
+    `priority` behind all others. A Penstock that trusts the gateway is told the class itself."""
     headers: dict[HeaderName, HeaderValue] = {}
     """Headers that are sent with every request."""
     pool: Name | None = None
@@ -214,6 +219,93 @@ class Match(Part):
     """Tag → value."""
 
 
+class Length(Part):
+    """How long an answer may be; each of its choices."""
+
+    min_tokens: Annotated[int, Field(ge=0)] | None = None
+    """As the upstream has counted them; with several choices, of all together."""
+    max_tokens: Annotated[int, Field(ge=0)] | None = None
+    """The same."""
+    min_characters: Annotated[int, Field(ge=0)] | None = None
+    """Of its text."""
+    max_characters: Annotated[int, Field(ge=0)] | None = None
+    """The same."""
+
+
+class Verifier(Part):
+    """One way to tell a good answer. Exactly one of `mean_logprob`, `json_schema`, `regex`, `not_regex`,
+    `length`, `finish_reason`, `url` and `python`."""
+
+    name: Name | None = None
+    """What the ledger calls it; if not given, which of these it is."""
+    mean_logprob: Annotated[float, Field(le=0, allow_inf_nan=False)] | None = None
+    """Least mean of the log-probabilities of its tokens, as -0.5. They are asked for, and taken out again
+    where the client did not ask. Messages have none."""
+    json_schema: dict[str, Any] | None = None
+    """Its text is JSON of this schema; `$ref` only within it, and no `patternProperties`."""
+    regex: str | None = None
+    """Found in its text (Python's `regex`); `(?s)^…$` for all of it."""
+    not_regex: str | None = None
+    """Not found in its text, as `(?i)i (can't|cannot|don't know)`."""
+    length: Length | None = None
+    """Its length."""
+    finish_reason: tuple[Literal["stop", "length", "content_filter", "tool_calls"], ...] | None = None
+    """How it may end, in OpenAI's words whatever the endpoint: `[stop, tool_calls]`."""
+    url: str | None = None
+    """Is asked by POST, and answers with `{"pass": true}`; or"""
+    python: Annotated[str, Field(pattern=r"^[A-Za-z_][\w.]*:[A-Za-z_]\w*$")] | None = None
+    """a callable, as `package.module:function`, plain or async."""
+    timeout: Seconds = 1.0
+    """How long its word is waited for."""
+    on_failure: Literal["open", "closed"] = "closed"
+    """Whether an answer passes when the verifier itself fails, is late, or has nothing to look at."""
+
+    @model_validator(mode="after")
+    def _one(self) -> Verifier:
+        given = [kind for kind in VERIFIERS if getattr(self, kind) is not None]
+        if len(given) != 1:
+            raise ValueError(
+                f"a verifier is one of {', '.join(VERIFIERS)}, not {' and '.join(given) or 'none'}"
+            )
+        return self
+
+    @property
+    def kind(self) -> str:
+        """Which of them it is."""
+        return next(kind for kind in VERIFIERS if getattr(self, kind) is not None)
+
+
+VERIFIERS = ("mean_logprob", "json_schema", "regex", "not_regex", "length", "finish_reason", "url", "python")
+"""Fields of a verifier of which it has one."""
+
+
+class Escalation(Part):
+    """A route's targets are a cheap attempt; what does not pass is asked of somebody dearer."""
+
+    verifiers: Annotated[tuple[Verifier, ...], Field(min_length=1)]
+    """In this order, up to the first that the answer does not pass."""
+    to: tuple[Target, ...] = ()
+    """Who is asked then: by weight, the others where one cannot answer; or"""
+    route: Name | None = None
+    """the targets and fallbacks of another route, under its `max_tokens`, `context`, `retries` and
+    `local_only`."""
+    attempt_timeout: Seconds | None = None
+    """How long the attempt may take; longer counts as an error of it."""
+    on_error: Literal["escalate", "fail"] = "escalate"
+    """What becomes of a request whose attempt fails: nobody answers, or not to the end."""
+    on_refusal: Literal["answer", "escalate"] = "answer"
+    """What becomes of one that the attempt's upstream refuses (4xx), as for a prompt that is too long for
+    it."""
+    on_unavailable: Literal["answer", "fail"] = "answer"
+    """Where nobody dearer can answer, or may (`local_only`): the attempt's answer, marked, or the error."""
+
+    @model_validator(mode="after")
+    def _somewhere(self) -> Escalation:
+        if bool(self.to) == (self.route is not None):
+            raise ValueError("escalate has either to or route")
+        return self
+
+
 class Route(Part):
     """A name that clients ask for, and where it leads."""
 
@@ -221,6 +313,8 @@ class Route(Part):
     """By weight: a canary is a target with a small one."""
     fallback: tuple[Target, ...] = ()
     """In this order, when no target can answer."""
+    escalate: Escalation | None = None
+    """When targets and fallback are only a first attempt: how its answer is judged, and who is asked next."""
     shadow: tuple[Target, ...] = ()
     """Get a copy of each request (`weight` is a probability); nobody waits for them or pays for them."""
     aliases: tuple[Name, ...] = ()
@@ -237,6 +331,15 @@ class Route(Part):
     """The cloud model whose price for the same tokens stands beside each row of the ledger."""
     local_only: bool = False
     """Never leaves the house, whatever the targets say."""
+    service_class: ServiceClass = "realtime"
+    """`background`: engines that schedule by priority serve all others first."""
+    extra_costs: bool = False
+    """Requests may have what an upstream takes more for than its prices by tokens: tools that it runs itself
+    (web search, file search, code interpreter, MCP), a dearer `service_tier`. That is in no reservation, and
+    in no row."""
+    shared_ids: bool = False
+    """Requests may name what the upstream's account has (item_reference, stored prompts, vector stores,
+    containers). All keys share that account: whoever knows an id can use it."""
     retries: Annotated[int, Field(ge=0, le=10)] = 2
     """More attempts before the first token, or for the rest of a stream that breaks, at other replicas where
     there are some."""
@@ -278,6 +381,8 @@ class Team(Part):
     """Routes that its keys may use; all if not given."""
     local_only: bool = False
     """Its requests never leave the house."""
+    service_class: ServiceClass = "realtime"
+    """`background`: engines that schedule by priority serve all others first."""
 
 
 class Tag(Part):
@@ -287,6 +392,8 @@ class Tag(Part):
     """Of all requests with it together."""
     local_only: bool = False
     """Requests with it never leave the house."""
+    service_class: ServiceClass = "realtime"
+    """`background`: engines that schedule by priority serve all others first."""
 
 
 class Hook(Part):
@@ -357,6 +464,9 @@ class Gateway(Part):
     socket."""
     admin: Admin | None = None
     """The admin API; there is none if not given."""
+    metrics_key_env: Variable | None = None
+    """Environment variable with the key that `/metrics` wants, of 16 characters or more; whoever reaches the
+    gateway may read it, with the dollars of routes, if not given."""
     tracing: bool = False
     """Send OpenTelemetry spans, as the environment variables OTEL_* say; needs `penstock[otel]`."""
     max_body_bytes: Bytes = 10 * 1024 * 1024
@@ -382,6 +492,8 @@ class Ledger(Part):
     """redis://… where limits are counted there, and not in the database."""
     counters_failure: Literal["open", "closed"] = "closed"
     """Whether requests pass when that cannot be reached."""
+    outcome_window: Seconds = 30 * 86_400.0
+    """How long after a request its outcome may be told (`POST /v1/outcomes`)."""
 
 
 class Spec(Part):

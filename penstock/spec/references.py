@@ -8,7 +8,8 @@ from collections.abc import Collection, Iterator
 
 from penstock.core.errors import quote
 
-from .model import Route, Spec, Target
+from .model import Escalation, Route, Spec, Target
+from .verifying import Pattern, Schema
 
 _FIELDS = {
     "max-model-len": "max_model_len",
@@ -70,6 +71,8 @@ def _upstreams(spec: Spec) -> Iterator[Problem]:
             yield (*where, "pool"), _unknown("pool", upstream.pool, spec.pools)
         if upstream.trusts_gateway and (upstream.kind != "penstock" or upstream.api_key_env is None):
             yield (*where, "trusts_gateway"), "needs kind: penstock, and api_key_env."
+        if upstream.priorities and upstream.kind != "vllm":
+            yield (*where, "priorities"), f"needs kind: vllm; {upstream.kind} schedules in another way."
         if upstream.files and upstream.kind not in ("openai", "penstock"):
             yield (*where, "files"), f"needs kind: openai or penstock; {upstream.kind} has no /v1/files."
         if not upstream.models:
@@ -92,6 +95,8 @@ def _routes(spec: Spec) -> Iterator[Problem]:
         for field in ("targets", "fallback", "shadow"):
             for index, target in enumerate(getattr(route, field)):
                 yield from _target(spec, ("routes", name, field, index), target, route)
+        if route.escalate is not None:
+            yield from _escalation(spec, name, route, route.escalate)
         for index, target in enumerate(route.shadow):
             if target.weight > 1:
                 yield ("routes", name, "shadow", index, "weight"), "is a probability, at most 1."
@@ -104,6 +109,38 @@ def _routes(spec: Spec) -> Iterator[Problem]:
                 yield where, f"{route.comparator.model} of {route.comparator.upstream} has no price."
             if route.comparator.upstream is None:
                 yield where, "must name an upstream; a model of ours has no price by tokens."
+
+
+def _escalation(spec: Spec, name: str, route: Route, escalation: Escalation) -> Iterator[Problem]:
+    where = ("routes", name, "escalate")
+    for index, target in enumerate(escalation.to):
+        yield from _target(spec, (*where, "to", index), target, route)
+    if escalation.route is not None:
+        other = spec.routes.get(escalation.route)
+        if other is None:
+            yield (*where, "route"), _unknown("route", escalation.route, spec.routes)
+        elif escalation.route == name:
+            yield (*where, "route"), "is the route itself; name one whose targets are dearer."
+        elif other.escalate is not None:
+            yield (*where, "route"), f"{escalation.route} escalates itself; that is done once only."
+        elif route.local_only:
+            for target in (*other.targets, *other.fallback):
+                yield from _target(spec, (*where, "route"), target, route)
+    names: set[str] = set()
+    for index, verifier in enumerate(escalation.verifiers):
+        here = (*where, "verifiers", index)
+        called = verifier.name or verifier.kind
+        if called in names:
+            yield here, f"{called} is also the name of another verifier; give it a name:."
+        names.add(called)
+        try:
+            if verifier.json_schema is not None:
+                Schema(verifier.json_schema)
+            for pattern in (verifier.regex, verifier.not_regex):
+                if pattern is not None:
+                    Pattern(pattern)
+        except ValueError as error:
+            yield (*here, verifier.kind), f"{error}."
 
 
 def _target(

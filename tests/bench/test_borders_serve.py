@@ -258,7 +258,7 @@ def test_how_long_a_word_is_is_the_servers_to_say(
 
     monkeypatch.setattr(serve, "post_json", post)
     target = Target("http://h", "/v1/chat/completions", "m", {"a": "b"})
-    assert asyncio.run(serve._tokens_per_word("session", target)) == each  # type: ignore[arg-type]
+    assert asyncio.run(serve.tokens_per_word("session", target)) == each  # type: ignore[arg-type]
     body = {"model": "m", "prompt": " ".join(WORDS), "add_special_tokens": False}
     assert asked == [("session", "http://h/tokenize", {"a": "b"}, body)]
 
@@ -278,7 +278,7 @@ def test_lengths_vary_by_the_ratio_and_words_are_asked_about_for_text(
         return 2.0
 
     monkeypatch.setattr(serve, "RandomPrompts", Prompts)
-    monkeypatch.setattr(serve, "_tokens_per_word", each)
+    monkeypatch.setattr(serve, "tokens_per_word", each)
     bench = ServeBench(
         "http://h", num_prompts=3, random_input_len=9, random_range_ratio=0.25, prompt_format=form
     )  # type: ignore[arg-type]

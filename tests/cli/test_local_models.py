@@ -48,6 +48,14 @@ def test_a_command_says_what_the_spec_says() -> None:
     assert server.default_chat_template_kwargs == {"a": True}
 
 
+@pytest.mark.parametrize(("flags", "policy"), [("{}", "priority"), ("{scheduling_policy: fcfs}", "fcfs")])
+def test_engines_heed_the_class_that_the_gateway_tells_unless_the_spec_says_otherwise(
+    flags: str, policy: str
+) -> None:
+    engine, _ = understood(command(planned(f"{{m: {{weights: demo, pool: here, flags: {flags}}}}}")))
+    assert engine.scheduling_policy == policy
+
+
 def test_the_key_is_in_the_environment_and_nowhere_else() -> None:
     made = command(planned("{m: {weights: demo, pool: here}}"))
     assert made.environment["PENSTOCK_GATEWAY_KEY"] == "sk-engine"
@@ -138,6 +146,7 @@ def test_vllm_is_started_by_its_own_command(tmp_path: Path) -> None:
     assert "--kv-cache-memory-bytes" in arguments  # or it would take most of the memory
     assert "--max-num-seqs=4" in arguments
     assert "--device" not in arguments
+    assert "--scheduling-policy" not in arguments
     assert command(made).environment == {"VLLM_API_KEY": "sk-engine"}
     assert command(made).probe == "/health"
 

@@ -9,8 +9,11 @@ import pytest
 from penstock.core.policy import POLICIES, Fcfs, Priority, View, create_policy
 from penstock.core.queue import Queue
 from penstock.core.request import Request, State
+from penstock.core.request_spec import ServiceClass
 
 from .world import request
+
+BACKGROUND, REALTIME = ServiceClass.BACKGROUND, ServiceClass.REALTIME
 
 
 def arrived(*priorities: int) -> list[Request]:
@@ -34,9 +37,32 @@ def test_who_goes_first_and_who_yields() -> None:
     assert View() == View(0.0, {})
     requests = arrived(3, -1, 3)
     assert [Fcfs().order(each, View()) for each in requests] == [(0,), (1,), (2,)]
-    assert [Priority().order(each, View()) for each in requests] == [(3, 0), (-1, 1), (3, 2)]
+    assert [Priority().order(each, View()) for each in requests] == [
+        (False, 3, 0),
+        (False, -1, 1),
+        (False, 3, 2),
+    ]
     assert Fcfs().victim(requests, View()) is requests[2]
     assert Priority().victim(requests[:2], View()) is requests[1]
+
+
+def test_what_nobody_waits_for_is_served_after_all_others_and_yields_before_them() -> None:
+    requests = []
+    for number, (service_class, priority) in enumerate(
+        ((BACKGROUND, -9), (REALTIME, 5), (BACKGROUND, 0), (REALTIME, 0))
+    ):
+        (one,) = Request.of(request(f"r{number}", 3, service_class=service_class, priority=priority))
+        one.arrival = number
+        requests.append(one)
+    ordered = sorted(requests, key=lambda each: Priority().order(each, View()))
+    assert [each.id for each in ordered] == ["r3", "r1", "r0", "r2"]
+    assert Priority().victim(ordered, View()).id == "r2"
+    assert [each.id for each in sorted(requests, key=lambda each: Fcfs().order(each, View()))] == [
+        "r0",
+        "r1",
+        "r2",
+        "r3",
+    ]
 
 
 def queue_of(*prompts: int, siblings: int = 1) -> tuple[Queue, list[Request]]:

@@ -189,8 +189,47 @@ def test_the_rest_is_aborted_and_gets_the_grace_to_say_its_figures(tmp_path: Pat
         await theirs.say(last("b"))
         assert (await tasks[0])[-1].finish is FinishReason.ABORT
         await draining
+        assert await theirs.hears_nothing_more(), "nobody is aborted twice"
 
     play(tmp_path, scenario)
+
+
+@pytest.mark.parametrize("dead", [False, True])
+def test_what_has_not_been_sent_is_waited_for_unless_nobody_is_there(
+    dead: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lingered: list[int] = []
+    disconnect = AttachedEngine._disconnect
+
+    def noted(self: AttachedEngine, linger: int = 0) -> None:
+        lingered.append(linger)
+        disconnect(self, linger)
+
+    monkeypatch.setattr(AttachedEngine, "_disconnect", noted)
+
+    async def scenario(ours: AttachedEngine, theirs: Played) -> None:
+        if dead:
+            await ours.died(EngineDead("it was killed"))
+        await ours.close()
+
+    play(tmp_path, scenario)
+    assert (lingered[0] == 0) is dead
+
+
+def test_it_is_ready_once_the_engine_has_said_so(tmp_path: Path) -> None:
+    async def body() -> None:
+        Heartbeat(tmp_path / "heartbeat", create=True).close()
+        ours, theirs = AttachedEngine(tmp_path, EngineConfig(), 3, 3), Played(tmp_path, 3)
+        starting = asyncio.create_task(ours.start())
+        await asyncio.sleep(0)
+        assert not ours.ready
+        await theirs.say(Ready(INFO))
+        await starting
+        assert ours.ready
+        await ours.close()
+        theirs.close()
+
+    asyncio.run(asyncio.wait_for(body(), 60))
 
 
 def test_an_engine_that_dies_ends_the_draining(tmp_path: Path) -> None:

@@ -115,6 +115,33 @@ def test_events_go_to_whoever_brought_the_request(house: House) -> None:
     assert house.ends[2].quiet, "not even the statistics of a step in which it has no part"
 
 
+def test_the_starter_is_refused_an_id_as_well(house: House) -> None:
+    assert house.clients.brings(STARTER, spec("same")), "nobody else has any"
+    assert house.clients.brings(1, spec("taken"))
+    assert not house.clients.brings(STARTER, spec("taken"))
+    (refused,) = house.starter.events()
+    assert refused.finish is FinishReason.ERROR
+
+
+def test_nobody_who_reads_slowly_stops_the_engine(house: House) -> None:
+    assert {outbox.get_hwm() for _, outbox in house.clients._ends.values()} == {0}
+
+
+def test_who_leaves_while_messages_are_handled_is_not_asked_for_more(house: House) -> None:
+    for client, end in house.ends.items():
+        for name in ("a", "b"):
+            end.outbox.send(encode(Add(spec(f"{name}{client}"))))
+    while len(dict(house.poller.poll(PATIENCE_MS))) < 2:
+        pass
+    heard = []
+    for _, message in house.clients.received():
+        assert isinstance(message, Add)
+        heard.append(message.spec.id)
+        if heard == ["a1"]:
+            house.clients.leave(2)
+    assert heard == ["a1", "b1"]
+
+
 def test_an_id_that_another_has_is_refused_and_nobody_else_hears_of_it(house: House) -> None:
     assert house.clients.brings(1, spec("same"))
     assert not house.clients.brings(2, spec("same"))

@@ -68,6 +68,17 @@ def test_the_start_says_what_it_found_and_decided(caplog: pytest.LogCaptureFixtu
     assert (info.block_size, info.max_num_seqs) == (8, 3)
 
 
+def test_a_server_has_the_memory_table_in_its_log(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, capsys: Any
+) -> None:
+    caplog.set_level(logging.INFO, logger="penstock.engine")
+    monkeypatch.setattr("penstock.engine.build.logs.configured", lambda: True)
+    with built():
+        pass
+    assert any("KV cache" in line for line in caplog.messages)
+    assert "KV cache" not in capsys.readouterr().err
+
+
 def test_the_cache_has_a_block_more_than_requests_get(monkeypatch: pytest.MonkeyPatch) -> None:
     """It is the probe's, which writes into it while all others are in use."""
     with built() as engine:

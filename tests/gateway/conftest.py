@@ -157,7 +157,8 @@ def make() -> Iterator[Make]:
         for upstream, script in zip(upstreams, scripts or [], strict=False):
             upstream.script = list(script)
         more = [f"{each.url}/v1" for each in upstreams[1:]]
-        text = spec.format(url=upstreams[0].url, urls=f"urls: {json.dumps(more)}" if more else "")
+        urls = {f"url{number}": each.url for number, each in enumerate(upstreams)}
+        text = spec.format(url=upstreams[0].url, urls=f"urls: {json.dumps(more)}" if more else "", **urls)
         text = text.replace("retries: 0", f"retries: {retries}")
         for old, new in (replace or {}).items():
             assert old in text

@@ -6,7 +6,7 @@ import threading
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from penstock.gateway.meter import LimitReached
+from penstock.gateway.limits.counters import refusal
 from penstock.gateway.policy.amounts import Amounts, Limit
 from penstock.gateway.records import Asked, Principal, Row
 
@@ -44,12 +44,13 @@ class MemoryMeter:
         for limit in limits:
             taken = self.used.get(limit, 0) + self.reserved.get(limit, 0)
             if taken + worst.of(limit.unit) > limit.cap:
-                raise LimitReached(
+                raise refusal(
                     limit,
-                    remaining=max(0, limit.cap - taken),
+                    worst.of(limit.unit),
+                    remaining=limit.cap - taken,
+                    now=self.now,
                     resets_at=self.now + 60,
-                    retry_after=60,
-                    message=f"{limit.scope}: the limit of {limit.cap} {limit.unit} is reached.",
+                    frees_in=60.0,
                 )
         standings = []
         for limit in limits:
@@ -62,9 +63,38 @@ class MemoryMeter:
         granted = self.open[row.id] = Granted(row, limits, worst, standings)
         return granted
 
+    async def count(self, limits: Sequence[Limit]) -> None:
+        granted = await self.reserve(Row(id="", at=0, key_id=""), limits, Amounts())
+        del self.open[""]
+        for limit in granted.limits:
+            self.reserved[limit] -= 1
+            self.used[limit] = self.used.get(limit, 0) + 1
+
     def asked(self, reservation: Granted, asked: Asked) -> None:
         assert not reservation.committed
         self.attempts.append(asked)
+
+    def hand_over(self, reservation: Granted, used: Amounts, row: Row, worst: Amounts) -> Granted:
+        limits = [limit for limit in reservation.limits if limit.unit not in ("requests", "concurrent")]
+        stays = [limit for limit in reservation.limits if limit.unit == "concurrent"]
+        for limit in limits:
+            assert worst.of(limit.unit) <= reservation.worst.of(limit.unit)
+            self.reserved[limit] -= worst.of(limit.unit)
+        rest = Amounts(
+            tokens=reservation.worst.tokens - worst.tokens,
+            dollars=reservation.worst.dollars - worst.dollars,
+            device_seconds=reservation.worst.device_seconds - worst.device_seconds,
+        )
+        reservation.limits = [limit for limit in reservation.limits if limit not in stays]
+        reservation.worst = rest
+        self.open[reservation.row.id] = self.open.pop(row.id)
+        self.commit(reservation, used)
+        for limit in limits:
+            self.reserved[limit] += worst.of(limit.unit)
+        row.reserved_tokens, row.reserved_dollars = worst.tokens, worst.dollars
+        row.reserved_device_seconds = worst.device_seconds
+        granted = self.open[row.id] = Granted(row, [*limits, *stays], worst, reservation.standings)
+        return granted
 
     def commit(self, reservation: Granted, used: Amounts) -> None:
         assert not reservation.committed

@@ -172,6 +172,90 @@ def test_a_key_from_its_making_to_its_end(gateway: Governed, caplog: pytest.LogC
     assert not any(value in caplog.text for value in (secret, rotated["value"], again["value"], SECRET))
 
 
+def test_a_key_is_changed(gateway: Governed) -> None:
+    """What is given, and nothing else; limits hold for the very next requests, with what was used before."""
+    made = gateway.made(name="a", team="search", tags={"feature": "chat"}, limits={"requests_per_minute": 60})
+    secret = made.pop("value")
+    path = f"/keys/{made['id']}"
+    assert gateway.chat(secret).status == 200
+    changed = gateway.ask("POST", path, {"limits": {"requests_per_minute": 1}})
+    assert changed.json == {**made, "limits": {"requests_per_minute": 1}}
+
+    def limited() -> bool:
+        answer = gateway.chat(secret)
+        return answer.status == 429 and "1 requests per minute" in answer.error["message"]
+
+    until(limited)
+    gone: dict[str, Any] = {
+        "limits": None,
+        "team": "",
+        "tags": {},
+        "routes": ["small"],
+        "expires": "1d",
+        "name": "b",
+    }
+    gone["service_class"] = "background"
+    changed = gateway.ask("POST", path, gone)
+    del gone["expires"]
+    assert changed.json == {**made, **gone, "expires_at": changed.json["expires_at"]}
+    assert abs(changed.json["expires_at"] - time.time() - 86_400) < 60
+    until(lambda: gateway.chat(secret).status == 200)
+    assert gateway.ask("POST", path, {"expires": None}).json["expires_at"] is None
+    assert gateway.ask("GET", path).json["team"] == ""
+
+    for body, param, words in (
+        ({}, None, "Nothing is to be changed"),
+        ({"routes": ["smal"]}, "routes.0", "Did you mean small?"),
+        ({"limits": {"dollar_per_day": 1}}, "limits.dollar_per_day", "Did you mean dollars_per_day?"),
+        ({"value": "sk-mine"}, "value", "unknown key"),
+        ({"team": "serch"}, "team", "Did you mean search?"),
+        ({"expires": "2020-01-01"}, "expires", "not in the future"),
+    ):
+        answer = gateway.ask("POST", path, body)
+        assert (answer.status, answer.error["param"]) == (400, param)
+        assert words in answer.error["message"]
+    assert gateway.ask("POST", "/keys/key_unknown", {"name": "x"}).status == 404
+    gateway.ask("POST", f"{path}/revoke")
+    assert gateway.ask("POST", path, {"name": "x"}).reason == "key_revoked"
+
+
+def test_a_key_of_a_team_that_the_spec_does_not_have(
+    open_gateway: Open, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The team was taken out of the spec, or has a typing error: it may do nothing, and the start says so."""
+    store = Store(f"sqlite:///{tmp_path / 'penstock.db'}")
+    store.open()
+    table = KeyStore(store)
+    key, secret = table.create(team="serch")
+    table.revoke(table.create(team="gone")[0].id)
+    table.create(team="past", expires=1)
+    store.close()
+    gateway = open_gateway()
+    answer = gateway.chat(secret)
+    assert (answer.status, answer.reason) == (403, "unknown_team")
+    assert "'serch' of this key is not in the gateway's spec" in answer.error["message"]
+    models = exchange(gateway.ports[0], "GET", "/v1/models", None, {"Authorization": f"Bearer {secret}"})
+    assert models.status == 403
+    warned = [each.getMessage() for each in caplog.records if "unknown_team" in each.getMessage()]
+    assert len(warned) == 1
+    assert warned[0].startswith("1 key is of the team 'serch'")
+    assert warned[0].endswith("Did you mean search?")
+    assert gateway.ask("POST", f"/keys/{key.id}", {"team": "search"}).status == 200
+    until(lambda: gateway.chat(secret).status == 200)
+
+
+def test_an_empty_body_is_none_whatever_it_is_called(gateway: Governed) -> None:
+    """Clients' libraries declare what they do not send."""
+    path = f"/admin/v1/keys/{gateway.made()['id']}/rotate"
+
+    def status(media: str, body: bytes) -> int:
+        headers = {"Authorization": f"Bearer {SECRET}", "Content-Type": media}
+        return exchange(gateway.ports[0], "POST", path, body, headers).status
+
+    for media in ("application/octet-stream", "application/x-www-form-urlencoded"):
+        assert (status(media, b""), status(media, b"grace=1h")) == (200, 415)
+
+
 def test_who_may(gateway: Governed) -> None:
     for key, status in ((None, 401), ("", 401), ("wrong", 401), (SECRET + "x", 401), (SECRET[:-1], 401)):
         for method, path in (("GET", "/keys"), ("POST", "/keys"), ("GET", "/ledger"), ("GET", "/limits")):
@@ -196,6 +280,8 @@ WRONG: list[tuple[Any, str, str]] = [
     ({"limits": {"dollars_per_day": -1}}, "limits.dollars_per_day", "greater than or equal to 0"),
     ({"routes": ["smal"]}, "routes.0", "Did you mean small?"),
     ({"routes": "small"}, "routes", "tuple"),
+    ({"team": "serch"}, "team", "Did you mean search?"),
+    ({"team": "none of them"}, "team", "There is search."),
     ({"name": "a\nadmin: the key"}, "name", "cannot be printed"),
     ({"name": "x" * 129}, "name", "128"),
     ({"team": "\x1b[2J"}, "team", "cannot be printed"),
@@ -207,6 +293,7 @@ WRONG: list[tuple[Any, str, str]] = [
     ({"expires": "0d"}, "expires", "not in the future"),
     ({"id": "key_mine"}, "id", "unknown key"),
     ({"name": None}, "name", "string"),
+    ({"service_class": "urgent"}, "service_class", "'realtime' or 'background'"),
 ]
 
 
@@ -375,6 +462,27 @@ def test_a_port_of_its_own(open_gateway: Open) -> None:
     assert gateway.ask("GET", "/keys", port=1).status == 200
     assert gateway.ask("GET", "/keys", key="x", port=1).status == 401
     assert exchange(gateway.ports[1], "POST", CHAT, BODY, {"Authorization": f"Bearer {SECRET}"}).status == 404
+
+
+def test_metrics_with_a_key_of_their_own(open_gateway: Open, monkeypatch: pytest.MonkeyPatch) -> None:
+    """They show dollars. Neither the admin's key nor one for requests is theirs; probes stay open."""
+    monkeypatch.setenv("METRICS_KEY", "metrics-0123456789abcdef")
+    gateway = open_gateway(own="}, metrics_key_env: METRICS_KEY, hooks: [], files: {")
+
+    def read(path: str, key: str | None) -> Response:
+        headers = {} if key is None else {"Authorization": f"Bearer {key}"}
+        return exchange(gateway.ports[0], "GET", path, None, headers)
+
+    for key in (None, "", "wrong", SECRET, gateway.key):
+        answer = read("/metrics", key)
+        assert (answer.status, answer.reason) == (401, "invalid_api_key")
+        assert b"penstock:" not in answer.body
+    assert b"penstock:gateway_requests_in_flight" in read("/metrics", "metrics-0123456789abcdef").body
+    assert read("/readyz", None).status == 200
+    assert gateway.chat("metrics-0123456789abcdef").status == 401
+    monkeypatch.setenv("METRICS_KEY", "short")
+    with pytest.raises(StartupError, match=r"gateway.metrics_key_env: .* METRICS_KEY holds no key of 16"):
+        asyncio.run(open_door(loads("gateway: {metrics_key_env: METRICS_KEY}"), None))
 
 
 def test_it_is_off_unless_wanted() -> None:

@@ -11,9 +11,12 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from penstock.gateway import bills
 from penstock.gateway.bill import give_up, late
+from penstock.gateway.ledger.writer import unsettled
 from penstock.gateway.metrics import Metrics
 from penstock.gateway.records import Asked, Principal, Row
 from penstock.gateway.stations import Stations
@@ -37,6 +40,8 @@ upstreams:
     api_key_env: CLOUD_KEY
     models: {{tiny: {{}}}}
 routes: {{small: {{targets: [{{model: tiny, upstream: ours}}], retries: 0}}}}
+teams: {{search: {{}}}}
+tags: {{feature: {{nightly: {{service_class: background}}}}}}
 """
 BODY = {"model": "small", "messages": [{"role": "user", "content": "Hi"}], "max_tokens": 60}
 MICROSECOND = 1_000
@@ -79,6 +84,14 @@ def test_a_team_is_a_tenant(gateway: Gateway, engine: FakeEngine) -> None:
     assert gateway.post(BODY).status == 200
     assert engine.adds[0].spec.tenant == "team:search"
     assert gateway.row().settlement == "settled"
+
+
+def test_a_class_is_the_gateways_word(gateway: Gateway, engine: FakeEngine) -> None:
+    """A client says nothing of it: neither raises its own, nor lowers another's."""
+    gateway.post(BODY, X_Penstock_Class="background", X_Penstock_Tenant="team:other")
+    gateway.post(BODY, X_Penstock_Feature="nightly", X_Penstock_Class="realtime")
+    told = [(each.spec.tenant, each.spec.service_class.value) for each in engine.adds]
+    assert told == [("team:search", "realtime"), ("team:search", "background")]
 
 
 @pytest.mark.parametrize("streams", [False, True], ids=["plain", "stream"])
@@ -202,6 +215,46 @@ def test_a_key_that_is_no_gateways_is_said_and_the_rest_goes_on(
     assert "its key is none of --gateway-key" in caplog.text
 
 
+def test_an_engine_that_refuses_its_bills_is_asked_again_after_a_while(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Less and less often; said once. From the moment that it gives them it is trusted again."""
+    statuses = [403, 401, 404, 200]
+
+    async def feed(wire: Wire) -> None:
+        await wire.whole(statuses.pop(0) if statuses else 200, {"data": [], "next": "start:0"})
+
+    monkeypatch.setattr("tests.gateway.upstream.no_bills", feed)
+    upstream = Upstream().start()
+    stations = Stations(loads(SPEC.format(url=upstream.url)), None, {"CLOUD_KEY": "sk-cloud"})
+    feeds = bills.Bills(stations, Metrics())
+
+    async def look() -> None:
+        (station,) = stations.all()
+        now = asyncio.get_running_loop().time()
+        pauses = []
+        for left in (3, 2, 1):
+            await feeds.look()
+            assert (len(statuses), station.trusted) == (left, False)
+            await feeds.look()  # not yet
+            assert len(statuses) == left
+            refused = feeds._refused[station]
+            pauses.append(refused.pause)
+            assert refused.at >= now + refused.pause
+            feeds._refused[station] = refused._replace(at=now)  # so long have we waited
+        assert pauses == [5.0, 10.0, 20.0]
+        await feeds.look()
+        assert (station.trusted, await feeds.cursor(station)) == (True, "start:0")
+        await station.close()
+        await asyncio.sleep(0.01)  # aiohttp closes its transports in the loop's next turns
+
+    asyncio.run(look())
+    upstream.stop()
+    said = [record.getMessage() for record in caplog.records if record.name == "penstock.gateway"]
+    assert [text for text in said if "does not give its bills (status 403)" in text] == said[:1]
+    assert said[1:] == ["ours gives its bills again"]
+
+
 def test_a_row_with_a_part_whose_bill_is_lost_stays_an_estimate() -> None:
     priced: dict[str, Any] = {"model": "m", "pool": "box", "device": "L4", "upstream": "a"}
     one = Asked(replica="a/0", bill="x", part=400, **priced)
@@ -212,6 +265,78 @@ def test_a_row_with_a_part_whose_bill_is_lost_stays_an_estimate() -> None:
     assert late(row, row.owed[0], Tally(device_seconds=600, told=True, final=True)) is not None
     assert (row.settlement, row.device_seconds, row.device_seconds_estimated) == ("estimated", 1000, True)
     assert row.owed == ()
+
+
+PRICED: dict[str, Any] = {"model": "m", "pool": "box", "device": "L4", "upstream": "a", "devices": 2}
+
+
+def killed(*behind: int) -> Row:
+    """The row of a worker that died when so many tokens had come before each attempt."""
+    attempts = [
+        Asked(replica=f"a/{at}", bill=f"b{at}", behind=count, device_price=3600, **PRICED)
+        for at, count in enumerate(behind)
+    ]
+    row = Row(id="r", at=0, key_id="k", reserved_dollars=999, reserved_device_seconds=999)
+    return unsettled(row, attempts)
+
+
+def test_of_a_killed_worker_whoever_gave_something_is_a_part() -> None:
+    row = killed(0, 0, 12, 12, 30)
+    assert [(each.gave, each.lost) for each in row.owed] == [
+        (None, True),  # failed before there was an answer
+        (12, False),
+        (None, True),  # went on, and gave nothing
+        (18, False),
+        (None, False),
+    ]
+    assert (row.settlement, row.replica, row.attempts, row.dollars) == ("unsettled", "a/4", 5, 999)
+    assert [(each.gave, each.lost) for each in killed(0, 0).owed] == [(None, True), (None, False)]
+
+
+@given(
+    order=st.permutations(range(4)),
+    seconds=st.lists(st.integers(0, 10**9), min_size=4, max_size=4),
+    repeated=st.booleans(),
+)
+def test_a_killed_row_is_settled_by_all_its_engines_once_in_any_order(
+    order: list[int], seconds: list[int], repeated: bool
+) -> None:
+    """Prompt of 7 tokens; 12 and 18 of the answer from the first two parts, and 5 as the last engine says."""
+    row = killed(0, 0, 12, 30)
+    charged = []
+    for at in order:
+        tally = Tally(input=7, output=5 if at == 3 else 40, cached=at, device_seconds=seconds[at])
+        asked = next(each for each in row.owed if each.bill == f"b{at}")
+        charged.append(late(row, asked, tally))
+        if repeated:
+            assert late(row, asked, tally) is None
+    (used,) = [each for each in charged if each is not None]
+    assert (row.settlement, row.owed, row.device_seconds_estimated) == ("settled", (), False)
+    assert (row.input_tokens, row.output_tokens, row.cached_tokens) == (7, 12 + 18 + 5, 1)
+    assert row.device_seconds == used.device_seconds == 2 * sum(seconds[1:])
+    assert row.lost_device_seconds == 2 * seconds[0]
+    assert (row.dollars, used.tokens) == (used.dollars, 42)
+
+
+@given(order=st.permutations(range(3)), lost=st.sets(st.integers(0, 2), min_size=1))
+def test_the_time_of_an_engine_that_cannot_say_it_is_as_the_others(order: list[int], lost: set[int]) -> None:
+    """A microsecond for each token that is read or written; 10, 20 and (where it says so) 30 are written."""
+    row = killed(0, 10, 30)
+    charged = []
+    for at in order:
+        asked = next(each for each in row.owed if each.bill == f"b{at}")
+        written = 10 * (at + 1)
+        tally = Tally(input=5, output=written, cached=0, device_seconds=1000 * (5 + written))
+        charged.append(give_up(row, asked) if at in lost else late(row, asked, tally))
+    assert row.owed == ()
+    if len(lost) == 3:
+        assert (row.settlement, row.device_seconds, set(charged)) == ("unsettled", 999, {None})
+        return
+    output = 30 if 2 in lost else 60
+    assert (row.settlement, row.device_seconds_estimated) == ("estimated", True)
+    assert (row.input_tokens, row.output_tokens) == (5, output)
+    assert row.device_seconds == 2 * 1000 * (3 * 5 + output)
+    assert sum(each is not None for each in charged) == 1
 
 
 def test_a_late_bill_of_a_part_replaces_its_estimate_and_nothing_else() -> None:

@@ -41,7 +41,7 @@ def test_errors_are_those_that_the_client_knows(make: Make) -> None:
         with pytest.raises(openai.RateLimitError) as limited:
             ours.chat.completions.create(model="small", messages=MESSAGES)  # type: ignore[arg-type]
         assert limited.value.code == "insufficient_quota"
-        assert "0 dollars" in limited.value.message
+        assert "the limit is $0.00 per day" in limited.value.message
         with pytest.raises(openai.NotFoundError):
             ours.chat.completions.create(model="none", messages=MESSAGES)  # type: ignore[arg-type]
     # a budget is not asked again: x-should-retry is false
@@ -80,13 +80,20 @@ def test_a_rate_is_asked_again_after_its_time_and_a_budget_is_not(
 ) -> None:
     slept: list[float] = []
     monkeypatch.setattr("openai._base_client.time.sleep", slept.append)
-    for limit, retries in (("requests_per_minute: 1000", 2), ("dollars_per_day: 100", 0)):
+    for limit, cap, retries in (
+        ("requests_per_minute: 1000", 1, 2),
+        ("tokens_per_minute: 1000000", 10, 0),  # larger than all of it: that never passes
+        ("dollars_per_day: 100", 0, 0),
+    ):
         slept.clear()
-        gateway = make(replace={limit: f"{limit.split(':')[0]}: 0"})
-        with client(gateway, retries=2) as ours, pytest.raises(openai.RateLimitError):
-            ours.chat.completions.create(model="small", messages=MESSAGES)  # type: ignore[arg-type]
+        gateway = make(replace={limit: f"{limit.split(':')[0]}: {cap}"})
+        with client(gateway, retries=2) as ours:
+            if cap == 1:
+                ours.chat.completions.create(model="small", messages=MESSAGES)  # type: ignore[arg-type]
+            with pytest.raises(openai.RateLimitError):
+                ours.chat.completions.create(model="small", messages=MESSAGES)  # type: ignore[arg-type]
         assert slept == [60.0] * retries  # what the gateway's Retry-After asks for
-        assert not gateway.upstream.asked
+        assert len(gateway.upstream.asked) == (cap == 1)
 
 
 def test_many_of_the_async_client_at_once(make: Make) -> None:

@@ -15,6 +15,7 @@ import pytest
 import sqlalchemy as sa
 
 from penstock.core.errors import StartupError, Unavailable
+from penstock.gateway import quota
 from penstock.gateway.ledger.schema import metadata
 from penstock.gateway.ledger.store import Beat, Store
 from penstock.gateway.ledger.thread import StoreThread
@@ -230,6 +231,31 @@ def test_requests_of_a_minute(house: Callable[[], Any]) -> None:
     run(body)
 
 
+def test_what_is_more_than_a_whole_rate_never_passes(house: Callable[[], Any]) -> None:
+    """Nobody is asked to wait for that; what only has to wait is."""
+
+    async def body() -> None:
+        async with house() as here:
+            one = await here.worker()
+            for limit, amounts in (
+                (TOKENS, Amounts(tokens=TOKENS.cap + 1)),
+                (Limit("key:k", "concurrent", "now", 0), Amounts()),
+            ):
+                with pytest.raises(LimitReached) as refused:
+                    await one.reserve([limit], amounts)
+                error = refused.value
+                assert (error.status, error.code, error.retry_after) == (429, "rate_limit_exceeded", None)
+                assert quota.refusal(error, 0)["x-should-retry"] == "false"
+                assert ("Request too large" in error.message) == (limit.cap > 0)
+            assert await take(one, [TOKENS], tokens=TOKENS.cap) is not None
+            with pytest.raises(LimitReached) as refused:
+                await one.reserve([TOKENS], Amounts(tokens=1))
+            assert refused.value.retry_after is not None
+            assert quota.refusal(refused.value, 0)["x-should-retry"] == "true"
+
+    run(body)
+
+
 def test_days_and_months_begin_anew(house: Callable[[], Any]) -> None:
     async def body() -> None:
         async with house() as here:
@@ -295,6 +321,38 @@ def test_a_dead_workers_minute_counts_to_its_end(house: Callable[[], Any]) -> No
                 await two.reserve([TOKENS], Amounts(tokens=11))
             here.now += 61
             assert await take(two, [TOKENS], tokens=100) is not None
+
+    run(body)
+
+
+def test_a_part_of_a_reservation_goes_on(house: Callable[[], Any]) -> None:
+    """The accounts never see more than was reserved, and what is counted once is counted once."""
+
+    async def body() -> None:
+        async with house() as here:
+            one = await here.worker()
+            limits = [REQUESTS, TOKENS, AT_A_TIME, PER_DAY, PER_MONTH]
+            first = await take(one, limits, tokens=90, dollars=900, device_seconds=10)
+            later = one.split(first, Amounts(tokens=40, dollars=500))
+            await here.settled()
+            assert await take(one, [PER_DAY], dollars=101) is None
+            assert await take(one, [TOKENS], tokens=11) is None
+            one.settle(first, Amounts(tokens=20, dollars=100, device_seconds=7))
+            await here.settled()
+            assert await take(one, [PER_DAY], dollars=401) is None
+            assert await take(one, [TOKENS], tokens=41) is None
+            assert await take(one, [PER_MONTH], device_seconds=4994) is None
+            other = await take(one, [AT_A_TIME])
+            assert other is not None
+            assert await take(one, [AT_A_TIME]) is None  # it is still under way
+            one.settle(later, Amounts(tokens=30, dollars=50))
+            await here.settled()
+            assert await take(one, [TOKENS], tokens=51) is None
+            assert await take(one, [PER_DAY], dollars=851) is None
+            assert await take(one, [AT_A_TIME, TOKENS, PER_DAY], tokens=50, dollars=850) is not None
+            for _ in range(2):  # with the first one, three in this minute
+                assert await take(one, [REQUESTS]) is not None
+            assert await take(one, [REQUESTS]) is None
 
     run(body)
 

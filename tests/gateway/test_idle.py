@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from penstock.cli.main import main
 from penstock.gateway.ledger.idle import BRIDGE, PoolUse, claim, idle
-from penstock.gateway.ledger.schema import ledger
+from penstock.gateway.ledger.schema import ledger, rollups
 from penstock.gateway.ledger.schema import paid as table
 from penstock.gateway.ledger.store import Entry, Position, Store
 from penstock.gateway.metering import LedgerMeter
@@ -139,8 +139,8 @@ def test_idle_and_used_are_what_was_paid_in_any_spans(
     """And spans that follow one another add up to the whole."""
     store = emptied
     with store.writing() as connection:
-        connection.execute(ledger.delete())
-        connection.execute(table.delete())
+        for each in (rollups, ledger, table):
+            connection.execute(each.delete())
     for number, (begin, length, devices, price) in enumerate(claims):
         said = Terms(devices, price, devices, "L4")
         claim(store, f"w{number}", {"box": said}, {"box": begin}, begin + length)
@@ -265,9 +265,9 @@ def test_a_gateway_says_what_is_paid_while_it_runs(
         nonlocal now
         meter = await LedgerMeter.open(spec.ledger)
         hours = PaidHours(meter, spec, lambda: now)
-        await hours.extend()
+        await hours.look()
         now += HOUR
-        await hours.extend()
+        await hours.look()
         now += HOUR
         await hours.stop()  # with what has passed since
         await meter.close()

@@ -48,6 +48,30 @@ def test_what_is_written_is_read(tmp_path: Path) -> None:
     assert journal.read(journal.end, 100) == ([], journal.end)
 
 
+def test_one_ends_and_another_begins_in_one_write_or_not_at_all(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    journal = Journal(tmp_path)
+    first = journal.open(row("a"), {"x": 9})
+    real, left = os.write, 200
+
+    def write(fd: int, data: bytes) -> int:
+        return real(fd, data[:left])
+
+    monkeypatch.setattr(module.os, "write", write)
+    with pytest.raises(SpoolFull):
+        journal.hand_over(first, row("a.attempt"), {"x": 3}, row("a"), {"x": 5})
+    left = 1 << 20
+    assert read_all(journal) == [("open", 0, "a")]
+    second = journal.hand_over(first, row("a.attempt"), {"x": 3}, row("a"), {"x": 5})
+    assert second == 1
+    assert read_all(journal) == [("open", 0, "a"), ("end", 0, "a.attempt"), ("open", 1, "a")]
+    journal.ask(second, Asked(replica="r", upstream="u", model="m"))
+    journal.close(second, row("a"), {"x": 4})
+    assert [kind for kind, number, _ in read_all(journal) if number == second] == ["open", "ask", "end"]
+    assert journal.draw() == 2
+
+
 def test_a_new_segment_begins_with_what_is_open(tmp_path: Path) -> None:
     journal = Journal(tmp_path, segment_bytes=2000)
     kept = journal.open(row("kept"), {})

@@ -6,6 +6,7 @@ import asyncio
 import csv
 import io
 import json
+import os
 import time
 from collections.abc import Awaitable, Callable
 from pathlib import Path
@@ -14,7 +15,7 @@ import pytest
 import sqlalchemy as sa
 
 from penstock.cli.main import main
-from penstock.core.errors import InvalidRequest
+from penstock.core.errors import InvalidRequest, StartupError
 from penstock.gateway.ledger.journal import Position
 from penstock.gateway.ledger.keys import KeyCache, KeyNotFound, KeyStore, digest, new_secret, well_formed
 from penstock.gateway.ledger.schema import keys
@@ -60,6 +61,28 @@ def test_only_a_digest_is_stored(store: Store, tmp_path: Path) -> None:
     store.close()
 
 
+def test_the_database_is_its_owners(tmp_path: Path) -> None:
+    """Whatever the umask is, with what SQLite writes beside it; the mode of one that is there stays."""
+    before = os.umask(0o000)
+    try:
+        store = Store(f"sqlite:///{tmp_path / 'new.db'}")
+        store.open()
+    finally:
+        os.umask(before)
+    KeyStore(store).create()
+    with store.reading() as connection:
+        connection.execute(sa.select(keys.c.id)).all()
+        modes = {file.name: file.stat().st_mode & 0o777 for file in tmp_path.iterdir()}
+    store.close()
+    assert modes == {"new.db": 0o600, "new.db-wal": 0o600, "new.db-shm": 0o600}
+    (tmp_path / "new.db").chmod(0o640)
+    store.open()
+    assert (tmp_path / "new.db").stat().st_mode & 0o777 == 0o640
+    store.close()
+    with pytest.raises(StartupError, match="cannot be made"):
+        Store(f"sqlite:///{tmp_path / ('x' * 300)}").open()
+
+
 def test_the_cache_knows_a_key_and_forgets_it_when_it_is_revoked(store: Store) -> None:
     async def body() -> None:
         table = KeyStore(store)
@@ -77,6 +100,12 @@ def test_the_cache_knows_a_key_and_forgets_it_when_it_is_revoked(store: Store) -
             {"feature": "x"},
             ("chat",),
         )
+        assert found.service_class == "realtime"
+        table.update(key.id, {"service_class": "background"})
+        cache.version(store.beat("w").keys)
+        changed = await cache.principal(secret)
+        assert changed is not None
+        assert changed.service_class == "background"
         assert found.limits is not None
         assert found.limits.dollars_per_day == 5 * NANO
         table.revoke(key.id)
@@ -206,6 +235,30 @@ def test_keys_over_the_command_line(tmp_path: Path, capsys: pytest.CaptureFixtur
         {"dollars_per_day": 2_500_000_000},
     )
     assert "digest" not in key
+    changes = (
+        "--service-class",
+        "background",
+        "--team",
+        "u",
+        "--requests-per-minute",
+        "7",
+        "--unset",
+        "expires",
+        "--name",
+        "bob",
+    )
+    status, out, err = command(capsys, "keys", "update", key["id"], *changes, *where)
+    assert (status, out) == (0, "")
+    assert "is changed: expires, limits, name, service_class, team." in err
+    _, out, _ = command(capsys, "keys", "list", "--json", *where)
+    wanted = {
+        "service_class": "background",
+        "name": "bob",
+        "team": "u",
+        "limits": {"requests_per_minute": 7},
+        "expires": None,
+    }
+    assert json.loads(out) == [{**key, **wanted}]
     status, out, _ = command(capsys, "keys", "rotate", key["id"], "--grace", "1h", *where)
     assert well_formed(out.strip())
     assert command(capsys, "keys", "revoke", key["id"], *where)[0] == 0
@@ -215,6 +268,10 @@ def test_keys_over_the_command_line(tmp_path: Path, capsys: pytest.CaptureFixtur
         (("create", "--tag", "feature"), "is not TAG=VALUE"),
         (("create", "--dollars-per-day", "many"), "--dollars-per-day many"),
         (("create", "--expires", "soon"), "no duration"),
+        (("create", "--tag", "a=b", "--tag", "a=c"), "stands twice"),
+        (("update", key["id"]), "Nothing is to be changed"),
+        (("update", "nope", "--name", "x"), "There is no key 'nope'"),
+        (("update", key["id"], "--name", "x"), "is revoked"),
         (("rotate", key["id"]), "is revoked"),
     ):
         status, _, err = command(capsys, "keys", *words, *where)
@@ -223,6 +280,26 @@ def test_keys_over_the_command_line(tmp_path: Path, capsys: pytest.CaptureFixtur
     status, _, err = command(capsys, "keys", "list", "--ledger", f"sqlite:///{tmp_path / 'other.db'}")
     assert status == 2
     assert "There is no ledger" in err
+
+
+def test_a_key_is_of_a_team_and_for_routes_of_the_spec(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Where the spec is known; who names a ledger knows what he does."""
+    spec = tmp_path / "penstock.yaml"
+    url = f"sqlite:///{tmp_path / 'ledger.db'}"
+    spec.write_text(f"teams: {{search: {{}}}}\nledger: {{url: '{url}'}}\n")
+    for words, what in (
+        (("create", "--team", "serch"), "There is no team 'serch' in the spec. Did you mean search?"),
+        (("create", "--route", "small"), "There is no route 'small' in the spec."),
+        (("update", "key_1", "--team", "serch"), "Did you mean search?"),
+    ):
+        status, _, err = command(capsys, "keys", *words, "--spec", str(spec))
+        assert status == 2
+        assert what in err
+    assert not (tmp_path / "ledger.db").exists()
+    for given in (("--team", "search", "--spec", str(spec)), ("--team", "serch", "--ledger", url)):
+        assert command(capsys, "keys", "create", *given)[0] == 0
 
 
 def test_the_ledger_over_the_command_line(

@@ -15,6 +15,7 @@ import sqlalchemy as sa
 
 from penstock.core.errors import StartupError
 from penstock.gateway.ledger import journal as journal_module
+from penstock.gateway.ledger import report
 from penstock.gateway.ledger.journal import SpoolFull
 from penstock.gateway.ledger.schema import accounts, leases, ledger, metadata, workers
 from penstock.gateway.ledger.store import Entry, Moved, Position, Store, StoreDown
@@ -174,6 +175,23 @@ def test_refusals_say_which_limit_and_when_it_resets(tmp_path: Path) -> None:
         meter.commit(budget, Amounts(dollars=0))
         again = await meter.reserve(row(), [DOLLARS], Amounts(dollars=1000))  # no phantom
         meter.commit(again, Amounts(dollars=0))
+        await meter.close()
+
+    run(body)
+
+
+def test_a_request_without_a_row_counts_for_its_minute(tmp_path: Path) -> None:
+    async def body() -> None:
+        url = f"sqlite:///{tmp_path / 'ledger.db'}"
+        meter = await LedgerMeter.open(Ledger(url=url, spool=str(tmp_path / "spool")))
+        await meter.count([])
+        for _ in range(4):
+            await meter.count([PER_MINUTE])
+        meter.commit(await meter.reserve(row(), [PER_MINUTE], Amounts()), Amounts())
+        with pytest.raises(LimitReached, match=r"5 requests per minute"):
+            await meter.count([PER_MINUTE])
+        await meter.flush()
+        assert len(list(report.rows(meter.store, report.Filter()))) == 1
         await meter.close()
 
     run(body)
@@ -425,7 +443,7 @@ def test_kill_9_leaves_one_row_for_each_request(settings: Ledger, tmp_path: Path
     store = Store(url)
     assert list(spool.iterdir()) == []
     said = [line for seed in range(kills + 1) for line in lines(seed)]
-    opened = {line[1]: int(line[2]) for line in said if line[0] == "open"}
+    opened = {line[1]: {int(line[2]), int(line[3])} for line in said if line[0] == "open"}
     ended = {line[1]: int(line[2]) for line in said if line[0] == "end"}
     found = written(url)
     ids = [each["id"] for each in found]
@@ -437,7 +455,14 @@ def test_kill_9_leaves_one_row_for_each_request(settings: Ledger, tmp_path: Path
         assert (rows[name]["settlement"], rows[name]["dollars"]) == ("settled", dollars)
     for name in set(opened) - set(ended):
         if rows[name]["settlement"] == "unsettled":
-            assert rows[name]["dollars"] == opened[name]
+            assert (rows[name]["dollars"] or 0) in opened[name]
+    for name, each in rows.items():  # of a request that went on in parts, both have a row, or only the first
+        if name.endswith(".attempt"):
+            assert rows[name.removesuffix(".attempt")]["escalated_from"] == name
+            assert (each["end"], each["settlement"]) == ("escalated", "settled")
+        elif each["escalated_from"]:
+            assert each["escalated_from"] in rows
+    assert any(each["escalated_from"] for each in found)
     assert any(each["settlement"] == "unsettled" for each in found)
     cap = worker_module.LIMITS[-1].cap
     total = sum(each["dollars"] or 0 for each in found)

@@ -370,3 +370,20 @@ def test_an_idle_fleet_follows_the_prefix_and_a_session_its_replica() -> None:
     moved = choose(without, 0.0, "me")
     assert moved is not None
     assert [choose(idle, draw / 10, "me") for draw in range(10)] == [home] * 10
+
+
+@pytest.mark.parametrize(
+    ("engine", "flags", "told"),
+    [
+        ("vllm", "{scheduling-policy: priority}", True),
+        ("vllm", "{scheduling_policy: priority}", True),
+        ("vllm", "{scheduling-policy: fcfs}", False),
+        ("vllm", "{}", False),
+        ("penstock", "{scheduling-policy: priority}", False),  # it is told the class itself
+    ],
+)
+def test_only_a_vllm_that_schedules_by_priority_is_sent_one(engine: str, flags: str, told: bool) -> None:
+    """Any other would refuse a request that has one."""
+    model = f"{{weights: demo, pool: box, engine: {engine}, flags: {flags}}}"
+    spec = loads(f"pools: {{box: {{hardware: L4}}}}\nmodels: {{m: {model}}}\n")
+    assert Book(spec).find("m", {}, {}).targets[0].priorities is told

@@ -15,7 +15,7 @@ import pytest
 
 from penstock.core.errors import InvalidRequest
 from penstock.gateway.endpoints import ENDPOINTS
-from penstock.gateway.envelope import Envelope
+from penstock.gateway.envelope import BACKGROUND, Envelope
 from penstock.gateway.fleet import ModelStarting, Replica
 from penstock.gateway.records import Principal
 from penstock.gateway.stations import Stations
@@ -67,6 +67,81 @@ def test_a_limit_refuses_and_says_which(make: Make, limit: str, code: str, retry
     assert second.headers[f"x-ratelimit-reset-{name}"] == "1m0s"
     assert len(gateway.upstream.asked) == 1
     assert len(gateway.rows(1)) == 1
+
+
+def test_a_request_that_is_larger_than_its_limit_is_not_to_be_sent_again(make: Make) -> None:
+    """As OpenAI's "Request too large": clients retry any other 429."""
+    gateway = make(spec=SPEC.replace("tokens_per_minute: 1000000", "tokens_per_minute: 100"))
+    answer = gateway.post({**BODY, "max_tokens": 200})
+    assert (answer.status, answer.reason) == (429, "rate_limit_exceeded")
+    assert answer.headers["x-should-retry"] == "false"
+    assert "retry-after" not in answer.headers
+    assert "100 tokens per minute of key:k1. It can never pass" in answer.error["message"]
+    assert not gateway.upstream.asked
+
+
+def test_what_has_no_row_counts_as_a_request_all_the_same(make: Make) -> None:
+    """And as nothing else: no tokens, no dollars, whatever stands in it."""
+    spec = SPEC.replace("requests_per_minute: 1000", "requests_per_minute: 3")
+    gateway = make(spec=spec.replace("tokens_per_minute: 1000000", "tokens_per_minute: 1000"))
+    body = {"model": "small", "prompt": "x" * 5000}
+    assert [gateway.post(body, path="/tokenize").status for _ in range(2)] == [200, 200]
+    assert gateway.post().status == 200
+    for path in ("/tokenize", "/detokenize", "/v1/messages/count_tokens", CHAT):
+        refused = gateway.post({**BODY, **body}, path=path)
+        assert refused.status == 429
+        assert refused.headers["retry-after"] == "60"
+        assert refused.headers["x-ratelimit-limit-requests"] == "3"
+    assert len(gateway.upstream.asked) == 3
+    assert len(gateway.rows(1)) == 1
+
+
+CLASSES = SPEC.replace("kind: penstock", "kind: vllm\n    priorities: true") + textwrap.dedent(
+    """
+    teams:
+      nights: {{service_class: background}}
+      days: {{}}
+    tags: {{feature: {{index: {{service_class: background}}}}}}
+    """
+)
+
+
+@pytest.mark.parametrize(
+    ("principal", "headers", "background"),
+    [
+        (Principal(key_id="k", team="days"), {}, False),
+        (Principal(key_id="k", team="days"), {"x-penstock-class": "background", "priority": "9"}, False),
+        (Principal(key_id="k", team="nights"), {"x-penstock-class": "realtime"}, True),
+        (Principal(key_id="k", service_class="background"), {}, True),
+        (Principal(key_id="k", tags={"feature": "index"}), {"x-penstock-feature": "chat"}, True),
+        (Principal(key_id="k"), {"x-penstock-feature": "index"}, True),
+    ],
+)
+def test_what_nobody_waits_for_goes_behind_all_others(
+    make: Make, principal: Principal, headers: dict[str, str], background: bool
+) -> None:
+    """By its key, its team or a tag; a vLLM that schedules by priority is told it as one."""
+    gateway = make(spec=CLASSES, keys={KEY: principal})
+    for own in (None, 0, 7):
+        body = BODY if own is None else {**BODY, "priority": own}
+        assert gateway.post(body, **headers).status == 200
+    wanted = [BACKGROUND, BACKGROUND, BACKGROUND + 7] if background else [None, 0, 7]
+    assert [asked.json.get("priority") for asked in gateway.upstream.asked] == wanted
+    assert all("x-penstock-class" not in asked.headers for asked in gateway.upstream.asked)
+
+
+def test_a_route_for_what_nobody_waits_for(make: Make) -> None:
+    gateway = make(spec=CLASSES.replace("retries: 0", "retries: 0\n    service_class: background"))
+    assert gateway.post().status == 200
+    assert gateway.upstream.asked[0].json["priority"] == BACKGROUND
+
+
+@pytest.mark.parametrize("priority", [-1, BACKGROUND, 1.5, "0", True])
+def test_nobody_goes_before_others_by_saying_so(make: Make, priority: object) -> None:
+    gateway = make(spec=CLASSES)
+    answer = gateway.post({**BODY, "priority": priority})
+    assert (answer.status, answer.error["param"]) == (400, "priority")
+    assert not gateway.upstream.asked
 
 
 def test_concurrent_requests_come_back(make: Make) -> None:
@@ -441,6 +516,35 @@ def test_a_request_waits_for_a_model_that_sleeps(make: Make, comes: bool) -> Non
             assert response.headers["retry-after"] == "7"
             assert row.end == "upstream_failed"
         assert fleet.most_uses >= 1
+        assert fleet.uses == 0
+    finally:
+        upstream.stop()
+
+
+@pytest.mark.parametrize("leaves", [True, False])
+def test_a_model_that_falls_asleep_just_then_is_woken_whatever_retries_there_are(
+    make: Make, leaves: bool
+) -> None:
+    """An engine that ends takes no more; one that stays, and is busy, is another matter."""
+    upstream = Upstream().start()
+    gateway = make()
+    fleet = FakeFleet(upstream.url)
+    fleet.state = "ready"
+
+    async def drains(wire: Wire) -> None:
+        fleet.state = "asleep" if leaves else "ready"
+        await wire.whole(503, {"error": {"message": "The server is shutting down.", "code": "draining"}})
+
+    upstream.script = [drains]
+    spec = loads(textwrap.dedent(LOCAL).replace("wait: 5", "wait: 5, retries: 0"))
+    stations = Stations(spec, fleet)
+    gateway.door.__init__(spec, gateway.keys, gateway.meter, stations, fleet)  # type: ignore[misc]
+    try:
+        assert gateway.post().status == (200 if leaves else 503)
+        row = gateway.row()
+        assert (row.attempts, row.settlement) == (2 if leaves else 1, "settled")
+        assert row.end == ("done" if leaves else "upstream_failed")
+        assert len([asked for asked in upstream.asked if asked.method == "POST"]) == row.attempts
         assert fleet.uses == 0
     finally:
         upstream.stop()

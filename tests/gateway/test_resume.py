@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 
 from penstock.gateway import bills
 from penstock.gateway.envelope import Envelope
+from penstock.gateway.ledger.writer import unsettled
 from penstock.gateway.policy.amounts import NANO
 from penstock.gateway.policy.health import Health
 from penstock.gateway.records import Row
@@ -25,6 +26,7 @@ from tests.server.tiny import make_tokenizer
 from .conftest import CHAT
 from .cutter import Cut, Cutter, How
 from .replicas import COMPLETIONS, Seen, World
+from .test_settler import WALL, look
 from .test_stream import BY_PATH
 
 MESSAGES: dict[str, Any] = {"messages": [{"role": "user", "content": "Hi"}]}
@@ -177,6 +179,25 @@ def test_the_row_has_each_token_once_and_the_time_of_all(world: World, cuts: int
     if cuts == 2:  # and now the first one again
         assert notes[2] == "ours/1: cut"
         assert re.fullmatch(r"resumed at ours/0 after \d+ tokens", notes[3])
+
+
+@pytest.mark.parametrize("cuts", [1, 2])
+def test_a_worker_that_is_killed_meanwhile_leaves_what_settles_the_same_row(world: World, cuts: int) -> None:
+    """From what its journal has of the attempts, and the bills of all engines that the answer came from."""
+    at = halfway(world, MESSAGES)
+    _, row = world.ask(MESSAGES, *[Cut(at), Cut(at // 3)][:cuts])
+    attempts = world.gateway.meter.attempts[-1 - cuts :]
+    assert [each.behind > 0 for each in attempts] == [False, *[True] * cuts]
+    reserved = Row(id=row.id, at=WALL, key_id="k1", reserved_dollars=7, reserved_device_seconds=7)
+    killed = unsettled(reserved, attempts)
+    assert (killed.settlement, killed.dollars, killed.attempts) == ("unsettled", 7, row.attempts)
+    memory = look(world.gateway, killed)
+    for name in ("input_tokens", "output_tokens", "cached_tokens", "device_seconds", "dollars", "settlement"):
+        assert getattr(killed, name) == getattr(row, name), name
+    assert (killed.upstream, killed.replica, killed.model) == (row.upstream, row.replica, row.model)
+    assert killed.owed == ()
+    assert [used.device_seconds for used in memory.used] == [row.device_seconds]
+    assert look(world.gateway, killed).used == []
 
 
 def test_the_next_replica_goes_on_behind_what_the_client_has(world: World) -> None:

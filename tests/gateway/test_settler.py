@@ -12,7 +12,7 @@ import pytest
 
 from penstock.gateway import bill, bills, settler
 from penstock.gateway.bills import Verdict
-from penstock.gateway.policy.amounts import Amounts
+from penstock.gateway.policy.amounts import NANO, Amounts
 from penstock.gateway.records import Asked, Principal, Row
 from penstock.gateway.settler import Settler
 from penstock.gateway.usage import Tally
@@ -98,6 +98,40 @@ def outcomes(gateway: Gateway) -> dict[str, float]:
         if line.startswith("penstock:gateway_bills_total{"):
             found[line.partition('outcome="')[2].partition('"')[0]] = float(line.rpartition(" ")[2])
     return found
+
+
+def billed(gateway: Gateway) -> float:
+    """Device-seconds that the metrics have counted."""
+    for line in gateway.door.metrics.page().decode().splitlines():
+        if line.startswith("penstock:gateway_device_seconds_total{"):
+            return float(line.rpartition(" ")[2])
+    return 0.0
+
+
+def test_what_is_billed_is_counted_once_when_it_is_known(
+    gateway: Gateway, engine: FakeEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Not as it is estimated, and by whoever settles the row: a counter cannot go down again."""
+    assert gateway.post(BODY).status == 200
+    (known,) = gateway.rows(1)
+    assert billed(gateway) == (known.device_seconds or 0) / NANO > 0
+    monkeypatch.setattr(bills, "PATIENCE", 0.05)
+    monkeypatch.setattr(bills.Bills, "_tell", lambda *_: True)
+    engine.pause_at = 7
+    connection, response = gateway.open({**BODY, "stream": True})
+    response.close()
+    connection.close()
+    row = gateway.rows(2)[-1]
+    assert (row.settlement, row.device_seconds is not None) == ("estimated", True)
+    assert billed(gateway) == (known.device_seconds or 0) / NANO
+    gone = asked_now(gateway, bill="gone", after="")
+    rows = look(gateway, row, unsettled(gone, route="small", upstream="ours"))
+    # of what will never be known, the reservation stays
+    wanted = [known.device_seconds, row.device_seconds, 999]
+    assert len(rows.used) == 1
+    assert billed(gateway) == pytest.approx(sum(each or 0 for each in wanted) / NANO, rel=1e-12)
+    look(gateway, row)
+    assert billed(gateway) == pytest.approx(sum(each or 0 for each in wanted) / NANO, rel=1e-12)
 
 
 def test_an_attempt_is_noted_before_it_is_made_with_all_that_prices_it(gateway: Gateway) -> None:

@@ -47,8 +47,25 @@ async def main(url: str, counters: str, spool: str, log: str, stop: str, seed: i
         except NotCounted:  # who was killed holds a part of the budget, and has not been found
             await asyncio.sleep(0.002)
             return
-        note("open", name, worst.dollars)
+        later = Amounts()
+        if draw.random() < 0.3:  # as a request that escalates: its first part ends, and the rest goes on
+            later = Amounts(tokens=worst.tokens // 2, dollars=worst.dollars // 2)
+        note("open", name, worst.dollars, later.dollars)
         await asyncio.sleep(draw.uniform(0, 0.02))
+        if later.dollars:
+            used = Amounts(tokens=1, dollars=draw.randint(0, worst.dollars - later.dollars))
+            first, worst = row, later
+            row = Row(id=name, at=first.at, key_id="k", team="t", escalated_from=f"{name}.attempt")
+            first.id, first.dollars, first.status, first.end = (
+                f"{name}.attempt",
+                used.dollars,
+                200,
+                "escalated",
+            )
+            reservation = meter.hand_over(reservation, used, row, later)
+            note("open", first.id, 0, 0)
+            note("end", first.id, used.dollars)
+            await asyncio.sleep(draw.uniform(0, 0.02))
         used = Amounts(tokens=worst.tokens // 2, dollars=draw.randint(0, worst.dollars))
         row.dollars, row.status, row.end = used.dollars, 200, "done"
         meter.commit(reservation, used)

@@ -71,21 +71,22 @@ def test_activations_and_gates(table: Operations, kind: str) -> None:
 
 
 @pytest.mark.parametrize("width", [4, 6])
+@pytest.mark.parametrize("heads", [3, 4])  # four: as many as numbers that are turned
 @pytest.mark.parametrize("normed", [False, True])
 def test_pairs_are_turned_by_their_angle_and_the_rest_stays(
-    table: Operations, width: int, normed: bool
+    table: Operations, width: int, heads: int, normed: bool
 ) -> None:
-    x = torch.arange(1.0, 1 + 2 * 3 * width).view(2, 3, width)
+    x = torch.arange(1.0, 1 + 2 * heads * width).view(2, heads, width)
     angles = torch.tensor([[0.1, 0.2], [1.0, -2.0]])
     cos = torch.cat((angles.cos(), angles.cos()), -1)[:, None]
     sin = torch.cat((-angles.sin(), angles.sin()), -1)[:, None]
-    weight = torch.rand(3, width) + 0.5 if normed else None
+    weight = torch.rand(heads, width) + 0.5 if normed else None
     before = x.clone()
     if weight is not None:
         before = before / (before.square().mean(-1, keepdim=True) + 0.25).sqrt() * weight
     got = table.rotate(x.clone(), (cos, sin), weight, 0.25)
     for token in range(2):
-        for head in range(3):
+        for head in range(heads):
             row, out = before[token, head], got[token, head]
             for pair in range(2):
                 turned = complex(row[pair], row[pair + 2]) * complex(

@@ -110,6 +110,11 @@ def test_small_blocks_candidates_and_tiles_change_nothing(
             assert one.best == other.best
 
 
+def test_a_tile_is_at_most_32_mib() -> None:
+    assert torch_sampling.tiles(torch.empty(2, 1 << 22)) == [(0, 2)]
+    assert torch_sampling.tiles(torch.empty(3, 1 << 22)) == [(0, 2), (2, 3)]
+
+
 @given(rows=st.integers(1, 50), width=st.integers(1, 50), tile=st.integers(1, 400))
 def test_tiles_are_all_rows_in_order_and_as_many_as_fit(rows: int, width: int, tile: int) -> None:
     with pytest.MonkeyPatch.context() as patch:

@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from penstock.kernels.attention import KVCache, Span, StepLayout
+from penstock.kernels.cpu.decoder import DecoderStack, create_stack
 from penstock.kernels.cpu.library import available
 from penstock.kernels.cpu.linear import has_amx
 from penstock.kernels.cpu.matrix import can_pack
@@ -81,6 +82,24 @@ def assert_same(directory: Path, dtype: torch.dtype, scheme: str | None, long: b
     for got, want in zip(together, one_by_one, strict=True):
         assert torch.equal(got, want)
         assert got.float().std() > 0.1
+
+
+def test_a_stack_of_one_layer(tmp_path: Path) -> None:
+    directory = make_checkpoint(
+        tmp_path, "qwen3", hidden_size=128, intermediate_size=192, num_hidden_layers=1
+    )
+    assert_same(directory, torch.bfloat16, "int8", long=False)
+
+
+def test_a_stack_takes_as_many_rows_as_the_least_of_its_weights(tmp_path: Path) -> None:
+    directory = make_checkpoint(tmp_path, "llama", hidden_size=128, intermediate_size=192)
+    stack = load(directory, torch.bfloat16, "int8")._stack
+    assert isinstance(stack, DecoderStack)
+    panels = stack._layers[0].out[0].panels  # type: ignore[attr-defined]
+    panels.most_rows = 5
+    again = create_stack(stack._library, torch.bfloat16, stack._layers, stack._eps, stack._scale)
+    assert again is not None
+    assert again._most_rows == 5
 
 
 def _reads_onednn() -> bool:

@@ -18,6 +18,8 @@ from penstock.observe.names import LABEL_VALUES, METRICS, Buckets, Kind, Metric
 def metrics() -> Metrics:
     metrics = Metrics("tiny", 2000, engine="3")
     metrics.describe_cache(block_size=16, num_blocks=8, dtype="auto", prefix_caching=True)
+    kind = {"device": "cpu", "dtype": "float32", "quantization": "none"}
+    metrics.describe_engine(**kind, max_num_seqs=4, max_num_batched_tokens=16, max_model_len=64)
     return metrics
 
 
@@ -174,7 +176,7 @@ LABELS = {
 
 def test_labels_are_those_that_dashboards_know(metrics: Metrics) -> None:
     for family in families(metrics).values():
-        if ":" not in family.name or family.name == "vllm:cache_config_info":
+        if ":" not in family.name or family.name in [info.name for info in names.INFO]:
             continue
         own, values = LABELS.get(family.name, ("", {None}))
         for sample in family.samples:
@@ -192,6 +194,7 @@ def test_types_are_those_that_dashboards_know(metrics: Metrics) -> None:
         "vllm:num_requests_waiting_by_reason",
         "vllm:kv_cache_usage_perc",
         "vllm:cache_config_info",
+        "penstock:engine_config_info",
     }
     assert [kind.value for kind in Kind] == ["gauge", "counter", "histogram"]
 
@@ -209,6 +212,22 @@ def test_the_cache_is_described_in_labels() -> None:
         "enable_prefix_caching": "False",
         "kv_cache_size_tokens": "320",
         "kv_cache_max_concurrency": "3.2",
+    }
+
+
+def test_the_engine_is_described_in_labels() -> None:
+    metrics = Metrics("tiny", 100)
+    limits = {"max_num_seqs": 64, "max_num_batched_tokens": 256, "max_model_len": 100}
+    metrics.describe_engine(device="cpu", dtype="float32", quantization="int8", **limits)
+    (sample,) = families(metrics)["penstock:engine_config_info"].samples
+    assert sample.value == 1
+    assert sample.labels == {
+        "model_name": "tiny",
+        "engine": "0",
+        "device": "cpu",
+        "dtype": "float32",
+        "quantization": "int8",
+        **{name: str(limit) for name, limit in limits.items()},
     }
 
 
@@ -340,7 +359,7 @@ def test_boundaries_rise(family: Buckets) -> None:
 def test_closed_label_sets_are_there_from_the_start(metrics: Metrics) -> None:
     for metric in METRICS:
         own = set(metric.labels) - {"model_name", "engine"}
-        if own and metric is not names.CACHE_CONFIG_INFO:
+        if own and metric not in names.INFO:
             (label,) = own
             for known in LABEL_VALUES[metric.name]:
                 assert value(metrics, metric.series()[0], **{label: known}) == 0

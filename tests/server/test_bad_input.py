@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import json
+import shlex
 from typing import Any
+from urllib.parse import urlsplit
 
 import openai
 import pytest
@@ -312,6 +315,29 @@ def test_an_unknown_model(server: LiveServer, client: openai.OpenAI) -> None:
         assert (answer.status, answer.error["param"]) == (404, "model")
 
 
+@pytest.mark.parametrize("path", [CHAT, TEXT, f"{TEXT}/"])
+def test_a_get_is_told_the_form_that_works(server: LiveServer, path: str) -> None:
+    # what a guide says: hey -z 60s -c 20 http://your-service/v1/chat/completions
+    wrong = server.get(path)
+    assert (wrong.status, wrong.headers["allow"], wrong.error["code"]) == (405, "POST", 405)
+    command = wrong.error["message"].partition("curl ")[2].partition(" (")[0].replace("MODEL", MODEL)
+    words = shlex.split(command)
+    assert words[:2] == ["-X", "POST"]
+    address = urlsplit(words[2])
+    assert (address.netloc, address.path) == (f"127.0.0.1:{server.port}", path.rstrip("/"))
+    header, body = words[words.index("-H") + 1], words[words.index("-d") + 1]
+    assert header == "Content-Type: application/json"
+    assert server.post(address.path, json.loads(body)).status == 200
+
+
+@pytest.mark.parametrize("host", ["a b", 'x"; rm -rf /', "[::1", "a" * 300, "evil.example/path"])
+def test_a_host_that_is_none_is_not_repeated(server: LiveServer, host: str) -> None:
+    wrong = server.request("GET", TEXT, headers={"Host": host})
+    if wrong.status == 405:
+        assert "http://HOST/v1/completions" in wrong.error["message"]
+        assert host not in wrong.error["message"]
+
+
 def test_unknown_paths_and_methods(server: LiveServer) -> None:
     missing = server.get("/v2/models")
     assert missing.status == 404
@@ -320,6 +346,7 @@ def test_unknown_paths_and_methods(server: LiveServer) -> None:
     assert wrong.status == 405
     assert wrong.headers["allow"] == "POST"
     assert wrong.error["reason"] == "method_not_allowed"
+    assert "curl -X POST http://" in wrong.error["message"]
     assert server.request("DELETE", "/v1/models").status == 405
     assert server.post("/health", {}).status == 405
 

@@ -172,11 +172,52 @@ def test_what_is_wrong_is_told_with_its_line(before: str, after: str, expected: 
         assert expected in error(text)
 
 
+def test_priorities_are_vllms() -> None:
+    line = error(GOOD.replace("    models:\n      large", "    priorities: true\n    models:\n      large"))
+    assert line == "9: upstreams.cloud.priorities: needs kind: vllm; openai schedules in another way."
+
+
 def test_all_errors_are_told_at_once_in_order() -> None:
     lines = told(
         GOOD.replace("count: 2", "cuont: 2").replace("weights: demo, ", "").replace("plain: {}", "plain: 1")
     )
     assert [line.split(":")[1] for line in lines] == ["3", "5", "11"]
+
+
+def test_names_that_lead_nowhere_are_told_beside_shapes_that_are_wrong() -> None:
+    text = GOOD.replace("pool: here", "pool: her") + "    retires: 2\n"
+    assert told(text + "teams: {t: {routes: [asistant]}}\n") == [
+        "penstock.yaml:5: models.demo.pool: there is no pool her. Did you mean here?",
+        "penstock.yaml:15: routes.assistant.retires: unknown key. Did you mean retries?",
+        "penstock.yaml:16: teams.t.routes.0: there is no route asistant. Did you mean assistant?",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("before", "after"),
+    [
+        ("here: {hardware: cpu}", "here: {hardware: 7}"),
+        ("gpus: {hardware: L4, count: 2}", "gpus: {count: many}"),
+        ("weights: demo, pool: here", "weights: demo"),
+        ("models:\n      large", "modells: {}\n    models:\n      large"),
+        ("targets: [{model: demo}]", "targets: []"),
+    ],
+)
+def test_of_a_part_that_is_wrong_nothing_else_is_said(before: str, after: str) -> None:
+    """Its name is known to others, and what it says may be as wrong as the rest of it."""
+    more = "  other: {targets: [{model: large, upstream: cloud}, {model: demo}]}\n"
+    (line,) = told((GOOD + more).replace(before, after))
+    assert "there is no" not in line
+
+
+@pytest.mark.parametrize("wrong", ["models: 7", "gateway: {port: x}", "polls: {}", "version: 2", "1: 2"])
+def test_what_is_wrong_above_all_names(wrong: str) -> None:
+    text = GOOD.replace("{model: demo}", "{model: dem}")
+    if wrong.startswith("models"):
+        text = text.replace("models:\n  demo: {weights: demo, pool: here}", wrong)
+        assert all("models" in line for line in told(text))
+    else:
+        assert any("there is no model dem. Did you mean demo?" in line for line in told(f"{text}{wrong}\n"))
 
 
 @pytest.mark.parametrize(
@@ -258,3 +299,79 @@ def test_files_that_cannot_be_read(tmp_path: Path, name: str, expected: str) -> 
 def test_a_limit_that_nothing_can_count_to_is_an_error(limit: str) -> None:
     with pytest.raises(SpecError, match=r"1: limits\.\w+: input should be less than or equal to"):
         loads(f"limits: {{{limit}}}")
+
+
+ESCALATES = (
+    GOOD
+    + """\
+    escalate:
+      to: [{model: large, upstream: cloud}]
+      verifiers: [{mean_logprob: -0.5}]
+  other:
+    targets: [{model: plain, upstream: cloud}]
+"""
+)
+ONE_OF = (
+    "a verifier is one of mean_logprob, json_schema, regex, not_regex, length, finish_reason, url, "
+    "python, not "
+)
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "expected"),
+    [
+        (
+            "{model: large,",
+            "{model: larg,",
+            "routes.assistant.escalate.to.0.model: there is no model of cloud larg.",
+        ),
+        (
+            "upstream: cloud}]\n      v",
+            "upstream: clod}]\n      v",
+            "there is no upstream clod. Did you mean cloud?",
+        ),
+        (
+            "to: [{model: large, upstream: cloud}]",
+            "route: othr",
+            "escalate.route: there is no route othr. Did you mean",
+        ),
+        ("to: [{model: large, upstream: cloud}]", "route: assistant", "is the route itself"),
+        ("      to: [{model: large, upstream: cloud}]\n", "", "escalate has either to or route"),
+        ("      verifiers", "      route: other\n      verifiers", "escalate has either to or route"),
+        ("[{mean_logprob: -0.5}]", "[]", "verifiers: tuple should have at least 1 item"),
+        (
+            "mean_logprob: -0.5",
+            "mean_logprob: 0.5",
+            "mean_logprob: input should be less than or equal to 0, got 0.5",
+        ),
+        ("mean_logprob: -0.5", "mean_logprb: -0.5", "unknown key. Did you mean mean_logprob?"),
+        ("{mean_logprob: -0.5}", "{name: x}", ONE_OF + "none"),
+        ("mean_logprob: -0.5", "mean_logprob: -0.5, regex: x", ONE_OF + "mean_logprob and regex"),
+        ("{mean_logprob: -0.5}", "{regex: '('}", "verifiers.0.regex: is no regular expression: missing )"),
+        ("{mean_logprob: -0.5}", "{regex: a}, {regex: b}", "regex is also the name of another verifier"),
+        ("mean_logprob: -0.5", "json_schema: {type: objct}", "json_schema: is no JSON Schema: type: 'objct'"),
+        ("mean_logprob: -0.5", "json_schema: {$ref: 'http://x'}", "leads out of the schema"),
+        ("mean_logprob: -0.5", "json_schema: {$ref: '#/$defs/x'}", "leads nowhere"),
+        ("mean_logprob: -0.5", "finish_reason: [stopp]", "finish_reason.0: input should be 'stop'"),
+        ("mean_logprob: -0.5", "python: nothing", "python: string should match pattern"),
+    ],
+)
+def test_an_escalation_that_cannot_be(before: str, after: str, expected: str) -> None:
+    assert before in ESCALATES
+    assert any(expected in line for line in told(ESCALATES.replace(before, after))), told(
+        ESCALATES.replace(before, after)
+    )
+
+
+def test_an_escalation_to_a_route_that_escalates_or_leaves_the_house() -> None:
+    twice = (
+        ESCALATES.replace("to: [{model: large, upstream: cloud}]", "route: other")
+        + """\
+    escalate: {to: [{model: demo}], verifiers: [{regex: x}]}
+"""
+    )
+    assert "other escalates itself; that is done once only." in error(twice)
+    inside = ESCALATES.replace("    escalate:", "    local_only: true\n    escalate:")
+    assert "escalate.to.0: the route is local_only, and cloud is not in the house." in error(inside)
+    other = inside.replace("to: [{model: large, upstream: cloud}]", "route: other")
+    assert "escalate.route: the route is local_only, and cloud is not in the house." in error(other)

@@ -15,6 +15,7 @@ from typing import IO, TYPE_CHECKING, Any, NoReturn
 import msgspec
 
 from penstock.core.errors import InvalidRequest, PayloadTooLarge, PenstockError, quote
+from penstock.gateway import hosted
 from penstock.gateway.endpoints import ENDPOINTS, Endpoint
 from penstock.gateway.envelope import Envelope
 from penstock.gateway.policy.price import Used
@@ -159,6 +160,7 @@ class Lines:
         place = self._same_place(envelope.model)
         envelope = await self._seen_by_hooks(envelope, endpoint)
         assert self._way is not None
+        hosted.check(envelope, self._way)
         route = self._way.route
         envelope.limit(route.max_tokens)
         known = [each for each in (route.context, place.context) if each is not None]

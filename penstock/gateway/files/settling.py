@@ -22,7 +22,7 @@ from penstock.gateway.policy.retries import Attempt
 from penstock.gateway.records import Row
 from penstock.gateway.relay import Failed
 from penstock.gateway.stations import Station
-from penstock.gateway.tasks import Beside
+from penstock.gateway.tasks import Repeated
 from penstock.gateway.usage import Tally, read_answer
 
 from .common import TAG, Shared, whole
@@ -32,8 +32,6 @@ from .upstream import TIMEOUT, Missing, UpstreamSaysNo, ask, asked, pages
 
 logger = logging.getLogger("penstock.gateway")
 
-PERIOD = 15.0
-"""Seconds between two questions about a batch."""
 _GRACE = 2 * TIMEOUT
 """Seconds that the answer to a new batch may take."""
 _CLOCKS = 3600.0
@@ -61,30 +59,23 @@ class _Response(msgspec.Struct):
 _decode = msgspec.json.Decoder(_Line).decode
 
 
-class Settling(Beside):
+class Settling(Repeated):
     """Asks about batches, from `start` to `stop`."""
+
+    interval = 15.0
+    failure = "looking after batches failed"
 
     def __init__(self, shared: Shared) -> None:
         super().__init__()
         self._shared = shared
         self._door = shared.door
 
-    async def _run(self) -> None:
-        while True:
-            try:
-                await self.look()
-            except Unavailable:
-                pass  # the ledger's writer says it
-            except Exception:
-                logger.exception("looking after batches failed")
-            await asyncio.sleep(PERIOD)
-
     async def look(self) -> None:
         """Ask about all batches that nobody has asked about lately."""
         shared = self._shared
         begun = self._door.wall()
         stations = shared.stations()
-        before = begun - round(PERIOD * NANO)
+        before = begun - round(self.interval * NANO)
         while due := await shared.store(lambda: shared.objects.due(before, begun, list(stations), _AT_ONCE)):
             work = (self._one(each, stations[each.replica]) for each in due)
             for failed in await asyncio.gather(*work, return_exceptions=True):

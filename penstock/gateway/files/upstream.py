@@ -18,7 +18,7 @@ from penstock.core.errors import InvalidRequest
 from penstock.gateway.owned import ID
 from penstock.gateway.policy.retries import OWN_FAULT_STATUS, RETRIED_STATUS, Attempt
 from penstock.gateway.relay import Failed
-from penstock.gateway.stations import Station
+from penstock.gateway.stations import Station, read_body
 from penstock.http.chunks import describe_error
 
 TIMEOUT = 60.0
@@ -98,13 +98,10 @@ async def pages(station: Station, path: str, most: int) -> AsyncIterator[dict[st
 
 async def _read(response: aiohttp.ClientResponse, most: int) -> bytes:
     """The body up to `most` bytes. Raises Failed where it is longer."""
-    pieces, size = [], 0
-    while piece := await response.content.readany():
-        size += len(piece)
-        if size > most:
-            raise Failed(Attempt("invalid"), f"sent an answer of over {most} bytes")
-        pieces.append(piece)
-    return b"".join(pieces)
+    body = await read_body(response, most)
+    if len(body) > most:
+        raise Failed(Attempt("invalid"), f"sent an answer of over {most} bytes")
+    return body
 
 
 async def _refused(response: aiohttp.ClientResponse) -> None:

@@ -62,6 +62,22 @@ def make_engine(url: str) -> sa.Engine:
     return engine
 
 
+def make_private(engine: sa.Engine) -> None:
+    """Make SQLite's file, where it is not there yet, for its owner only: it has who asked what, and what that
+    cost. Its -wal and -shm get the same mode from SQLite. Raises StartupError."""
+    file = str(engine.url.database)
+    if engine.dialect.name != "sqlite" or file.startswith("file:"):
+        return
+    try:
+        os.close(os.open(file, os.O_CREAT | os.O_EXCL | os.O_RDWR | os.O_CLOEXEC, 0o600))
+    except FileExistsError:
+        pass
+    except OSError as error:
+        raise StartupError(
+            f"The ledger {file} cannot be made: {error.strerror or error}.", param="ledger.url"
+        ) from None
+
+
 def migrate(engine: sa.Engine) -> None:
     """Bring the tables up to date. Raises StartupError for those of a later version, SQLAlchemyError."""
     from alembic.config import Config

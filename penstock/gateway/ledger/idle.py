@@ -16,7 +16,8 @@ import sqlalchemy as sa
 from penstock.gateway.policy.amounts import NANO
 from penstock.gateway.policy.idle import HOUR, Spell, Terms, paid, prices, together
 
-from .schema import ledger
+from .rollups import read
+from .schema import MEASURES
 from .schema import paid as table
 from .store import Store
 
@@ -116,22 +117,28 @@ def idle(
 ) -> list[PoolUse]:
     """Each pool that was paid for or used in [since, until) (Unix nanoseconds), or one, by name."""
     with store.reading() as connection:
-        claims = sa.select(table).order_by(table.c.pool)
-        names = sa.select(ledger.c.pool).distinct().where(ledger.c.pool != "", *_within(since, until))
-        if pool is not None:
-            claims, names = claims.where(table.c.pool == pool), names.where(ledger.c.pool == pool)
-        said: dict[str, list[Spell]] = {}
-        for row in connection.execute(claims):
-            terms = Terms(row.devices, row.price_per_hour, row.taken, row.device)
-            said.setdefault(row.pool, []).append(Spell(row.begin, row.until, terms))
-        used = set(connection.execute(names).scalars())
+        said = claims(connection, pool)
+        only = {} if pool is None else {"pool": pool}
+        used = {name for (name,) in read(connection, ("pool",), since, until, only) if name}
         found = []
         for name in sorted(said.keys() | used):
-            spells = together(said.get(name, []))
+            spells = said.get(name, [])
             time, money = paid(spells, since, until)
             if time or name in used:
                 found.append(_use(connection, name, spells, time, money, since, until))
     return found
+
+
+def claims(connection: sa.Connection, pool: str | None = None) -> dict[str, list[Spell]]:
+    """When each pool, or one, was paid for, and at which price: spells that do not overlap."""
+    query = sa.select(table).order_by(table.c.pool)
+    if pool is not None:
+        query = query.where(table.c.pool == pool)
+    said: dict[str, list[Spell]] = {}
+    for row in connection.execute(query):
+        terms = Terms(row.devices, row.price_per_hour, row.taken, row.device)
+        said.setdefault(row.pool, []).append(Spell(row.begin, row.until, terms))
+    return {name: together(each) for name, each in said.items()}
 
 
 def remarks(use: PoolUse) -> Iterator[str]:
@@ -165,18 +172,14 @@ def _use(
     since: int | None,
     until: int | None,
 ) -> PoolUse:
-    known = ledger.c.settlement != "unsettled"
-    seconds = sa.func.coalesce(ledger.c.device_seconds, 0)
-    sums = sa.select(
-        sa.func.coalesce(sa.func.sum(ledger.c.lost_device_seconds + sa.case((known, seconds), else_=0)), 0),
-        sa.func.coalesce(sa.func.sum(sa.case((known, 0), else_=1)), 0),
-        sa.func.coalesce(sa.func.sum(sa.case((known, 0), else_=seconds)), 0),
-    ).where(ledger.c.pool == pool)
     used = unsettled = reserved = 0
     used_money: int | None = 0
     for begin, end, price in prices(spells, since, until):
-        part, rows, open_ = map(int, connection.execute(sums.where(*_within(begin, end))).one())
-        used, unsettled, reserved = used + part, unsettled + rows, reserved + open_
+        found = read(connection, ("pool",), begin, end, {"pool": pool}).get((pool,))
+        sums = dict(zip(MEASURES, found, strict=True)) if found else dict.fromkeys(MEASURES, 0)
+        part = sums["device_seconds"] + sums["lost_device_seconds"]
+        used, unsettled = used + part, unsettled + sums["unsettled"]
+        reserved += sums["unsettled_device_seconds"]
         if price is not None and used_money is not None:
             used_money += part * price
         elif part:
@@ -198,15 +201,6 @@ def _use(
         unsettled_reserved=reserved,
         shared=shared[-1] if shared else None,
     )
-
-
-def _within(since: int | None, until: int | None) -> list[sa.ColumnElement[bool]]:
-    found = []
-    if since is not None:
-        found.append(ledger.c.at >= since)
-    if until is not None:
-        found.append(ledger.c.at < until)
-    return found
 
 
 def _dollars(money: int | None) -> Decimal | None:

@@ -151,6 +151,31 @@ class Journal:
         except OSError:
             self._unwritten[number] = data
 
+    def hand_over(
+        self,
+        number: int,
+        row: Row,
+        charged: dict[str, int],
+        next_row: Row,
+        next_charged: dict[str, int],
+        next_number: int | None = None,
+    ) -> int:
+        """A request ends and another one that it had reserved for begins, both or neither; returns the other
+        one's number. Raises SpoolFull, and then nothing is written."""
+        if self._unwritten:
+            raise _full(self.spool, "No space left on device")
+        if next_number is None:
+            next_number = self.number
+        begun = _framed("open", next_number, next_row, next_charged)
+        try:
+            self._append(_framed("end", number, row, charged) + begun)
+        except OSError as error:
+            raise _full(self.spool, error.strerror or str(error)) from None
+        self.number = max(self.number, next_number + 1)
+        self._open.pop(number, None)
+        self._open[next_number] = begun
+        return next_number
+
     def retry(self) -> None:
         """Write what could not be written before."""
         for number, data in list(self._unwritten.items()):

@@ -1,4 +1,4 @@
-"""Keys in the ledger's database: made, listed, rotated, revoked, and looked up.
+"""Keys in the ledger's database: made, listed, changed, rotated, revoked, and looked up.
 
     sk-ps- 43 characters of 256 random bits, 6 of a checksum
 
@@ -17,7 +17,7 @@ import secrets
 import time
 import zlib
 from collections import OrderedDict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from datetime import UTC, datetime
 from hashlib import sha256
 from typing import Any
@@ -25,11 +25,12 @@ from typing import Any
 import msgspec
 import sqlalchemy as sa
 
-from penstock.core.errors import InvalidRequest, Unavailable
+from penstock.core.errors import InvalidRequest, Unavailable, quote
 from penstock.gateway.limits.leased import Caller
 from penstock.gateway.policy.amounts import NANO
 from penstock.gateway.records import Principal
-from penstock.spec.model import Limits
+from penstock.spec.load import near
+from penstock.spec.model import Limits, ServiceClass, Spec
 from penstock.spec.units import seconds
 
 from .schema import keys, meta
@@ -67,6 +68,7 @@ class Key(msgspec.Struct, kw_only=True):
     limits: dict[str, Any] | None = None
     """Its own, as in the spec; None for its team's or everybody's."""
     local_only: bool = False
+    service_class: ServiceClass = "realtime"
     hint: str = ""
     """The last characters of the secret."""
     created: int = 0
@@ -114,6 +116,25 @@ def expiry(text: str, now: int) -> int:
     return at
 
 
+def check_names(spec: Spec, team: str, routes: Collection[str]) -> None:
+    """Raise InvalidRequest unless the spec has a key's team and routes; a typing error would be a key that
+    may do nothing."""
+    if team and team not in spec.teams:
+        raise InvalidRequest(
+            f"There is no team {quote(team)} in the spec.",
+            param="team",
+            advice=near(team, spec.teams) or f"There is {', '.join(sorted(spec.teams)) or 'none'}.",
+        )
+    known = {*spec.routes, *spec.models}
+    for index, route in enumerate(routes):
+        if route not in known:
+            raise InvalidRequest(
+                f"There is no route {quote(route)} in the spec.",
+                param=f"routes.{index}",
+                advice=near(route, known),
+            )
+
+
 class KeyStore:
     """The table of keys. Blocks."""
 
@@ -130,6 +151,7 @@ class KeyStore:
         routes: Sequence[str] | None = None,
         limits: Limits | None = None,
         local_only: bool = False,
+        service_class: ServiceClass = "realtime",
         expires: int | None = None,
     ) -> tuple[Key, str]:
         """A new key and its secret, which is nowhere else and can never be shown again."""
@@ -139,9 +161,10 @@ class KeyStore:
             name=name,
             team=team,
             tags=dict(tags or {}),
-            routes=None if routes is None else tuple(routes),
-            limits=None if limits is None else limits.model_dump(mode="json", exclude_none=True),
+            routes=_stored("routes", routes),
+            limits=_stored("limits", limits),
             local_only=local_only,
+            service_class=service_class,
             hint=secret[-4:],
             created=self._now(),
             expires=expires,
@@ -151,6 +174,27 @@ class KeyStore:
             connection.execute(keys.insert().values(values))
             self._changed(connection)
         return key, secret
+
+    def update(self, id: str, values: Mapping[str, Any]) -> Key:
+        """Change what a key may, from now on; its secret stays.
+
+        Args:
+            values: by the names of `create`. Budgets go on from what was used: of its accounts, only the caps
+                are others.
+
+        Raises KeyNotFound, KeyRevoked.
+        """
+        stored = {name: _stored(name, value) for name, value in values.items()}
+        with self._store.writing(durable=True) as connection:
+            found = connection.execute(sa.select(keys.c.revoked).where(keys.c.id == id).with_for_update())
+            row = found.one_or_none()
+            if row is None:
+                raise _no_key(id)
+            if row.revoked is not None:
+                raise KeyRevoked(f"The key {id} is revoked.", advice="Create a new one.")
+            connection.execute(keys.update().where(keys.c.id == id).values(stored))
+            self._changed(connection)
+        return self.get(id)
 
     def list(
         self, *, team: str | None = None, after: str | None = None, limit: int | None = None
@@ -165,6 +209,17 @@ class KeyStore:
             query = query.where(sa.tuple_(*place) > sa.tuple_(self.get(after).created, after))
         with self._store.reading() as connection:
             return [_key(row) for row in connection.execute(query)]
+
+    def teams(self) -> dict[str, int]:
+        """Teams of keys that are good, and how many keys each has."""
+        good = sa.or_(keys.c.expires.is_(None), keys.c.expires > self._now())
+        query = (
+            sa.select(keys.c.team, sa.func.count())
+            .where(keys.c.team != "", keys.c.revoked.is_(None), good)
+            .group_by(keys.c.team)
+        )
+        with self._store.reading() as connection:
+            return dict(connection.execute(query).all())
 
     def get(self, id: str) -> Key:
         """One key. Raises KeyNotFound."""
@@ -321,8 +376,16 @@ def _principal(key: Key) -> Principal:
         tags=key.tags,
         routes=key.routes,
         local_only=key.local_only,
+        service_class=key.service_class,
         limits=None if key.limits is None else limits_of(key.limits),
     )
+
+
+def _stored(name: str, value: Any) -> Any:
+    """What the table holds of a value that `create` takes."""
+    if name == "limits" and value is not None:
+        return value.model_dump(mode="json", exclude_none=True)
+    return tuple(value) if name == "routes" and value is not None else value
 
 
 def limits_of(stored: Mapping[str, Any]) -> Limits:

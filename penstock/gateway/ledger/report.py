@@ -20,6 +20,17 @@ from .schema import ledger
 from .store import Store
 
 _PAGE = 1000
+_attempt = ledger.alias("attempt")
+_DELTA = ledger.c.dollars - _attempt.c.dollars
+_ROWS = sa.select(
+    ledger, _attempt.c.dollars.label("attempt_dollars"), _DELTA.label("delta_dollars")
+).select_from(
+    ledger.outerjoin(
+        _attempt,
+        sa.and_(_attempt.c.id == ledger.c.escalated_from, _attempt.c.worker == ledger.c.worker),
+    )
+)
+"""Every row, with what the attempt has cost that it was escalated from, and how much dearer it was itself."""
 
 
 @dataclass(frozen=True)
@@ -37,6 +48,7 @@ class Filter:
     upstream: str | None = None
     model: str | None = None
     settlement: str | None = None
+    verdict: str | None = None
     id: str | None = None
 
     def conditions(self) -> list[sa.ColumnElement[bool]]:
@@ -49,7 +61,7 @@ class Filter:
             found.append(columns.at < self.until)
         if self.key is not None:
             found.append(sa.or_(columns.key_id == self.key, columns.key_name == self.key))
-        for name in ("team", "route", "upstream", "model", "settlement", "id"):
+        for name in ("team", "route", "upstream", "model", "settlement", "verdict", "id"):
             if (value := getattr(self, name)) is not None:
                 found.append(columns[name] == value)
         for name, value in self.tags:
@@ -61,7 +73,7 @@ class Filter:
 def rows(store: Store, wanted: Filter, *, newest: int | None = None) -> Iterator[dict[str, Any]]:
     """Rows in the order of their arrival, page by page; or the `newest` ones, last first."""
     place = (ledger.c.at, ledger.c.worker, ledger.c.number)
-    query = sa.select(ledger).where(*wanted.conditions())
+    query = _ROWS.where(*wanted.conditions())
     if newest is not None:
         with store.reading() as connection:
             latest = query.order_by(*(each.desc() for each in place)).limit(newest)
@@ -104,7 +116,7 @@ def page(
 ) -> tuple[list[dict[str, Any]], Place | None]:
     """At most `limit` rows, newest first, from after a place; and the last one's, where there are more."""
     place = (ledger.c.at, ledger.c.worker, ledger.c.number)
-    query = sa.select(ledger).where(*wanted.conditions())
+    query = _ROWS.where(*wanted.conditions())
     if after is not None:
         query = query.where(sa.tuple_(*place) < sa.tuple_(*map(sa.literal, after)))
     query = query.order_by(*(each.desc() for each in place)).limit(limit + 1)
@@ -182,7 +194,15 @@ COLUMNS: dict[str, tuple[str, Callable[[Any], Any]]] = {
     "reserved_dollars": ("reserved_dollars", decimal),
     "reserved_gpu_seconds": ("reserved_device_seconds", decimal),
     "escalated_from": ("escalated_from", _same),
+    "attempt_dollars": ("attempt_dollars", decimal),
+    "delta_dollars": ("delta_dollars", decimal),
+    "verifier": ("verifier", _same),
+    "verdict": ("verdict", _same),
+    "score": ("score", _same),
+    "reason": ("reason", _same),
     "outcome": ("outcome", _same),
+    "uncapped": ("uncapped", bool),
+    "context": ("context", _same),
     "note": ("note", _same),
     "worker": ("worker", _same),
     "number": ("number", _same),

@@ -1,6 +1,9 @@
 """The tables. Money is nanodollars, device time nanoseconds times devices, times Unix nanoseconds.
 
-    ledger ── one row a request, never changed but to settle what was unsettled (Store.resettle)
+    ledger ── one row a request, never changed but to settle what was unsettled (Store.resettle), and to say
+    │         how it turned out
+    outcomes ── what was told of them later, one after the other (outcomes.py)
+    rollups ─── series   sums of rows by hour and by day (rollups.py)
     paid ──── when the devices of a pool were paid for (idle.py)
     accounts ─┬─ leases ─── workers      the limits' counters (policy/leases.py)
     keys      └─ used = Σ of the rows that were charged to it
@@ -18,6 +21,7 @@ from sqlalchemy import (
     Column,
     Float,
     ForeignKey,
+    ForeignKeyConstraint,
     Index,
     Integer,
     LargeBinary,
@@ -87,11 +91,18 @@ ledger = Table(
     _count("reserved_tokens"),
     _count("reserved_dollars"),
     _count("reserved_device_seconds"),
-    Column("escalated_from", Text),
+    # of routes that escalate: the attempt's row has the verdict, and is another one than the final answer's
+    Column("escalated_from", Text),  # id of the attempt's row, by the same worker
+    _text("verifier"),
+    _text("verdict"),
+    Column("score", Float),
+    _text("reason"),
     Column("outcome", Text),
     _text("note"),
     Column("charged", JSON, nullable=False),  # {account: amount}
     Column("owed", JSON(none_as_null=True)),  # attempts whose bills have not come; null: none
+    _flag("uncapped"),
+    Column("context", BigInteger),
 )
 Index("ix_ledger_at", ledger.c.at)
 Index("ix_ledger_id", ledger.c.id)
@@ -102,6 +113,78 @@ Index(
     ledger.c.at,
     sqlite_where=ledger.c.owed.is_not(None),
     postgresql_where=ledger.c.owed.is_not(None),
+)
+
+outcomes = Table(
+    "outcomes",
+    metadata,
+    # of which row, and the how-manieth that was told of it; the last one is the row's
+    Column("worker", Text, primary_key=True),
+    Column("number", BigInteger, primary_key=True, autoincrement=False),
+    Column("turn", Integer, primary_key=True, autoincrement=False),
+    Column("at", BigInteger, nullable=False),
+    Column("outcome", Text, nullable=False),  # success, failure, or a score from 0 to 1
+    _text("key_id"),  # who said it; empty: an operator
+    ForeignKeyConstraint(["worker", "number"], ["ledger.worker", "ledger.number"]),
+)
+
+series = Table(
+    "series",
+    metadata,
+    Column("id", LargeBinary, primary_key=True),
+    _text("key_id"),
+    _text("key_name"),
+    _text("team"),
+    Column("feature", Text),
+    _text("route"),
+    _text("upstream"),
+    _text("model"),
+    _text("pool"),
+    Column("context", BigInteger),
+)
+
+MEASURES = (
+    "requests",
+    "failed",  # answered with 400 or more
+    "unsettled",
+    "input_tokens",
+    "output_tokens",
+    "cached_tokens",
+    "dollars",
+    "unsettled_dollars",  # of these, reserved and not known
+    "unpriced",  # requests that used something at no known price
+    "device_seconds",  # as far as they are known
+    "unsettled_device_seconds",
+    "lost_device_seconds",
+    "compared",  # requests with a comparator's price and one of their own; what these took, and would take
+    "compared_dollars",
+    "compared_device_seconds",
+    "comparator_dollars",
+    "told",  # requests with an outcome; its score in billionths, and what these took
+    "score",
+    "told_dollars",
+    "told_device_seconds",
+    "judged",  # attempts that a verifier looked at; those that were in vain, and what they took
+    "attempts",
+    "attempt_dollars",
+    "escalated",  # answers that came after one of these
+    "escalated_dollars",
+    "uncapped",
+    "uncapped_dollars",
+    "over_2k",  # requests of more tokens than that, prompt and answer together
+    "over_8k",
+    "over_32k",
+)
+"""What is summed; rollups.py says of which rows."""
+
+rollups = Table(
+    "rollups",
+    metadata,
+    Column("hours", Integer, primary_key=True, autoincrement=False),  # 1 or 24
+    Column("start", BigInteger, primary_key=True, autoincrement=False),
+    Column("series", LargeBinary, ForeignKey("series.id"), primary_key=True),
+    *(_count(name) for name in MEASURES),
+    sqlite_with_rowid=False,
 )
 
 paid = Table(
@@ -170,6 +253,7 @@ keys = Table(
     Column("routes", JSON),  # null: all
     Column("limits", JSON),  # as in the spec; null: the team's or everybody's
     _flag("local_only"),
+    Column("service_class", Text, nullable=False, server_default="realtime"),
     Column("digest", LargeBinary, nullable=False, unique=True),  # sha256 of the secret, which has 256 bits
     Column("old_digest", LargeBinary, unique=True),  # of the secret before `rotate`
     Column("old_until", BigInteger),

@@ -3,9 +3,10 @@
 Every method is one transaction, and may be repeated after an error: what a worker applies is applied once, by
 the position in its journal that stands in the same transaction; what it says of leases is absolute.
 
-    apply     rows of the journal ─▶ ledger,  what they used ─▶ accounts,  leases shrink,  position moves
+    apply     rows of the journal ─▶ ledger,  what they used ─▶ accounts,  leases shrink,  position moves,
+              sums of rows ─▶ rollups
     lease     asks ─▶ grants (policy/leases.py decides)
-    resettle  what a row has used after all ─▶ ledger, and the difference ─▶ accounts
+    resettle  what a row has used after all ─▶ ledger, and the difference ─▶ accounts, rollups
 
 It blocks: thread.py is where it runs.
 """
@@ -30,8 +31,9 @@ from penstock.gateway.policy.amounts import Amounts, Unit
 from penstock.gateway.policy.leases import TTL, Ask, Grant, Lease, counts, decide, lives
 from penstock.gateway.records import Row
 
-from .database import PASSWORD, make_engine, migrate, said
+from .database import PASSWORD, make_engine, make_private, migrate, said
 from .journal import Position
+from .rollups import Changes, Rollups, add
 from .schema import accounts, leases, ledger, meta, workers
 
 logger = logging.getLogger("penstock.gateway")
@@ -96,6 +98,7 @@ class Store:
         marks = ", ".join(["?" if self._sqlite else "%s"] * len(COLUMNS))
         self._append_sql = f"INSERT INTO ledger ({names}) VALUES ({marks}) ON CONFLICT DO NOTHING"
         self.insert: Any = sqlite.insert if self._sqlite else postgresql.insert
+        self.rollups = Rollups(self.engine.dialect)
         # made once: each takes a millisecond, and what it was made of is left to the garbage collector
         charge, grant = self.insert(accounts), self.insert(leases)
         self._charging = charge.on_conflict_do_update(
@@ -108,6 +111,7 @@ class Store:
 
     def open(self) -> None:
         """Reach the database and bring its tables up to date. Raises StartupError."""
+        make_private(self.engine)
         try:
             migrate(self.engine)
         except SQLAlchemyError as error:
@@ -205,6 +209,9 @@ class Store:
         """Take over what stands in a worker's journal between two positions; `last` says that it is dead and
         that this is the end. Returns what was added to the accounts. Raises Moved."""
         charged = sums(entries)
+        changes: Changes = {}
+        for entry in entries:
+            add(changes, entry.row)
         with self.writing(durable=bool(entries)) as connection:
             moved: dict[str, Any] = {"b_segment": end.segment, "b_offset": end.offset}
             here = {"b_worker": worker, "b_from_segment": begin.segment, "b_from": begin.offset}
@@ -223,6 +230,7 @@ class Store:
                 connection.execute(
                     leases.delete().where(leases.c.worker == worker, leases.c.account.in_(ended))
                 )
+            self.rollups.write(connection, changes)  # last, since all workers wait for one another here
         return charged
 
     def resettle(
@@ -239,6 +247,7 @@ class Store:
         Returns what was added to the accounts, negative where a reservation was more than was used.
         """
         added: dict[str, int] = {}
+        changes: Changes = {}
         with self.writing(durable=True) as connection:
             place = sa.tuple_(ledger.c.worker, ledger.c.number)
             found = (
@@ -246,7 +255,9 @@ class Store:
             )
             for was in connection.execute(found.with_for_update()).mappings().all():
                 row = as_row(was)
+                add(changes, row, -1)
                 used = settle(row)
+                add(changes, row)
                 changed = {name: value for name, value in _columns(row).items() if was[name] != value}
                 if used is not None:
                     charged = {id: used.of(unit_of(id)) for id in was["charged"]}
@@ -258,6 +269,7 @@ class Store:
                     connection.execute(ledger.update().where(here).values(changed))
             added = {id: amount for id, amount in added.items() if amount}
             self._charge(connection, added)
+            self.rollups.write(connection, changes)
         return added
 
     def owed(self, since: int, most: int) -> list[tuple[str, int, Row]]:
@@ -302,8 +314,13 @@ class Store:
                     level = "FULL" if durable else "NORMAL"
                     driver: Any = connection.connection.dbapi_connection
                     driver.execute(f"PRAGMA synchronous={level}")
-                with connection.begin():
-                    yield connection
+                committed = False
+                try:
+                    with connection.begin():
+                        yield connection
+                    committed = True
+                finally:
+                    self.rollups.ended(connection, committed=committed)
         except SQLAlchemyError as error:
             raise StoreDown(
                 f"The ledger's database does not answer: {said(error)}.", retry_after=1

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import NamedTuple
 
-import msgspec
+from msgspec.structs import replace
 
 from penstock.gateway.records import Asked, Row
 
@@ -136,7 +137,7 @@ def _replay(store: Store, spool: Path, worker: str) -> tuple[list[Entry], bool]:
 
 def unsettled(row: Row, asked: Sequence[Asked] = ()) -> Row:
     """The row of a request whose end nobody knows: charged at its reservation, and waiting for the bills of
-    whoever was asked, the last one for its answer."""
+    whoever was asked: the last one, and those whose stream the next one went on with, for their answer."""
     row.settlement, row.end = "unsettled", "killed"
     row.dollars = row.reserved_dollars or None
     row.device_seconds = row.reserved_device_seconds or None
@@ -144,9 +145,15 @@ def unsettled(row: Row, asked: Sequence[Asked] = ()) -> Row:
         last = asked[-1]
         row.upstream, row.replica, row.model = last.upstream, last.replica, last.model
         row.pool, row.device, row.attempts = last.pool, last.device, len(asked)
-        failed = (msgspec.structs.replace(each, lost=True) for each in asked[:-1])
-        row.owed = tuple(each for each in (*failed, last) if each.bill)
+        row.owed = tuple(each for each in (*_before(asked), last) if each.bill)
     return row
+
+
+def _before(asked: Sequence[Asked]) -> Iterator[Asked]:
+    """All but the last attempt, with what the client got of each; what gave nothing has only failed."""
+    for each, following in pairwise(asked):
+        gave = following.behind - each.behind
+        yield replace(each, gave=gave) if gave > 0 else replace(each, lost=True)
 
 
 def _ended(records: list[Record]) -> list[Entry]:

@@ -54,6 +54,11 @@ class Counters(Protocol[T]):
         """Reserve against all limits or none. Raises LimitReached; NotCounted where it cannot be counted."""
         ...
 
+    def split(self, ticket: T, later: Amounts) -> T:
+        """Take out of a reservation the part that was meant for `later`; see Shares.split. Never waits, never
+        raises."""
+        ...
+
     def settle(self, ticket: T, used: Amounts) -> None:
         """A request has ended. Never raises."""
         ...
@@ -112,14 +117,22 @@ def refusal(
     limit: Limit, amount: int, *, remaining: int, now: float, resets_at: float, frees_in: float | None
 ) -> LimitReached:
     """The error that says which limit, its value, and when it resets. `frees_in`: seconds until the request
-    fits by time alone, if it does."""
+    fits by time alone, if it does.
+
+    What is more than a whole rate is OpenAI's "Request too large": a 429 that no waiting helps.
+    """
     words = reads(limit)
-    if amount > limit.cap:
+    wait: float | None
+    if amount > limit.cap and limit.unit in ("requests", "concurrent"):
+        message, wait = f"The limit is {words}: no request passes.", None
+    elif amount > limit.cap:
+        budget = limit.window in ("day", "month")
         message = (
-            f"This request needs up to {quantity(limit.unit, amount)}, and the limit is {words}. It can "
-            "never pass as it is; a lower max_tokens or a shorter prompt needs less."
+            f"{'This request' if budget else 'Request too large: it'} needs up to "
+            f"{quantity(limit.unit, amount)}, and the limit is {words}. It can never pass as it is; a lower "
+            "max_tokens or a shorter prompt needs less."
         )
-        wait = resets_at - now
+        wait = resets_at - now if budget else None  # by then paces may be others
     else:
         message = f"The limit of {words} is reached: {quantity(limit.unit, max(0, remaining))} left"
         if limit.unit not in ("requests", "concurrent"):
@@ -132,6 +145,6 @@ def refusal(
         limit,
         remaining=max(0, remaining),
         resets_at=resets_at,
-        retry_after=max(1, math.ceil(wait)),
+        retry_after=None if wait is None else max(1, math.ceil(wait)),
         message=message,
     )

@@ -165,6 +165,10 @@ class LeasedCounters:
             if failed is not None:
                 raise NotCounted(failed.message, retry_after=1) from None
 
+    def split(self, ticket: Ticket, later: Amounts) -> Ticket:
+        """A part of a reservation goes on by itself."""
+        return self.shares.split(ticket, later)
+
     def settle(self, ticket: Ticket, used: Amounts) -> None:
         """A request has ended."""
         self.shares.settle(ticket, used, self.now())

@@ -18,7 +18,9 @@ for _, each in ipairs(cjson.decode(reserved)) do
     local key, kind, amount = each[1], each[2], each[3]
     local unit = string.match(key, '|([^|]*)|[^|]*|[^|]*$')
     if kind ~= 'q' and redis.call('HEXISTS', key, 'r:' .. ARGV[1]) == 1 then
-        redis.call('HINCRBY', key, 'r:' .. ARGV[1], '-' .. amount)
+        if tonumber(amount) > 0 then  -- "-0" is no number there
+            redis.call('HINCRBY', key, 'r:' .. ARGV[1], '-' .. amount)
+        end
         if kind == 'b' then
             redis.call('HINCRBY', key, 'u', used[unit] or amount)
         elseif kind == 't' then

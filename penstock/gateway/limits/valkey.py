@@ -102,12 +102,13 @@ class ValkeyCounters:
         scripts = files(__package__)
         self._reserve = self._client.register_script((scripts / "reserve.lua").read_text())
         self._settle = self._client.register_script((scripts / "settle.lua").read_text())
+        self._split = self._client.register_script((scripts / "split.lua").read_text())
         self._worker = worker
         self._failure = failure
         self._known = known
         self._clock = clock
         self._draw = draw or itertools.count().__next__
-        self._ended: deque[tuple[int, Amounts]] = deque()
+        self._behind: deque[tuple[int, Amounts, int | None]] = deque()
         self._ready = asyncio.Event()
         self._idle = asyncio.Event()
         self._idle.set()
@@ -135,10 +136,10 @@ class ValkeyCounters:
                     break
                 await self._introduce(ids[int(answer[1])])
         except self._errors as error:
-            self._end(number, NOTHING)  # it may have been reserved all the same
+            self._tell(number, NOTHING)  # it may have been reserved all the same
             return self._uncounted(limits, ids, error)
         except asyncio.CancelledError:
-            self._end(number, NOTHING)
+            self._tell(number, NOTHING)
             raise
         self._heard()
         if answer[0] == 1:
@@ -156,10 +157,18 @@ class ValkeyCounters:
             frees_in=None if frees < 0 else frees,
         )
 
+    def split(self, ticket: Held, later: Amounts) -> Held:
+        """A part of a reservation goes on under a number of its own; the server is told behind."""
+        if ticket.number is None:
+            return Held(None, ticket.limits, ticket.ids, ())
+        number = self._draw()
+        self._tell(ticket.number, later, number)
+        return Held(number, ticket.limits, ticket.ids, ticket.left)
+
     def settle(self, ticket: Held, used: Amounts) -> None:
         """A request has ended; the server is told behind."""
         if ticket.number is not None:
-            self._end(ticket.number, used)
+            self._tell(ticket.number, used)
 
     def standings(self, ticket: Held) -> Sequence[Standing]:
         """What was left of each limit when the request was let through."""
@@ -201,7 +210,7 @@ class ValkeyCounters:
         try:
             await asyncio.wait_for(self._idle.wait(), TIMEOUT)
         except TimeoutError:
-            logger.warning("%d ended requests stay reserved in the counters", len(self._ended))
+            logger.warning("%d ended requests stay reserved in the counters", len(self._behind))
         await ended(self._tasks)
         await self._client.aclose()
 
@@ -221,8 +230,9 @@ class ValkeyCounters:
         used = 0 if self._known is None else await self._known(id)
         await self._client.hsetnx(_key(id), "u", used)
 
-    def _end(self, number: int, used: Amounts) -> None:
-        self._ended.append((number, used))
+    def _tell(self, number: int, amounts: Amounts, later: int | None = None) -> None:
+        """That a request has ended, with what it used; or has handed over this much to a `later` one."""
+        self._behind.append((number, amounts, later))
         self._idle.clear()
         self._ready.set()
 
@@ -244,29 +254,32 @@ class ValkeyCounters:
         wait = 0.05
         while True:
             await self._ready.wait()
-            batch = [self._ended[index] for index in range(min(256, len(self._ended)))]
+            batch = [self._behind[index] for index in range(min(256, len(self._behind)))]
             try:
                 pipe = self._client.pipeline(transaction=False)
-                for number, used in batch:
+                for number, amounts, later in batch:
                     words = [
                         word
                         for unit in ("tokens", "dollars", "device_seconds")
-                        for word in (unit, used.of(unit))
+                        for word in (unit, amounts.of(unit))
                     ]
-                    words += ["requests", used.requests]
                     key = f"{_PREFIX}:o:{self._worker}"
+                    if later is not None:
+                        await self._split(keys=[key], args=[number, later, *words], client=pipe)
+                        continue
+                    words += ["requests", amounts.requests]
                     await self._settle(
                         keys=[key], args=[self._worker, number, self._argument(), *words], client=pipe
                     )
                 await pipe.execute()
             except self._errors:
-                await asyncio.sleep(wait)  # settling twice changes nothing
+                await asyncio.sleep(wait)  # settling or splitting twice changes nothing
                 wait = min(_SLOWEST, 2 * wait)
                 continue
             wait = 0.05
             for _ in batch:
-                self._ended.popleft()
-            if not self._ended:
+                self._behind.popleft()
+            if not self._behind:
                 self._ready.clear()
                 self._idle.set()
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from penstock.spec.model import Model
@@ -80,6 +80,13 @@ def engine_command(
     )
 
 
+def with_flags(command: Command, more: Mapping[str, Any]) -> Command:
+    """The same with these flags at its end, where they win over the same ones before."""
+    return replace(
+        command, arguments=(*command.arguments, *(part for each in more.items() for part in _flag(*each)))
+    )
+
+
 def flags(model: Model, placement: Placement) -> list[str]:
     """The flags that say what the spec says of a model, those of its `flags` at the end."""
     said: list[str] = []
@@ -94,6 +101,8 @@ def flags(model: Model, placement: Placement) -> list[str]:
         said += ["--tensor-parallel-size", str(model.devices)]
     if model.engine == "penstock":
         said += ["--device", "cpu" if cpu else "cuda"]
+        if "scheduling-policy" not in _names(model):  # the same as fcfs until the gateway tells a class
+            said += ["--scheduling-policy", "priority"]
         if placement.threads is not None and "threads" not in _names(model):
             said += ["--threads", str(placement.threads)]
     for flag, value in model.flags.items():

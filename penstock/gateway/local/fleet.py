@@ -24,7 +24,7 @@ from penstock.core.errors import StartupError
 from penstock.gateway.fleet import ModelStarting, Replica
 from penstock.spec.model import Model
 
-from .command import Command
+from .command import Command, with_flags
 from .supervisor import Port, Supervisor, Timing
 
 logger = logging.getLogger("penstock.up")
@@ -63,6 +63,9 @@ class LocalFleet:
         self._watchers: list[Callable[[Replica], None]] = []
         self._session: aiohttp.ClientSession | None = None
         self._ports: list[Port] = []
+        self._parts = parts
+        self._commands: dict[tuple[str, int], Command] = {}
+        """As the spec has them."""
         self._models = {
             name: _Model(name, part, self._supervisors(name, part, show, environment, timing))
             for name, part in parts.items()
@@ -112,7 +115,57 @@ class LocalFleet:
         for port in self._ports:
             port.close()
 
+    # ------------------------------------------------------------------ for `tune`
+
+    def spec(self, model: str) -> Model:
+        """What the spec says of a model."""
+        return self._parts[model].model
+
+    def arguments(self, model: str, index: int) -> Sequence[str]:
+        """The command line of a replica, as the spec has it."""
+        return self._commands[model, index].arguments
+
+    async def start_replica(self, model: str, index: int, *, timeout: float) -> None:
+        """Return once this replica takes requests. Raises StartupError as `restart` does."""
+        one = self._models[model].supervisors[index]
+        if one.replica.state != "ready":
+            one.refused = False
+            await self._started(one, one.wake, timeout)
+
+    async def restart(self, model: str, index: int, flags: Mapping[str, int], *, timeout: float) -> None:
+        """Have a replica started again with these flags after its own; return once it takes requests.
+
+        Raises StartupError if it ends instead, or takes longer: it goes on being tried then, as any replica.
+        """
+        one = self._models[model].supervisors[index]
+        command = with_flags(self._commands[model, index], flags)
+        await self._started(one, lambda: one.restart(command), timeout)
+
     # ------------------------------------------------------------------ inside
+
+    async def _started(self, one: Supervisor, begin: Callable[[], None], timeout: float) -> None:
+        """Begin, and wait for what becomes of the start. Raises StartupError."""
+        over: asyncio.Future[str] = asyncio.get_running_loop().create_future()
+        starts = one.replica.state == "starting"
+
+        def watch(replica: Replica) -> None:
+            nonlocal starts
+            if replica.name != one.replica.name or over.done():
+                return
+            starts = starts or replica.state == "starting"
+            if starts and replica.state in ("ready", "waiting", "asleep"):
+                over.set_result("" if replica.state == "ready" else replica.why or "it was put to sleep")
+
+        self._watchers.append(watch)
+        try:
+            begin()
+            why = await asyncio.wait_for(over, timeout)
+        except TimeoutError:
+            why = f"it is not ready after {timeout:g} s"
+        finally:
+            self._watchers.remove(watch)
+        if why:
+            raise StartupError(f"{one.replica.name} does not start: {why}")
 
     def _supervisors(
         self,
@@ -135,10 +188,11 @@ class LocalFleet:
                 device=part.hardware,
                 devices=part.model.devices,
             )
+            self._commands[name, index] = command(port.number)
             made.append(
                 Supervisor(
                     replica,
-                    command(port.number),
+                    self._commands[name, index],
                     session=self._client,
                     on_change=self._changed,
                     show=show,

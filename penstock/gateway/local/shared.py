@@ -8,8 +8,8 @@
                       {"use": "demo"}  {"leave": "demo"}      the first request of this worker, and its last
 
 A line of JSON each, in order. A worker that dies takes its waits and its uses with it. What a worker knows of
-replicas is older than the truth by the way through the socket: a request that meets a model in the moment in
-which it falls asleep fails to connect, and is tried again as any other (`retries`).
+replicas is older than the truth by the way through the socket: a request may meet a model in the moment in
+which it falls asleep. It is not taken then, and wakes the model again (`Request._has_left`).
 """
 
 from __future__ import annotations

@@ -110,6 +110,7 @@ class Supervisor:
         self._wanted = wanted
         self._backoff = backoff or Backoff()
         self._timing = timing or Timing()
+        self._given = environment
         self._environment = {**environment, **command.environment}
         self._stop = asyncio.Event()
         self._hurry = asyncio.Event()
@@ -131,6 +132,13 @@ class Supervisor:
         if self._task is not None and not self._stop.is_set():
             self._stop.set()
             self._become("stopping")
+
+    def restart(self, command: Command) -> None:
+        """Have it end, as `sleep` does, and start again with another command."""
+        self._command, self._environment = command, {**self._given, **command.environment}
+        self.refused = False
+        self.sleep()
+        self.wake()
 
     async def close(self, *, patient: bool = True) -> None:
         """End it for good, and wait until its process is gone. Without patience, it is killed, also where it

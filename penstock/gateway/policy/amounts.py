@@ -35,6 +35,15 @@ class Amounts:
         """The amount in one unit."""
         return 1 if unit == "concurrent" else int(getattr(self, unit))
 
+    def plus(self, other: Amounts) -> Amounts:
+        """Both together, as one request."""
+        return Amounts(
+            requests=self.requests,
+            tokens=self.tokens + other.tokens,
+            dollars=self.dollars + other.dollars,
+            device_seconds=self.device_seconds + other.device_seconds,
+        )
+
 
 @dataclass(frozen=True, slots=True)
 class Limit:

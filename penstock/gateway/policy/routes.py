@@ -11,10 +11,10 @@ from __future__ import annotations
 import math
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 from penstock.core.errors import InvalidRequest, ModelNotFound, quote
-from penstock.spec.model import Price, Route, Spec, Target
+from penstock.spec.model import Price, Route, Spec, Tag, Target
 
 Kind = Literal["penstock", "vllm", "openai", "anthropic"]
 
@@ -25,6 +25,12 @@ class Forbidden(InvalidRequest):
     status = 403
     type = "permission_error"
     code = "model_not_allowed"
+
+
+class UnknownTeam(Forbidden):
+    """The key is of a team that the spec does not have: nobody knows what that may."""
+
+    code = "unknown_team"
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,6 +59,8 @@ class Place:
     price: Price | None
     """By tokens; where there is one, it counts, and not the device's."""
     weight: float = 1.0
+    priorities: bool = False
+    """Whether it serves requests by a field `priority`, the lowest first."""
 
     @property
     def on_devices(self) -> bool:
@@ -70,11 +78,13 @@ class Way:
     fallback: tuple[Place, ...]
     shadow: tuple[Place, ...]
     comparator: Price | None
+    escalation: Way | None = None
+    """Where an answer comes from that the targets' does not do for; under this route's name."""
 
     def places(self, local_only: bool) -> tuple[tuple[Place, ...], tuple[Place, ...]]:
         """Targets and fallbacks that a request may reach. Raises Forbidden where there is none."""
         targets, fallback = self.targets, self.fallback
-        if local_only or self.route.local_only:
+        if self.stays(local_only):
             targets = tuple(place for place in targets if place.in_house)
             fallback = tuple(place for place in fallback if place.in_house)
             if not targets and not fallback:
@@ -85,6 +95,10 @@ class Way:
                 error.code = "local_only"
                 raise error
         return targets, fallback
+
+    def stays(self, local_only: bool) -> bool:
+        """Whether a request must not leave the house here; `local_only`: wherever it goes."""
+        return local_only or self.route.local_only
 
 
 def order(targets: Sequence[Place], fallback: Sequence[Place], draws: Sequence[float]) -> tuple[Place, ...]:
@@ -104,7 +118,7 @@ def order(targets: Sequence[Place], fallback: Sequence[Place], draws: Sequence[f
 
 def shadows(way: Way, local_only: bool, draws: Sequence[float]) -> tuple[Place, ...]:
     """Who gets a copy: each with its weight as the probability."""
-    inside = local_only or way.route.local_only
+    inside = way.stays(local_only)
     return tuple(
         place
         for place, draw in zip(way.shadow, draws, strict=True)
@@ -181,17 +195,34 @@ class Book:
         """Each way once."""
         return iter({way.name: way for way in self._ways.values()}.values())
 
+    def know(self, team: str) -> None:
+        """Raise UnknownTeam unless the spec has the team of a key. A key without one has no more to heed."""
+        if team and team not in self._spec.teams:
+            raise UnknownTeam(
+                f"The team {quote(team)} of this key is not in the gateway's spec.",
+                advice="Whoever runs the gateway adds it under teams, or gives the key another one.",
+            )
+
     def team_local_only(self, team: str) -> bool:
         """Whether a team's requests never leave the house."""
         return team in self._spec.teams and self._spec.teams[team].local_only
 
     def tags_local_only(self, tags: Mapping[str, str]) -> bool:
         """Whether requests with one of these tags never leave the house."""
+        return any(tag.local_only for tag in self._tags(tags))
+
+    def in_background(self, team: str, tags: Mapping[str, str]) -> bool:
+        """Whether nobody waits for the requests of a team, or for those with these tags."""
+        ours = self._spec.teams.get(team)
+        if ours is not None and ours.service_class == "background":
+            return True
+        return any(tag.service_class == "background" for tag in self._tags(tags))
+
+    def _tags(self, tags: Mapping[str, str]) -> Iterator[Tag]:
+        """What the spec says of tags."""
         for name, values in self._spec.tags.items():
-            tag = values.get(tags[name]) if name in tags else None
-            if tag is not None and tag.local_only:
-                return True
-        return False
+            if name in tags and (tag := values.get(tags[name])) is not None:
+                yield tag
 
     def place(self, target: Target) -> Place:
         """What a target of the spec leads to."""
@@ -212,6 +243,7 @@ class Book:
                 device_price=pool.price_per_hour,
                 price=None,
                 weight=target.weight,
+                priorities=model.engine == "vllm" and _by_priority(model.flags),
             )
         upstream = spec.upstreams[target.upstream]
         served = upstream.models[target.model]
@@ -229,6 +261,7 @@ class Book:
             device_price=None if owned is None else owned.price_per_hour,
             price=served.price,
             weight=target.weight,
+            priorities=upstream.priorities,
         )
 
     def _way(self, name: str, route: Route) -> Way:
@@ -242,7 +275,31 @@ class Book:
             fallback=tuple(map(self.place, route.fallback)),
             shadow=tuple(map(self.place, route.shadow)),
             comparator=comparator,
+            escalation=self._escalation(name, route),
         )
+
+    def _escalation(self, name: str, route: Route) -> Way | None:
+        """What follows a route's attempt: counted as the same route, under the other one's terms if it is
+        one."""
+        if route.escalate is None:
+            return None
+        if route.escalate.route is not None:
+            other = self._spec.routes[route.escalate.route]
+            inside = other.local_only or route.local_only
+            kept: dict[str, Any] = {"local_only": inside, "comparator": route.comparator, "shadow": ()}
+            return self._way(name, other.model_copy(update=kept))
+        changed: dict[str, Any] = {
+            "targets": route.escalate.to,
+            "fallback": (),
+            "shadow": (),
+            "escalate": None,
+        }
+        return self._way(name, route.model_copy(update=changed))
+
+
+def _by_priority(flags: Mapping[str, Any]) -> bool:
+    """Whether an engine's flags let it serve requests by priority."""
+    return any(name.replace("_", "-") == "scheduling-policy" and flags[name] == "priority" for name in flags)
 
 
 def _fits(

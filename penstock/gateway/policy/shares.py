@@ -175,6 +175,16 @@ class Shares:
             share.settle(amount, used.of(share.limit.unit), now)
             share.refused = None  # what was refused may fit now
 
+    def split(self, ticket: Ticket, later: Amounts) -> Ticket:
+        """Take out of a reservation what was meant for `later`, whose ticket it becomes. What is counted once
+        for both (a request of a minute, one at a time) goes with it; the accounts see no change."""
+        amounts = []
+        for index, (share, amount) in enumerate(zip(ticket.shares, ticket.amounts, strict=True)):
+            part = 0 if share.limit.unit == "requests" else min(amount, later.of(share.limit.unit))
+            amounts.append(part)
+            ticket.amounts[index] -= part
+        return Ticket(ticket.shares, amounts)
+
     def short(self, limits: Sequence[Limit], worst: Amounts, now: float) -> list[tuple[Share, int]]:
         """The accounts that do not let a request through at present, and the amounts."""
         pairs = [(self.share(limit, now), worst.of(limit.unit)) for limit in limits]

@@ -279,5 +279,5 @@ def gateway(make: Make) -> Gateway:
 @pytest.fixture(autouse=True)
 def _at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     """Batches are due as soon as they are there."""
-    monkeypatch.setattr(settling, "PERIOD", 0.0)
+    monkeypatch.setattr(settling.Settling, "interval", 0.0)
     monkeypatch.setattr(settling, "_GRACE", 0.0)

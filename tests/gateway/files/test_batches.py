@@ -215,7 +215,7 @@ def test_the_gateway_asks_by_itself(gateway: Gateway, monkeypatch: pytest.Monkey
     async def start() -> None:
         gateway.live.door.start()
 
-    monkeypatch.setattr("penstock.gateway.files.settling.PERIOD", 0.01)
+    monkeypatch.setattr("penstock.gateway.files.settling.Settling.interval", 0.01)
     gateway.do(start())
     gateway.wait_for(lambda: gateway.row()["settlement"] == "settled")
 

@@ -4,9 +4,9 @@
 
 Files in FOLDER say what it does, and tell what it did:
 
-    refuse      exit with status 2 at once, after saying its text     starts   one line for each start
-    crash       exit with status 1 at once                            key      PENSTOCK_API_KEY as it was
-    mute        do not listen
+    refuse      exit with status 2 at once, after saying its text     starts     one line for each start
+    crash       exit with status 1 at once                            key        PENSTOCK_API_KEY as it was
+    mute        do not listen                                         arguments  of each start
     unready     answer /readyz with 503 while it is there
     stuck       answer /livez with 503 while it is there
     deaf        ignore SIGTERM
@@ -63,6 +63,8 @@ def main() -> None:
         (folder / "overlap").write_text("there are two")
     with (folder / "starts").open("a") as starts:
         starts.write(f"{os.getpid()}\n")
+    with (folder / "arguments").open("a") as arguments:
+        arguments.write(" ".join(sys.argv[2:]) + "\n")
     (folder / "key").write_text(os.environ.get("PENSTOCK_API_KEY", ""))
     if (folder / "refuse").exists():
         print((folder / "refuse").read_text(), flush=True)

@@ -143,10 +143,6 @@ class Metrics:
         """A bill was not there with the end of its request."""
         self._count(BILLS, 1, upstream, outcome)
 
-    def outcomes(self, verdict: str, count: int) -> None:
-        """Outcomes were told."""
-        self._count(OUTCOMES, count, verdict)
-
     def verdict(self, route: str, verifier: str, verdict: str) -> None:
         """An attempt was judged."""
         self._count(VERDICTS, 1, route, verifier, verdict)
@@ -154,6 +150,10 @@ class Metrics:
     def escalated(self, route: str, verifier: str, outcome: Literal["answered", "failed"]) -> None:
         """A request was escalated."""
         self._count(ESCALATIONS, 1, route, verifier, outcome)
+
+    def outcomes(self, verdict: str, count: int) -> None:
+        """Outcomes were told."""
+        self._count(OUTCOMES, count, verdict)
 
     def in_flight(self, count: int) -> None:
         """How many requests are under way."""

@@ -23,9 +23,9 @@ def test_every_metric_is_on_the_page_and_in_the_docs() -> None:
     metrics.attempt_failed("u", "reset")
     metrics.resumed("u")
     metrics.bill("u", "late")
-    metrics.outcomes("told", 2)
     metrics.verdict("r", "mean_logprob", "failed")
     metrics.escalated("r", "mean_logprob", "answered")
+    metrics.outcomes("told", 2)
     metrics.in_flight(2)
     metrics.station("u/0", 1, 0.5)
     asleep = Replica(

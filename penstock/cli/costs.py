@@ -73,7 +73,6 @@ def run(args: argparse.Namespace) -> int:
     from penstock.gateway.costs import patterns, records
     from penstock.gateway.costs.read import Found, Wanted, find
     from penstock.gateway.costs.show import remarks
-    from penstock.gateway.tags import read_tags
 
     by = [each.strip() for each in args.by.split(",") if each.strip()]
     unknown = [each for each in by if each not in _BY]

@@ -44,6 +44,7 @@ def test_the_core_install_needs_no_engine() -> None:
         "    sys.modules[name] = None\n"
         "import penstock, penstock.core.scheduler, penstock.observe.metrics, penstock.bench.serve\n"
         "import penstock.bench.startup, penstock.cli.main, penstock.cli.bench, penstock.cli.chat\n"
+        "import penstock.cli.evaluate, penstock.evaluate.run, penstock.evaluate.page\n"
         "import penstock.engine.config, penstock.engine.replay, penstock.core.simulated\n"
         "from penstock import SamplingParams\n"
         "SamplingParams(temperature=0.5)\n"

@@ -19,6 +19,7 @@ COMMANDS = {
     "serve": "serve a model: an OpenAI-compatible API on an engine of our own",
     "chat": "talk to any OpenAI-compatible server from the terminal",
     "bench": "measure any OpenAI-compatible server, or the start of ours",
+    "eval": "compare two models on a set of examples: quality with its interval, cost and latency",
     "tune": "find the flags with which a running engine serves most requests within their targets",
     "doctor": "examine a running engine, and its log: what is wrong, and what to do",
     "keys": "make, list, change, rotate and revoke the keys of a gateway",
@@ -31,6 +32,9 @@ COMMANDS = {
     "gateway": "one governed URL in front of the upstreams of a penstock.yaml",
     "schema": "print the JSON Schema of penstock.yaml, for editors",
 }
+
+_MODULES = {"eval": "evaluate"}
+"""Where a module has another name than its command, which Python's own functions have."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -68,7 +72,7 @@ def _load(name: str) -> argparse.Namespace:
     """The module behind a sub-command; it has add_arguments and run."""
     import importlib
 
-    return importlib.import_module(f"penstock.cli.{name}")  # type: ignore[return-value]
+    return importlib.import_module(f"penstock.cli.{_MODULES.get(name, name)}")  # type: ignore[return-value]
 
 
 def _sentence(text: str) -> str:

@@ -233,6 +233,7 @@ def _question(
         max_model_len=length,
         utilization=args.gpu_memory_utilization,
         price_per_hour=price,
+        count=pool.count if pool is not None and not args.gpu else None,
         cloud=_cloud(args, spec),
         assumed=tuple(assumed),
         float32=args.dtype == "float32",

@@ -10,6 +10,7 @@ predicted with the numbers that all others give (leave one source out).
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import functools
 import json
@@ -28,29 +29,37 @@ _BOUNDS = {"memory": (0.2, 1.0), "compute": (0.1, 1.0), "step": (1e-5, 0.02), "a
 
 
 @functools.cache
-def _parts(model: str, gpu: str) -> tuple[Any, Any]:
-    return catalogue.find_model(model), catalogue.find_device(gpu)
+def _machine(model: str, gpu: str, tp: int, scheme: str, kv_width: int) -> Machine:
+    facts, device = catalogue.find_model(model), catalogue.find_device(gpu)
+    return Machine(facts, device, tp, SCHEMES[scheme], 2, kv_width, _START)
 
 
 def predict(row: Mapping[str, Any], efficiency: Efficiency) -> float:
     """What the roofline says of a row: output tokens a second; of kind `ttft`, seconds."""
-    facts, device = _parts(row["model"], row["gpu"])
-    kv_width = 1 if row["kv"] == "fp8" else 2
-    machine = Machine(facts, device, row["tp"], SCHEMES[row["quantization"]], 2, kv_width, efficiency)
+    key = (row["model"], row["gpu"], row["tp"], row["quantization"], 1 if row["kv"] == "fp8" else 2)
+    known = _machine(*key)
+    machine = copy.copy(known)  # with what it has reckoned already
+    object.__setattr__(machine, "efficiency", efficiency)
     prompt, output = row["input"], row["output"]
     if row["kind"] == "ttft":
         return machine.prefill(prompt)
-    batch = row["batch"] or _fitting(machine, prompt + output)
+    batch = row["batch"] or _fitting(key, prompt + output)
     if row["kind"] == "decode":
         return batch / machine.decode(batch, prompt + output / 2)
     return machine.throughput(batch, prompt, output)
 
 
-def _fitting(machine: Machine, tokens: int) -> float:
-    """Sequences that fit where a row does not say how many: 0.95 of what weights and a step leave, at most
-    2,048; on average a sequence under way has half of its answer, and engines admit by what is there."""
+@functools.cache
+def _fitting(key: tuple[str, str, int, str, int], tokens: int) -> float:
+    """Sequences that fit where a row does not say how many: with 0.95 of the memory and steps of 8,192
+    tokens, at most 2,048."""
+    machine = _machine(*key)
     left = room(
-        machine, utilization=0.95, max_num_batched_tokens=8192, max_num_seqs=256, max_model_len=tokens
+        machine,
+        utilization=0.95,
+        max_num_batched_tokens=8192,
+        max_num_seqs=256,
+        max_model_len=tokens,
     )
     each = machine.facts.sequence_bytes(tokens, machine.kv_width, machine.tp)
     return max(1.0, min(2048.0, left.kv_cache / each))
@@ -148,7 +157,7 @@ def table(rows: Sequence[Mapping[str, Any]], efficiency: Efficiency) -> str:
     ]
     for row in rows:
         predicted = predict(row, efficiency)
-        facts, device = _parts(row["model"], row["gpu"])
+        facts, device = catalogue.find_model(row["model"]), catalogue.find_device(row["gpu"])
         machine = f"{row['tp']} x {device.name}"
         batch = row["batch"] or "what fits"
         lines.append(

@@ -125,8 +125,6 @@ def consider(question: Question, device: Device, tp: int, scheme: Scheme) -> Can
             point = replica.at(load.rate / replicas)
             if replicas > MOST_REPLICAS:
                 problem = f"it would take {replicas:,} replicas"
-            elif question.count is not None and replicas * tp > question.count:
-                problem = f"it takes {replicas * tp} devices, and there are {question.count}"
     bill = None
     if per_device is not None and problem is None:
         bill = costs(

@@ -85,7 +85,7 @@ SCHEMES = {
     for scheme in (
         Scheme("none", 16, source="as published"),
         Scheme("int8", 8, 0, 4, 7.5, "W8A8: a float32 scale for each output"),
-        Scheme("fp8", 8, 0, 4, 8.9, "W8A8 of Ada and Hopper; W8A16 (Marlin) from 8.0"),
+        Scheme("fp8", 8, 0, 4, 8.0, "W8A8 with units of its own from 8.9 on; expanded to 16 bits before"),
         Scheme("fp8-block", 8 + 32 / 128**2, -1, 0, 8.9, "DeepSeek's: a float32 scale for each 128 x 128"),
         Scheme("awq", 4, 128, 2.5, 7.5, "4 bits; a 16-bit scale and a 4-bit zero for 128 inputs"),
         Scheme("gptq", 4, 128, 2.5, 6.0, "4 bits; a 16-bit scale and a 4-bit zero for 128 inputs"),

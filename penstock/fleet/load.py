@@ -154,7 +154,7 @@ class Replica:
         low, high = 0.0, BUSY * self.capacity
         if self.holds(high * (1 - 1e-9), targets):
             return high
-        for _ in range(40):
+        for _ in range(24):
             middle = (low + high) / 2
             if self.holds(middle, targets):
                 low = middle

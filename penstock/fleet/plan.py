@@ -184,6 +184,11 @@ def _notes(question: Question, chosen: Candidate) -> tuple[str, ...]:
             "pays for "
             "time in which nothing is done"
         )
+    peak = chosen.peak_replicas * chosen.tp
+    if question.count is not None and peak > question.count:
+        notes.append(
+            f"this takes {chosen.devices} devices, {peak} at the peak, and the pool has {question.count}"
+        )
     if chosen.replicas == 1:
         notes.append("one replica is no high availability: a second one carries on when it fails")
     if chosen.scheme.name not in ("none", question.facts.native):

@@ -14,8 +14,8 @@ from dataclasses import dataclass
 from fractions import Fraction
 
 _HOUR = 3600
-MONTH = 730
-"""Hours."""
+MONTH = Fraction(36525, 100) * 24 / 12
+"""Hours: 730.5, as in gateway/costs/estimate.py."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,7 +59,7 @@ def costs(*, per_hour: int, rate: float, usable: float, prompt: int, output: int
     most = Fraction(usable) * _HOUR
     return Costs(
         per_hour=per_hour,
-        per_month=per_hour * MONTH,
+        per_month=_whole(per_hour * MONTH),
         per_million_tokens=_per(per_hour, requests * (prompt + output), 10**6),
         per_million_output=_per(per_hour, requests * output, 10**6),
         per_thousand_requests=_per(per_hour, requests, 1000),

@@ -47,7 +47,6 @@ class Question:
     utilization: float = UTILIZATION
     price_per_hour: int | None = None
     """Nanodollars of a device; the catalogue's if not given."""
-    price_note: str = ""
     cloud: Cloud | None = None
     assumed: tuple[str, ...] = ()
     """What nobody said, in words."""

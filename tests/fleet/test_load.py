@@ -82,7 +82,7 @@ def test_costs_by_hand() -> None:
     assert bill.full_per_thousand_requests == DOLLAR // 4
     assert bill.per_million_tokens == 833_333_333
     assert bill.per_million_output == 5 * DOLLAR
-    assert bill.per_month == 730 * 3_600_000_000
+    assert bill.per_month == 7305 * 360_000_000
 
 
 def test_break_even_by_hand() -> None:

@@ -226,9 +226,14 @@ def test_contexts_that_the_model_does_not_have() -> None:
         plan([ask("phi-2", "L4", prompt=2800)])
 
 
-def test_devices_that_the_pool_does_not_have() -> None:
-    with pytest.raises(PlanError, match="and there are 1"):
-        plan([ask("llama-3.1-8b", "A100-80GB", rate=100, count=1)])
+def test_devices_that_the_pool_does_not_have_are_told() -> None:
+    made = plan([ask("llama-3.1-8b", "A100-80GB", rate=100, count=1)]).models[0]
+    peak = made.chosen.peak_replicas
+    wanted = f"this takes {made.chosen.devices} devices, {peak} at the peak, and the pool has 1"
+    assert wanted in made.notes
+    assert not any(
+        "the pool has" in note for note in plan([ask("llama-3.1-8b", "L40S", count=9)]).models[0].notes
+    )
 
 
 # the record

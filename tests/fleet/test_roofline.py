@@ -121,6 +121,7 @@ def test_the_error_bar_is_what_measurements_show() -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(900)
 def test_the_error_bar_is_that_of_sources_that_were_not_seen() -> None:
     assert backtest.backtest(ROWS) == fitted()
 

@@ -10,6 +10,7 @@ import difflib
 import functools
 import json
 from collections.abc import Mapping
+from decimal import Decimal
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,6 @@ from penstock.core.errors import StartupError
 from penstock.fleet.architectures import read_directory, read_facts
 from penstock.fleet.facts import ModelFacts
 from penstock.fleet.hardware import GIB, Device, MigProfile, Price
-from penstock.spec.units import nanodollars
 
 
 def _read(name: str) -> Any:
@@ -121,7 +121,7 @@ def _device(name: str, entry: Mapping[str, Any]) -> Device:
         ),
         prices=tuple(
             Price(
-                per_hour=nanodollars(price["dollars"]),
+                per_hour=int(Decimal(price["dollars"]) * 10**9),
                 as_of=datetime.date.fromisoformat(price["as_of"]),
                 source=price["source"],
                 what=price["what"],

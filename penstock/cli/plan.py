@@ -332,10 +332,10 @@ def _seconds(value: str, name: str) -> float:
 
 
 def _money(value: str | None, flag: str) -> int | None:
-    from penstock.spec.units import nanodollars
-
     if value is None:
         return None
+    from penstock.spec.units import nanodollars
+
     try:
         found = nanodollars(value)
     except ValueError as error:

@@ -88,6 +88,7 @@ def fill(store: Store, rows: int, users: int) -> dict[str, float]:
             for index in ledger.indexes:
                 index.create(connection)
             took["index_seconds"] = time.monotonic() - begun
+        with connection.begin():
             begun = time.monotonic()
             import_module("penstock.gateway.ledger.migrations.versions.v0005_rollups")._fill(connection)
             took["rollup_seconds"] = time.monotonic() - begun

@@ -122,7 +122,8 @@ def _fill(connection: sa.Connection) -> None:
             for each in found[first : first + 1000]
         ]
         connection.execute(sa.insert(series), rows)
-    same = "IS" if connection.dialect.name == "sqlite" else "IS NOT DISTINCT FROM"
+    sqlite = connection.dialect.name == "sqlite"
+    same, join = ("IS", "CROSS JOIN") if sqlite else ("IS NOT DISTINCT FROM", "JOIN")  # rows first, in SQLite
     nullable = ("feature", "context")
     joined = " AND ".join(
         f"series.{name} {same if name in nullable else '='} ledger.{name}" for name in _DIMENSIONS
@@ -130,12 +131,18 @@ def _fill(connection: sa.Connection) -> None:
     hour = f"ledger.at / {_HOUR} * {_HOUR}"
     columns = ", ".join(("hours", "start", "series", *_MEASURES))
     sums = ", ".join(f"SUM({expression})" for expression in _MEASURES.values())
-    connection.execute(
-        sa.text(
-            f"INSERT INTO rollups ({columns}) SELECT 1, {hour}, series.id, {sums} "
-            f"FROM ledger JOIN series ON {joined} GROUP BY {hour}, series.id"
-        )
+    hourly = sa.text(
+        f"INSERT INTO rollups ({columns}) SELECT 1, {hour}, series.id, {sums} FROM ledger {join} series "
+        f"ON {joined} WHERE ledger.at >= :begin AND ledger.at < :end GROUP BY {hour}, series.id"
     )
+    connection.execute(sa.text(f"CREATE INDEX ix_series_found ON series ({names})"))
+    at = connection.execute(sa.text("SELECT MIN(at) FROM ledger")).scalar_one()
+    while at is not None:  # by the day: what is sorted fits into memory
+        begin = at // (24 * _HOUR) * 24 * _HOUR
+        connection.execute(hourly, {"begin": begin, "end": begin + 24 * _HOUR})
+        later = sa.text("SELECT MIN(at) FROM ledger WHERE at >= :end")
+        at = connection.execute(later, {"end": begin + 24 * _HOUR}).scalar_one()
+    connection.execute(sa.text("DROP INDEX ix_series_found"))
     day = f"start / {24 * _HOUR} * {24 * _HOUR}"
     sums = ", ".join(f"SUM({name})" for name in _MEASURES)
     connection.execute(

@@ -16,6 +16,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from fractions import Fraction
+from operator import add
 from typing import Any
 
 from .allocate import divide
@@ -152,10 +153,9 @@ def build(
 
     for (*values, pool), sums in groups.items():
         found = line(tuple(values))
-        for name in names:
-            found.sums[name] += sums[name]
-            if pool:
-                found.own[name] += sums[name]
+        found.sums = _added(found.sums, sums)
+        if pool:
+            found.own = _added(found.own, sums)
         if pool:
             users.setdefault((pool, None if day is None else values[day]), []).append((found, sums))
     for use in pools:
@@ -171,19 +171,24 @@ def build(
             continue
         for (found, sums), part in zip(here, divide(use.idle, [*weights, others]), strict=False):
             found.idle += part
-            found.told_idle += Fraction(part * sums["told_device_seconds"], sums["device_seconds"])
-            found.compared_idle += Fraction(part * sums["compared_device_seconds"], sums["device_seconds"])
+            if told := sums["told_device_seconds"]:  # sums of fractions take long
+                found.told_idle += Fraction(part * told, sums["device_seconds"])
+            if compared := sums["compared_device_seconds"]:
+                found.compared_idle += Fraction(part * compared, sums["device_seconds"])
     total = Line(group=("total",) * len(by), sums=dict.fromkeys(names, 0), own=dict.fromkeys(names, 0))
     for found in lines.values():
         total.idle += found.idle
         total.told_idle += found.told_idle
         total.compared_idle += found.compared_idle
-        for name in names:
-            total.sums[name] += found.sums[name]
-            total.own[name] += found.own[name]
+        total.sums, total.own = _added(total.sums, found.sums), _added(total.own, found.own)
 
     def order(found: Line) -> tuple[Any, ...]:
         when = () if day is None else (found.group[day],)
         return (*when, -found.cost, -found.sums["requests"], tuple(map(str, found.group)))
 
     return Report(by=tuple(by), lines=sorted(lines.values(), key=order), total=total, pools=list(span))
+
+
+def _added(sums: Sums, more: Sums) -> dict[str, int]:
+    """Of the same names, in the same order."""
+    return dict(zip(sums, map(add, sums.values(), more.values()), strict=True))

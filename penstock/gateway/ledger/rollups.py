@@ -297,11 +297,27 @@ def _over_rollups(
     hours: int, by: Sequence[str], begin: int | None, end: int | None, equal: Mapping[str, Any]
 ) -> sa.Select[Any]:
     start = rollups.c.start
-    groups = [start // DAY * DAY if name == "day" else series.c[name] for name in by]
-    where = [rollups.c.hours == hours, *_span(start, begin, end), *_same(series.c, equal)]
-    sums = [sa.func.sum(rollups.c[name]) for name in MEASURES]
-    joined = rollups.join(series, series.c.id == rollups.c.series)
-    return sa.select(*groups, *sums).select_from(joined).where(*where).group_by(*groups)
+    where = [rollups.c.hours == hours, *_span(start, begin, end)]
+    sums = [sa.func.sum(rollups.c[name]).label(name) for name in MEASURES]
+    day = (start // DAY * DAY).label("day")
+    inner = ["day"] if "day" in by else []
+    # by series first, within which nothing is looked up: there are far fewer of them than sums
+    each = (
+        sa.select(rollups.c.series, *(day for _ in inner), *sums)
+        .where(*where)
+        .group_by(rollups.c.series, *(day for _ in inner))
+        .subquery()
+    )
+    if inner and hours == 24:  # each sum is of a day, and of a series: there is nothing to gain
+        each = (
+            sa.select(rollups.c.series, start.label("day"), *(rollups.c[name] for name in MEASURES))
+            .where(*where)
+            .subquery()
+        )
+    groups = [each.c.day if name == "day" else series.c[name] for name in by]
+    whole = [sa.func.sum(each.c[name]) for name in MEASURES]
+    joined = each.join(series, series.c.id == each.c.series)
+    return sa.select(*groups, *whole).select_from(joined).where(*_same(series.c, equal)).group_by(*groups)
 
 
 def _over_rows(

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from penstock.core.errors import InvalidRequest, StartupError
+from penstock.gateway.tags import read_tags
 
 from . import costs_estimate, ledger_at
 from .ledger import cell, moment_of, text
@@ -42,9 +43,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help=f"groups, with commas between several: {', '.join(_BY)} (default: feature)",
     )
     parser.add_argument(
-        "--format", choices=("table", "csv", "json", "html"), default="table", help="(default: table)"
+        "--format", choices=("table", "csv", "json"), default="table", help="(default: table)"
     )
     parser.add_argument("--output", type=Path, metavar="FILE", help="write there (default: standard output)")
+    parser.add_argument(
+        "--html", type=Path, metavar="FILE", help="write a page with charts, too; it needs nothing else"
+    )
     parser.add_argument(
         "--top", type=int, default=50, metavar="N", help="most lines of a table or page; the rest is one more"
     )
@@ -86,29 +90,24 @@ def run(args: argparse.Namespace) -> int:
         for name in ("key", "team", "route", "upstream", "model", "pool")
         if getattr(args, name) is not None
     }
-    tags = []
-    for each in args.tag:
-        name, equals, value = each.partition("=")
-        if not (name and equals):
-            raise InvalidRequest(f"--tag {each} is not TAG=VALUE.", advice="As --tag feature=search.")
-        if name == "feature":
-            equal["feature"] = value
-        else:
-            tags.append((name, value))
+    given = read_tags(args.tag, "--tag")
+    if "feature" in given:
+        equal["feature"] = given.pop("feature")
+    tags = tuple(given.items())
     store = ledger_at.open_store(args)
-    found: Found = find(store, by, Wanted(since, until, equal, tuple(tags)), now)
+    found: Found = find(store, by, Wanted(since, until, equal, tags), now)
     said = list(patterns.verdicts(found.report, found.days))
     notes = list(remarks(found.report, tags))
     findings = patterns.find(found.report, found.seen, found.days)
-    if args.format == "json":
-        whole = records.whole(found, said, notes, findings)
-        return _write(args, json.dumps(whole, default=float, indent=2) + "\n")
-    if args.format == "csv":
-        return _csv(args, list(records.lines(found.report)), found)
-    if args.format == "html":
+    if args.html is not None:
         from penstock.gateway.costs.page import page
 
-        return _write(args, page(found, said, notes, findings, now=now, top=args.top))
+        _write(args.html, page(found, said, notes, findings, now=now, top=args.top))
+    if args.format == "json":
+        whole = records.whole(found, said, notes, findings)
+        return _write(args.output, json.dumps(whole, default=float, indent=2) + "\n")
+    if args.format == "csv":
+        return _csv(args, list(records.lines(found.report)), found)
     return _table(args, found, said, notes, findings)
 
 
@@ -123,7 +122,7 @@ def _csv(args: argparse.Namespace, rows: list[dict[str, Any]], found: Any) -> in
     )
     writer.writeheader()
     writer.writerows({name: cell(value) for name, value in row.items()} for row in rows)
-    return _write(args, out.getvalue())
+    return _write(args.output, out.getvalue())
 
 
 def _table(args: argparse.Namespace, found: Any, said: list[str], notes: list[str], findings: Any) -> int:
@@ -167,7 +166,7 @@ def _table(args: argparse.Namespace, found: Any, said: list[str], notes: list[st
         if some:
             print(*(["", title] if title else [""]), *(f"- {each}" if title else each for each in some),
                   sep="\n", file=out)  # fmt: skip
-    return _write(args, "\n".join(line.rstrip() for line in out.getvalue().splitlines()) + "\n")
+    return _write(args.output, "\n".join(line.rstrip() for line in out.getvalue().splitlines()) + "\n")
 
 
 def _finding(found: Any) -> str:
@@ -177,14 +176,12 @@ def _finding(found: Any) -> str:
     return f"{found.kind}{amount}: {found.text}"
 
 
-def _write(args: argparse.Namespace, content: str) -> int:
-    if args.output is None:
+def _write(to: Path | None, content: str) -> int:
+    if to is None:
         sys.stdout.write(content)
         return 0
     try:
-        args.output.write_text(content, encoding="utf-8")
+        to.write_text(content, encoding="utf-8")
     except OSError as error:
-        raise StartupError(
-            f"{args.output} cannot be written: {error.strerror or error}.", param="--output"
-        ) from None
+        raise StartupError(f"{to} cannot be written: {error.strerror or error}.") from None
     return 0

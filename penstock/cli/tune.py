@@ -116,7 +116,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """0 with a setting that serves within the targets, 1 without one, 130 after Ctrl-C."""
+    """0 if the best setting keeps the targets, 1 if none does, 130 after Ctrl-C."""
     try:
         return asyncio.run(_run(args))
     except BenchError as error:
@@ -228,9 +228,10 @@ async def _managed(
         translate=(lambda pressure: pressure) if seqs else (lambda _: Pressure.UNKNOWN),
         restarts=seqs,
     )
-    verdict = decide(result, slo, start=before, flag=flag)
     if args.method == "stepwise":
-        verdict = _stepwise(result, verdict, search.best, before)
+        verdict = _stepwise(result, search.best, before)
+    else:
+        verdict = decide(result, slo, start=before, flag=flag)
     kept = args.keep and not result.interrupted and verdict.changed and verdict.value is not None
     if not result.interrupted:
         wanted = {flag: verdict.value} if kept and verdict.value is not None else {}
@@ -262,14 +263,16 @@ def _search(args: argparse.Namespace, engine: Managed, before: int) -> Search:
     return Bisection(before, low=1, high=min(high, tokens or high), most=args.max_settings)
 
 
-def _stepwise(result: Result, verdict: Verdict, best: int | None, before: int) -> Verdict:
+def _stepwise(result: Result, best: int | None, before: int) -> Verdict:
     """The loop's own answer: the first setting within the targets."""
+    from penstock.tune.diagnosis import Pressure
     from penstock.tune.loop import Verdict
 
-    why = [] if result.interrupted else [f"The loop ended: {result.ended}."]
-    if best is None:
-        why.append("--method bisect looks below a step, and tells whether fewer is the right way at all.")
-    why += [sentence for sentence in verdict.why if sentence.startswith("At ")]
+    why = [f"At {step.trial.value}: {step.diagnosis.why}." for step in result.measured[-1:]]
+    if best is None and result.measured:
+        if result.measured[-1].diagnosis.pressure in (Pressure.QUEUE, Pressure.BOTH):
+            why.append("Requests wait there, and with fewer places they wait longer.")
+        why.append("--method bisect looks between the steps, and up as well as down.")
     return Verdict(best, best is not None and best != before, why, best is not None)
 
 

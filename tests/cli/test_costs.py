@@ -131,9 +131,10 @@ def test_filters(url: str, capsys: pytest.CaptureFixture[str]) -> None:
 
 def test_the_page_is_written_to_a_file(url: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = tmp_path / "report.html"
-    assert printed(capsys, "--ledger", url, "--format", "html", "--output", str(out)) == ""
+    assert "requests" in printed(capsys, "--ledger", url, "--html", str(out)), "beside the table"
     assert out.read_text().startswith("<!doctype html>")
     assert "cannot be written" in refused(capsys, "--ledger", url, "--output", str(tmp_path))
+    assert "cannot be written" in refused(capsys, "--ledger", url, "--html", str(tmp_path))
 
 
 @pytest.mark.parametrize(

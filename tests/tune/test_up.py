@@ -99,6 +99,7 @@ def test_one_engine_tuned_again_and_again(tmp_path: Path) -> None:
         assert status == 1, err  # 64, 32, and then none: what 24 clients see is the same engine
         assert settings(made)[before:] == [32, 64]
         assert "no step of this loop meets the targets" in text
+        assert "At 32: P95 end-to-end latency" in text
 
         status, result, err = told(tune(made, "--json", "--repeats", "1", "--keep", "--max-settings", "2"))
         assert result["kept"] is True, err

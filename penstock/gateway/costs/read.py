@@ -9,7 +9,7 @@ from typing import Any
 import sqlalchemy as sa
 
 from penstock.gateway.ledger.idle import claims
-from penstock.gateway.ledger.rollups import DAY, read
+from penstock.gateway.ledger.rollups import DAY, DIMENSIONS, read
 from penstock.gateway.ledger.schema import MEASURES, ledger
 from penstock.gateway.ledger.store import Store
 from penstock.gateway.policy.idle import HOUR, Spell, paid
@@ -63,37 +63,25 @@ def find(store: Store, by: Sequence[str], wanted: Wanted, now: int) -> Found:
     conditions = [ledger.c.tags[name].as_string() == value for name, value in wanted.tags]
     since, until = wanted.since, wanted.until
     with store.reading() as connection:
-        groups = read(connection, [*columns, "pool"], since, until, wanted.equal, conditions)
-        daily = ["day"] if "day" in by else []
+        fine = read(connection, DIMENSIONS, since, until, wanted.equal, conditions)
+        names, daily = [*columns, "pool"], ["day"] if "day" in by else []
+        if daily:
+            groups = read(connection, names, since, until, wanted.equal, conditions)
+        else:
+            groups = _fold(fine, DIMENSIONS, names)
         narrow = bool(wanted.equal or wanted.tags)
         only = wanted.equal.get("pool")
         if narrow:
             usage = read(connection, ["pool", *daily], since, until, {"pool": only} if only else {})
         else:
-            usage = _fold(groups, columns, daily)
+            usage = _fold(groups, names, ["pool", *daily])
         spells = claims(connection)
         begin, end = _span(connection, spells, since, until, now)
-        span_usage = {(pool,): sums for (pool,), sums in _fold(usage, ["pool"], [], first=True).items()}
-        features = read(
-            connection,
-            ["feature", "route", "upstream", "model", "pool", "context"],
-            since,
-            until,
-            wanted.equal,
-            conditions,
-        )
-        keys = (
-            read(
-                connection,
-                ["key_id", "key_name"],
-                since,
-                until,
-                {**wanted.equal, "feature": None},
-                conditions,
-            )
-            if "feature" not in wanted.equal
-            else {}
-        )
+    span_usage = _fold(usage, ["pool", *daily], ["pool"])
+    features = _fold(fine, DIMENSIONS, ["feature", "route", "upstream", "model", "pool", "context"])
+    feature = DIMENSIONS.index("feature")
+    untagged = {group: sums for group, sums in fine.items() if group[feature] is None}
+    keys = _fold(untagged, DIMENSIONS, ["key_id", "key_name"])
     if only is not None:
         spells = {pool: each for pool, each in spells.items() if pool == only}
     span = _uses(spells, span_usage, None, begin, end)
@@ -123,18 +111,15 @@ def _named(sums: Sequence[int]) -> dict[str, int]:
 
 
 def _fold(
-    groups: Mapping[tuple[Any, ...], Sequence[int]],
-    columns: Sequence[str],
-    daily: Sequence[str],
-    *,
-    first: bool = False,
+    groups: Mapping[tuple[Any, ...], Sequence[int]], names: Sequence[str], to: Sequence[str]
 ) -> dict[tuple[Any, ...], list[int]]:
-    """Sums of (pool, *daily) from those of finer groups; the pool is the last of each, or the first."""
+    """Sums of coarser groups from those of finer ones, by the names of both."""
+    places = [names.index(name) for name in to]
     found: dict[tuple[Any, ...], list[int]] = {}
     for group, sums in groups.items():
-        place = (group[0] if first else group[-1], *(group[columns.index(name)] for name in daily))
-        old = found.get(place)
-        found[place] = list(sums) if old is None else [a + b for a, b in zip(old, sums, strict=True)]
+        coarse = tuple(group[place] for place in places)
+        old = found.get(coarse)
+        found[coarse] = list(sums) if old is None else [a + b for a, b in zip(old, sums, strict=True)]
     return found
 
 
@@ -177,7 +162,10 @@ def _span(
     now: int,
 ) -> tuple[int, int]:
     """From the first thing that is known of it until the last."""
-    first, last = connection.execute(sa.select(sa.func.min(ledger.c.at), sa.func.max(ledger.c.at))).one()
+    # one by one: SQLite looks at an end of the index for each, and for both at once at all of it
+    first, last = (
+        connection.execute(sa.select(end(ledger.c.at))).scalar_one() for end in (sa.func.min, sa.func.max)
+    )
     begins = [each.begin for some in spells.values() for each in some]
     ends = [each.until for some in spells.values() for each in some]
     begins += [first] if first is not None else []

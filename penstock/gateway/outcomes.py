@@ -53,7 +53,7 @@ _MOST = 1000
 _MOST_IN_HEADER = 8
 _AT_ONCE = 100
 """In one transaction: leases wait for it."""
-_WAITING = 64
+_WAITING = 16
 """Requests that look for what is not there yet, at a time."""
 
 

@@ -187,7 +187,9 @@ def _question(
 
     rate = given(args.rate, q.DEFAULT_RATE, "--rate", "requests a second")
     prompt = int(given(args.prompt, q.DEFAULT_PROMPT, "--prompt", "prompt tokens"))
-    output = int(given(args.output, q.DEFAULT_OUTPUT, "--output", "output tokens"))
+    output = 0  # of an embedding
+    if facts.kind != "embedding":
+        output = int(given(args.output, q.DEFAULT_OUTPUT, "--output", "output tokens"))
     peak = given(args.peak, 2 * rate, "--peak", "requests a second at the peak")
     if peak < rate:
         raise StartupError(f"--peak {peak:g} is less than --rate {rate:g}.", param="--peak")

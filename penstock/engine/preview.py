@@ -25,7 +25,7 @@ from .config import EngineConfig, step_limits
 
 _PROCESS = {"cpu": 400 << 20, "cuda": 700 << 20}
 """Measured: API process 60 MiB, engine 180 and for a moment 190 more, templates 20, keeper 10. On CUDA: of
-the device, for its context and its libraries."""
+the device, for its context and its libraries, and assumed."""
 _PLENTY = 1 << 62
 
 

@@ -84,7 +84,8 @@ def advise(
         reasons.append("one device holds it, and its architecture and format are served by our engine")
     elif engine == "vllm":
         name = "vLLM"
-        reasons.append(note.removeprefix("engine: vllm, since of ours ") or "engine: vllm was asked for")
+        why = note.removeprefix("engine: vllm, since of ours ")
+        reasons.append(f"not our engine: {why}" if why else "engine: vllm was asked for")
     else:
         name = "none"
         reasons.append(note)

@@ -21,7 +21,7 @@ from .hardware import Device
 from .roofline import Machine
 
 CUDA_CONTEXT = 700 << 20
-"""Of the device, for context and libraries: as measured for our engine (engine/preview.py)."""
+"""Of the device, for context and libraries: an assumption, as in engine/preview.py."""
 CUDA_GRAPHS = 512 << 20
 """Of vLLM's CUDA graphs; an assumption."""
 NCCL = 300 << 20

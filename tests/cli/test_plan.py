@@ -164,3 +164,13 @@ def test_no_torch_and_no_network_are_needed() -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], check=False, capture_output=True)
     assert done.returncode == 0
+
+
+def test_an_embedding_has_no_answer(capsys: pytest.CaptureFixture[str]) -> None:
+    """S16: the third kind of model in the documents' hub."""
+    assert main("plan bge-m3 --gpu A10G --rate 20 --prompt 400 --json".split()) == 0
+    model = json.loads(capsys.readouterr().out)["models"][0]
+    assert model["workload"]["output_tokens"] == 0
+    assert model["model"]["kv_bytes_per_token"] == 0
+    assert model["engine"]["name"] == "vllm"
+    assert model["expected"]["e2e_p50"] == model["expected"]["ttft_p50"]

@@ -24,7 +24,7 @@ import tempfile
 import time
 import tomllib
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
@@ -82,6 +82,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--least", type=float, default=0.0, help="percent to be killed or explained")
     parser.add_argument("--only", default="", help="only mutants whose path and function have this in them")
     parser.add_argument("--survivors", type=Path, help="only what survived in this --json of an earlier run")
+    parser.add_argument("--resume", action="store_true", help="go on with what --json has of the same sample")
     parser.add_argument(
         "--quick", type=float, help="first look: the cheapest tests, this share of their time"
     )
@@ -111,13 +112,27 @@ def main(arguments: Sequence[str] | None = None) -> int:
         chosen = random.Random(options.seed).sample(range(len(mutants)), options.sample)
         mutants = [mutants[place] for place in sorted(chosen)]
 
+    before: list[Verdict] = []
+    if options.resume and options.json and options.json.exists():
+        before = [Verdict(**each) for each in json.loads(options.json.read_text())["verdicts"]]
+        known = {(each.path, each.function, each.diff) for each in before}
+        chosen_by_name = [(each.path, each.function, operators.apply(ROOT, each)[1]) for each in mutants]
+        mutants = [each for each, name in zip(mutants, chosen_by_name, strict=True) if name not in known]
+        before = [each for each in before if (each.path, each.function, each.diff) in set(chosen_by_name)]
+        print(f"{len(before)} are known", flush=True)
+
+    def keep(verdicts: list[Verdict]) -> None:
+        if options.json:
+            record = {"verdicts": [asdict(each) for each in verdicts]}
+            options.json.write_text(json.dumps(record, indent=1) + "\n")
+
     with tempfile.TemporaryDirectory(prefix="mutants-") as folder:
         base = Path(folder) / "base"
         sandbox.copy_tree(ROOT, base)
         print(f"{options.room}: {len(mutants)} of {total} mutants; first the tests as they are", flush=True)
         learned = sandbox.learn(base, _tests_of(options.room), files_of(options.room))
         print(f"{len(learned.seconds)} tests, {sum(learned.seconds.values()):.0f} s", flush=True)
-        verdicts = _run(mutants, learned, Path(folder), options)
+        verdicts = _run(mutants, learned, Path(folder), options, before, keep)
     verdicts.sort(key=lambda each: (each.path, each.line))
     counts = Counter(each.status for each in verdicts)
     fine = len(verdicts) - counts["survived"]
@@ -141,11 +156,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _run(
-    mutants: Sequence[operators.Mutant], learned: sandbox.Learned, folder: Path, options: argparse.Namespace
+    mutants: Sequence[operators.Mutant],
+    learned: sandbox.Learned,
+    folder: Path,
+    options: argparse.Namespace,
+    before: Sequence[Verdict],
+    keep: Callable[[list[Verdict]], None],
 ) -> list[Verdict]:
-    """A control first: all tests in a worker, without a fault, imported anew."""
+    """A control first: all tests in a worker, without a fault, imported anew. `before`: what an earlier run
+    has found; `keep` is given all verdicts so far, now and then."""
     explained, base = _explained(), folder / "base"
-    verdicts: list[Verdict] = []
+    verdicts = list(before)
     todo: list[tuple[operators.Mutant, str]] = []
     for mutant in mutants:
         diff = operators.apply(base, mutant)[1]
@@ -189,9 +210,10 @@ def _run(
                     verdicts.append(Verdict(tried.path, line, tried.function, diff, status, count, seconds))
                     if status == "survived":
                         print(f"{tried.path}:{line} {tried.function} ({count} tests)\n{diff}", flush=True)
+                    keep(verdicts)
                     if len(verdicts) % 50 == 0:
                         figures = dict(Counter(each.status for each in verdicts))
-                        print(f"  {len(verdicts)} of {len(mutants)}: {figures}", flush=True)
+                        print(f"  {len(verdicts)} of {len(before) + len(mutants)}: {figures}", flush=True)
                 give(worker)
     return verdicts
 

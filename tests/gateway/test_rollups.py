@@ -12,6 +12,7 @@ import sqlalchemy as sa
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from penstock.gateway.ledger import database
 from penstock.gateway.ledger.outcomes import Telling, tell
 from penstock.gateway.ledger.rollups import DAY, DIMENSIONS, HOUR, dimensions, measures, parts_of, read
 from penstock.gateway.ledger.schema import MEASURES, ledger, metadata, rollups, series
@@ -241,3 +242,12 @@ def test_the_migration_sums_what_is_there(store: Store) -> None:
         version._fill(connection)
     assert tables() == kept
     check(store, [HOUR])
+
+
+def test_the_last_migration_is_the_one_of_the_highest_number() -> None:
+    """By its file's name the store knows, without alembic, whether there is anything to do."""
+    from alembic.script import ScriptDirectory
+
+    folder = Path(database.__file__).parent / "migrations"
+    script = ScriptDirectory(folder)
+    assert script.get_heads() == [max(path.name[1:5] for path in (folder / "versions").glob("v*.py"))]

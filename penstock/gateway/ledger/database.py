@@ -80,13 +80,16 @@ def make_private(engine: sa.Engine) -> None:
 
 def migrate(engine: sa.Engine) -> None:
     """Bring the tables up to date. Raises StartupError for those of a later version, SQLAlchemyError."""
+    folder = Path(__file__).parent / "migrations"
+    if _version(engine) == max(path.name[1:5] for path in (folder / "versions").glob("v[0-9]*.py")):
+        return  # as nearly always, and alembic takes longer to import than many a command to run
     from alembic.config import Config
     from alembic.runtime.environment import EnvironmentContext
     from alembic.runtime.migration import MigrationContext
     from alembic.script import ScriptDirectory
 
     config = Config()
-    config.set_main_option("script_location", str(Path(__file__).parent / "migrations"))
+    config.set_main_option("script_location", str(folder))
     config.set_main_option("path_separator", "os")
     script = ScriptDirectory.from_config(config)
     with engine.begin() as connection:
@@ -107,6 +110,18 @@ def migrate(engine: sa.Engine) -> None:
 
         with EnvironmentContext(config, script, fn=upgrade):
             script.run_env()
+
+
+def _version(engine: sa.Engine) -> str | None:
+    """Of the tables that are there; None where there are none, or the database cannot be reached."""
+    try:
+        with engine.connect().execution_options(penstock_reads=True) as connection:
+            found: str | None = connection.execute(
+                sa.text("SELECT version_num FROM alembic_version")
+            ).scalar_one_or_none()
+            return found
+    except SQLAlchemyError:
+        return None
 
 
 def said(error: SQLAlchemyError) -> str:

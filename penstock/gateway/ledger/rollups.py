@@ -298,6 +298,8 @@ def _over_rollups(
 ) -> sa.Select[Any]:
     start = rollups.c.start
     where = [rollups.c.hours == hours, *_span(start, begin, end)]
+    if equal:
+        where.append(rollups.c.series.in_(sa.select(series.c.id).where(*_same(series.c, equal))))
     sums = [sa.func.sum(rollups.c[name]).label(name) for name in MEASURES]
     day = (start // DAY * DAY).label("day")
     inner = ["day"] if "day" in by else []
@@ -317,7 +319,7 @@ def _over_rollups(
     groups = [each.c.day if name == "day" else series.c[name] for name in by]
     whole = [sa.func.sum(each.c[name]) for name in MEASURES]
     joined = each.join(series, series.c.id == each.c.series)
-    return sa.select(*groups, *whole).select_from(joined).where(*_same(series.c, equal)).group_by(*groups)
+    return sa.select(*groups, *whole).select_from(joined).group_by(*groups)
 
 
 def _over_rows(

@@ -637,3 +637,21 @@ def test_counting_and_tokenizing_make_no_rows(gateway: Gateway) -> None:
     assert not gateway.meter.rows
     assert [each.path for each in gateway.upstream.asked][-1] == "/detokenize"
     assert CHAT not in {each.path for each in gateway.upstream.asked}
+
+
+def test_a_row_says_whether_its_answer_had_a_bound(make: Make) -> None:
+    """By the request or by its route; and how long the context was."""
+    free = {name: value for name, value in BODY.items() if name != "max_tokens"}
+    gateway = make()
+    for body in (BODY, free, {**free, "max_completion_tokens": 9}):
+        assert gateway.post(body).status == 200
+    assert gateway.post({"model": "small", "input": "Hi!"}, path="/v1/embeddings").status == 200
+    assert [(row.uncapped, row.context) for row in gateway.rows(4)] == [
+        (False, 4096),
+        (True, 4096),
+        (False, 4096),
+        (False, 4096),
+    ]
+    bounded = make(replace={"retries: 0": "retries: 0\n    context: 1000\n    max_tokens: {ceiling: 50}"})
+    assert bounded.post(free).status == 200
+    assert (bounded.row().uncapped, bounded.row().context) == (False, 1000)

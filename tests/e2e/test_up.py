@@ -17,6 +17,7 @@ import pytest
 from penstock.cli.init import example
 from penstock.cli.main import main
 from tests.gateway.local.processes import alive, eventually, kill
+from tests.own_logging import kept_logging
 
 from .up import Up, running, scripted_vllm
 
@@ -280,7 +281,8 @@ def test_what_is_wrong_is_one_clear_line(
     monkeypatch.setenv("PATH", "/usr/bin:/bin")
     if spec is not None:
         Path("penstock.yaml").write_text(spec)
-    assert main(["up"]) == 2
+    with kept_logging():
+        assert main(["up"]) == 2
     assert message in capsys.readouterr().err
     assert os.listdir(tmp_path) == ([] if spec is None else ["penstock.yaml"])  # nothing half-started
 

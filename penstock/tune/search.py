@@ -78,9 +78,9 @@ class Bisection:
        other down, below; where neither is so, nowhere else. Where it does not tell, or tells of both, the
        wider side is next.
     4. The next trial is the middle of that side, by the ladder's steps. So each halves one of the two sides:
-       a ladder of n steps takes 2 + 2 log2(n) trials at most.
+       where the first trial has some goodput, a ladder of n steps takes 3 + 2 log2(n) trials at most.
     5. While nothing has met the targets at all, there is no best trial, and each trial's own pressure bounds
-       where it can be.
+       where it can be. Where that is not told either, the widest gap is halved, until none is left.
     """
 
     def __init__(self, start: int, *, low: int, high: int, most: int = MOST) -> None:

@@ -120,10 +120,9 @@ def page(
         '<html lang="en"><head><meta charset="utf-8">',
         '<meta name="viewport" content="width=device-width, initial-scale=1">',
         f'<meta http-equiv="Content-Security-Policy" content="{_POLICY}">',
-        "'unsafe-inline'\">",
         f"<title>Costs by {escape(by)}</title><style>{_CSS}</style></head><body><main>",
         f"<h1>What requests cost, by {escape(by)}</h1>",
-        f'<p class="dim">{found.days:.4g} days of the ledger; made {made} by penstock costs</p>',
+        f'<p class="dim">{_span(found.days)} of the ledger; made {made} by penstock costs</p>',
         *_cards(report.total),
         *(_verdict(each) for each in verdicts),
         *_charts(report),
@@ -289,3 +288,11 @@ def _remarks(remarks: Sequence[str]) -> Iterator[str]:
         '<p class="dim">Cost is what requests were charged, and the share of what was paid for and not used '
         "that their device time is of all device time. Each dollar is in one line.</p>"
     )
+
+
+def _span(days: float) -> str:
+    """A length of time as people say it: 90 days, 5.2 hours, 2 minutes."""
+    for unit, per_day in (("days", 1), ("hours", 24), ("minutes", 1440)):
+        if days * per_day >= 1.5:
+            return f"{days * per_day:.3g} {unit}"
+    return f"{days * 86_400:.3g} seconds"

@@ -76,6 +76,8 @@ def test_it_is_one_file_that_asks_nobody() -> None:
     assert not reader.seen & {"script", "link", "img", "iframe", "object", "b>"}
     assert not re.search(r"url\(|@import|javascript:", text)
     assert "default-src 'none'" in text
+    assert text.count("unsafe-inline") == 1, "in the policy, and not as text of the page"
+    assert any("2 days of the ledger" in each for each in reader.text)
     assert "prefers-color-scheme:dark" in text
     assert 'name="viewport"' in text
     assert "svg" in reader.seen

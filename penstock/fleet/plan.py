@@ -172,6 +172,11 @@ def _notes(question: Question, chosen: Candidate) -> tuple[str, ...]:
         )
     elif chosen.price_per_hour is None:
         notes.append(f"there is no dated price of {chosen.device.name} in the catalogue: give --price")
+    if chosen.engine == "penstock" and chosen.device.vendor != "cpu":
+        notes.append(
+            "our engine has not been measured on GPUs: these speeds are what vLLM, TensorRT-LLM and gpt-fast "
+            "show; take --engine vllm, or measure ours first"
+        )
     if space.runtime:
         notes.append(
             f"{space.runtime / 1e9:.1f} GB for CUDA, graphs and buffers are an assumption; activations "

@@ -55,6 +55,12 @@ def test_small_volume_goes_into_slices_and_more_to_whole_devices() -> None:
     assert the_documents_hub(limit * 1.05).comparison.recommended == "A"
 
 
+@pytest.mark.parametrize(("engine", "said"), [("penstock", True), ("vllm", False)])
+def test_speeds_of_our_engine_on_a_gpu_are_not_called_measured(engine: str, said: bool) -> None:
+    notes = plan([ask("qwen3-8b", "A100-80GB", engine=engine)]).models[0].notes
+    assert any("our engine has not been measured on GPUs" in note for note in notes) is said
+
+
 def test_taking_turns_is_refused_for_production() -> None:
     """S4."""
     c = the_documents_hub(0.1).comparison.options[2]

@@ -17,6 +17,7 @@ from penstock.spec.units import nanodollars
 if TYPE_CHECKING:
     from penstock.gateway.costs.estimate import Case, Cloud, Dated, Hosted
 
+_MOST_TOKENS = 1_000_000_000
 _NONE = "A price without a date and a source is none."
 
 
@@ -76,6 +77,8 @@ def run(args: argparse.Namespace) -> int:
             raise InvalidRequest(f"{flag} is missing.", param=flag, advice=_ADVICE[name])
     if args.input_tokens < 0 or args.output_tokens < 0 or args.input_tokens + args.output_tokens < 1:
         raise InvalidRequest("A request has one token at least.", param="--input-tokens")
+    if max(args.input_tokens, args.output_tokens) > _MOST_TOKENS:
+        raise InvalidRequest(f"A request has at most {_MOST_TOKENS:,} tokens here.", param="--input-tokens")
     request = estimate.Request(args.input_tokens, args.output_tokens)
     most = _number(args.most_utilization, "--most-utilization")
     if most > 1:
@@ -83,6 +86,11 @@ def run(args: argparse.Namespace) -> int:
     own = [_number(each, "--requests-per-second") for each in args.requests_per_second]
     own += [_number(each, "--requests-per-day") / 86_400 for each in args.requests_per_day]
     hosted, cloud = _hosted(args), _cloud(args)
+    if cloud is not None and not request.cost(cloud):
+        raise InvalidRequest(
+            "The cloud takes nothing for such a request: there is nothing to compare with.",
+            param="--cloud-input",
+        )
     cases = list(estimate.rates(hosted, cloud, request, most, own))
     shares = [estimate.at_utilization(hosted, cloud, request, share) for share in estimate.SHARES]
     even = None if cloud is None else estimate.break_even(hosted, cloud, request)

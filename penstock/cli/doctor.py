@@ -62,6 +62,8 @@ def _run(args: argparse.Namespace) -> int:
     lines = 0
     if logs is not None:
         matches, lines = examine(_chunks(logs))
+        if args.url is None and not lines:
+            raise BenchError("the log is empty: nothing could be examined")
     if args.json:
         print(json.dumps(as_json(snapshot, points, matches, lines), indent=1))
     else:

@@ -7,6 +7,7 @@ and one excerpt are kept. Excerpts have no control characters: a terminal shows 
 
 from __future__ import annotations
 
+import itertools
 import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
@@ -180,10 +181,32 @@ PROBLEMS = (
     _row(
         "preempted",
         "Requests are preempted",
-        (r"is preempted by PreemptionMode", r"preempted \d{1,9} requests?", r"not enough KV cache space"),
+        (
+            r"is preempted by PreemptionMode",
+            r"preempted [1-9]\d{0,8} requests?",
+            r"not enough KV cache space",
+        ),
         "The KV cache runs full, and requests that were under way are computed again.",
         "Raise --gpu-memory-utilization or --kv-cache-memory-bytes, or lower --max-num-seqs: "
         "penstock tune --live finds how far.",
+        severe=False,
+    ),
+    _row(
+        "slow-with-a-queue",
+        "Requests wait while others run",
+        (r"\bWaiting: [1-9]\d{0,8} reqs",),
+        "Time to the first token is spent in the queue, not in computing.",
+        "penstock tune --live finds the --max-num-seqs for your targets; penstock doctor URL shows what "
+        "binds.",
+        "Another replica, or a smaller or quantised model, if the KV cache is full at that setting.",
+        severe=False,
+    ),
+    _row(
+        "prefix-cache-misses",
+        "The prefix cache is not hit",
+        (r"Running: [1-9]\d{0,8} reqs.{0,120}prefix cache hit rate: [0-4](?:\.\d{1,4})?%",),
+        "Prompts do not begin alike: dynamic text (a date, a name) stands before what is always the same.",
+        "Put the system prompt and documents first, and what changes last; check that caching is enabled.",
         severe=False,
     ),
     _row(
@@ -210,9 +233,15 @@ class Match:
 
 def clean(line: bytes) -> str:
     """A line as it may be shown: no escapes, no control characters, the last state of a progress bar."""
-    text = line[:_LONGEST].decode("utf-8", "replace").rstrip("\r\n")
-    text = _ESCAPES.sub("", text).rpartition("\r")[2]
-    return "".join(letter if letter.isprintable() else " " for letter in text)
+    return _states(line)[-1]
+
+
+def _states(line: bytes) -> list[str]:
+    """What stood in a line, one after the other, where it was written over."""
+    text = _ESCAPES.sub("", line[:_LONGEST].decode("utf-8", "replace").rstrip("\r\n"))
+    return [
+        "".join(letter if letter.isprintable() else " " for letter in state) for state in text.split("\r")
+    ]
 
 
 def lines(chunks: Iterable[bytes]) -> Iterator[bytes]:
@@ -233,12 +262,18 @@ def examine(chunks: Iterable[bytes]) -> tuple[list[Match], int]:
     found: dict[str, Match] = {}
     number = 0
     for number, line in enumerate(lines(chunks), start=1):
-        text = clean(line)
-        problem = next((each for each in PROBLEMS if each.pattern.search(text)), None)
-        if problem is not None:
+        for problem, text in itertools.islice(_problems(line), 1):
             match = found.setdefault(problem.id, Match(problem))
             match.count += 1
             if len(match.lines) < _KEPT:
                 match.lines.append(number)
             match.excerpt = match.excerpt or text.strip()[:_EXCERPT]
     return sorted(found.values(), key=lambda match: (not match.problem.severe, match.lines[0])), number
+
+
+def _problems(line: bytes) -> Iterator[tuple[Problem, str]]:
+    """What a line says, the first first, with the text that says it."""
+    for text in _states(line):
+        for each in PROBLEMS:
+            if each.pattern.search(text):
+                yield each, text

@@ -221,10 +221,21 @@ def test_prices_of_a_spec(tmp_path: Path, capsys: pytest.CaptureFixture[str]) ->
         ([*LOAD, *GPU, "--most-utilization", "1.1"], "is over 1"),
         (["--input-tokens", "-1", *LOAD[2:], *GPU], "one token at least"),
         ([*LOAD, *GPU, "--devices", "0"], "one at least"),
+        (["--input-tokens", "1" + 320 * "0", *LOAD[2:], *GPU], "at most 1,000,000,000 tokens"),
     ],
 )
 def test_estimates_that_cannot_be(flags: list[str], what: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert what in refused(capsys, "estimate", *flags)
+
+
+def test_a_cloud_that_takes_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file = tmp_path / "penstock.yaml"
+    file.write_text(
+        "upstreams:\n  cloud:\n    url: http://127.0.0.1:9/v1\n    models:\n      gift:\n"
+        "        price: {input: 0, output: 0, as_of: 2026-11-01, source: their word}\n"
+    )
+    said = refused(capsys, "estimate", *LOAD, *GPU, "--spec", str(file), "--cloud", "cloud/gift")
+    assert "takes nothing for such a request" in said
 
 
 def test_the_case_study(capsys: pytest.CaptureFixture[str]) -> None:

@@ -115,6 +115,9 @@ def test_logs_of_a_file_and_of_standard_input(
     file.write_text("fine\n")
     assert main(["doctor", "--logs", str(file)]) == 0
     assert capsys.readouterr().out == "Log: nothing that is known in 1 lines.\n"
+    file.write_bytes(b"")
+    assert main(["doctor", "--logs", str(file)]) == 2
+    assert "the log is empty" in capsys.readouterr().err
     command = [sys.executable, "-m", "penstock", "doctor"]
     piped = subprocess.run(command, input=b"x\nConnection refused\n", capture_output=True, check=False)
     assert piped.returncode == 0  # a warning

@@ -73,6 +73,14 @@ LINES = [
         "shared-memory",
     ),
     ("WARNING scheduler.py:1057] Sequence group 0 is preempted by PreemptionMode.RECOMPUTE", "preempted"),
+    (
+        "Avg prompt throughput: 1.3 tokens/s, Running: 3 reqs, Waiting: 50 reqs, GPU KV cache usage: 1.2%",
+        "slow-with-a-queue",
+    ),
+    (
+        "Engine 000: Running: 8 reqs, Waiting: 0 reqs, GPU KV cache usage: 9.0%, Prefix cache hit rate: 0.0%",
+        "prefix-cache-misses",
+    ),
     ("vllm: error: unrecognized arguments: --num-scheduler-steps 10", "removed-flag"),
     ("penstock serve: --swap-space is not a flag here: vLLM removed it with swapping.", "removed-flag"),
 ]
@@ -100,6 +108,9 @@ def test_every_row_has_a_line() -> None:
         "penstock: engine ready: LlamaForCausalLM, bfloat16 on cpu; inspect 0.1 s",
         "Memory (cpu)",
         "Avg prompt throughput: 12.3 tokens/s, Running: 3 reqs, Waiting: 0 reqs, GPU KV cache usage: 1.2%",
+        "Engine 000: Running: 0 reqs, Waiting: 0 reqs, GPU KV cache usage: 0.0%, Prefix cache hit rate: 0.0%",
+        "Engine 000: Running: 3 reqs, Waiting: 0 reqs, KV cache usage: 1.2%, Prefix cache hit rate: 41.0%",
+        "Preempted 0 requests",
     ],
 )
 def test_an_ordinary_line_is_no_problem(line: str) -> None:
@@ -119,6 +130,11 @@ def test_colours_and_bars_are_taken_away() -> None:
     (match,), _ = examine([line])
     assert match.excerpt.startswith("CUDA out of memory")
     assert all(letter.isprintable() for letter in match.excerpt)
+
+
+def test_what_was_written_over_is_looked_at_too() -> None:
+    (match,), _ = examine([b"loading 10%\rCUDA out of memory\rloading 20%\n"])
+    assert (match.problem.id, match.excerpt) == ("cuda-oom", "CUDA out of memory")
 
 
 def huge(total: int) -> Iterator[bytes]:

@@ -296,3 +296,6 @@ def test_what_a_cheaper_attempt_took_belongs_to_the_outcome(store: Store) -> Non
         assert (sums["told"], sums["told_dollars"]) == (1, 43)
         assert sums["score"] == (NANO if outcome == "success" else 0)
         assert (sums["attempts"], sums["attempt_dollars"], sums["escalated_dollars"]) == (1, 3, 40)
+    for owner in (("k", ""), None):  # it is no request: who asked told of one success, and not of two
+        [told] = tell(store, [Telling("e.attempt", "success")], now=DAY, since=0, owner=owner)
+        assert told.verdict == "unknown"

@@ -78,7 +78,7 @@ def tell(
         last = _last(connection, [(row["worker"], row["number"]) for row in rows.values()])
         for each in wanted:
             was = rows.get(each.id)
-            if was is None:
+            if was is None or was["end"] == ATTEMPT:  # an attempt has the outcome of its request, and no own
                 found.append(Told("unknown"))
                 continue
             before, place = current[each.id], (was["worker"], was["number"])

@@ -221,6 +221,20 @@ def test_the_figures_of_a_line(store: Store) -> None:
     assert line.break_even == Fraction(40, 100)
 
 
+def test_an_attempt_in_vain_saves_nothing(store: Store) -> None:
+    """Without it the cloud would have been asked once, as it was."""
+    rows = [
+        Row(id="a.attempt", at=1, key_id="k", pool="box", settlement="settled", dollars=3 * 10**9, status=502,
+            device_seconds=9, comparator_dollars=2 * 10**9, end="escalated", verdict="failed"),
+        Row(id="a", at=2, key_id="k", settlement="settled", dollars=40 * 10**9, status=200,
+            escalated_from="a.attempt"),
+    ]  # fmt: skip
+    fill(store, rows, [("box", 0, HOUR, 1, 3 * 10**9)])
+    total = find(store, [], Wanted(), NOW).report.total
+    assert (total.compared_cost, total.comparator, total.break_even) == (3 * 10**9, 0, None)
+    assert (total.requests, total.sums["failed"]) == (1, 0)
+
+
 def test_what_is_not_known_is_absent(store: Store) -> None:
     fill(store, [Row(id="a", at=1, key_id="k", pool="box", settlement="settled", device_seconds=4)])
     [told] = records.lines(find(store, ["pool"], Wanted(), NOW).report)

@@ -114,6 +114,8 @@ def _large_model(seen: Seen) -> Iterator[Finding]:
         old = models.get(model)
         models[model] = dict(sums) if old is None else {name: old[name] + sums[name] for name in old}
     for (kind, task), models in tasks.items():
+        if any(sums["attempts"] or sums["escalated"] for sums in models.values()):
+            continue  # of a model that hands on what is too hard for it only what it could do is known
         about = f"{kind} {task}"
         priced = {name: sums for name, sums in models.items() if sums["dollars"] and not sums["unpriced"]}
         for dear, sums in priced.items():

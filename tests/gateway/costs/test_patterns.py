@@ -81,6 +81,14 @@ def test_where_it_does_not_pass_or_nobody_knows_nothing_is_said(
     assert "large_model" not in kinds(compared(cheap, dear, told, price))
 
 
+def test_models_of_which_one_gets_what_the_other_failed_are_not_compared() -> None:
+    """The successes of the cheap one are those that passed, and the dear one has the hard ones alone."""
+    known = {"requests": 1000, "told": 200, "score": 190 * DOLLAR}
+    cheap = feature("x", "r", "u", "small", **known, dollars=1000, attempts=100)
+    dear = feature("x", "r", "v", "large", **known, dollars=10_000, escalated=100)
+    assert "large_model" not in kinds(found(cheap, dear))
+
+
 def test_what_nothing_is_known_of_is_said_to_be_unknown() -> None:
     one = only(found(feature("x", requests=100, dollars=DOLLAR)), "large_model")
     assert one.dollars is None

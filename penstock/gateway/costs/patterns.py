@@ -65,11 +65,15 @@ class Finding:
     """In plain words, with what to do about it."""
 
 
-def find(report: Report, seen: Seen, days: float) -> list[Finding]:
-    """All that is found in a span of so many days, dearest first."""
+def find(report: Report, seen: Seen, days: float, *, whole: bool = True) -> list[Finding]:
+    """All that is found in a span of so many days, dearest first.
+
+    Args:
+        whole: whether all requests of the pools are in the report; else others used them, too.
+    """
     found: list[Finding] = []
     for some in (
-        _idle_devices(report, seen, days),
+        _idle_devices(report, seen, days) if whole else (),
         _large_model(seen),
         _no_prefix_hits(seen),
         _unbounded(seen),
@@ -282,7 +286,7 @@ def _summed(some: Iterator[Sums]) -> dict[str, int]:
     return found
 
 
-def verdicts(report: Report, days: float) -> Iterator[str]:
+def verdicts(report: Report, days: float, *, whole: bool = True) -> Iterator[str]:
     """Whether self-hosting pays, as far as the ledger knows, a sentence each."""
     line: Line = report.total
     cost, cloud = line.compared_cost, line.comparator
@@ -326,7 +330,7 @@ def verdicts(report: Report, days: float) -> Iterator[str]:
             f"It breaks even at a utilization of {percent(even)}; it was {percent(used)}."
             + (
                 f" That is {count(a_day * float(even / used))} requests a day like these."
-                if 0 < used < even
+                if whole and 0 < used < even
                 else ""
             )
         )

@@ -20,7 +20,7 @@ from fractions import Fraction
 from typing import Any
 
 from .report import Line, Report
-from .words import count, money, percent, plain
+from .words import count, money, pace, percent, plain, span
 
 Sums = Mapping[str, int]
 
@@ -94,10 +94,9 @@ def _idle_devices(report: Report, seen: Seen, days: float) -> Iterator[Finding]:
         if used >= _IDLE:
             continue
         here = _summed(sums for group, sums in seen.features.items() if group[4] == use.pool)
-        a_day = here["requests"] / days
         text = (
             f"Pool {use.pool} was paid {money(use.paid)} and used for {percent(used)} of it, by "
-            f"{count(a_day)} requests a day."
+            f"{pace(here['requests'], days)}."
         )
         if here["compared"]:
             text += (
@@ -286,6 +285,12 @@ def _summed(some: Iterator[Sums]) -> dict[str, int]:
     return found
 
 
+def _like_these(number: float, days: float) -> str:
+    if days >= 1:
+        return f"{pace(number, days)} like these"
+    return f"{count(round(number))} requests like these in {span(days)}"
+
+
 def verdicts(report: Report, days: float, *, whole: bool = True) -> Iterator[str]:
     """Whether self-hosting pays, as far as the ledger knows, a sentence each."""
     line: Line = report.total
@@ -302,11 +307,19 @@ def verdicts(report: Report, days: float, *, whole: bool = True) -> Iterator[str
     some = ""
     if line.own["compared"] < line.own["requests"]:
         some = f" (of {line.own['compared']:,} of {line.own['requests']:,} requests, which have a comparator)"
-    a_day = line.own["compared"] / days if days > 0 else 0.0
+    if report.unknown:
+        pools = ", ".join(map(plain, report.unknown))
+        yield (
+            f"Whether self-hosting pays is not known: the cloud takes {money(cloud)} for what cost "
+            f"{money(line.own['compared_dollars'])}{some} without all of its idle time, and the idle of "
+            f"{pools} is missing (no price or no paid hours in this span)."
+        )
+        return
+    asked = line.own["compared"]
     if cost > cloud:
         yield (
             f"Self-hosting loses: it cost {money(round(cost))} with its idle time, and the cloud takes "
-            f"{money(cloud)} for the same tokens{some}; that is {count(a_day)} requests a day."
+            f"{money(cloud)} for the same tokens{some}; that is {pace(asked, days)}."
         )
     else:
         yield (
@@ -329,7 +342,7 @@ def verdicts(report: Report, days: float, *, whole: bool = True) -> Iterator[str
         yield (
             f"It breaks even at a utilization of {percent(even)}; it was {percent(used)}."
             + (
-                f" That is {count(a_day * float(even / used))} requests a day like these."
+                f" That is {_like_these(asked * float(even / used), days)}."
                 if whole and 0 < used < even
                 else ""
             )

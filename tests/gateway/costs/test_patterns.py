@@ -128,15 +128,16 @@ def test_a_feature_for_each_user() -> None:
     assert kinds(found(*(feature(f"user-{n}", requests=20, told=1) for n in range(1000)))) == set()
 
 
-def told(hosted: int, cloud: int, idle: int, compared: int = 100) -> list[str]:
+def told(hosted: int, cloud: int, idle: int | None, compared: int = 100, days: float = 10.0) -> list[str]:
     groups = {
         ("gpu",): sums(
             requests=100, dollars=hosted, device_seconds=50, compared=compared, compared_dollars=hosted,
             compared_device_seconds=50, comparator_dollars=cloud,
         )
     }  # fmt: skip
-    pool = PoolUse(pool="gpu", day=None, paid=hosted + idle, charged=hosted, device_seconds=50)
-    return list(verdicts(build([], groups, [pool], span=[pool], names=MEASURES), 10.0))
+    paid = None if idle is None else hosted + idle
+    pool = PoolUse(pool="gpu", day=None, paid=paid, charged=hosted, device_seconds=50)
+    return list(verdicts(build([], groups, [pool], span=[pool], names=MEASURES), days))
 
 
 def test_it_is_said_plainly_when_self_hosting_loses() -> None:
@@ -157,6 +158,21 @@ def test_it_is_said_when_it_pays_or_cannot_or_nobody_knows() -> None:
     assert "2 times" in told(10 * DOLLAR, 5 * DOLLAR, 0)[1]
     assert "is not known" in told(DOLLAR, 0, 0, compared=0)[0]
     assert list(verdicts(build([], {}, [], names=MEASURES), 1.0)) == []
+
+
+def test_without_the_idle_of_a_pool_there_is_no_verdict() -> None:
+    [only] = told(3 * DOLLAR, 5 * DOLLAR, None)
+    assert only.startswith("Whether self-hosting pays is not known")
+    assert "the idle of gpu is missing" in only
+
+
+def test_a_span_of_less_than_a_day_is_not_made_a_day() -> None:
+    first, second = told(DOLLAR, 5 * DOLLAR, 99 * DOLLAR, days=80 / 86_400)
+    assert first.endswith("that is 100 requests in 80 seconds.")
+    assert second.endswith("That is 2,000 requests like these in 80 seconds.")
+    rows = feature("x", "r", "u", "m", "gpu", requests=7)
+    one = only(found(rows, pools=(use(170 * DOLLAR, DOLLAR),), days=0.5), "idle_devices")
+    assert "by 7 requests in 12 hours" in one.text
 
 
 def test_the_intervals_are_those_of_the_literature() -> None:

@@ -5,7 +5,7 @@ large_model      a dear model where a cheaper one succeeds as often
 no_prefix_hits   long prompts, and hardly a token of them from the cache
 unbounded        requests that may generate as much as they like
 untagged         keys whose requests have no feature
-unused_context   a context of which nobody needs an eighth
+unused_context   a context of which nobody needs half
 many_features    a tag that has a value for each user
 
 The ledger holds no prompts and no answers: what cannot be told from sums is said to be unknown.
@@ -175,11 +175,11 @@ def _no_prefix_hits(seen: Seen) -> Iterator[Finding]:
             dollars=sums["dollars"],
             text=f"{about[0].upper()}{about[1:]} sends {sums['input_tokens'] // answered:,} tokens of prompt "
             "a "
-            f"request to {upstream}, and {percent(share)} of them come from the prefix cache. All "
-            f"{money(sums['dollars'])} of it is spent on prompts that are computed anew. The ledger holds no "
-            "prompts; the usual cause is dynamic text (a date, a user's name, retrieved documents) that "
-            "stands "
-            "before the static instructions: put what never changes first, and what changes last. An engine "
+            f"request to {upstream}, and {percent(share)} of them come from the prefix cache. At most "
+            f"{money(sums['dollars'])} is spent on prompts that are computed anew (answers are in it). The "
+            "ledger holds no prompts; the usual cause is dynamic text (a date, a user's name, retrieved "
+            "documents) that stands before the static instructions: put what never changes first, and what "
+            "changes last. An engine "
             "may also have no prefix cache, or not say what it hits (vLLM: --enable-prefix-caching, "
             "--enable-prompt-tokens-details).",
         )
@@ -193,7 +193,7 @@ def _unbounded(seen: Seen) -> Iterator[Finding]:
             kind="unbounded",
             subject=f"route {route}",
             dollars=sums["uncapped_dollars"],
-            text=f"{sums['uncapped']:,} of {sums['requests']:,} requests to {route} had no max_tokens, and "
+            text=f"{sums['uncapped']:,} of {_asked(sums):,} requests to {route} had no max_tokens, and "
             "the "
             f"route gives none: they cost {money(sums['uncapped_dollars'])}, and each may generate until the "
             f"context ends. Write routes.{route}.max_tokens with a ceiling and a default.",
@@ -208,7 +208,7 @@ def _untagged(seen: Seen) -> Iterator[Finding]:
             kind="untagged",
             subject=f"key {name or key_id}",
             dollars=sums["dollars"],
-            text=f"Key {name or key_id} made {sums['requests']:,} requests without a feature: "
+            text=f"Key {name or key_id} made {_asked(sums):,} requests without a feature: "
             f"{money(sums['dollars'])} of which nobody can say what they were for. Give the key a tag "
             "(penstock keys create --tag feature=NAME), or send x-penstock-feature.",
         )
@@ -218,8 +218,8 @@ def _unused_context(seen: Seen) -> Iterator[Finding]:
     for (_, _, upstream, model, pool, context), sums in _grouped(seen, (2, 3, 4, 5)).items():
         if not pool or context is None or context < _LARGE_CONTEXT or sums["requests"] < _SOME:
             continue
-        longest = next((most for most in (2048, 8192) if not sums[f"over_{most // 1024}k"]), None)
-        if longest is None:
+        longest = next((most for most in (2048, 8192, 32_768) if not sums[f"over_{most // 1024}k"]), None)
+        if longest is None or 2 * longest >= context:
             continue
         yield Finding(
             kind="unused_context",
@@ -235,7 +235,7 @@ def _unused_context(seen: Seen) -> Iterator[Finding]:
 def _many_features(seen: Seen) -> Iterator[Finding]:
     features = {group[0] for group in seen.features if group[0] is not None}
     requests = sum(sums["requests"] for sums in seen.features.values())
-    if len(features) < _MANY_FEATURES or 10 * len(features) < requests:
+    if len(features) <= _MANY_FEATURES or 10 * len(features) < requests:
         return
     yield Finding(
         kind="many_features",
@@ -261,6 +261,11 @@ def wilson(rate: float, n: int) -> tuple[float, float]:
     middle = (rate + z * z / (2 * n)) / (1 + z * z / n)
     half = z / (1 + z * z / n) * math.sqrt(rate * (1 - rate) / n + z * z / (4 * n * n))
     return max(0.0, middle - half), min(1.0, middle + half)
+
+
+def _asked(sums: Sums) -> int:
+    """Requests as clients count them."""
+    return sums["requests"] - sums["attempts"]
 
 
 def _rate(sums: Sums) -> float:

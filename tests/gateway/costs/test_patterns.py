@@ -102,6 +102,7 @@ def test_no_prefix_hits() -> None:
     one = only(found(feature("rag", **long, cached_tokens=100)), "no_prefix_hits")
     assert (one.subject, one.dollars) == ("feature rag", DOLLAR)
     assert "before the static" in one.text
+    assert "At most $1.00 is spent" in one.text
     assert kinds(found(feature("rag", **long, cached_tokens=150_000))) == set()
     assert kinds(found(feature("rag", **{**long, "input_tokens": 20_000}))) == set()
     assert kinds(found(feature("rag", **{**long, "requests": 20}))) == set()
@@ -116,16 +117,33 @@ def test_unbounded_untagged_and_unused() -> None:
     assert "routes.r.max_tokens" in only(some, "unbounded").text
     assert only(some, "untagged").subject == "key ci"
     assert "4,096" in only(some, "unused_context").text
-    used = feature("x", "r", "u", "m", "gpu", 131_072, requests=100, over_2k=9, over_8k=1, told=1)
+    used = feature("x", "r", "u", "m", "gpu", 131_072, requests=100, over_2k=9, over_8k=1, over_32k=1, told=1)
     assert kinds(found(used)) == set()
     rather = feature("x", "r", "u", "m", "gpu", 131_072, requests=100, over_2k=9, told=1)
     assert "16,384" in only(found(rather), "unused_context").text
 
 
+def test_half_of_a_context_that_nobody_needs() -> None:
+    some = {"requests": 100, "over_2k": 9, "over_8k": 1, "told": 1}
+    one = only(found(feature("x", "r", "u", "m", "gpu", 131_072, **some)), "unused_context")
+    assert "65,536" in one.text
+    assert kinds(found(feature("x", "r", "u", "m", "gpu", 65_536, **some))) == set()
+
+
+def test_attempts_are_no_requests_of_their_own() -> None:
+    rows = feature("x", "r", "u", "m", "gpu", requests=5, attempts=2, uncapped=3, uncapped_dollars=5, told=1)
+    keys = {("key_1", "ci"): sums(requests=5, attempts=2, dollars=2)}
+    some = found(rows, pools=(use(170 * DOLLAR, DOLLAR),), untagged=keys, days=1.0)
+    assert "by 5 requests a day" in only(some, "idle_devices").text  # the pool was asked so often
+    assert "3 of 3 requests" in only(some, "unbounded").text
+    assert "made 3 requests" in only(some, "untagged").text
+
+
 def test_a_feature_for_each_user() -> None:
-    users = [feature(f"user-{n}", requests=2, told=1) for n in range(1000)]
+    assert kinds(found(*(feature(f"user-{n}", requests=2, told=1) for n in range(1000)))) == set()
+    users = [feature(f"user-{n}", requests=2, told=1) for n in range(1001)]
     assert kinds(found(*users)) == {"many_features"}
-    assert kinds(found(*(feature(f"user-{n}", requests=20, told=1) for n in range(1000)))) == set()
+    assert kinds(found(*(feature(f"user-{n}", requests=20, told=1) for n in range(1001)))) == set()
 
 
 def told(hosted: int, cloud: int, idle: int | None, compared: int = 100, days: float = 10.0) -> list[str]:

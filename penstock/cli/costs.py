@@ -96,9 +96,9 @@ def run(args: argparse.Namespace) -> int:
     tags = tuple(given.items())
     store = ledger_at.open_store(args)
     found: Found = find(store, by, Wanted(since, until, equal, tags), now)
-    said = list(patterns.verdicts(found.report, found.days))
+    said = list(patterns.verdicts(found.report, found.days, whole=found.whole))
     notes = list(remarks(found.report, tags))
-    findings = patterns.find(found.report, found.seen, found.days)
+    findings = patterns.find(found.report, found.seen, found.days, whole=found.whole)
     if args.html is not None:
         from penstock.gateway.costs.page import page
 

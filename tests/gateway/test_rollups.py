@@ -227,7 +227,7 @@ def test_the_migration_sums_what_is_there(store: Store) -> None:
         row(2 * DAY, pool="box", status=502, lost_device_seconds=9),
         Row(id="r", at=HOUR, key_id="k", settlement="unsettled", dollars=8, device_seconds=3),
         Row(id="s", at=HOUR, key_id="k", settlement="settled", output_tokens=40_000, escalated_from="r"),
-        row(3, end="escalated", verdict="failed"),
+        row(3, end="escalated", verdict="failed", status=502, comparator_dollars=7),
     ]
     store.apply("w", [Entry(n, each, {}) for n, each in enumerate(rows)], Position(), Position(0, 1))
 
@@ -242,6 +242,14 @@ def test_the_migration_sums_what_is_there(store: Store) -> None:
         version._fill(connection)
     assert tables() == kept
     check(store, [HOUR])
+
+
+def test_an_attempt_in_vain_is_no_request_of_its_own() -> None:
+    """It failed nobody, has no outcome, and no cloud would have been asked for it; what it took stays."""
+    fields = {"end": "escalated", "status": 502, "comparator_dollars": 7, "device_seconds": 4}
+    sums = dict(zip(MEASURES, measures(row(1, outcome="success", uncapped=True, **fields)), strict=True))
+    assert [sums[name] for name in ("failed", "told", "score", "comparator_dollars", "uncapped")] == [0] * 5
+    assert (sums["compared_dollars"], sums["compared_device_seconds"], sums["attempts"]) == (5, 4, 1)
 
 
 def test_the_last_migration_is_the_one_of_the_highest_number() -> None:

@@ -15,7 +15,7 @@ from .patterns import Finding
 from .read import Found
 from .report import Line, Report
 from .show import NONE, heads, shortened, shown, without_days
-from .words import money, percent, plain
+from .words import money, percent, plain, span
 
 _COLUMNS = {
     "requests": "requests",
@@ -122,7 +122,7 @@ def page(
         f'<meta http-equiv="Content-Security-Policy" content="{_POLICY}">',
         f"<title>Costs by {escape(by)}</title><style>{_CSS}</style></head><body><main>",
         f"<h1>What requests cost, by {escape(by)}</h1>",
-        f'<p class="dim">{_span(found.days)} of the ledger; made {made} by penstock costs</p>',
+        f'<p class="dim">{span(found.days)} of the ledger; made {made} by penstock costs</p>',
         *_cards(report.total),
         *(_verdict(each) for each in verdicts),
         *_charts(report),
@@ -288,11 +288,3 @@ def _remarks(remarks: Sequence[str]) -> Iterator[str]:
         '<p class="dim">Cost is what requests were charged, and the share of what was paid for and not used '
         "that their device time is of all device time. Each dollar is in one line.</p>"
     )
-
-
-def _span(days: float) -> str:
-    """A length of time as people say it: 90 days, 5.2 hours, 2 minutes."""
-    for unit, per_day in (("days", 1), ("hours", 24), ("minutes", 1440)):
-        if days * per_day >= 1.5:
-            return f"{days * per_day:.3g} {unit}"
-    return f"{days * 86_400:.3g} seconds"

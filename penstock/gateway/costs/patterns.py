@@ -5,7 +5,7 @@ large_model      a dear model where a cheaper one succeeds as often
 no_prefix_hits   long prompts, and hardly a token of them from the cache
 unbounded        requests that may generate as much as they like
 untagged         keys whose requests have no feature
-unused_context   a context of which nobody needs an eighth
+unused_context   a context of which nobody needs half
 many_features    a tag that has a value for each user
 
 The ledger holds no prompts and no answers: what cannot be told from sums is said to be unknown.
@@ -20,7 +20,7 @@ from fractions import Fraction
 from typing import Any
 
 from .report import Line, Report
-from .words import count, money, percent, plain
+from .words import count, money, pace, percent, plain, span
 
 Sums = Mapping[str, int]
 
@@ -65,11 +65,15 @@ class Finding:
     """In plain words, with what to do about it."""
 
 
-def find(report: Report, seen: Seen, days: float) -> list[Finding]:
-    """All that is found in a span of so many days, dearest first."""
+def find(report: Report, seen: Seen, days: float, *, whole: bool = True) -> list[Finding]:
+    """All that is found in a span of so many days, dearest first.
+
+    Args:
+        whole: whether all requests of the pools are in the report; else others used them, too.
+    """
     found: list[Finding] = []
     for some in (
-        _idle_devices(report, seen, days),
+        _idle_devices(report, seen, days) if whole else (),
         _large_model(seen),
         _no_prefix_hits(seen),
         _unbounded(seen),
@@ -90,10 +94,9 @@ def _idle_devices(report: Report, seen: Seen, days: float) -> Iterator[Finding]:
         if used >= _IDLE:
             continue
         here = _summed(sums for group, sums in seen.features.items() if group[4] == use.pool)
-        a_day = here["requests"] / days
         text = (
             f"Pool {use.pool} was paid {money(use.paid)} and used for {percent(used)} of it, by "
-            f"{count(a_day)} requests a day."
+            f"{pace(here['requests'], days)}."
         )
         if here["compared"]:
             text += (
@@ -114,6 +117,8 @@ def _large_model(seen: Seen) -> Iterator[Finding]:
         old = models.get(model)
         models[model] = dict(sums) if old is None else {name: old[name] + sums[name] for name in old}
     for (kind, task), models in tasks.items():
+        if any(sums["attempts"] or sums["escalated"] for sums in models.values()):
+            continue  # of a model that hands on what is too hard for it only what it could do is known
         about = f"{kind} {task}"
         priced = {name: sums for name, sums in models.items() if sums["dollars"] and not sums["unpriced"]}
         for dear, sums in priced.items():
@@ -170,11 +175,11 @@ def _no_prefix_hits(seen: Seen) -> Iterator[Finding]:
             dollars=sums["dollars"],
             text=f"{about[0].upper()}{about[1:]} sends {sums['input_tokens'] // answered:,} tokens of prompt "
             "a "
-            f"request to {upstream}, and {percent(share)} of them come from the prefix cache. All "
-            f"{money(sums['dollars'])} of it is spent on prompts that are computed anew. The ledger holds no "
-            "prompts; the usual cause is dynamic text (a date, a user's name, retrieved documents) that "
-            "stands "
-            "before the static instructions: put what never changes first, and what changes last. An engine "
+            f"request to {upstream}, and {percent(share)} of them come from the prefix cache. At most "
+            f"{money(sums['dollars'])} is spent on prompts that are computed anew (answers are in it). The "
+            "ledger holds no prompts; the usual cause is dynamic text (a date, a user's name, retrieved "
+            "documents) that stands before the static instructions: put what never changes first, and what "
+            "changes last. An engine "
             "may also have no prefix cache, or not say what it hits (vLLM: --enable-prefix-caching, "
             "--enable-prompt-tokens-details).",
         )
@@ -188,7 +193,7 @@ def _unbounded(seen: Seen) -> Iterator[Finding]:
             kind="unbounded",
             subject=f"route {route}",
             dollars=sums["uncapped_dollars"],
-            text=f"{sums['uncapped']:,} of {sums['requests']:,} requests to {route} had no max_tokens, and "
+            text=f"{sums['uncapped']:,} of {_asked(sums):,} requests to {route} had no max_tokens, and "
             "the "
             f"route gives none: they cost {money(sums['uncapped_dollars'])}, and each may generate until the "
             f"context ends. Write routes.{route}.max_tokens with a ceiling and a default.",
@@ -203,7 +208,7 @@ def _untagged(seen: Seen) -> Iterator[Finding]:
             kind="untagged",
             subject=f"key {name or key_id}",
             dollars=sums["dollars"],
-            text=f"Key {name or key_id} made {sums['requests']:,} requests without a feature: "
+            text=f"Key {name or key_id} made {_asked(sums):,} requests without a feature: "
             f"{money(sums['dollars'])} of which nobody can say what they were for. Give the key a tag "
             "(penstock keys create --tag feature=NAME), or send x-penstock-feature.",
         )
@@ -213,8 +218,8 @@ def _unused_context(seen: Seen) -> Iterator[Finding]:
     for (_, _, upstream, model, pool, context), sums in _grouped(seen, (2, 3, 4, 5)).items():
         if not pool or context is None or context < _LARGE_CONTEXT or sums["requests"] < _SOME:
             continue
-        longest = next((most for most in (2048, 8192) if not sums[f"over_{most // 1024}k"]), None)
-        if longest is None:
+        longest = next((most for most in (2048, 8192, 32_768) if not sums[f"over_{most // 1024}k"]), None)
+        if longest is None or 2 * longest >= context:
             continue
         yield Finding(
             kind="unused_context",
@@ -230,7 +235,7 @@ def _unused_context(seen: Seen) -> Iterator[Finding]:
 def _many_features(seen: Seen) -> Iterator[Finding]:
     features = {group[0] for group in seen.features if group[0] is not None}
     requests = sum(sums["requests"] for sums in seen.features.values())
-    if len(features) < _MANY_FEATURES or 10 * len(features) < requests:
+    if len(features) <= _MANY_FEATURES or 10 * len(features) < requests:
         return
     yield Finding(
         kind="many_features",
@@ -258,6 +263,11 @@ def wilson(rate: float, n: int) -> tuple[float, float]:
     return max(0.0, middle - half), min(1.0, middle + half)
 
 
+def _asked(sums: Sums) -> int:
+    """Requests as clients count them."""
+    return sums["requests"] - sums["attempts"]
+
+
 def _rate(sums: Sums) -> float:
     return sums["score"] / 1e9 / sums["told"]
 
@@ -280,7 +290,13 @@ def _summed(some: Iterator[Sums]) -> dict[str, int]:
     return found
 
 
-def verdicts(report: Report, days: float) -> Iterator[str]:
+def _like_these(number: float, days: float) -> str:
+    if days >= 1:
+        return f"{pace(number, days)} like these"
+    return f"{count(round(number))} requests like these in {span(days)}"
+
+
+def verdicts(report: Report, days: float, *, whole: bool = True) -> Iterator[str]:
     """Whether self-hosting pays, as far as the ledger knows, a sentence each."""
     line: Line = report.total
     cost, cloud = line.compared_cost, line.comparator
@@ -296,11 +312,19 @@ def verdicts(report: Report, days: float) -> Iterator[str]:
     some = ""
     if line.own["compared"] < line.own["requests"]:
         some = f" (of {line.own['compared']:,} of {line.own['requests']:,} requests, which have a comparator)"
-    a_day = line.own["compared"] / days if days > 0 else 0.0
+    if report.unknown:
+        pools = ", ".join(map(plain, report.unknown))
+        yield (
+            f"Whether self-hosting pays is not known: the cloud takes {money(cloud)} for what cost "
+            f"{money(line.own['compared_dollars'])}{some} without all of its idle time, and the idle of "
+            f"{pools} is missing (no price or no paid hours in this span)."
+        )
+        return
+    asked = line.own["compared"]
     if cost > cloud:
         yield (
             f"Self-hosting loses: it cost {money(round(cost))} with its idle time, and the cloud takes "
-            f"{money(cloud)} for the same tokens{some}; that is {count(a_day)} requests a day."
+            f"{money(cloud)} for the same tokens{some}; that is {pace(asked, days)}."
         )
     else:
         yield (
@@ -323,8 +347,8 @@ def verdicts(report: Report, days: float) -> Iterator[str]:
         yield (
             f"It breaks even at a utilization of {percent(even)}; it was {percent(used)}."
             + (
-                f" That is {count(a_day * float(even / used))} requests a day like these."
-                if 0 < used < even
+                f" That is {_like_these(asked * float(even / used), days)}."
+                if whole and 0 < used < even
                 else ""
             )
         )

@@ -50,6 +50,8 @@ class Found:
     seen: Seen
     days: float
     """How long the span is, as far as anything is known of it."""
+    whole: bool = True
+    """Whether it is of all requests of its pools: what was paid and used of these is of no fewer."""
 
 
 def find(store: Store, by: Sequence[str], wanted: Wanted, now: int) -> Found:
@@ -91,19 +93,20 @@ def find(store: Store, by: Sequence[str], wanted: Wanted, now: int) -> Found:
         for day in range(begin // DAY * DAY, max(end, begin + 1), DAY):
             here = {(pool,): sums for (pool, when), sums in usage.items() if when == day}
             pools += _uses(spells, here, day, max(begin, day), min(end, day + DAY), list(span))
+    whole = not narrow or (set(wanted.equal) == {"pool"} and not wanted.tags)
     report = build(
         columns,
         {group: _named(sums) for group, sums in groups.items()},
         pools,
         span=span,
         names=MEASURES,
-        whole=not narrow or (set(wanted.equal) == {"pool"} and not wanted.tags),
+        whole=whole,
     )
     seen = Seen(
         features={group: _named(sums) for group, sums in features.items()},
         untagged={group: _named(sums) for group, sums in keys.items()},
     )
-    return Found(report, seen, max(end - begin, 0) / DAY)
+    return Found(report, seen, max(end - begin, 0) / DAY, whole)
 
 
 def _named(sums: Sequence[int]) -> dict[str, int]:

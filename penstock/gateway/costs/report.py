@@ -120,6 +120,8 @@ class Report:
     total: Line
     pools: list[PoolUse] = field(default_factory=list)
     """Of the whole span."""
+    unknown: tuple[str, ...] = ()
+    """Pools that served requests with a comparator, and of whose idle nothing is known."""
 
 
 def build(
@@ -186,7 +188,15 @@ def build(
         when = () if day is None else (found.group[day],)
         return (*when, -found.cost, -found.sums["requests"], tuple(map(str, found.group)))
 
-    return Report(by=tuple(by), lines=sorted(lines.values(), key=order), total=total, pools=list(span))
+    unpaid = {use.pool for use in span if use.paid is None}
+    compared_in = {pool for (*_, pool), sums in groups.items() if sums["compared"]}
+    return Report(
+        by=tuple(by),
+        lines=sorted(lines.values(), key=order),
+        total=total,
+        pools=list(span),
+        unknown=tuple(sorted(unpaid & compared_in)),
+    )
 
 
 def _added(sums: Sums, more: Sums) -> dict[str, int]:

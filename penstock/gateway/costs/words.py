@@ -36,6 +36,21 @@ def count(number: float) -> str:
     return f"{number:.3g}"
 
 
+def span(days: float) -> str:
+    """A length of time as people say it: 90 days, 5.2 hours, 2 minutes."""
+    for unit, per_day in (("days", 1), ("hours", 24), ("minutes", 1440)):
+        if days * per_day >= 1.5:
+            return f"{days * per_day:.3g} {unit}"
+    return f"{days * 86_400:.3g} seconds"
+
+
+def pace(number: float, days: float) -> str:
+    """`1,234 requests a day`; of less than one, which says little of it, `12 requests in 80 seconds`."""
+    if days >= 1:
+        return f"{count(number / days)} requests a day"
+    return f"{count(number)} requests in {span(days)}"
+
+
 def plain(text: str) -> str:
     """Of what clients wrote: without what a terminal would obey, or a browser turn round."""
     return (

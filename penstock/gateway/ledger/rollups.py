@@ -66,7 +66,7 @@ def measures(row: Row) -> Sums:
     attempt = row.end == ATTEMPT
     return [
         1,
-        row.status >= 400,
+        row.status >= 400 and not attempt,
         not known,
         row.input_tokens,
         row.output_tokens,
@@ -80,9 +80,9 @@ def measures(row: Row) -> Sums:
         compared,
         dollars if compared else 0,
         device if compared else 0,
-        (row.comparator_dollars or 0) if compared else 0,
-        told and row.outcome != ATTEMPT,
-        0 if row.outcome is None else score(row.outcome),
+        (row.comparator_dollars or 0) if compared and not attempt else 0,  # a cloud is asked once
+        told and not attempt and row.outcome != ATTEMPT,
+        0 if row.outcome is None or attempt else score(row.outcome),
         dollars if told else 0,
         device if told and known else 0,
         row.verdict != "",
@@ -90,7 +90,7 @@ def measures(row: Row) -> Sums:
         dollars if attempt else 0,
         escalated,
         dollars if escalated else 0,
-        row.uncapped,
+        row.uncapped and not attempt,
         dollars if row.uncapped else 0,
         length > 2048,
         length > 8192,
@@ -112,7 +112,7 @@ def _expressions() -> dict[str, sa.ColumnElement[Any]]:
     number = sa.func.round(sa.cast(row.outcome, sa.Double) * NANO)
     return {
         "requests": one,
-        "failed": sa.case((row.status >= 400, one), else_=zero),
+        "failed": sa.case((sa.and_(row.status >= 400, ~attempt), one), else_=zero),
         "unsettled": sa.case((known, zero), else_=one),
         "input_tokens": row.input_tokens,
         "output_tokens": row.output_tokens,
@@ -128,10 +128,10 @@ def _expressions() -> dict[str, sa.ColumnElement[Any]]:
         "compared": sa.case((compared, one), else_=zero),
         "compared_dollars": sa.case((compared, dollars), else_=zero),
         "compared_device_seconds": sa.case((compared, device), else_=zero),
-        "comparator_dollars": sa.case((compared, row.comparator_dollars), else_=zero),
-        "told": sa.case((sa.and_(told, row.outcome != ATTEMPT), one), else_=zero),
+        "comparator_dollars": sa.case((sa.and_(compared, ~attempt), row.comparator_dollars), else_=zero),
+        "told": sa.case((sa.and_(told, ~attempt, row.outcome != ATTEMPT), one), else_=zero),
         "score": sa.case(
-            (row.outcome.is_(None), zero),
+            (sa.or_(row.outcome.is_(None), attempt), zero),
             (row.outcome == _SUCCESS, sa.literal_column(str(NANO))),
             (row.outcome.in_((_FAILURE, ATTEMPT)), zero),
             else_=sa.cast(number, sa.BigInteger),
@@ -143,7 +143,7 @@ def _expressions() -> dict[str, sa.ColumnElement[Any]]:
         "attempt_dollars": sa.case((attempt, dollars), else_=zero),
         "escalated": sa.case((escalated, one), else_=zero),
         "escalated_dollars": sa.case((escalated, dollars), else_=zero),
-        "uncapped": sa.case((row.uncapped, one), else_=zero),
+        "uncapped": sa.case((sa.and_(row.uncapped, ~attempt), one), else_=zero),
         "uncapped_dollars": sa.case((row.uncapped, dollars), else_=zero),
         "over_2k": sa.case((length > 2048, one), else_=zero),
         "over_8k": sa.case((length > 8192, one), else_=zero),

@@ -81,6 +81,14 @@ def test_where_it_does_not_pass_or_nobody_knows_nothing_is_said(
     assert "large_model" not in kinds(compared(cheap, dear, told, price))
 
 
+def test_models_of_which_one_gets_what_the_other_failed_are_not_compared() -> None:
+    """The successes of the cheap one are those that passed, and the dear one has the hard ones alone."""
+    known = {"requests": 1000, "told": 200, "score": 190 * DOLLAR}
+    cheap = feature("x", "r", "u", "small", **known, dollars=1000, attempts=100)
+    dear = feature("x", "r", "v", "large", **known, dollars=10_000, escalated=100)
+    assert "large_model" not in kinds(found(cheap, dear))
+
+
 def test_what_nothing_is_known_of_is_said_to_be_unknown() -> None:
     one = only(found(feature("x", requests=100, dollars=DOLLAR)), "large_model")
     assert one.dollars is None
@@ -94,6 +102,7 @@ def test_no_prefix_hits() -> None:
     one = only(found(feature("rag", **long, cached_tokens=100)), "no_prefix_hits")
     assert (one.subject, one.dollars) == ("feature rag", DOLLAR)
     assert "before the static" in one.text
+    assert "At most $1.00 is spent" in one.text
     assert kinds(found(feature("rag", **long, cached_tokens=150_000))) == set()
     assert kinds(found(feature("rag", **{**long, "input_tokens": 20_000}))) == set()
     assert kinds(found(feature("rag", **{**long, "requests": 20}))) == set()
@@ -108,27 +117,45 @@ def test_unbounded_untagged_and_unused() -> None:
     assert "routes.r.max_tokens" in only(some, "unbounded").text
     assert only(some, "untagged").subject == "key ci"
     assert "4,096" in only(some, "unused_context").text
-    used = feature("x", "r", "u", "m", "gpu", 131_072, requests=100, over_2k=9, over_8k=1, told=1)
+    used = feature("x", "r", "u", "m", "gpu", 131_072, requests=100, over_2k=9, over_8k=1, over_32k=1, told=1)
     assert kinds(found(used)) == set()
     rather = feature("x", "r", "u", "m", "gpu", 131_072, requests=100, over_2k=9, told=1)
     assert "16,384" in only(found(rather), "unused_context").text
 
 
+def test_half_of_a_context_that_nobody_needs() -> None:
+    some = {"requests": 100, "over_2k": 9, "over_8k": 1, "told": 1}
+    one = only(found(feature("x", "r", "u", "m", "gpu", 131_072, **some)), "unused_context")
+    assert "65,536" in one.text
+    assert kinds(found(feature("x", "r", "u", "m", "gpu", 65_536, **some))) == set()
+
+
+def test_attempts_are_no_requests_of_their_own() -> None:
+    rows = feature("x", "r", "u", "m", "gpu", requests=5, attempts=2, uncapped=3, uncapped_dollars=5, told=1)
+    keys = {("key_1", "ci"): sums(requests=5, attempts=2, dollars=2)}
+    some = found(rows, pools=(use(170 * DOLLAR, DOLLAR),), untagged=keys, days=1.0)
+    assert "by 5 requests a day" in only(some, "idle_devices").text  # the pool was asked so often
+    assert "3 of 3 requests" in only(some, "unbounded").text
+    assert "made 3 requests" in only(some, "untagged").text
+
+
 def test_a_feature_for_each_user() -> None:
-    users = [feature(f"user-{n}", requests=2, told=1) for n in range(1000)]
+    assert kinds(found(*(feature(f"user-{n}", requests=2, told=1) for n in range(1000)))) == set()
+    users = [feature(f"user-{n}", requests=2, told=1) for n in range(1001)]
     assert kinds(found(*users)) == {"many_features"}
-    assert kinds(found(*(feature(f"user-{n}", requests=20, told=1) for n in range(1000)))) == set()
+    assert kinds(found(*(feature(f"user-{n}", requests=20, told=1) for n in range(1001)))) == set()
 
 
-def told(hosted: int, cloud: int, idle: int, compared: int = 100) -> list[str]:
+def told(hosted: int, cloud: int, idle: int | None, compared: int = 100, days: float = 10.0) -> list[str]:
     groups = {
         ("gpu",): sums(
             requests=100, dollars=hosted, device_seconds=50, compared=compared, compared_dollars=hosted,
             compared_device_seconds=50, comparator_dollars=cloud,
         )
     }  # fmt: skip
-    pool = PoolUse(pool="gpu", day=None, paid=hosted + idle, charged=hosted, device_seconds=50)
-    return list(verdicts(build([], groups, [pool], span=[pool], names=MEASURES), 10.0))
+    paid = None if idle is None else hosted + idle
+    pool = PoolUse(pool="gpu", day=None, paid=paid, charged=hosted, device_seconds=50)
+    return list(verdicts(build([], groups, [pool], span=[pool], names=MEASURES), days))
 
 
 def test_it_is_said_plainly_when_self_hosting_loses() -> None:
@@ -149,6 +176,21 @@ def test_it_is_said_when_it_pays_or_cannot_or_nobody_knows() -> None:
     assert "2 times" in told(10 * DOLLAR, 5 * DOLLAR, 0)[1]
     assert "is not known" in told(DOLLAR, 0, 0, compared=0)[0]
     assert list(verdicts(build([], {}, [], names=MEASURES), 1.0)) == []
+
+
+def test_without_the_idle_of_a_pool_there_is_no_verdict() -> None:
+    [only] = told(3 * DOLLAR, 5 * DOLLAR, None)
+    assert only.startswith("Whether self-hosting pays is not known")
+    assert "the idle of gpu is missing" in only
+
+
+def test_a_span_of_less_than_a_day_is_not_made_a_day() -> None:
+    first, second = told(DOLLAR, 5 * DOLLAR, 99 * DOLLAR, days=80 / 86_400)
+    assert first.endswith("that is 100 requests in 80 seconds.")
+    assert second.endswith("That is 2,000 requests like these in 80 seconds.")
+    rows = feature("x", "r", "u", "m", "gpu", requests=7)
+    one = only(found(rows, pools=(use(170 * DOLLAR, DOLLAR),), days=0.5), "idle_devices")
+    assert "by 7 requests in 12 hours" in one.text
 
 
 def test_the_intervals_are_those_of_the_literature() -> None:

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from penstock.gateway.costs import records
+from penstock.gateway.costs import patterns, records
 from penstock.gateway.costs.allocate import divide
 from penstock.gateway.costs.read import BY, Found, Wanted, find
 from penstock.gateway.costs.report import NOBODY, Report
@@ -219,6 +219,49 @@ def test_the_figures_of_a_line(store: Store) -> None:
     assert line.cost_per_success == (40 + 160) / Fraction(3, 2)
     assert (line.compared_cost, line.comparator) == (200, 100)
     assert line.break_even == Fraction(40, 100)
+
+
+def test_an_attempt_in_vain_saves_nothing(store: Store) -> None:
+    """Without it the cloud would have been asked once, as it was."""
+    rows = [
+        Row(id="a.attempt", at=1, key_id="k", pool="box", settlement="settled", dollars=3 * 10**9, status=502,
+            device_seconds=9, comparator_dollars=2 * 10**9, end="escalated", verdict="failed"),
+        Row(id="a", at=2, key_id="k", settlement="settled", dollars=40 * 10**9, status=200,
+            escalated_from="a.attempt"),
+    ]  # fmt: skip
+    fill(store, rows, [("box", 0, HOUR, 1, 3 * 10**9)])
+    total = find(store, [], Wanted(), NOW).report.total
+    assert (total.compared_cost, total.comparator, total.break_even) == (3 * 10**9, 0, None)
+    assert (total.requests, total.sums["failed"]) == (1, 0)
+
+
+@pytest.mark.parametrize(
+    ("wanted", "whole"),
+    [
+        (Wanted(), True),
+        (Wanted(0, DAY), True),
+        (Wanted(equal={"pool": "box"}), True),
+        (Wanted(equal={"team": "t"}), False),
+        (Wanted(equal={"pool": "box", "route": ""}), False),
+        (Wanted(tags=(("user", "u"),)), False),
+    ],
+)
+def test_what_a_pool_was_used_for_by_all_is_not_said_of_some(
+    store: Store, wanted: Wanted, whole: bool
+) -> None:
+    """How much of what was paid for was used is known of a pool, and not of a team's part of it."""
+    common = {"key_id": "k", "pool": "box", "settlement": "settled", "comparator_dollars": 10**9}
+    rows = [
+        Row(id="a", at=1, team="t", dollars=10**7, device_seconds=1, tags={"user": "u"}, **common),
+        Row(id="b", at=2, team="u", dollars=10**7, device_seconds=1, **common),
+    ]
+    fill(store, rows, [("box", 0, DAY, 1, 10**9)])
+    found = find(store, [], wanted, NOW)
+    said = "\n".join(patterns.verdicts(found.report, found.days, whole=found.whole))
+    findings = patterns.find(found.report, found.seen, found.days, whole=found.whole)
+    assert found.whole is whole
+    assert ("requests a day like these" in said) is whole
+    assert ("idle_devices" in {each.kind for each in findings}) is whole
 
 
 def test_what_is_not_known_is_absent(store: Store) -> None:

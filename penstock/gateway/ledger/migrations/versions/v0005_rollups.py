@@ -20,6 +20,7 @@ _KNOWN = "settlement <> 'unsettled'"
 _LENGTH = "input_tokens + output_tokens"
 _COMPARED = f"{_KNOWN} AND comparator_dollars IS NOT NULL AND dollars IS NOT NULL"
 _DEVICE = "COALESCE(device_seconds, 0)"
+_ATTEMPT = "\"end\" = 'escalated'"
 
 
 def _count(condition: str) -> str:
@@ -29,7 +30,7 @@ def _count(condition: str) -> str:
 # nothing has told outcomes before, and no row was said to be without a bound
 _MEASURES = {
     "requests": "1",
-    "failed": _count("status >= 400"),
+    "failed": _count(f"status >= 400 AND NOT ({_ATTEMPT})"),
     "unsettled": _count("settlement = 'unsettled'"),
     "input_tokens": "input_tokens",
     "output_tokens": "output_tokens",
@@ -43,14 +44,14 @@ _MEASURES = {
     "compared": _count(_COMPARED),
     "compared_dollars": f"CASE WHEN {_COMPARED} THEN dollars ELSE 0 END",
     "compared_device_seconds": f"CASE WHEN {_COMPARED} THEN {_DEVICE} ELSE 0 END",
-    "comparator_dollars": f"CASE WHEN {_COMPARED} THEN comparator_dollars ELSE 0 END",
+    "comparator_dollars": f"CASE WHEN {_COMPARED} AND NOT ({_ATTEMPT}) THEN comparator_dollars ELSE 0 END",
     "told": "0",
     "score": "0",
     "told_dollars": "0",
     "told_device_seconds": "0",
     "judged": _count("verdict <> ''"),
-    "attempts": _count("\"end\" = 'escalated'"),
-    "attempt_dollars": "CASE WHEN \"end\" = 'escalated' THEN COALESCE(dollars, 0) ELSE 0 END",
+    "attempts": _count(_ATTEMPT),
+    "attempt_dollars": f"CASE WHEN {_ATTEMPT} THEN COALESCE(dollars, 0) ELSE 0 END",
     "escalated": _count("escalated_from IS NOT NULL"),
     "escalated_dollars": "CASE WHEN escalated_from IS NOT NULL THEN COALESCE(dollars, 0) ELSE 0 END",
     "uncapped": "0",

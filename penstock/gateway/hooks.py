@@ -20,7 +20,7 @@ from typing import Any, Literal
 from penstock.core.errors import InvalidRequest, PenstockError, Unavailable, brief
 from penstock.spec.model import Hook
 
-from .outside import Outside, find
+from .outside import Hanging, Outside, find
 
 logger = logging.getLogger("penstock.gateway")
 
@@ -89,6 +89,8 @@ class Hooks:
                 self._take(said, name, about, rewrites, verdict)
             except TimeoutError:
                 self._failed(hook, name, f"no answer within {hook.timeout:g} s", verdict)
+            except Hanging as error:
+                self._failed(hook, name, str(error), verdict)
             except Exception as error:  # whose message may quote the request
                 self._failed(hook, name, type(error).__name__, verdict)
             if verdict.refusal is not None:

@@ -18,7 +18,7 @@ from typing import Any
 from penstock.core.errors import brief
 from penstock.spec.model import Spec
 
-from .outside import Function, Outside, find
+from .outside import Function, Hanging, Outside, find
 from .policy.escalation import Answer, Finding, Judge, decide
 
 logger = logging.getLogger("penstock.gateway")
@@ -73,6 +73,8 @@ class Verifiers:
                 return judge.judge(answer)
         except TimeoutError:
             return judge.failed(f"no answer within {verifier.timeout:g} s")
+        except Hanging as error:
+            return judge.failed(str(error))
         except Exception as error:  # whose message may quote the answer
             return judge.failed(type(error).__name__)
 

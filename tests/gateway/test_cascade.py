@@ -183,6 +183,10 @@ async def passes(about: Any) -> Any:
     return {"pass": True}
 
 
+def passes_in_a_thread(about: Any) -> Any:
+    return {"pass": True}
+
+
 def raises(about: Any) -> Any:
     raise ValueError("the answer was a secret")
 
@@ -233,6 +237,35 @@ def test_a_verifier_that_fails_is_open_or_closed_and_in_the_ledger(make: Make, n
     else:
         assert response.headers["x-penstock-escalated"] == "opinion"
     check_books(gateway)
+
+
+def test_one_that_hangs_takes_no_thread_of_the_others_and_is_asked_no_more(make: Make) -> None:
+    STUCK.clear()
+    other = """  other:
+    targets: [{{model: tiny, upstream: ours}}]
+    escalate:
+      to: [{{model: large, upstream: cloud}}]
+      verifiers: [VERIFIERS]
+limits:"""
+    both = "{{regex: sure}}, " + python("passes_in_a_thread").replace("{", "{{").replace("}", "}}")
+    gateway = make(
+        SURE,
+        DEAR,
+        spec=SPEC.replace("limits:", other.replace("VERIFIERS", both)),
+        replace={"verifiers: [{mean_logprob": f"verifiers: [{python('hangs', timeout=0.05)}, {{mean_logprob"},
+    )
+    try:
+        for _ in range(8):
+            gateway.post()
+        assert {row.reason for row in gateway.rows(16) if row.verdict} == {"no answer within 0.05 s"}
+        gateway.post()
+        attempt = gateway.rows(18)[-2]
+        assert (attempt.verdict, attempt.reason) == ("closed", "8 calls still hang")
+        gateway.post({**BODY, "model": "other"})
+        row = gateway.rows(19)[-1]
+        assert (row.verifier, row.verdict, row.reason) == ("opinion", "passed", "")
+    finally:
+        STUCK.set()
 
 
 def test_a_verifier_behind_http_that_is_down(make: Make) -> None:

@@ -24,6 +24,8 @@ from .stations import read_body
 T = TypeVar("T")
 _MOST_ANSWER = 32 << 20
 _THREADS = 8
+OUTSIDE = "it is outside of the house"
+"""Why somebody is not asked about what must not leave it."""
 
 Function = Callable[[Any], Any]
 

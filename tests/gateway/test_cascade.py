@@ -15,7 +15,7 @@ from penstock.gateway.records import Principal, Row
 
 from .conftest import BODY, KEY, STREAM, Gateway, Make
 from .escalating import CHEAP_DOLLARS, DEAR_DOLLARS, SPEC, says, texts
-from .upstream import Behaviour, Wire, hang, status
+from .upstream import Behaviour, Upstream, Wire, hang, status
 
 SURE = says("a sure answer here", -0.1)
 UNSURE = says("an unsure answer here", -2.0)
@@ -483,6 +483,33 @@ def test_what_must_not_leave_is_not_escalated_to_a_cloud(make: Make, how: str, m
     else:
         assert (response.status, response.reason) == (403, "local_only")
         assert "outside of the house" in response.error["message"]
+
+
+@pytest.mark.parametrize("how", ["key", "header"])
+@pytest.mark.parametrize("mode", ["open", "closed"])
+def test_a_verifier_outside_of_the_house_is_not_told_of_what_must_not_leave(
+    make: Make, how: str, mode: str
+) -> None:
+    async def judge(wire: Wire) -> None:
+        await wire.whole(200, {"pass": True})
+
+    server = Upstream(default=judge).start()
+    try:
+        said = f"name: judge, url: '{server.url}/judge', on_failure: {mode}"
+        keys = LOCAL_KEY if how == "key" else None
+        headers = {"x_penstock_local_only": "true"} if how == "header" else {}
+        gateway = two(make, keys=keys, replace=verified_by(f"{{{said}}}"))
+        response = gateway.post(**headers)
+        assert (response.status, response.headers["x-penstock-unverified"]) == (200, "judge")
+        row = gateway.row()
+        assert (row.verifier, row.verdict, row.reason) == ("judge", mode, "it is outside of the house")
+        assert not server.asked
+        gateway = two(make, keys=keys, replace=verified_by(f"{{{said}, local: true}}"))
+        gateway.post(**headers)
+        assert gateway.row().verdict == "passed"
+        assert len(server.asked) == 1
+    finally:
+        server.stop()
 
 
 def test_a_header_that_says_neither_is_refused(make: Make) -> None:

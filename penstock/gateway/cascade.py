@@ -149,7 +149,8 @@ class Cascade:
         tally = first.exchange.tally
         tokens = tally.output if tally.final and tally.told else None
         answer = read(first.endpoint, bytes(self._kept.body), streamed=self._stream, tokens=tokens)
-        return await self._door.verifiers.verify(first.way.name, answer, self._about)
+        stays = first.way.stays(first.caller.local_only)
+        return await self._door.verifiers.verify(first.way.name, answer, self._about, stays=stays)
 
     def _about(self) -> dict[str, Any]:
         """What hooks are told of the request."""

@@ -230,7 +230,12 @@ class Door:
             "tags": caller.tags,
             "body": parse_object(body),
         }
-        return await self.hooks.ask("before", way.name, about, "body")
+        stays = self.stays(way, caller)
+        return await self.hooks.ask("before", way.name, about, "body", stays)
+
+    def stays(self, way: Way, caller: Caller) -> Callable[[Mapping[str, str]], bool]:
+        """Whether a request must not leave the house, by its tags, of which hooks may give it more."""
+        return lambda tags: way.stays(caller.local_only or self.book.tags_local_only(tags))
 
     def _as_said(self, verdict: Verdict, envelope: Envelope, caller: Caller) -> tuple[Envelope, Caller]:
         """The request as hooks have made it. They change neither its model nor whether it streams, which the

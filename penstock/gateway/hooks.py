@@ -13,14 +13,14 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from penstock.core.errors import InvalidRequest, PenstockError, Unavailable, brief
 from penstock.spec.model import Hook
 
-from .outside import Outside, find
+from .outside import OUTSIDE, Hanging, Outside, find
 
 logger = logging.getLogger("penstock.gateway")
 
@@ -40,6 +40,10 @@ class HookFailed(Unavailable):
     """A hook has failed, and nothing may pass without it."""
 
     code = "hook_failed"
+
+
+class _Elsewhere(Exception):
+    """A hook is outside of the house, where the request must not go."""
 
 
 @dataclass(slots=True)
@@ -71,24 +75,35 @@ class Hooks:
         )
 
     async def ask(
-        self, when: Literal["before", "after"], route: str, about: dict[str, Any], rewrites: str
+        self,
+        when: Literal["before", "after"],
+        route: str,
+        about: dict[str, Any],
+        rewrites: str,
+        stays: Callable[[Mapping[str, str]], bool],
     ) -> Verdict:
         """Ask them all, up to the first that refuses.
 
         Args:
             about: what they are told.
             rewrites: name of the entry of `about` that they may replace; empty: none.
+            stays: whether it must not leave the house, with these tags: who is outside of it is not asked,
+                and has failed.
         """
         verdict = Verdict()
         for name, hook, function in self._hooks:
             if hook.when != when or (hook.routes is not None and route not in hook.routes):
                 continue
             try:
+                if hook.url is not None and not hook.local and stays(about["tags"]):
+                    raise _Elsewhere(OUTSIDE)
                 async with asyncio.timeout(hook.timeout):
                     said = await self._outside.ask(hook.url, function, about)
                 self._take(said, name, about, rewrites, verdict)
             except TimeoutError:
                 self._failed(hook, name, f"no answer within {hook.timeout:g} s", verdict)
+            except (Hanging, _Elsewhere) as error:
+                self._failed(hook, name, str(error), verdict)
             except Exception as error:  # whose message may quote the request
                 self._failed(hook, name, type(error).__name__, verdict)
             if verdict.refusal is not None:

@@ -228,7 +228,8 @@ class Request:
             "status": self.exchange.status,
             **more,
         }
-        verdict = await self.door.hooks.ask("after", row.route, about, rewrites)
+        stays = self.door.stays(self.way, self.caller)
+        verdict = await self.door.hooks.ask("after", row.route, about, rewrites, stays)
         row.tags = {**row.tags, **verdict.tags, **self.caller.principal.tags}
         self.notes += verdict.notes
         return verdict

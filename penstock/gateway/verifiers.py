@@ -18,7 +18,7 @@ from typing import Any
 from penstock.core.errors import brief
 from penstock.spec.model import Spec
 
-from .outside import Function, Outside, find
+from .outside import OUTSIDE, Function, Hanging, Outside, find
 from .policy.escalation import Answer, Finding, Judge, decide
 
 logger = logging.getLogger("penstock.gateway")
@@ -45,11 +45,19 @@ class Verifiers:
         """Whether an attempt of this route must be asked for log-probabilities."""
         return any(judge.wants_logprobs for judge, _ in self._of[route])
 
-    async def verify(self, route: str, answer: Answer, about: About) -> Finding:
-        """What counts in the end. `about`: what hooks are told beside the answer."""
+    async def verify(self, route: str, answer: Answer, about: About, *, stays: bool) -> Finding:
+        """What counts in the end.
+
+        Args:
+            about: what hooks are told beside the answer.
+            stays: it must not leave the house: who is outside of it is not asked, and has failed.
+        """
         findings: list[Finding] = []
         for judge, function in self._of[route]:
-            finding = await self._ask(judge, function, answer, about)
+            if stays and judge.verifier.url is not None and not judge.verifier.local:
+                finding = judge.failed(OUTSIDE)
+            else:
+                finding = await self._ask(judge, function, answer, about)
             findings.append(finding)
             if finding.verdict in ("open", "closed"):
                 logger.error("the verifier %s of %s failed: %s", judge.name, route, finding.reason)
@@ -73,6 +81,8 @@ class Verifiers:
                 return judge.judge(answer)
         except TimeoutError:
             return judge.failed(f"no answer within {verifier.timeout:g} s")
+        except Hanging as error:
+            return judge.failed(str(error))
         except Exception as error:  # whose message may quote the answer
             return judge.failed(type(error).__name__)
 

@@ -253,6 +253,8 @@ class Verifier(Part):
     """How it may end, in OpenAI's words whatever the endpoint: `[stop, tool_calls]`."""
     url: str | None = None
     """Is asked by POST, and answers with `{"pass": true}`; or"""
+    local: bool = False
+    """Whether `url` is in the house. One that is not is not told of what is `local_only`, and has failed."""
     python: Annotated[str, Field(pattern=r"^[A-Za-z_][\w.]*:[A-Za-z_]\w*$")] | None = None
     """a callable, as `package.module:function`, plain or async."""
     timeout: Seconds = 1.0
@@ -267,6 +269,8 @@ class Verifier(Part):
             raise ValueError(
                 f"a verifier is one of {', '.join(VERIFIERS)}, not {' and '.join(given) or 'none'}"
             )
+        if self.local and self.url is None:
+            raise ValueError("local is said of a url; everything else is in the house")
         return self
 
     @property
@@ -403,6 +407,8 @@ class Hook(Part):
     """Before the request goes out, or after its answer is whole."""
     url: str | None = None
     """Is asked by POST; or"""
+    local: bool = False
+    """Whether `url` is in the house. One that is not is not told of what is `local_only`, and has failed."""
     python: Annotated[str, Field(pattern=r"^[A-Za-z_][\w.]*:[A-Za-z_]\w*$")] | None = None
     """a callable, as `package.module:function`."""
     timeout: Seconds = 1.0
@@ -416,6 +422,8 @@ class Hook(Part):
     def _one(self) -> Hook:
         if (self.url is None) == (self.python is None):
             raise ValueError("a hook has either url or python")
+        if self.local and self.url is None:
+            raise ValueError("local is said of a url; everything else is in the house")
         return self
 
 

@@ -456,6 +456,28 @@ def test_what_is_read_is_the_same_in_both_databases(store: Store) -> None:
     assert 20 <= leased <= 86
 
 
+@pytest.mark.parametrize(
+    ("attempt", "final", "cost", "delta"), [(3, 40, 3, 37), (None, 40, 0, 40), (None, None, 0, None)]
+)
+def test_how_much_dearer_than_its_attempt(
+    store: Store, attempt: int | None, final: int | None, cost: int, delta: int | None
+) -> None:
+    """One that failed or timed out has cost nothing."""
+    store.register("w", "here")
+    rows = [
+        Row(id="e.attempt", at=1, key_id="k", end="escalated", dollars=attempt),
+        Row(id="e", at=1, key_id="k", escalated_from="e.attempt", dollars=final),
+        Row(id="plain", at=1, key_id="k", dollars=5),
+    ]
+    store.apply("w", [Entry(number, row, {}) for number, row in enumerate(rows)], Position(), Position(1, 1))
+    said = {
+        row["id"]: (row["attempt_dollars"], row["delta_dollars"])
+        for row in report.rows(store, report.Filter())
+    }
+    assert said["e.attempt"] == said["plain"] == (None, None)
+    assert said["e"] == (report.decimal(cost), report.decimal(delta))
+
+
 def test_a_port_of_its_own(open_gateway: Open) -> None:
     gateway = open_gateway(own=", port: 0")
     assert gateway.ask("GET", "/keys").status == 404  # nothing of it is at the public door

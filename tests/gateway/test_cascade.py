@@ -15,7 +15,7 @@ from penstock.gateway.records import Principal, Row
 
 from .conftest import BODY, KEY, STREAM, Gateway, Make
 from .escalating import CHEAP_DOLLARS, DEAR_DOLLARS, SPEC, says, texts
-from .upstream import Behaviour, Wire, hang, status
+from .upstream import Behaviour, Upstream, Wire, hang, status
 
 SURE = says("a sure answer here", -0.1)
 UNSURE = says("an unsure answer here", -2.0)
@@ -183,6 +183,10 @@ async def passes(about: Any) -> Any:
     return {"pass": True}
 
 
+def passes_in_a_thread(about: Any) -> Any:
+    return {"pass": True}
+
+
 def raises(about: Any) -> Any:
     raise ValueError("the answer was a secret")
 
@@ -233,6 +237,35 @@ def test_a_verifier_that_fails_is_open_or_closed_and_in_the_ledger(make: Make, n
     else:
         assert response.headers["x-penstock-escalated"] == "opinion"
     check_books(gateway)
+
+
+def test_one_that_hangs_takes_no_thread_of_the_others_and_is_asked_no_more(make: Make) -> None:
+    STUCK.clear()
+    other = """  other:
+    targets: [{{model: tiny, upstream: ours}}]
+    escalate:
+      to: [{{model: large, upstream: cloud}}]
+      verifiers: [VERIFIERS]
+limits:"""
+    both = "{{regex: sure}}, " + python("passes_in_a_thread").replace("{", "{{").replace("}", "}}")
+    gateway = make(
+        SURE,
+        DEAR,
+        spec=SPEC.replace("limits:", other.replace("VERIFIERS", both)),
+        replace={"verifiers: [{mean_logprob": f"verifiers: [{python('hangs', timeout=0.05)}, {{mean_logprob"},
+    )
+    try:
+        for _ in range(8):
+            gateway.post()
+        assert {row.reason for row in gateway.rows(16) if row.verdict} == {"no answer within 0.05 s"}
+        gateway.post()
+        attempt = gateway.rows(18)[-2]
+        assert (attempt.verdict, attempt.reason) == ("closed", "8 calls still hang")
+        gateway.post({**BODY, "model": "other"})
+        row = gateway.rows(19)[-1]
+        assert (row.verifier, row.verdict, row.reason) == ("opinion", "passed", "")
+    finally:
+        STUCK.set()
 
 
 def test_a_verifier_behind_http_that_is_down(make: Make) -> None:
@@ -450,6 +483,33 @@ def test_what_must_not_leave_is_not_escalated_to_a_cloud(make: Make, how: str, m
     else:
         assert (response.status, response.reason) == (403, "local_only")
         assert "outside of the house" in response.error["message"]
+
+
+@pytest.mark.parametrize("how", ["key", "header"])
+@pytest.mark.parametrize("mode", ["open", "closed"])
+def test_a_verifier_outside_of_the_house_is_not_told_of_what_must_not_leave(
+    make: Make, how: str, mode: str
+) -> None:
+    async def judge(wire: Wire) -> None:
+        await wire.whole(200, {"pass": True})
+
+    server = Upstream(default=judge).start()
+    try:
+        said = f"name: judge, url: '{server.url}/judge', on_failure: {mode}"
+        keys = LOCAL_KEY if how == "key" else None
+        headers = {"x_penstock_local_only": "true"} if how == "header" else {}
+        gateway = two(make, keys=keys, replace=verified_by(f"{{{said}}}"))
+        response = gateway.post(**headers)
+        assert (response.status, response.headers["x-penstock-unverified"]) == (200, "judge")
+        row = gateway.row()
+        assert (row.verifier, row.verdict, row.reason) == ("judge", mode, "it is outside of the house")
+        assert not server.asked
+        gateway = two(make, keys=keys, replace=verified_by(f"{{{said}, local: true}}"))
+        gateway.post(**headers)
+        assert gateway.row().verdict == "passed"
+        assert len(server.asked) == 1
+    finally:
+        server.stop()
 
 
 def test_a_header_that_says_neither_is_refused(make: Make) -> None:

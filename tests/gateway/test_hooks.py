@@ -130,6 +130,27 @@ def test_a_hook_sees_a_stream_afterwards_and_tags_its_row(make: Make) -> None:
     assert about["events"] == response.body.decode()
 
 
+@pytest.mark.parametrize("when", ["before", "after"])
+@pytest.mark.parametrize("how", ["key", "tag of a hook"])
+def test_a_hook_outside_of_the_house_is_not_told_of_what_must_not_leave(
+    make: Make, when: str, how: str
+) -> None:
+    async def nods(wire: Wire) -> None:
+        await wire.whole(200, {})
+
+    server = Upstream(default=nods).start()
+    try:
+        keys = {KEY: Principal(key_id="k1", local_only=how == "key")}
+        tags = "" if how == "key" else "tags:\n  looked: {{back: {{local_only: true}}}}\n"
+        for local, status in ((False, 503), (True, 200)):
+            hook = f'when: {when}, url: "{server.url}/check", local: {json.dumps(local)}'
+            spec = spec_with(python("rewrites"), hook) + tags
+            response = make(spec=spec, keys=keys).post()
+            assert (response.status, len(server.asked)) == (status, int(local)), response.body
+    finally:
+        server.stop()
+
+
 def test_a_hook_behind_http(make: Make) -> None:
     async def judge(wire: Wire) -> None:
         wanted = wire.asked.json["body"]["messages"][0]["content"]

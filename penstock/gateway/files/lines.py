@@ -223,6 +223,7 @@ class Lines:
         """The request as hooks have made it. Raises their refusal."""
         door, caller, contents = self._door, self._caller, self.contents
         assert self.place is not None
+        assert self._way is not None
         if not door.hooks.wants("before", contents.route):
             return envelope
         about: dict[str, Any] = {
@@ -235,7 +236,8 @@ class Lines:
             "body": parse_object(envelope.write(self.place, None)),
         }
         about["body"]["model"] = envelope.model
-        verdict = await door.hooks.ask("before", contents.route, about, "body")
+        stays = door.stays(self._way, caller)
+        verdict = await door.hooks.ask("before", contents.route, about, "body", stays)
         if verdict.refusal is not None:
             raise verdict.refusal
         if door.book.tags_local_only(verdict.tags) and not self.place.in_house:

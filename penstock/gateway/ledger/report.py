@@ -21,10 +21,10 @@ from .store import Store
 
 _PAGE = 1000
 _attempt = ledger.alias("attempt")
-_DELTA = ledger.c.dollars - _attempt.c.dollars
-_ROWS = sa.select(
-    ledger, _attempt.c.dollars.label("attempt_dollars"), _DELTA.label("delta_dollars")
-).select_from(
+_COST = sa.case((_attempt.c.id.is_not(None), sa.func.coalesce(_attempt.c.dollars, 0)))
+"""Of an attempt: one that failed has cost nothing."""
+_DELTA = ledger.c.dollars - _COST
+_ROWS = sa.select(ledger, _COST.label("attempt_dollars"), _DELTA.label("delta_dollars")).select_from(
     ledger.outerjoin(
         _attempt,
         sa.and_(_attempt.c.id == ledger.c.escalated_from, _attempt.c.worker == ledger.c.worker),

@@ -170,7 +170,7 @@ class Cascade:
         first, second, finding = self._first, self._second, self._finding
         assert finding is not None
         if second is None or self._worst is None:
-            first.notes.append("not escalated: local_only")
+            first.notes.insert(0, "not escalated: local_only")  # first: a long note loses its end
             return False
         row, id = first.row, first.row.id
         second.row.id, second.row.at, second.started = id, row.at, first.started
@@ -187,7 +187,7 @@ class Cascade:
             first.charge.hand_over(second, self._worst)
         except Unavailable:
             row.id = id
-            first.notes.append("not escalated: the spool cannot be written")
+            first.notes.insert(0, "not escalated: the spool cannot be written")
             return False
         return True
 
@@ -212,7 +212,7 @@ class Cascade:
         if second.exchange.begun and refused is None:  # the client has a part of it, and knows that it broke
             return
         if self._answered and self._escalation.on_unavailable == "answer":
-            second.notes.append("answered with the attempt")
+            second.notes.insert(0, f"answered with the attempt ({finding.verifier}: {finding.verdict})")
             second.exchange.broken = Failed(Attempt("error"), "could not be asked")
             await self._deliver(second)
             return

@@ -485,6 +485,15 @@ def test_what_must_not_leave_is_not_escalated_to_a_cloud(make: Make, how: str, m
         assert "outside of the house" in response.error["message"]
 
 
+def test_a_row_says_that_its_answer_did_not_pass_however_much_else_it_says(make: Make) -> None:
+    hook = '    - {{when: before, python: "tests.gateway.test_cascade:raises", on_failure: open}}\n'
+    gateway = make(UNSURE, DEAR, spec=SPEC + "gateway:\n  hooks:\n" + 10 * hook, keys=LOCAL_KEY)
+    assert gateway.post().headers["x-penstock-unverified"] == "mean_logprob"
+    row = gateway.row()
+    assert len(row.note) == 300
+    assert (row.verdict, row.note.partition(";")[0]) == ("failed", "not escalated: local_only")
+
+
 @pytest.mark.parametrize("how", ["key", "header"])
 @pytest.mark.parametrize("mode", ["open", "closed"])
 def test_a_verifier_outside_of_the_house_is_not_told_of_what_must_not_leave(

@@ -117,7 +117,7 @@ def test_where_nobody_dearer_answers_the_attempts_answer_is_given_marked(
         assert response.headers["x-penstock-unverified"] == "mean_logprob"
         assert "x-penstock-escalated" not in response.headers
         assert b'logprob"' not in response.body
-        assert final.note.endswith("answered with the attempt")
+        assert final.note.startswith("answered with the attempt (mean_logprob: failed)")
         assert (final.dollars, final.settlement) == (None, "settled")
     assert (attempt.dollars, attempt.verdict) == (CHEAP_DOLLARS, "failed")
     assert (final.end, final.status) == ("upstream_failed", 200)

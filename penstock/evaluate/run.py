@@ -18,6 +18,7 @@ from typing import Any, Protocol
 import aiohttp
 
 from penstock.core.errors import StartupError
+from penstock.gateway.tasks import ended
 
 from . import engine
 from .answer import Answer, Refusal
@@ -325,13 +326,16 @@ class _Run:
 
 async def _together(works: Sequence[Any]) -> None:
     """All of them; the first that fails ends the others, and is raised as it is."""
+    if not works:
+        return
     tasks = [asyncio.ensure_future(work) for work in works]
     try:
-        await asyncio.gather(*tasks)
+        # not gather, which waits for all of them where it is cancelled, also for one that has not noticed
+        done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_EXCEPTION)
+        for task in done:
+            task.result()
     finally:
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
+        await ended(tasks)  # which sees to it that a cancellation is not lost in a library
 
 
 def _shown(about: Mapping[str, Any]) -> str:

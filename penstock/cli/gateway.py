@@ -174,7 +174,7 @@ def announce(config: HttpConfig, sock: socket.socket, first_key: str | None) -> 
 def settle() -> None:
     """What is there now stays: collections need not look at it again. And they come after 5,000 more objects
     instead of 700, since with a hundred requests at a time most of what they see is in use (a fifth of all
-    time). After 50,000 they cost the least, and hold everybody up for 50 to 100 ms. What has got old is looked
+    time). After 50,000 they cost the least, and hold everybody up for 50 to 100 ms. What is old is looked
     at each fifth time: rings that die there had taken 70 MiB until the hundredth."""
     gc.collect()
     gc.freeze()

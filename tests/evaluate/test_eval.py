@@ -356,8 +356,11 @@ def test_interrupted_and_begun_again(serve: Serve, tmp_path: Path, how: signal.S
     )
     assert reached.wait(60)
     process.send_signal(how)
-    _, err = process.communicate(timeout=60)
-    go_on.set()
+    try:
+        _, err = process.communicate(timeout=60)
+    finally:
+        process.kill()
+        go_on.set()
     if how == signal.SIGKILL:
         assert process.returncode == -9
     else:

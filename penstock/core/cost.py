@@ -12,12 +12,13 @@ least squares on relative errors, with exponential forgetting. Pure arithmetic: 
 the same log of steps gives the same predictions.
 
 Attribution: each request pays for its own tokens, context and samples by the model's coefficients, and an
-equal part of the fixed cost; the parts are scaled so that they add up to the measured seconds exactly.
+equal part of the fixed cost; the parts are scaled so that they add up to the measured seconds exactly. Copies
+of a preempted request are paid by all who are in the step: it yields to them.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from .plan import Plan
 
@@ -32,6 +33,8 @@ class Coefficients:
     per_token: float = 1e-4
     per_context: float = 1e-8
     per_sample: float = 1e-5
+    per_copy: float = 0.0
+    """Seconds to copy one block between device and host, either way: measured once, not learnt."""
 
     def as_tuple(self) -> Features:
         """In the order of the features."""
@@ -76,14 +79,24 @@ class StepCost:
         """Expected duration of the step in seconds."""
         if not plan.items:
             return 0.0
-        return sum(
+        computing = sum(
             value * weight
             for value, weight in zip(plan_features(plan), self.coefficients.as_tuple(), strict=True)
         )
+        return computing + self.copied(plan.copies)
+
+    def copied(self, blocks: int) -> float:
+        """Seconds of copying so many blocks to the host, or from it."""
+        return blocks * self.coefficients.per_copy
+
+    def recomputed(self, tokens: int) -> float:
+        """Seconds of computing the first so many tokens of a request again, in steps that run anyway."""
+        costs = self.coefficients
+        return costs.per_token * tokens + costs.per_context * (tokens * (tokens + 1) // 2)
 
     def observe(self, plan: Plan, seconds: float) -> None:
-        """Learn from a finished step."""
-        if not plan.items or seconds <= 0.0:
+        """Learn from a finished step. One that also copied says nothing of what computing takes."""
+        if not plan.items or seconds <= 0.0 or plan.copies:
             return
         row = [
             value * weight / seconds
@@ -124,7 +137,8 @@ class StepCost:
             for i in range(4):
                 rest = sum(self._gram[i][j] * now[j] for j in range(4) if j != i)
                 now[i] = max(0.0, (self._right[i] + self._ridge - rest) / (self._gram[i][i] + self._ridge))
-        self.coefficients = Coefficients(*(value * base for value, base in zip(now, prior, strict=True)))
+        learnt = [value * base for value, base in zip(now, prior, strict=True)]
+        self.coefficients = replace(Coefficients(*learnt), per_copy=self.prior.per_copy)
 
 
 @dataclass(slots=True)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from .plan import Admission, PlanItem
+from .plan import Admission, Copy, PlanItem
 from .request import Request
 
 PROMPT_TOKENS_PER_DECODE = 4
@@ -24,7 +24,11 @@ class Draft:
     items: list[PlanItem] = field(default_factory=list)
     """One for each of `requests`."""
     admitted: list[Admission] = field(default_factory=list)
+    swap_in: list[Copy] = field(default_factory=list)
     preempted: bool = False
+    """Whether somebody had to yield who is waited for: then nobody is admitted."""
+    squeezed: bool = False
+    """Whether background work had to yield: then none is admitted."""
 
     @property
     def room(self) -> int:

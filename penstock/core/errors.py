@@ -13,6 +13,7 @@
     │  ├─ QueueFull                     503  queue_full, with retry_after
     │  ├─ Draining                      503  draining
     │  ├─ EngineDead                    503  engine_dead, with the root cause
+    │  │  └─ DeviceLost                 503  engine_dead: the device has failed under it
     │  └─ DeviceOutOfMemory             503  device_out_of_memory: too large for what is left of it
     ├─ RequestFailed                    500  this request broke in the engine; others go on
     └─ StartupError                     refused at start: printed as one message, exit code 2
@@ -165,6 +166,10 @@ class EngineDead(Unavailable):
     code = "engine_dead"
 
 
+class DeviceLost(EngineDead):
+    """The device fails every call from now on; raised by executors. The engine ends with it."""
+
+
 class DeviceOutOfMemory(Unavailable):
     """The device's memory is exhausted. Raised by executors for a step, and the end of a request for which
     not even one token can be computed alone; another replica may have the memory."""
@@ -252,6 +257,7 @@ BY_NAME: dict[str, type[PenstockError]] = {
         QueueFull,
         Draining,
         EngineDead,
+        DeviceLost,
         DeviceOutOfMemory,
         RequestFailed,
         StartupError,

@@ -15,6 +15,7 @@ Everything that the scheduler's world knows about a device is here. Contract of 
   plan, too, and one that is not kept may be released.
 - Items of one step may read blocks that another item of it fills: in each layer, all keys and values are
   written before any are read. Steps happen in the order of their submission.
+- A plan's copies to the host happen before its copies back, and both before anything of it is computed.
 - `seconds` is the device's time.
 """
 
@@ -42,6 +43,8 @@ class Capacity:
     """First guess of what steps cost, from the device's roofline."""
     features: frozenset[str] = frozenset()
     """What it can do of `RequestSpec.needs`."""
+    host_blocks: int = 0
+    """Blocks that it can keep in the host's memory: numbers of Plan.swap_out and swap_in."""
 
 
 @dataclass(frozen=True, slots=True)

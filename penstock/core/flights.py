@@ -7,9 +7,8 @@ new list, so that what a step has written is known even when its request has lef
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
-from itertools import chain
 
 from .plan import Plan, StepResult
 
@@ -23,11 +22,6 @@ class Flight:
 
     plan: Plan
     tables: list[list[int]]
-
-    def standing(self) -> Iterator[Standing]:
-        """Each item's."""
-        for item, table in zip(self.plan.items, self.tables, strict=True):
-            yield item.request, item.epoch, table
 
 
 class Flights:
@@ -53,14 +47,42 @@ class Flights:
         return sum(item.request == request for flight in self._flights for item in flight.plan.items)
 
     def standing_on(
-        self, worthless: Collection[int], ended: Flight, others: Iterable[Standing]
+        self,
+        worthless: Collection[int],
+        ended: Flight,
+        block_size: int,
+        running: Iterable[Standing],
+        copied: Iterable[Standing] = (),
     ) -> list[Standing]:
-        """Who has one of these blocks, in the step that has just ended, in one under way, or else; with the
-        part of its table that begins there."""
-        found = []
-        under_way = (flight.standing() for flight in (ended, *self._flights))
-        for request, epoch, table in chain(others, *under_way):
-            place = next((place for place, block in enumerate(table) if block in worthless), None)
-            if place is not None:
-                found.append((request, epoch, table[place:]))
+        """Who reads one of these blocks as the step that has just ended has left them: in that step, in one
+        under way, or else; with the part of its table that begins there.
+
+        Steps happen in their order, so whoever fills such a block anew in a later step reads what he has
+        written himself, and so does everybody who shares it from then on; unless he stands on another one.
+
+        Args:
+            running: who holds blocks now.
+            copied: whose blocks were copied before a later step.
+        """
+        stale = set(worthless)
+        found: list[Standing] = []
+        for flight in (ended, *self._flights):
+            for item, table in zip(flight.plan.items, flight.tables, strict=True):
+                opened = -(-item.start // block_size)
+                """Its first block in which nothing stood before."""
+                place = _first_of(stale, table[:opened])
+                if place is not None:
+                    found.append((item.request, item.epoch, table[place:]))
+                elif flight is not ended:
+                    stale.difference_update(table[opened : -(-(item.start + item.tokens) // block_size)])
+        for blocks, others in ((stale, running), (worthless, copied)):
+            for request, epoch, table in others:
+                place = _first_of(blocks, table)
+                if place is not None:
+                    found.append((request, epoch, table[place:]))
         return found
+
+
+def _first_of(blocks: Collection[int], table: Sequence[int]) -> int | None:
+    """Place of the first one in a table."""
+    return next((place for place, block in enumerate(table) if block in blocks), None)

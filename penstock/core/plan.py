@@ -18,6 +18,7 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any, NamedTuple
 
+from .pooling import Vectors
 from .request_spec import FinishReason, Prompt, RequestSpec
 
 
@@ -64,6 +65,10 @@ class PlanItem(NamedTuple):
     """Whether the prompt ends here, and its vector is wanted."""
 
 
+Copy = tuple[int, int]
+"""(from this block, to that one): of the device to the host's, or the other way round."""
+
+
 class Load(NamedTuple):
     """How much a step computes."""
 
@@ -83,6 +88,15 @@ class Plan:
     items: tuple[PlanItem, ...] = ()
     released: tuple[str, ...] = ()
     """Requests to let go before anything else: finished, aborted or preempted ones."""
+    swap_out: tuple[Copy, ...] = ()
+    """(device block, host block): copied before anything is computed or copied back."""
+    swap_in: tuple[Copy, ...] = ()
+    """(host block, device block): copied before anything is computed."""
+
+    @property
+    def copies(self) -> int:
+        """Blocks that are copied between device and host."""
+        return len(self.swap_out) + len(self.swap_in)
 
     @cached_property
     def contexts(self) -> tuple[int, ...]:
@@ -106,8 +120,9 @@ class Plan:
         return self.load.tokens
 
     def record(self) -> dict[str, Any]:
-        """As it is logged: specifications by their ids."""
-        return {
+        """As it is logged: specifications by their ids, and copies only where there are any."""
+        copies = {"swap_out": self.swap_out, "swap_in": self.swap_in} if self.copies else {}
+        return copies | {
             "step": self.step,
             "admitted": [
                 {
@@ -148,6 +163,8 @@ class Plan:
                 for entry in raw["items"]
             ),
             released=tuple(raw["released"]),
+            swap_out=tuple((source, target) for source, target in raw.get("swap_out", ())),
+            swap_in=tuple((source, target) for source, target in raw.get("swap_in", ())),
         )
 
 
@@ -190,8 +207,8 @@ class Outcome(NamedTuple):
     prompt_logprobs: tuple[TokenLogprob, ...] = ()
     """For requests that ask for them: of the prompt tokens at positions [start + 1, start + tokens], as far
     as they are prompt tokens. (Position 0 has none.)"""
-    pooled: tuple[float, ...] | None = None
-    """The prompt's vector, where the item pools."""
+    pooled: Vectors | None = None
+    """The prompt's vector, or those of its tokens, where the item pools."""
     failure: Failure | None = None
     """Then nothing else counts."""
 
@@ -219,8 +236,8 @@ class Event(NamedTuple):
     """One for each of `tokens`, where asked for."""
     prompt_logprobs: tuple[TokenLogprob, ...] | None = None
     """All at once, with the first token, where asked for."""
-    pooled: tuple[float, ...] | None = None
-    """The prompt's vector, where asked for."""
+    pooled: Vectors | None = None
+    """The prompt's vector, or those of its tokens, where asked for."""
     finish: FinishReason | None = None
     stop_reason: int | None = None
     """The stop token id, if one of the request's stop_token_ids ended it."""

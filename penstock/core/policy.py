@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from math import inf
 from typing import Protocol
 
 from .request import Request
@@ -49,6 +50,41 @@ class Policy(Protocol):
         ...
 
 
+@dataclass(frozen=True, slots=True)
+class Slo:
+    """What those who wait are promised, as far as a step can keep it. Seconds; None where nothing is."""
+
+    ttft: float | None = None
+    """Until the first token."""
+    itl: float | None = None
+    """Between two tokens."""
+
+    def left(self, used: float, *, decodes: bool) -> float:
+        """Predicted seconds of a step for work that nobody waits for, beside `used` seconds for those who do.
+
+        A gap between two tokens is the step in which the second is computed: it is to stay within the ITL,
+        with a margin for what the prediction does not know. A request that comes during a step waits for its
+        end: background may make that wait longer by a small share of the TTFT.
+        """
+        left = inf if self.ttft is None else TTFT_SHARE * self.ttft
+        if decodes and self.itl is not None:
+            left = min(left, ITL_SHARE * self.itl - used)
+        return max(left, 0.0)
+
+
+TTFT_SHARE = 0.07
+"""Of the TTFT: how much longer background may make a step. It and the next were chosen by
+benchmarks/background.py."""
+ITL_SHARE = 0.5
+"""Of the ITL: the longest step with background in it. A longer step gathers more prompts for the next one,
+which is then longer without any background: hence the margin."""
+
+
+def is_background(request: Request) -> bool:
+    """Whether nobody waits for it."""
+    return request.spec.service_class is ServiceClass.BACKGROUND
+
+
 class _LastYields:
     """Whoever goes last yields first."""
 
@@ -61,13 +97,14 @@ class _LastYields:
 
 @dataclass(frozen=True)
 class Fcfs(_LastYields):
-    """First come, first served; the last to come yields first."""
+    """First come, first served, what nobody waits for behind everything else; the last in that order yields
+    first."""
 
     name: str = "fcfs"
 
     def order(self, request: Request, view: View) -> OrderKey:
-        """Arrival."""
-        return (request.arrival,)
+        """Class, arrival."""
+        return (is_background(request), request.arrival)
 
 
 @dataclass(frozen=True)
@@ -79,8 +116,7 @@ class Priority(_LastYields):
 
     def order(self, request: Request, view: View) -> OrderKey:
         """Class, priority, arrival."""
-        spec = request.spec
-        return (spec.service_class is ServiceClass.BACKGROUND, spec.priority, request.arrival)
+        return (is_background(request), request.spec.priority, request.arrival)
 
 
 POLICIES: dict[str, Callable[[], Policy]] = {"fcfs": Fcfs, "priority": Priority}

@@ -27,6 +27,8 @@ class Prefixes:
             return []
         if not request.generated and request.spec.prompt_logprobs_of(request.index) is not None:
             return []  # every prompt position must pass through the model
+        if request.spec.pooling is not None and request.spec.pooling.needs_all:
+            return []
         full = (len(request.tokens) - 1) // self._pool.block_size
         return self._pool.lookup(self._hashes(request, full)[:full])
 

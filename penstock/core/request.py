@@ -31,6 +31,20 @@ class State(StrEnum):
     FINISHED = "finished"  # holds nothing; is there until the last step that it was in has been committed
 
 
+@dataclass(frozen=True, slots=True)
+class Swapped:
+    """What the host keeps of a preempted request: `core/swap.py`."""
+
+    blocks: tuple[int, ...]
+    """Host blocks, in the order of its table."""
+    computed: int
+    """Tokens whose keys and values are in them."""
+    table: tuple[int, ...]
+    """Device blocks that they were copied from."""
+    step: int
+    """The one that copies them: of earlier ones, one may still turn out to have computed nothing."""
+
+
 @dataclass(slots=True, eq=False)
 class Request:
     """One sequence under way. The specification's part is read-only; the scheduler owns the rest."""
@@ -76,6 +90,8 @@ class Request:
     """Chained hash of each full block of `tokens`, filled as far as needed."""
     registered: int = 0
     """Number of leading blocks that were offered to the prefix index."""
+    swapped: Swapped | None = None
+    """What the host keeps of it since it was preempted."""
     reached: int = 0
     """Most tokens that were ever computed at once: what is below is computed again after a preemption."""
     prompt_logprobs: list[TokenLogprob] = field(default_factory=list)
@@ -102,7 +118,9 @@ class Request:
         of times its prompt and its lists of ids.
         """
         sampling = spec.sampling
-        ends = () if sampling is None or sampling.ignore_eos else spec.eos_ids
+        # a grammar says itself where the output may end, and where it must
+        goes_on = sampling is None or (sampling.ignore_eos and spec.grammar is None)
+        ends = () if goes_on else spec.eos_ids
         stops = frozenset((*ends, *(sampling.stop_token_ids if sampling is not None else ())))
         requests: list[Request] = []
         ids = iter(spec.ids)

@@ -12,7 +12,9 @@ from dataclasses import dataclass
 from enum import StrEnum
 
 from .errors import InvalidRequest
+from .pooling import Pooling as Pooling
 from .sampling_params import Sampling
+from .structured import Grammar
 
 
 class FinishReason(StrEnum):
@@ -53,16 +55,8 @@ class Prompt:
     generated: tuple[int, ...] = ()
     """What another engine had generated when it was lost: the sequence goes on behind it, as after a
     preemption. They count as generated wherever that matters: max_tokens, penalties, the random numbers."""
-
-
-@dataclass(frozen=True, slots=True)
-class Pooling:
-    """One vector of the whole prompt is wanted, and no token."""
-
-    type: str = "last"
-    """"last": the hidden state of the last position, after the final norm."""
-    normalize: bool = True
-    """To length 1."""
+    second: int | None = None
+    """Of an encoder's pair of texts: where the second one begins, from where on the token type is 1."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -89,8 +83,8 @@ class RequestSpec:
     """Requests share cached prefixes only with requests of the same salt."""
     adapter: str | None = None
     """Id of a LoRA adapter: other keys and values, so other prefixes."""
-    grammar: str | None = None
-    """Id of a compiled grammar that restricts the tokens."""
+    grammar: Grammar | None = None
+    """What the output must match. Whoever samples compiles it; its text is here, so that it travels whole."""
     eos_ids: tuple[int, ...] = ()
     """End-of-sequence ids, ascending; the engine fills them in."""
     drawn_seed: int | None = None

@@ -17,10 +17,11 @@ from operator import attrgetter
 
 from .blocks import BlockPool
 from .plan import Event
-from .policy import Policy, View
+from .policy import Policy, View, is_background
 from .queue import Queue
 from .request import Request, State
 from .request_spec import FinishReason
+from .swap import Swaps
 
 _rank = attrgetter("rank")
 NO_EPOCH = -1
@@ -37,14 +38,17 @@ class Roll:
         view: what the policy may look at besides a request.
     """
 
-    def __init__(self, pool: BlockPool, policy: Policy) -> None:
+    def __init__(self, pool: BlockPool, policy: Policy, swaps: Swaps) -> None:
         self.requests: dict[str, Request] = {}
         self.queue = Queue()
         self.running: list[Request] = []
         self.released: list[str] = []
         self.view = View()
+        self.background = 0
+        """How many nobody waits for."""
         self._pool = pool
         self._policy = policy
+        self._swaps = swaps
         self._arrivals = 0
         self._endings: dict[str, Event] = {}
         """Last events of requests that are still in a step under way."""
@@ -62,6 +66,7 @@ class Roll:
             self._tenants[tenant] += 1
         request.rank = self._order(request)
         self.requests[request.id] = request
+        self.background += is_background(request)
         self.queue.add(request)
 
     def sort(self) -> None:
@@ -86,11 +91,13 @@ class Roll:
     def start_over(self, request: Request) -> None:
         """It stands on worthless ground: another step computes what is under way again, from the queue."""
         _forget(request)
+        self._swaps.drop(request)
         if request.state is State.RUNNING:
             self.send_back(request)
 
     def finish(self, request: Request, event: Event) -> Event | None:
         """It has ended. Its last event, or None if that waits for a step under way."""
+        self._swaps.drop(request)
         if request.state is State.RUNNING:
             self._drop_blocks(request)
         else:
@@ -123,6 +130,7 @@ class Roll:
         """Strike it off; it holds nothing and is in no queue."""
         request.state = State.FINISHED
         del self.requests[request.id]
+        self.background -= is_background(request)
         if self._policy.dynamic:
             tenant = request.spec.tenant
             self._tenants[tenant] -= 1
@@ -133,6 +141,8 @@ class Roll:
         """Raise AssertionError if an invariant is broken."""
         self._pool.check(request.blocks for request in self.running)
         self.queue.check()
+        self._swaps.check(self.requests.values())
+        assert self.background == sum(map(is_background, self.requests.values()))
         waiting, leaving = len(self.queue) + self.queue.held, len(self._endings)
         assert len(self.running) + waiting + leaving == len(self.requests)
         queued = [each for each in self.requests.values() if each.state in (State.WAITING, State.HELD)]

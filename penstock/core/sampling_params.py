@@ -9,9 +9,12 @@ They know the ranges of their own fields; they do not know the model (vocabulary
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import dataclass, field, fields, replace
+from typing import Any
 
 from .errors import InvalidRequest, quote
+from .structured import StructuredOutputsParams
 
 #: The ranges of all numbers that are not whole, ends included. No value in them makes NaN or infinity of a
 #: model's logits in float32: a temperature under 1e-5 is greedy, and a penalty scales by a thousand at most.
@@ -28,6 +31,22 @@ _MOST_NAMED = 128
 """vLLM's MAX_LOGPROB_TOKEN_IDS."""
 
 _MAY_BE_NONE = frozenset({"seed", "logprobs", "prompt_logprobs"})
+
+
+@dataclass(frozen=True, slots=True)
+class ThoughtLimit:
+    """How long a reasoning model may think, in tokens of its vocabulary."""
+
+    tokens: int
+    """Most tokens of the thought, what the prompt has of it included."""
+    end: int
+    """The token that ends a thought."""
+    forced: tuple[int, ...]
+    """What is generated when they are used up; `end` is in it."""
+    start: int | None = None
+    """The token that begins a thought."""
+    begun: bool = False
+    """The output begins inside of a thought, whether `start` is in the prompt or not."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -55,6 +74,10 @@ class Sampling:
     """Added to the logits of these token ids, each value in [-100, 100]."""
     allowed_token_ids: tuple[int, ...] | None = None
     """Only these token ids may be generated."""
+    bad_words_ids: tuple[tuple[int, ...], ...] = ()
+    """Sequences of token ids that may not be generated: the last id of one is forbidden behind the others."""
+    extra_args: dict[str, Any] = field(default_factory=dict)
+    """For logits processors of the server's owner: vLLM's `vllm_xargs`."""
     seed: int | None = None
     """Makes the sampled tokens of this request repeatable, whatever else is in the batch; -1 means none."""
     stop_token_ids: tuple[int, ...] = ()
@@ -70,6 +93,8 @@ class Sampling:
     """Return the logprobs of these tokens instead of the most probable ones; at most 128, as in vLLM."""
     prompt_logprobs: int | None = None
     """The same for the tokens of the prompt."""
+    thought: ThoughtLimit | None = None
+    """After how many tokens a thought is ended: SamplingParams.thinking_token_budget, for one model."""
 
     def __post_init__(self) -> None:
         self._normalise()
@@ -101,6 +126,8 @@ class Sampling:
             if count is not None and count < -1:
                 raise InvalidRequest(f"{name} must be -1 or at least 0, got {count}.", param=name)
         self._check_named()
+        if any(not ids for ids in self.bad_words_ids):
+            raise InvalidRequest("bad_words must not contain an empty text.", param="bad_words")
         if self.allowed_token_ids is not None and not self.allowed_token_ids:
             raise InvalidRequest("allowed_token_ids must not be empty.", param="allowed_token_ids")
 
@@ -154,6 +181,7 @@ class Sampling:
             ("stop_token_ids", self.stop_token_ids),
             ("allowed_token_ids", self.allowed_token_ids or ()),
             ("logprob_token_ids", self.logprob_token_ids or ()),
+            ("bad_words", itertools.chain.from_iterable(self.bad_words_ids)),
         ):
             for token in tokens:
                 if not 0 <= token < vocab_size:
@@ -193,6 +221,13 @@ class SamplingParams(Sampling):
     """Leave special tokens out of the text."""
     spaces_between_special_tokens: bool = True
     """Accepted for compatibility: fast tokenizers put no spaces of their own there."""
+    bad_words: tuple[str, ...] = ()
+    """Texts that are not generated; the tokenizer makes `bad_words_ids` of them."""
+    structured_outputs: StructuredOutputsParams | None = None
+    """What the text must match: it becomes the `grammar` of the engine's request."""
+    thinking_token_budget: int | None = None
+    """Most tokens of a reasoning model's thought, whose end is generated then; -1 and None are no limit. The
+    tokenizer makes `thought` of it."""
 
     def __post_init__(self) -> None:
         Sampling.__post_init__(self)
@@ -201,6 +236,22 @@ class SamplingParams(Sampling):
             object.__setattr__(self, "stop", () if given is None else (given,))
         elif not isinstance(given, tuple):
             object.__setattr__(self, "stop", tuple(self.stop))
+        words: object = self.bad_words
+        if not isinstance(words, tuple):
+            object.__setattr__(self, "bad_words", () if words is None else tuple(self.bad_words))
+        if any(not isinstance(word, str) or not word.strip() for word in self.bad_words):
+            raise InvalidRequest(
+                f"bad_words must be texts that are not blank, got {quote(self.bad_words)}.", param="bad_words"
+            )
+        _integer("thinking_token_budget", self.thinking_token_budget, may_be_none=True)
+        if self.thinking_token_budget == -1:
+            object.__setattr__(self, "thinking_token_budget", None)
+        if self.thinking_token_budget is not None and self.thinking_token_budget < 0:
+            raise InvalidRequest(
+                "thinking_token_budget must be at least 0, or -1 for no limit, got "
+                f"{self.thinking_token_budget}.",
+                param="thinking_token_budget",
+            )
         _integer("n", self.n)
         _integer("max_tokens", self.max_tokens, may_be_none=True)
         _in_range("n", self.n, 1, 128)
@@ -228,6 +279,34 @@ class SamplingParams(Sampling):
 
 
 _ENGINE = tuple(entry.name for entry in fields(Sampling))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BeamSearchParams:
+    """What may be asked of a search, under vLLM's names. Raises InvalidRequest, naming the field."""
+
+    beam_width: int
+    """Beams that go on, and continuations in the end; [1, 128]."""
+    max_tokens: int
+    """Of a continuation."""
+    ignore_eos: bool = False
+    """Do not stop at the end-of-sequence token."""
+    temperature: float = 0.0
+    """vLLM's; nothing is drawn, and logprobs are those before it."""
+    length_penalty: float = 1.0
+    """Exponent of the length by which sums of logprobs are divided; [-10, 10]."""
+    include_stop_str_in_output: bool = False
+    """Keep the token that ended a continuation."""
+    skip_special_tokens: bool = True
+    """Leave special tokens out of the text."""
+
+    def __post_init__(self) -> None:
+        for name, low, high in (("beam_width", 1, 128), ("max_tokens", 1, None), ("length_penalty", -10, 10)):
+            value = getattr(self, name)
+            if isinstance(value, bool) or not isinstance(value, int | float) or value < low:
+                raise InvalidRequest(f"{name} must be at least {low}, got {quote(value)}.", param=name)
+            if high is not None and value > high:
+                raise InvalidRequest(f"{name} must be at most {high}, got {quote(value)}.", param=name)
 
 
 def _integer(name: str, value: object, may_be_none: bool = False) -> None:

@@ -10,14 +10,18 @@ Rules of a step, in this order:
    others decode, take at most `max_num_mixed_prefill_tokens`, and four for each that decodes (0: no such
    limits). The latter bounds the gap between two tokens of a stream.
 3. A running request that needs a block when none is available preempts the policy's victim, which may be
-   itself. A victim loses its blocks and its computed tokens, keeps its generated ones, and goes back to the
-   queue; its full blocks stay in the prefix index until they are evicted, so it usually resumes cheaply.
+   itself. A victim loses its blocks, keeps its generated tokens, and goes back to the queue; its full blocks
+   stay in the prefix index until they are evicted, so it usually resumes cheaply. What it had computed is
+   copied to the host, if that has room and is cheaper than computing it again (`swap`).
 4. If nobody was preempted, waiting requests are admitted in policy order, strictly: the first that does not
    fit ends admission, so nobody is starved by smaller ones. A request is admitted when blocks for all of its
    known tokens are available, and gets them at once.
 5. Blocks enter the prefix index when they are scheduled, not when they are computed: a later request of the
    same step may share them, because executors write all keys and values of a layer before they read any.
-6. What still waits beyond the queue's bounds is refused, from the end of policy order, siblings with their
+6. What nobody waits for (`ServiceClass.BACKGROUND`) has what the rules above leave to it: tokens of the
+   budget, blocks, and predicted seconds of the step (`background`). It decodes, goes on with prompts and is
+   admitted after everybody else, and is preempted before anybody else, also to admit somebody in this step.
+7. What still waits beyond the queue's bounds is refused, from the end of policy order, siblings with their
    leader.
 
 Steps may be planned ahead: `schedule` may be called again before the last plan is committed (plans are
@@ -26,54 +30,33 @@ Whoever ends, yields or starts over meanwhile is still in a step under way: what
 from what a later one says by the epoch of its admission, and its last event waits until its last step is
 committed, so that its bill is whole.
 
-It knows no clock, no device and no text. Time is an argument; the same calls give byte-identical plans.
+What a result does to the requests of its step is in `results`. Neither knows a clock, a device or text: time
+is an argument, and the same calls give byte-identical plans.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Sequence
-from dataclasses import dataclass
 
+from .background import Leftover
 from .blocks import BlockPool
 from .cost import StepCost
 from .draft import Draft
 from .errors import ContextLengthExceeded, InvalidRequest, UnsupportedParameter
-from .flights import Flight, Flights
-from .plan import Admission, Event, Failure, Outcome, Plan, PlanItem, StepResult
-from .policy import Policy, create_policy
+from .flights import Flights
+from .plan import Admission, Event, Failure, Plan, PlanItem, StepResult
+from .policy import Policy, Slo, create_policy, is_background
 from .prefix import Prefixes
 from .request import Request, State
 from .request_spec import FinishReason, RequestSpec
+from .results import Results
 from .roll import Roll
+from .scheduler_config import SchedulerConfig as SchedulerConfig  # whoever makes one makes the other
 from .stats import Totals
+from .swap import Swaps
 
 Drafter = Callable[[Request, int], Sequence[int]]
 """(request, most) → at most so many guesses of its next token ids"""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class SchedulerConfig:
-    """Limits of the scheduler. All counts are per engine."""
-
-    max_num_seqs: int
-    """Most requests in one step."""
-    max_num_batched_tokens: int
-    """Token budget of one step."""
-    max_model_len: int
-    """Longest sequence, prompt and output together."""
-    enable_prefix_caching: bool = True
-    long_prefill_token_threshold: int = 0
-    """Most tokens of one prompt in one step; 0 means no limit of its own."""
-    max_num_mixed_prefill_tokens: int = 0
-    """Most tokens of all prompts in a step that also decodes, besides PROMPT_TOKENS_PER_DECODE for each
-    request that does; 0 means no limit of its own."""
-    policy: str = "fcfs"
-    max_num_queued_reqs: int | None = None
-    """Most requests left waiting after a step was planned."""
-    max_num_queued_tokens: int | None = None
-    """Most prompt tokens left waiting after a step was planned."""
-    watermark: float = 0.01
-    """Share of blocks that admission leaves to the requests that already run."""
 
 
 class Scheduler:
@@ -86,6 +69,7 @@ class Scheduler:
         policy: overrides config.policy with an object.
         drafter: guesses tokens, to be verified several at a time; called for requests that decode.
         features: what the device can do of `RequestSpec.needs`.
+        host_blocks: what it can keep of preempted requests in the host's memory.
     """
 
     def __init__(
@@ -96,19 +80,35 @@ class Scheduler:
         policy: Policy | None = None,
         drafter: Drafter | None = None,
         features: Collection[str] = (),
+        host_blocks: int = 0,
     ) -> None:
         self.config = config
         self.pool = pool
         self.cost = cost or StepCost()
         self.policy = policy or create_policy(config.policy)
         self.totals = Totals()
+        self._slo = Slo(config.slo_ttft, config.slo_itl)
         self._drafter = drafter
-        self._features = frozenset(features)
+        self.features = frozenset(features)
         self._prefixes = Prefixes(pool, config.enable_prefix_caching)
         self._epochs = 0
-        self._roll = Roll(pool, self.policy)
-        self._flights = Flights()
+        self.swaps = Swaps(host_blocks, pool.block_size, self.cost)
         self._events: list[Event] = []
+        self._begin()
+
+    def _begin(self) -> None:
+        """Nobody is here, and no step under way."""
+        self._roll = Roll(self.pool, self.policy, self.swaps)
+        self._flights = Flights()
+        self._results = Results(
+            self._roll,
+            self._flights,
+            pool=self.pool,
+            swaps=self.swaps,
+            policy=self.policy,
+            cost=self.cost,
+            totals=self.totals,
+        )
 
     @property
     def numbers(self) -> tuple[int, int]:
@@ -127,10 +127,11 @@ class Scheduler:
         if numbers is not None:
             self.totals.steps, self._epochs = numbers
         events = self.take_events()
-        gone, self._roll = self._roll, Roll(self.pool, self.policy)
+        gone = self._roll
+        self._begin()
         self._roll.released += (*gone.released, *gone.requests)  # the executor may have any of them
-        self._flights = Flights()
         self.pool.reset()
+        self.swaps.reset()
         return events + gone.last_events()
 
     # ------------------------------------------------------------------ what is there
@@ -181,7 +182,7 @@ class Scheduler:
         Raises ContextLengthExceeded or InvalidRequest when it could never run here.
         """
         spec.check()
-        missing = sorted(spec.needs - self._features)
+        missing = sorted(spec.needs - self.features)
         if missing:
             raise UnsupportedParameter(
                 f"this engine cannot serve what the request needs: {', '.join(missing)}.", param=missing[0]
@@ -228,6 +229,11 @@ class Scheduler:
         self._continue_running(draft)
         if not draft.preempted:
             self._admit_waiting(draft, now)
+        if self._roll.background:
+            left = Leftover(self._slo, self.cost.coefficients, draft.items)
+            self._continue_running(draft, left)
+            if not draft.preempted and not draft.squeezed:
+                self._admit_waiting(draft, now, left)
         self._refuse_overflow(now)
         if not draft.items:
             return Plan(step=self.totals.steps)
@@ -236,7 +242,11 @@ class Scheduler:
             admitted=tuple(draft.admitted),
             items=tuple(draft.items),
             released=tuple(self._roll.released),
+            swap_out=self.swaps.take_out(),
+            swap_in=tuple(draft.swap_in),
         )
+        self.totals.stored_blocks += len(plan.swap_out)
+        self.totals.loaded_blocks += len(plan.swap_in)
         self._flights.begin(plan, [request.blocks for request in draft.requests])
         self._roll.released.clear()
         self.totals.steps += 1
@@ -247,34 +257,7 @@ class Scheduler:
 
         Raises ValueError for another plan than the oldest one under way.
         """
-        flight = self._flights.end(plan, result)
-        events: list[Event] = []
-        failed = any(map(_failure, plan.items, result.outcomes))
-        self._bill(plan, result.seconds, learn=result.regular and not failed)
-        if failed:
-            self._fail(flight, result, now, events)
-        for item, outcome in zip(plan.items, result.outcomes, strict=True):
-            request = self._roll.requests.get(item.request)
-            if request is None:  # it has failed in this very step
-                continue
-            if request.state is State.FINISHED:
-                if not request.inflight:
-                    events.append(self._roll.last_event(request))
-                continue
-            if request.epoch != item.epoch:
-                continue
-            if outcome.prompt_logprobs:
-                request.prompt_logprobs += outcome.prompt_logprobs
-            if item.samples:
-                event = self._append(request, item, outcome, now)
-            elif item.pools:
-                end = Event(request.id, pooled=outcome.pooled, finish=FinishReason.STOP, at=now)
-                event = self._roll.finish(request, end)
-            else:
-                continue
-            if event is not None:
-                events.append(event)
-        return events
+        return self._results.take_in(plan, result, now)
 
     def take_events(self) -> list[Event]:
         """Events that arose outside of commit: refusals by schedule()."""
@@ -290,24 +273,30 @@ class Scheduler:
 
     # ------------------------------------------------------------------ rules 1 to 3
 
-    def _continue_running(self, draft: Draft) -> None:
+    def _continue_running(self, draft: Draft, room: Leftover | None = None) -> None:
+        """room: for what nobody waits for; without it, for everybody else."""
         decoding: list[Request] = []
         prefilling: list[Request] = []
+        first, mixed = len(draft.items), self._roll.background
         for request in self._roll.running:
+            if mixed and is_background(request) is not (room is not None):
+                continue
             left = len(request.tokens) + request.pending - request.computed
             if left == 1:
                 decoding.append(request)
             elif left > 1:
                 prefilling.append(request)
         for request in decoding:
-            self._decode(request, draft)
-        draft.limit_prompts(self.config.max_num_mixed_prefill_tokens)
+            if room is None or (draft.budget > 0 and room.decode(request.computed)):
+                self._decode(request, draft)
+        if room is None:  # else nobody minds a long step, or it was limited before
+            draft.limit_prompts(self.config.max_num_mixed_prefill_tokens)
         for request in prefilling:
-            count = self._chunk(request, draft)
+            count = self._chunk(request, draft, room)
             if count and request.state is State.RUNNING and self._grow(request, count, draft):
                 self._put(draft, request, count, self._new_blocks(request, count))
         # only now: a victim above may have lost its place in this plan
-        for request, item in zip(draft.requests, draft.items, strict=True):
+        for request, item in zip(draft.requests[first:], draft.items[first:], strict=True):
             self._advance(request, item)
 
     def _decode(self, request: Request, draft: Draft) -> None:
@@ -334,25 +323,41 @@ class Scheduler:
         item = PlanItem(request.id, request.epoch, request.computed, count, blocks, count, drafts)
         draft.decode(request, item)
 
-    def _chunk(self, request: Request, draft: Draft) -> int:
-        """Tokens of its prompt that this step computes."""
-        wanted = min(request.target - request.computed, draft.room)
+    def _chunk(
+        self, request: Request, draft: Draft, room: Leftover | None = None, start: int | None = None
+    ) -> int:
+        """Tokens of its prompt that this step computes. start: how many are computed, where that is not so
+        yet."""
+        start = request.computed if start is None else start
+        rest = request.target - start
+        if self.config.whole_prompts:
+            return rest if room is None else room.chunk(start, rest, whole=True)
+        wanted = min(rest, draft.room)
         limit = self.config.long_prefill_token_threshold
-        return min(wanted, limit) if limit > 0 else wanted
+        wanted = min(wanted, limit) if limit > 0 else wanted
+        return wanted if room is None else room.chunk(start, wanted)
 
     def _grow(self, request: Request, count: int, draft: Draft) -> bool:
         """Preempt until there are blocks for so many more tokens; False if the request itself had to go."""
         missing = self.pool.blocks_for(request.computed + count) - len(request.blocks)
         while missing > self.pool.available:
             victim = self.policy.victim(self._roll.running, self._roll.view)
-            draft.preempted = True
-            draft.drop(victim)
-            victim.preemptions += 1
-            self.totals.preemptions += 1
-            self._roll.send_back(victim)
+            self._preempt(victim, draft)
             if victim is request:
                 return False
         return True
+
+    def _preempt(self, victim: Request, draft: Draft) -> None:
+        if is_background(victim):
+            draft.squeezed = True
+        else:
+            draft.preempted = True
+        draft.drop(victim)
+        victim.preemptions += 1
+        self.totals.preemptions += 1
+        if self.swaps.worth(victim):
+            self.swaps.out(victim, self.totals.steps)
+        self._roll.send_back(victim)
 
     def _new_blocks(self, request: Request, count: int) -> tuple[int, ...]:
         missing = self.pool.blocks_for(request.computed + count) - len(request.blocks)
@@ -362,28 +367,61 @@ class Scheduler:
 
     # ------------------------------------------------------------------ rules 4 to 6
 
-    def _admit_waiting(self, draft: Draft, now: float) -> None:
-        queue, running = self._roll.queue, self._roll.running
+    def _admit_waiting(self, draft: Draft, now: float, room: Leftover | None = None) -> None:
+        queue = self._roll.queue
         position = 0
-        while position < len(queue) and draft.room > 0 and len(running) < self.config.max_num_seqs:
+        while position < len(queue) and draft.room > 0:
             request = queue[position]
             if request.pending:  # preempted, and its token is under way
                 position += 1
                 continue
-            hits = self._prefixes.hits(request)
-            needed = self.pool.blocks_for(request.target) - len(hits)
-            taken = needed + self.pool.unreferenced(hits)
-            reserve = int(self.config.watermark * self.pool.num_blocks) if running else 0
-            if taken + reserve > self.pool.available:
+            if is_background(request) is not (room is not None):
+                break  # all others are, too; or somebody is waited for who does not fit
+            if self.config.whole_prompts and draft.items and request.target > draft.room:
                 break
+            while True:
+                fits, missing, hits = self._fits(request)
+                if fits:
+                    break
+                if room is not None or not self._squeeze(missing, draft):
+                    return
+            count = None
+            if room is not None:
+                count = self._chunk(request, draft, room, len(hits) * self.pool.block_size)
+                if not count:
+                    return
             queue.take(position)
-            self._admit(draft, request, hits, needed, now)
+            self._admit(draft, request, hits, now, count)
 
-    def _admit(self, draft: Draft, request: Request, hits: list[int], needed: int, now: float) -> None:
+    def _fits(self, request: Request) -> tuple[bool, int, list[int]]:
+        """Whether a waiting request may be admitted as things are, how many blocks are missing, and those
+        that hold the beginning of it."""
+        running = self._roll.running
+        hits = self._prefixes.hits(request)
+        needed = self.pool.blocks_for(request.target) - len(hits)
+        taken = needed + self.pool.unreferenced(hits)
+        reserve = int(self.config.watermark * self.pool.num_blocks) if running else 0
+        missing = max(0, taken + reserve - self.pool.available)
+        return not missing and len(running) < self.config.max_num_seqs, missing, hits
+
+    def _squeeze(self, missing: int, draft: Draft) -> bool:
+        """Have background work yield for somebody who is waited for; False if that would not help."""
+        if not self._roll.background:
+            return False
+        held = [len(each.blocks) for each in self._roll.running if is_background(each)]
+        if not held or sum(held) < missing:
+            return False
+        self._preempt(self._roll.running[-1], draft)
+        return True
+
+    def _admit(self, draft: Draft, request: Request, hits: list[int], now: float, count: int | None) -> None:
+        """count: tokens of it in this step, where those are already taken of what is left."""
+        needed = self.pool.blocks_for(request.target) - len(hits)
         self.pool.share(hits)
         request.blocks = hits + self.pool.allocate(needed)
         request.computed = len(hits) * self.pool.block_size
         request.registered = len(hits)
+        draft.swap_in += self.swaps.back(request, len(hits))
         self._roll.run(request, self._epochs)
         self._epochs += 1
         if request.cached is None:
@@ -396,7 +434,8 @@ class Scheduler:
             self.totals.prefix_hits += request.computed
         generated = tuple(request.tokens[request.prompt_len :])
         draft.admitted.append(Admission(request.id, request.epoch, request.spec, request.index, generated))
-        self._put(draft, request, self._chunk(request, draft), tuple(request.blocks))
+        count = self._chunk(request, draft) if count is None else count
+        self._put(draft, request, count, tuple(request.blocks))
         self._advance(request, draft.items[-1])
 
     def _refuse_overflow(self, now: float) -> None:
@@ -440,111 +479,5 @@ class Scheduler:
         if request.followers and request.prompt_is_computed:
             self._roll.queue.release(request)
 
-    # ------------------------------------------------------------------ results
-
-    def _bill(self, plan: Plan, seconds: float, *, learn: bool) -> None:
-        for item, share in zip(plan.items, self.cost.attribute(plan, seconds), strict=True):
-            request = self._roll.requests[item.request]
-            request.inflight -= 1
-            request.device_seconds += share
-            if self.policy.dynamic:
-                self._roll.view.served[request.spec.tenant] += share
-        if learn:
-            self.cost.observe(plan, seconds)
-
-    def _append(self, request: Request, item: PlanItem, outcome: Outcome, now: float) -> Event | None:
-        """Take in sampled tokens, up to the one that ends the request."""
-        tokens, first = outcome.tokens, not request.generated
-        request.pending -= item.samples
-        if item.drafts:
-            self._verify(request, item, len(tokens))
-        finish, stop_reason = None, None
-        for count, token in enumerate(tokens, start=1):
-            request.tokens.append(token)
-            if token in request.stops or len(request.tokens) >= request.max_len:
-                finish, stop_reason = self._stop(request, token)
-                if finish is not None:
-                    tokens = tokens[:count]
-                    break
-        self.totals.generation_tokens += len(tokens)
-        about_prompt = None
-        if first and request.spec.prompt_logprobs_of(request.index) is not None:
-            about_prompt, request.prompt_logprobs = tuple(request.prompt_logprobs), []
-        event = Event(
-            request.id,
-            tokens,
-            outcome.logprobs[: len(tokens)] if finish is not None else outcome.logprobs,
-            about_prompt,
-            None,
-            finish,
-            stop_reason,
-            None,
-            now,
-            request.scheduled_at,
-            request.cached or 0,
-            request.device_seconds,
-            request.preemptions,
-        )
-        return event if finish is None else self._roll.finish(request, event)
-
-    def _verify(self, request: Request, item: PlanItem, right: int) -> None:
-        """Take back what was computed from drafts that were wrong."""
-        request.speculating = False
-        self.totals.drafted_tokens += len(item.drafts)
-        self.totals.accepted_tokens += right - 1
-        wrong = item.samples - right
-        request.reached -= wrong
-        if request.state is State.RUNNING:
-            request.computed -= wrong
-
-    def _stop(self, request: Request, token: int) -> tuple[FinishReason | None, int | None]:
-        sampling = request.spec.sampling
-        assert sampling is not None  # a request without is never sampled
-        if token in request.stops and request.generated >= sampling.min_tokens:
-            by_eos = token in request.spec.eos_ids and not sampling.ignore_eos
-            return FinishReason.STOP, None if by_eos else token
-        return (FinishReason.LENGTH if len(request.tokens) >= request.max_len else None), None
-
-    def _fail(self, flight: Flight, result: StepResult, now: float, events: list[Event]) -> None:
-        """End requests that failed in this step. Whoever shares blocks that were never filled, in this step
-        or in one that is planned on top of it, starts over."""
-        worthless: set[int] = set()
-        for item, outcome, table in zip(flight.plan.items, result.outcomes, flight.tables, strict=True):
-            failure = _failure(item, outcome)
-            if failure is None:
-                continue
-            first = item.start // self.pool.block_size
-            worthless.update(table[first:])
-            if failure.tainted:
-                # those who share its earlier blocks are on their own; nobody else is to find them, nor what
-                # anybody has built on them
-                self.pool.unregister_all()
-            request = self._roll.requests[item.request]
-            if request.state is not State.FINISHED and request.epoch == item.epoch:
-                event = Event(item.request, finish=FinishReason.ERROR, failure=failure, at=now)
-                if (last := self._roll.finish(request, event)) is not None:
-                    events.append(last)
-        running = [(request.id, request.epoch, request.blocks) for request in self._roll.running]
-        for request_id, epoch, spoiled in self._flights.standing_on(worthless, flight, running):
-            # what was computed on worthless ground is worthless, too: it would be found once more when
-            # somebody computes what it stands on again
-            self.pool.unregister(spoiled)
-            sharer = self._roll.requests.get(request_id)
-            if sharer is not None and sharer.state is not State.FINISHED and sharer.epoch == epoch:
-                self._roll.start_over(sharer)
-
 
 _UNITS = {"max_num_queued_reqs": "requests", "max_num_queued_tokens": "tokens"}
-
-
-def _failure(item: PlanItem, outcome: Outcome) -> Failure | None:
-    """Why an item has no answer."""
-    if outcome.failure is not None:
-        return outcome.failure
-    if outcome.tokens:
-        return None
-    if item.samples:
-        return Failure("the executor returned no token for it")
-    if item.pools and outcome.pooled is None:
-        return Failure("the executor returned no vector for it")
-    return None

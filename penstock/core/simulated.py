@@ -13,6 +13,7 @@ from functools import partial
 from .cost import StepCost
 from .executor import Capacity, Failures, Items, Ticket
 from .plan import Admission, Outcome, Plan, PlanItem, StepResult, TokenLogprob
+from .pooling import Vectors
 
 NextToken = Callable[[str, Sequence[int], int], int]
 """(request id, all known tokens, number generated so far) → next token id"""
@@ -96,8 +97,9 @@ class SimulatedExecutor:
             targets = kept.tokens[item.start + 1 : min(end + 1, prompt_len)]
             about_prompt = tuple(_certain(token, wanted) for token in targets)
         if item.pools:
-            return Outcome(prompt_logprobs=about_prompt, pooled=(1.0,))
-        known = kept.tokens[: end - len(item.drafts)]
+            return Outcome(prompt_logprobs=about_prompt, pooled=Vectors.of((1.0,)))
+        here = end - len(item.drafts)
+        known = kept.tokens if here == len(kept.tokens) else kept.tokens[:here]
         if len(known) + len(item.drafts) < end:
             raise ValueError(f"{item} reads tokens that are not known")
         made: list[int] = []

@@ -29,6 +29,10 @@ class Totals:
     """Drafts that were verified."""
     accepted_tokens: int = 0
     """Those that were right."""
+    stored_blocks: int = 0
+    """Blocks copied to the host, of requests that were preempted."""
+    loaded_blocks: int = 0
+    """Blocks copied back."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,6 +47,8 @@ class EngineStats:
     has computed the prompt)."""
     kv_usage: float = 0.0
     """Share of blocks that are referenced, 0 to 1."""
+    host_usage: float = 0.0
+    """Share of the host's blocks that hold something of preempted requests, 0 to 1."""
     seconds: float = 0.0
     """Device time of the last step."""
     predicted: float = 0.0

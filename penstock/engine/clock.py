@@ -1,4 +1,4 @@
-"""The engine's clock: CLOCK_MONOTONIC, which all processes of a machine share, or virtual time."""
+"""The engine's clock: CLOCK_MONOTONIC, which all processes of a machine share. Tests have a virtual one."""
 
 from __future__ import annotations
 
@@ -27,18 +27,3 @@ class MonotonicClock:
 
     def spent(self, seconds: float) -> None:
         """Nothing to do."""
-
-
-class VirtualClock:
-    """Time that passes only when a step says so."""
-
-    def __init__(self, start: float = 0.0) -> None:
-        self._now = start
-
-    def now(self) -> float:
-        """Virtual seconds."""
-        return self._now
-
-    def spent(self, seconds: float) -> None:
-        """Move on."""
-        self._now += seconds

@@ -6,12 +6,15 @@ and the device are known: a pure function, whose result is printed at the start.
 
 from __future__ import annotations
 
+import math
+from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from typing import Any
 
 from penstock.core.errors import StartupError
 from penstock.core.policy import POLICIES
 from penstock.core.scheduler import SchedulerConfig
+from penstock.model.graph_sizes import decode_sizes
 
 
 def option(default: Any, help_: str, **metadata: Any) -> Any:
@@ -43,9 +46,25 @@ class EngineConfig:
     )
     quantization: str = option(
         "none",
-        "quantise weights at load, w8a8 activations, too; CPU only",
-        choices=("none", "int8", "w8a8", "int4"),
+        "quantise weights at load; w8a8 (CPU) and fp8 (GPU, 8.9 and later) activations, too",
+        choices=("none", "int8", "w8a8", "int4", "fp8"),
         metavar="SCHEME",
+    )
+    runner: str = option(
+        "auto",
+        "generate text, or pool: embeddings, scores, classes; auto is as the model's files say",
+        choices=("auto", "generate", "pooling"),
+    )
+    convert: str = option(
+        "auto",
+        "make a model that generates embed or classify",
+        choices=("auto", "none", "embed", "classify"),
+    )
+    pooler_config: Mapping[str, Any] | None = option(
+        None, "how it pools, as JSON: pooling_type (CLS, LAST, MEAN), use_activation, task", metavar="JSON"
+    )
+    hf_overrides: Mapping[str, Any] | None = option(
+        None, "values in place of those in config.json, as JSON", metavar="JSON"
     )
     device: str = option("auto", "auto takes a GPU if there is one", choices=("auto", "cpu", "cuda"))
     load_format: str = option(
@@ -63,8 +82,8 @@ class EngineConfig:
     max_num_batched_tokens: int | None = option(
         None, "token budget of one step; default 8192 (256 on CPU)", size=True
     )
-    async_scheduling: bool = option(
-        False, "plan a step while one runs; on CPU, where nothing overlaps, tokens only come later"
+    async_scheduling: bool | None = option(
+        None, "plan a step while one runs; default on CUDA; on CPU, where nothing overlaps, tokens come later"
     )
     block_size: int = option(16, "tokens per block of the KV cache")
     enable_prefix_caching: bool = option(True, "share cached blocks between requests with equal prefixes")
@@ -78,6 +97,10 @@ class EngineConfig:
     scheduling_policy: str = option(
         "fcfs", "priority serves lower numbers first, and background after all else", choices=tuple(POLICIES)
     )
+    slo_ttft_ms: float | None = option(
+        None, "milliseconds to a first token that background work is not to endanger"
+    )
+    slo_itl_ms: float | None = option(None, "the same between two tokens of a stream")
     max_num_queued_reqs: int | None = option(
         None, "most requests that may wait; more are refused with 503 and Retry-After", size=True
     )
@@ -95,6 +118,9 @@ class EngineConfig:
     kv_cache_memory_bytes: int | None = option(
         None, "exact size of the KV cache, such as 4GiB; skips --gpu-memory-utilization", size=True
     )
+    logits_processors: tuple[str, ...] = option(
+        (), "classes of yours in the sampler, module:Class, with vLLM's interface; docs/structured.md"
+    )
     generation_config: str = option(
         "auto",
         "where sampling defaults come from: auto is the model's generation_config.json, vllm is none",
@@ -108,7 +134,18 @@ class EngineConfig:
     threads: int | None = option(None, "CPU threads of the engine; default is all cores")
     seed: int | None = option(None, "makes requests without a seed of their own repeatable, in order")
     tensor_parallel_size: int = option(1, "number of devices; only 1 is implemented")
-    enforce_eager: bool = option(False, "accepted for compatibility: nothing is compiled or captured")
+    kv_offloading_size: float = option(
+        0.0, "memory of the host for preempted requests, in GiB, where copies beat computing"
+    )
+    enforce_eager: bool = option(False, "no CUDA graphs: every step is computed call by call")
+    cudagraph_capture_sizes: tuple[int, ...] = option(
+        (),
+        "decoding requests of a CUDA graph each; default is up to 16 sizes, up to --max-num-seqs",
+        metavar="N",
+    )
+    max_cudagraph_capture_size: int | None = option(
+        None, "largest of these sizes; default 512, 0 is none", size=True
+    )
     trust_remote_code: bool = option(
         False, "accepted for compatibility: no code from checkpoints is ever run"
     )
@@ -127,6 +164,8 @@ class EngineConfig:
             ("max_num_seqs", 1),
             ("max_num_batched_tokens", 1),
             ("block_size", 1),
+            ("slo_ttft_ms", 0),
+            ("slo_itl_ms", 0),
             ("max_num_queued_reqs", 0),
             ("max_num_queued_tokens", 0),
             ("max_unread_tokens", 1),
@@ -134,6 +173,8 @@ class EngineConfig:
             ("max_num_mixed_prefill_tokens", 0),
             ("kv_cache_memory_bytes", 1),
             ("threads", 1),
+            ("kv_offloading_size", 0),
+            ("max_cudagraph_capture_size", 0),
             ("liveness_grace", 0),
         ):
             value = getattr(self, name)
@@ -148,6 +189,17 @@ class EngineConfig:
             raise StartupError(
                 f"--gpu-memory-utilization must be in (0, 1], got {self.gpu_memory_utilization}.",
                 param="--gpu-memory-utilization",
+            )
+        if not math.isfinite(self.kv_offloading_size):
+            raise StartupError(
+                f"--kv-offloading-size must be a number of GiB, got {self.kv_offloading_size}.",
+                param="--kv-offloading-size",
+            )
+        object.__setattr__(self, "cudagraph_capture_sizes", tuple(self.cudagraph_capture_sizes))
+        if min(self.cudagraph_capture_sizes, default=1) < 1:
+            raise StartupError(
+                f"--cudagraph-capture-sizes must be at least 1, got {min(self.cudagraph_capture_sizes)}.",
+                param="--cudagraph-capture-sizes",
             )
         if self.tensor_parallel_size != 1:
             raise StartupError(
@@ -192,6 +244,18 @@ def step_limits(config: EngineConfig, device: str) -> tuple[int, int]:
     return wanted, tokens
 
 
+def graph_sizes(config: EngineConfig, device: str, max_num_seqs: int) -> tuple[int, ...]:
+    """Decoding requests of each graph that this engine captures."""
+    if device != "cuda" or config.enforce_eager:
+        return ()
+    return decode_sizes(max_num_seqs, config.cudagraph_capture_sizes, config.max_cudagraph_capture_size)
+
+
+def steps_ahead(config: EngineConfig, device: str) -> bool:
+    """Whether a step is planned while one runs."""
+    return device == "cuda" if config.async_scheduling is None else config.async_scheduling
+
+
 def mixed_prefill_tokens(config: EngineConfig, device: str, weight_tokens: float) -> int:
     """Most prompt tokens in a step that also decodes, besides four for each request that does.
 
@@ -207,22 +271,33 @@ def mixed_prefill_tokens(config: EngineConfig, device: str, weight_tokens: float
 
 
 def resolve(
-    config: EngineConfig, *, device: str, max_model_len: int, weight_tokens: float
+    config: EngineConfig,
+    *,
+    device: str,
+    max_model_len: int,
+    weight_tokens: float,
+    encoder: tuple[int, int] | None = None,
 ) -> SchedulerConfig:
     """Every limit of the scheduler, decided.
+
+    encoder: (max_num_seqs, max_num_batched_tokens) of one, which computes prompts whole and shares nothing.
 
     max_model_len: from the memory plan. weight_tokens: how many prompt tokens are computed in the time that
     reading the weights takes.
     """
-    seqs, tokens = step_limits(config, device)
+    seqs, tokens = encoder or step_limits(config, device)
+    whole = encoder is not None
     return SchedulerConfig(
         max_num_seqs=seqs,
         max_num_batched_tokens=tokens,
         max_model_len=max_model_len,
-        enable_prefix_caching=config.enable_prefix_caching,
-        long_prefill_token_threshold=config.long_prefill_token_threshold,
-        max_num_mixed_prefill_tokens=mixed_prefill_tokens(config, device, weight_tokens),
+        enable_prefix_caching=config.enable_prefix_caching and not whole,
+        long_prefill_token_threshold=0 if whole else config.long_prefill_token_threshold,
+        max_num_mixed_prefill_tokens=0 if whole else mixed_prefill_tokens(config, device, weight_tokens),
+        whole_prompts=whole,
         policy=config.scheduling_policy,
+        slo_ttft=None if config.slo_ttft_ms is None else config.slo_ttft_ms / 1e3,
+        slo_itl=None if config.slo_itl_ms is None else config.slo_itl_ms / 1e3,
         max_num_queued_reqs=config.max_num_queued_reqs,
         max_num_queued_tokens=config.max_num_queued_tokens,
     )

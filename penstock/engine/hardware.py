@@ -6,6 +6,7 @@ rate of matrix products (the limit of prefill). They are the prior of the cost m
 
 from __future__ import annotations
 
+import logging
 import platform
 import time
 from dataclasses import dataclass
@@ -14,8 +15,13 @@ from pathlib import Path
 import torch
 
 from penstock.core.cost import Coefficients
+from penstock.kernels.capability import check_driver
+from penstock.kernels.create import known_device
 
+from . import driver
 from .machine import memory
+
+logger = logging.getLogger("penstock.engine")
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,7 +58,18 @@ def choose_device(wanted: str) -> torch.device:
     from penstock.core.errors import StartupError
 
     if wanted == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        if torch.cuda.is_available():
+            wanted = "cuda"
+        else:
+            if driver.is_there() and torch.version.cuda is not None:
+                logger.warning(
+                    "The machine has a driver for a GPU (%s), but torch can use none: this engine runs on "
+                    "the CPU. --device cuda says why.",
+                    driver.version() or "of unknown version",
+                )
+            return torch.device("cpu")
+    if wanted == "cuda":
+        _check_driver()
     if wanted == "cuda" and not torch.cuda.is_available():
         raise StartupError(
             "--device cuda: torch sees no CUDA device.",
@@ -60,6 +77,21 @@ def choose_device(wanted: str) -> torch.device:
             advice="Check nvidia-smi and that this torch is a CUDA build, or use --device cpu.",
         )
     return torch.device(wanted)
+
+
+def _check_driver() -> None:
+    """Raise StartupError, with the versions, where the driver or the GPU is too old for this torch."""
+    runtime = torch.version.cuda
+    if runtime is None:  # a build for CPUs, or for ROCm
+        return
+    there = torch.cuda.is_available()
+    check_driver(
+        runtime=runtime,
+        driver_cuda=driver.newest_cuda(),
+        driver=driver.version(),
+        device=known_device(torch.device("cuda")) if there else None,
+        compiled_for=tuple(torch.cuda.get_arch_list()) if there else (),
+    )
 
 
 def inspect_hardware(device: torch.device, dtype: torch.dtype) -> Hardware:
@@ -80,7 +112,7 @@ def inspect_hardware(device: torch.device, dtype: torch.dtype) -> Hardware:
         memory_bytes=total,
         available_bytes=free,
         bandwidth=_bandwidth(device),
-        flops=_flops(device, dtype),
+        flops=_flops(device, multiplied_in(isa, dtype)),
     )
 
 
@@ -133,6 +165,16 @@ def cpu_isa() -> str:
     }
     found = [title for key, title in known.items() if key in flags]
     return " ".join(found) or platform.machine()
+
+
+def multiplied_in(isa: str, dtype: torch.dtype) -> torch.dtype:
+    """What the kernels' products of this dtype compute in, as far as it decides their rate.
+
+    An x86 processor without instructions for bfloat16 multiplies it in float32. torch's own product, which
+    would be measured, is a naive loop there: sixty times as slow, and a second of every start.
+    """
+    lacks = "AVX" in isa and "BF16" not in isa
+    return torch.float32 if dtype == torch.bfloat16 and lacks else dtype
 
 
 def _bandwidth(device: torch.device) -> float:

@@ -27,6 +27,7 @@ from penstock.core.stats import EngineStats
 
 from .clock import Clock
 from .heartbeat import Heartbeat
+from .held import Held
 from .messages import Abort, Add
 from .trace import StepLog
 
@@ -58,6 +59,7 @@ class EngineLoop:
         seed: makes the draws of requests without a seed of their own repeatable, in order of arrival; None is
             truly random.
         depth: steps in flight, 1 or 2.
+        held: where requests wait for their grammars; without, those that have one are refused.
     """
 
     def __init__(
@@ -70,6 +72,7 @@ class EngineLoop:
         eos_ids: frozenset[int] = frozenset(),
         seed: int | None = None,
         depth: int = 1,
+        held: Held | None = None,
     ) -> None:
         self.scheduler = scheduler
         self.executor = executor
@@ -82,6 +85,7 @@ class EngineLoop:
         self._eos_ids = tuple(sorted(eos_ids))
         self._seeds = random.Random(seed)
         self._depth = depth
+        self.held = held
         self._flights: deque[_Flight] = deque()
         self._seconds = self._predicted = 0.0
         self._lost: list[Event] = []
@@ -90,19 +94,68 @@ class EngineLoop:
     @property
     def has_work(self) -> bool:
         """Whether any request is unfinished."""
+        return self.scheduler.has_work or bool(self.held)
+
+    @property
+    def can_step(self) -> bool:
+        """Whether a step has something to do: else all who are here wait for their grammars, if anybody
+        is."""
         return self.scheduler.has_work
+
+    @property
+    def unfinished(self) -> tuple[str, ...]:
+        """Ids of all sequences that are here."""
+        return self.scheduler.unfinished + (self.held.ids if self.held else ())
+
+    def admit_held(self) -> list[Event]:
+        """Let those go on whose grammars are ready; returns the events that this causes at once."""
+        events: list[Event] = []
+        for spec, failure, aborted in self.held.ready() if self.held else ():
+            if failure is None:
+                told = self._add(spec)
+                told += self._abort(tuple(aborted)) if aborted else []
+                events += [event for event in told if event.request not in aborted]
+            else:
+                now = self._clock.now()
+                events += [
+                    Event(id, finish=FinishReason.ERROR, failure=failure, at=now)
+                    for id in spec.ids
+                    if id not in aborted
+                ]
+        return self._ended(events)
 
     def handle(self, message: Add | Abort) -> list[Event]:
         """Take in a message; returns the events that it causes at once."""
-        now = self._clock.now()
-        if isinstance(message, Add):
-            message = Add(self._complete(message.spec))
-        if self._log:
-            self._log.arrived(now, message)
         if isinstance(message, Abort):
-            events = [self.scheduler.abort(request, now) for request in message.ids]
-            return [event for event in events if event is not None]
+            return self._ended(self._abort(message.ids))
         spec = message.spec
+        if self.held is not None and spec.needs <= self.scheduler.features:
+            if any(id in self.held for id in spec.ids):
+                return []  # the id is in use: whoever has it is not to be told
+            if self.held.hold(spec):
+                return []
+        return self._ended(self._add(spec))
+
+    def _abort(self, ids: tuple[str, ...]) -> list[Event]:
+        now = self._clock.now()
+        gone = [id for id in ids if self.held.abort(id)] if self.held else []
+        events: list[Event | None] = [Event(id, finish=FinishReason.ABORT, at=now) for id in gone]
+        if rest := tuple(id for id in ids if id not in gone):
+            if self._log:
+                self._log.arrived(now, Abort(rest))
+            events += [self.scheduler.abort(id, now) for id in rest]
+        return [event for event in events if event is not None]
+
+    def _ended(self, events: list[Event]) -> list[Event]:
+        if self.held is not None:
+            self.held.ended(events)
+        return events
+
+    def _add(self, spec: RequestSpec) -> list[Event]:
+        now = self._clock.now()
+        spec = self._complete(spec)
+        if self._log:
+            self._log.arrived(now, Add(spec))
         try:
             self.scheduler.add(spec, now)
         except InvalidRequest as error:
@@ -114,7 +167,7 @@ class EngineLoop:
 
     def step(self) -> list[Event]:
         """One step, if there is anything to do: keep the device busy, then take in the oldest result."""
-        events: list[Event] = []
+        events: list[Event] = self.admit_held() if self.held else []
         try:
             while len(self._flights) < self._depth and self._submit(events):
                 pass
@@ -124,12 +177,15 @@ class EngineLoop:
             self.reset()
             self._lost = events + self._lost
             raise
-        return events
+        return self._ended(events)
 
     def reset(self) -> None:
         """Forget all requests: wherever an interruption came, nobody may build on what was planned."""
         self._flights.clear()
         self._lost = self.scheduler.reset()
+        if self.held is not None:
+            now = self._clock.now()
+            self._lost += [Event(id, finish=FinishReason.ABORT, at=now) for id in self.held.clear()]
         if self._log:
             self._log.reset(self._clock.now(), self.scheduler.numbers)
 
@@ -157,9 +213,10 @@ class EngineLoop:
         return EngineStats(
             totals=dataclasses.replace(scheduler.totals),
             running=len(scheduler.running),
-            waiting=scheduler.waiting,
+            waiting=scheduler.waiting + (len(self.held) if self.held else 0),
             deferred=scheduler.deferred,
             kv_usage=scheduler.pool.usage,
+            host_usage=scheduler.swaps.usage,
             seconds=seconds,
             predicted=self._predicted,
             busy=self.meter.busy,

@@ -17,6 +17,7 @@ from __future__ import annotations
 import msgspec
 
 from penstock.core.plan import Event
+from penstock.core.pooling import PoolingInfo
 from penstock.core.request_spec import RequestSpec
 from penstock.core.stats import EngineStats
 
@@ -89,6 +90,12 @@ class ModelInfo(msgspec.Struct, frozen=True):
     """Seconds of each part of the start, in order."""
     max_num_batched_tokens: int = 0
     quantization: str = "none"
+    block_bytes: int = 0
+    """Keys and values of one block of the KV cache, in all layers."""
+    pooling: PoolingInfo | None = None
+    """Of a model that pools; it generates nothing."""
+    logits_processors: tuple[str, ...] = ()
+    """The user's own, by name."""
 
 
 class Ready(msgspec.Struct, tag=True, frozen=True):

@@ -14,14 +14,18 @@ from pathlib import Path
 
 from penstock.core.errors import ModelLoadError
 from penstock.files import shown
+from penstock.kernels.capability import Device, resolve_dtype
 from penstock.model.checkpoint import find_safetensors
-from penstock.model.config import ModelConfig, load_config
+from penstock.model.config import load_config
 from penstock.model.hub import resolve_model
 from penstock.model.memory import kv_bytes_per_token, plan_memory
+from penstock.model.model_config import ModelConfig
+from penstock.model.pooling import pooling_plan
 from penstock.model.together import Need
 from penstock.model.weighing import loaded_bytes
 
-from .config import EngineConfig, step_limits
+from .config import EngineConfig, graph_sizes, step_limits
+from .encoder_budget import budget
 
 _PROCESS = {"cpu": 400 << 20, "cuda": 700 << 20}
 """Measured: API process 60 MiB, engine 180 and for a moment 190 more, templates 20, keeper 10. On CUDA: of
@@ -40,8 +44,10 @@ def preview(config: EngineConfig, *, device: str, name: str, replicas: int = 1) 
         StartupError subclasses, as the engine's start would.
     """
     path = resolve_model(config.model, config.revision, config.download_dir)
-    model = load_config(path)
+    model = load_config(path, config.hf_overrides)
     width = 4 if _dtype(config.dtype, model, device) == "float32" else 2
+    if not model.causal:
+        return _encoder(config, path, model, width, device=device, name=name, replicas=replicas)
     seqs, tokens = step_limits(config, device)
     length = config.max_model_len
     block = kv_bytes_per_token(model, width) * config.block_size
@@ -57,6 +63,8 @@ def preview(config: EngineConfig, *, device: str, name: str, replicas: int = 1) 
         max_num_seqs=seqs,
         max_num_batched_tokens=tokens,
         block_size=config.block_size,
+        graph_rows=graph_sizes(config, device, seqs),
+        offload_bytes=int(config.kv_offloading_size * 2**30),
     )
     # auto: the longest that fits, so a block will do
     blocks = 1 if length == -1 else math.ceil(plan.max_model_len / config.block_size)
@@ -66,6 +74,7 @@ def preview(config: EngineConfig, *, device: str, name: str, replicas: int = 1) 
         process=_PROCESS[device],
         weights=plan.weights,
         activations=plan.activations,
+        beside=plan.graphs + (plan.offload if device == "cpu" else 0),
         least=blocks * block,
         most=max(blocks * block, plan.kv_cache),
         block=block,
@@ -73,10 +82,31 @@ def preview(config: EngineConfig, *, device: str, name: str, replicas: int = 1) 
     )
 
 
+def _encoder(
+    config: EngineConfig, path: Path, model: ModelConfig, width: int, *, device: str, name: str, replicas: int
+) -> Need:
+    """An encoder has no KV cache."""
+    plan = pooling_plan(
+        path, model, runner=config.runner, convert=config.convert, pooler=config.pooler_config
+    )
+    assert plan is not None  # nothing else can be done with one
+    weights = _weights(path, model, config, width, device)
+    taken = budget(config, model, plan.info, weights=weights, width=width, device=device, available=_PLENTY)
+    return Need(
+        name=name,
+        replicas=replicas,
+        process=_PROCESS[device],
+        weights=taken.weights,
+        activations=taken.step,
+        least=0,
+        most=0,
+        block=1,
+    )
+
+
 def _dtype(wanted: str, model: ModelConfig, device: str) -> str:
-    """As the engine chooses it."""
-    name = model.dtype if wanted == "auto" else wanted
-    return "bfloat16" if wanted == "auto" and name == "float16" and device == "cpu" else name
+    """As the engine chooses it; on a GPU without bfloat16 it is float16, which takes as many bytes."""
+    return resolve_dtype(wanted, model.dtype, Device(device)).dtype
 
 
 def _weights(path: Path, model: ModelConfig, config: EngineConfig, width: int, device: str) -> int:

@@ -9,6 +9,7 @@ when the process that started it is gone: then the pipe `parent` reaches its end
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import logging
 import os
@@ -18,6 +19,7 @@ import sys
 import tempfile
 import time
 import traceback
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -68,10 +70,14 @@ class EngineProcess:
         self._poller = zmq.Poller()
         self._clients = Clients(self._context, self._poller, launch.inbox, launch.outbox)
         self._poller.register(launch.parent, zmq.POLLIN)
+        self._woken, self._waker = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
+        self._poller.register(self._woken, zmq.POLLIN)
         self._ready: Ready | None = None
         self._deadline: float | None = None
         self._checked = False
         """Whether the scheduler's invariants were checked since the last step."""
+        self._chore: Callable[[], bool] | None = None
+        """Work for when there is nothing else to do."""
 
     def send(self, message: FromEngine) -> None:
         """Queue a message for the process that has started this one."""
@@ -82,27 +88,32 @@ class EngineProcess:
         device = self._launch.config.device
         if device == "cpu" or (device == "auto" and not Path("/dev/nvidiactl").exists()):
             start_build()  # on a machine's first start, the CPU kernels are compiled while torch is imported
+        gc.disable()  # while what stays is made: a tenth of the time of importing torch
         from .build import build_engine
 
         logs.adopt()  # torch has given its loggers handlers
         engine = build_engine(self._launch.config, Heartbeat(Path(self._launch.heartbeat)))
         gc.collect()
         gc.freeze()  # what is there now stays: collections need not look at it again
+        gc.enable()
         self._ready = Ready(engine.info)
         self.send(self._ready)
         self.send(Output([], engine.loop.stats()))  # from here on, idle time is known
         loop: EngineLoop = engine.loop
+        self._chore = engine.chore
+        if loop.held is not None:
+            loop.held.wake = self._wake
         try:
             while self._deadline is None or loop.has_work:
                 if self._deadline is not None and time.monotonic() >= self._deadline:
-                    self._publish(loop.handle(Abort(loop.scheduler.unfinished)), loop)
+                    self._publish(loop.handle(Abort(loop.unfinished)), loop)
                     while loop.has_work:  # a step under way owes last events
                         self._publish(loop.step(), loop)
                     break
-                events = self._receive(loop, wait=not loop.has_work)
+                events = self._receive(loop, wait=not loop.can_step)
                 if events:
                     self._publish(events, loop)
-                if loop.has_work:
+                if loop.can_step:
                     self._publish(loop.step(), loop)
                     self._checked = False
         except Exception as error:
@@ -111,6 +122,11 @@ class EngineProcess:
             raise
         finally:
             engine.close()
+
+    def _wake(self) -> None:
+        """End the sleep in poll(); from any thread."""
+        with contextlib.suppress(BlockingIOError):  # full of such bytes: it will wake up
+            os.write(self._waker, b"1")
 
     def close(self) -> None:
         """Send what is queued (for at most a second) and free the sockets."""
@@ -135,9 +151,12 @@ class EngineProcess:
             if not self._checked:  # quiet for a while: checking costs nobody anything now
                 loop.scheduler.check()
                 self._checked = True
-            ready = self._poller.poll()
+            ready = self._until_called()
         if any(source == self._launch.parent for source, _ in ready):
             raise SystemExit("the API process is gone")
+        if any(source == self._woken for source, _ in ready):
+            os.read(self._woken, 4096)
+            events += loop.admit_held()
         for client, message in self._clients.received():
             if isinstance(message, Add):
                 taken += message.sequences
@@ -154,6 +173,16 @@ class EngineProcess:
             if taken >= _MOST_BETWEEN_STEPS:
                 break
         return events
+
+    def _until_called(self) -> list[tuple[object, int]]:
+        """Sleep until something arrives; before that, do what nobody waits for, a piece at a time: whoever
+        comes waits for one piece at most."""
+        while self._chore is not None:
+            if ready := self._poller.poll(0):
+                return ready
+            if not self._chore():
+                self._chore = None
+        return self._poller.poll()
 
     def _obey(self, message: Join | Leave | Drain, loop: EngineLoop) -> list[Event]:
         """What only the process that has started this one may say."""

@@ -18,6 +18,7 @@ from penstock.core.cost import StepCost
 from penstock.core.errors import InvalidRequest
 from penstock.core.executor import Capacity
 from penstock.core.plan import Failure, Outcome, Plan, StepResult
+from penstock.core.pooling import Vectors
 from penstock.core.scheduler import Scheduler, SchedulerConfig
 
 from .messages import Abort, Add
@@ -33,7 +34,7 @@ def replay(lines: Iterable[str]) -> tuple[list[str], list[str]]:
     capacity = msgspec.convert(head["capacity"], Capacity)
     pool = BlockPool(capacity.num_blocks, capacity.block_size)
     config, cost = SchedulerConfig(**head["config"]), StepCost(capacity.prior)
-    scheduler = Scheduler(config, pool, cost, features=capacity.features)
+    scheduler = Scheduler(config, pool, cost, features=capacity.features, host_blocks=capacity.host_blocks)
     recorded: list[str] = []
     replayed: list[str] = []
     under_way: deque[Plan] = deque()
@@ -77,7 +78,9 @@ def _result(plan: Plan, record: dict[str, Any]) -> StepResult:
     }
     pooled = set(record.get("pooled", ()))
     outcomes = tuple(
-        Outcome(tuple(tokens), pooled=() if place in pooled else None, failure=failures.get(place))
+        Outcome(
+            tuple(tokens), pooled=Vectors(0, b"") if place in pooled else None, failure=failures.get(place)
+        )
         for place, tokens in enumerate(record["tokens"])
     )
     return StepResult(plan.step, record["seconds"], outcomes, record.get("regular", True))

@@ -80,9 +80,8 @@ class Unread:
         if call.failure is None and call.waiting >= self._limit:
             self._cut(call, "more of it waits to be read than is kept")
         elif self._waiting >= TOGETHER * self._limit:
-            late = [each for each in self._calls if each.failure is None and each.waiting]
-            if late:
-                most = max(late, key=lambda each: each.waiting)
+            most = max(self._calls, key=lambda each: each.waiting, default=call)
+            if most.waiting:  # so it has not been cut off yet
                 self._cut(
                     most, "more waits of all streams together than is kept, and most of it is this one's"
                 )

@@ -7,6 +7,7 @@
     reference             the specification: every entry once more, slow and plain
     torch_operations      torch's operators on any device; torch_attention and torch_sampling are parts of it
     cpu/                  C++, for float32 and bfloat16 on a CPU
+    triton/               Triton, for GPUs
 
 Each table passes the same differential tests against `reference`.
 """

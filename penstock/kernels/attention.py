@@ -18,6 +18,9 @@ piece of memory (gathered as a whole, ready as an operand of a matrix product):
     block 1   [ 16 | 17 | …    | 31 ]   [ 16 | 17 | …    | 31 ]     position p of a request lies in block
     …                                                               blocks[p // block_size] of its table
 
+Encoders see in both directions: a layout of whole prompts that is not causal. They keep nothing, so one
+layer's cache serves all layers, and blocks are given out anew in each step.
+
 Use, once per step and then once per layer:
 
     backend = operations.attention(spec)
@@ -35,7 +38,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol, TypeAlias
+from typing import Protocol, TypeAlias, runtime_checkable
 
 import numpy as np
 import numpy.typing as npt
@@ -64,6 +67,7 @@ class StepLayout:
     """Where each token of a step lies; built once per step from plain lists, shared by all layers.
 
     Attributes:
+        causal: whether a position sees those up to itself; else the whole of its span, which is a prompt.
         spans: the spans, in batch order.
         query_starts: first flat row of each span, and the end; length len(spans) + 1.
         positions: int64 [T], position of each token in its sequence.
@@ -71,11 +75,15 @@ class StepLayout:
         last_rows: flat row of each span's last token (the one whose logits may be sampled).
     """
 
-    __slots__ = ("block_size", "last_rows", "positions", "query_starts", "slots", "spans")
+    __slots__ = ("block_size", "causal", "last_rows", "positions", "query_starts", "slots", "spans")
 
-    def __init__(self, spans: Sequence[Span], block_size: int) -> None:
-        """Raises ValueError for an empty span or a block table that is too short."""
+    def __init__(self, spans: Sequence[Span], block_size: int, *, causal: bool = True) -> None:
+        """Raises ValueError for an empty span, a block table that is too short, or a part of a prompt that is
+        to be seen in both directions."""
         self.spans = tuple(spans)
+        self.causal = causal
+        if not causal and any(span.start for span in self.spans):
+            raise ValueError("attention in both directions is of whole prompts: every span starts at 0")
         self.block_size = block_size
         self.query_starts = [0]
         for number, span in enumerate(self.spans):
@@ -109,6 +117,12 @@ class StepLayout:
     def num_tokens(self) -> int:
         """T, the number of flat rows."""
         return self.query_starts[-1]
+
+
+def check_window(layout: StepLayout, window: int | None) -> None:
+    """Raises ValueError for a window on attention in both directions."""
+    if window is not None and not layout.causal:
+        raise ValueError(f"window {window}: attention in both directions has none")
 
 
 @dataclass(frozen=True, slots=True)
@@ -171,14 +185,16 @@ class AttentionStep(Protocol):
         scale: float,
         window: int | None = None,
     ) -> torch.Tensor:
-        """Write the new keys and values, then attend causally over each span's whole context.
+        """Write the new keys and values, then attend over each span's whole context: causally, or in both
+        directions where the layout says so.
 
         Args:
             q: [T, H, D]; query head h reads KV head h // (H // KVH).
             k, v: [T, KVH, D], keys rotated already.
             key_cache, value_cache: this layer's [num_blocks, KVH, block_size, D].
             scale: factor on q·k before the softmax.
-            window: sliding window; position p sees (p - window, p]. None sees all of [0, p].
+            window: sliding window; position p sees (p - window, p]. None sees all of [0, p]. In both
+                directions there is none: ValueError.
 
         Returns:
             [T, H, D], contiguous.
@@ -193,4 +209,35 @@ class AttentionBackend(Protocol):
 
     def prepare(self, layout: StepLayout) -> AttentionStep:
         """Make everything that the layers of one step share: indices, masks, groups."""
+        ...
+
+
+class ReservedStep(AttentionStep, Protocol):
+    """A step of decode rows whose metadata stay where they are: a captured graph that calls it for every
+    layer computes, when it is replayed, the step that it was last updated to."""
+
+    def update(self, layout: StepLayout) -> None:
+        """Take another step: copies are ordered on the current stream, and nothing waits.
+
+        Rows of q, k and v after the layout's own are padding: nothing of them is written to the cache, and
+        what comes out for them means nothing.
+
+        Raises:
+            ValueError: a span of more than one token, or more rows or blocks than were reserved.
+        """
+        ...
+
+
+@runtime_checkable
+class ReservingBackend(AttentionBackend, Protocol):
+    """A backend whose kernels are started alike for all steps of so many rows: graphs can capture them."""
+
+    def reserve(self, rows: int, blocks: int) -> ReservedStep | None:
+        """A step for up to so many decode rows, whose block tables have so many entries together.
+
+        None where the kernels turned out not to be what a graph can capture.
+
+        Call it once with every window that the model has before it is captured: what a window needs is
+        allocated at its first call.
+        """
         ...

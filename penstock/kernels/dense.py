@@ -51,8 +51,10 @@ class Prefill:
         window: int | None,
         scale: float,
         out: torch.Tensor,
+        causal: bool = True,
     ) -> None:
-        """Write [KVH, G, m, D] to `out`. Query i sees keys (offset + i - window, offset + i].
+        """Write [KVH, G, m, D] to `out`. Query i sees keys (offset + i - window, offset + i]; all of them,
+        where it is not causal (then offset is 0).
 
         KV heads are the batch, so that no key is repeated in memory.
         """
@@ -60,7 +62,7 @@ class Prefill:
         keys = keys[:, None].expand(-1, group, -1, -1)
         values = values[:, None].expand(-1, group, -1, -1)
         if offset == 0 and (window is None or window >= count):
-            out.copy_(F.scaled_dot_product_attention(q, keys, values, is_causal=True, scale=scale))
+            out.copy_(F.scaled_dot_product_attention(q, keys, values, is_causal=causal, scale=scale))
             return
         band = self._band(window, offset + count)
         own = band.shape[1] - QUERY_TILE  # column of the first query's own key

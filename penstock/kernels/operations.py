@@ -6,11 +6,12 @@
     Operations ─┬─ embed · rms_norm · layer_norm · rotate     tensors in, a tensor out
                 ├─ activation · gate · linear · attention     made once: for a function, a weight, a cache
                 ├─ sample · logprobs                          logits in, Python's numbers out
+                ├─ choose                                     optional: the same, but the numbers stay there
                 └─ stack                                      optional: all layers of a step in one call
 
-Behind it stand `reference`, which specifies every entry, `torch`, which runs everywhere, and `cpu`. A table
-takes from another one what it does not do itself: that is decided when the table is made, so that no call
-asks where it is.
+Behind it stand `reference`, which specifies every entry, `torch`, which runs everywhere, `cpu` and `triton`.
+A table takes from another one what it does not do itself: that is decided when the table is made, so that no
+call asks where it is.
 
 All activations are [T, …], one row per token of the flattened batch, in the table's dtype. Casts follow
 transformers, so that bfloat16 agrees with it: sums are float32, and every operation rounds its result once.
@@ -175,6 +176,11 @@ class Operations:
     stack: Callable[[Sequence[LayerWeights], float, float], Stack | None] | None = None
     """(layers, eps of all norms, scale of attention scores) → their stack, or None for weights that it does
     not take. Absent where a device has nothing better than single calls."""
+
+    choose: Callable[[Tensor, Sequence[Draw]], tuple[Tensor, Tensor]] | None = None
+    """`sample` whose answer stays on the device: (tokens int64 [n], checks float32 [n]), the same ones. The
+    next step reads the tokens there, before the host has seen them. Absent where nothing computes by itself.
+    """
 
     schemes: tuple[str, ...] = ()
     """Quantisations that `linear` can multiply with; see kernels/quantization.py."""

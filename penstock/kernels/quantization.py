@@ -6,7 +6,11 @@
     int4    w ≈ scale · (q - zero)           q and zero in [0, 15], one bfloat16 scale and one zero per output
                                              channel and group of 128 inputs (64 where asked)
 
-Both round to nearest: no calibration data, made while a checkpoint is read. The range of a group of int4
+    fp8     w ≈ scale · q                    q in float8_e4m3fn (±448, three bits of mantissa), one float32
+                                             scale per output channel; and activations x ≈ scale · q,
+                                             one scale per token
+
+All round to nearest: no calibration data, made while a checkpoint is read. The range of a group of int4
 always includes 0, so that a zero weight stays zero.
 
 Knows plain tensors. Knows nothing of layouts in memory: see kernels/cpu/csrc/linear.h.
@@ -20,7 +24,10 @@ import torch
 
 #: Inputs that share a scale and a zero in int4, and a scale of activations in w8a8.
 GROUP = 128
-SCHEMES = ("int8", "w8a8", "int4")
+INTEGERS = ("int8", "w8a8", "int4")
+SCHEMES = (*INTEGERS, "fp8")
+FP8 = torch.float8_e4m3fn
+FP8_MAX = 448.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,8 +35,8 @@ class Quantized:
     """A quantised [N, K] matrix.
 
     Attributes:
-        values: int8: int8 [N, K]; int4: uint8 [N, K], one value per byte.
-        scales: int8: float32 [N]; int4: bfloat16 [N, ceil(K / group)].
+        values: int8: int8 [N, K]; int4: uint8 [N, K], one value per byte; fp8: float8_e4m3fn [N, K].
+        scales: int8 and fp8: float32 [N]; int4: bfloat16 [N, ceil(K / group)].
         zeros: int4: uint8 [N, ceil(K / group)].
         group: int4: inputs per scale.
     """
@@ -46,6 +53,8 @@ def quantize(weight: torch.Tensor, scheme: str, group: int = GROUP) -> Quantized
         return _quantize_int8(weight.float())
     if scheme == "int4":
         return _quantize_int4(weight.float(), group)
+    if scheme == "fp8":
+        return Quantized(*quantize_fp8(weight))
     raise ValueError(f"scheme {scheme!r}; choose from {', '.join(SCHEMES)}")
 
 
@@ -60,6 +69,16 @@ def dequantize(matrix: Quantized, dtype: torch.dtype) -> torch.Tensor:
     return ((values - zeros) * scales).to(dtype)
 
 
+def rounded_activations(x: torch.Tensor, scheme: str | None) -> torch.Tensor:
+    """x [T, K] as a scheme sees it, in float32: rounded by w8a8 and fp8, itself by all others."""
+    if scheme == "w8a8":
+        return quantize_activations(x)
+    if scheme == "fp8":
+        values, scales = quantize_fp8(x)
+        return values.float() * scales[:, None]
+    return x.float()
+
+
 def quantize_activations(x: torch.Tensor) -> torch.Tensor:
     """x [T, K] as w8a8 sees it: rounded to eight bits by groups of GROUP, and back to float32."""
     rows, depth = x.shape
@@ -70,6 +89,19 @@ def quantize_activations(x: torch.Tensor) -> torch.Tensor:
     # below the smallest, the inverse is no number; such groups are zero
     values = (grouped * inverse).round().where(most >= 127.0 * torch.finfo().tiny, torch.zeros(()))
     return (values * (most / 127.0)).view(rows, -1)[:, :depth]
+
+
+def quantize_fp8(rows: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """(float8_e4m3fn [R, K], float32 scales [R]) of rows [R, K]: of a weight, or of activations.
+
+    A row's largest number becomes 448; a row of zeros has the scale 1. What is not finite stays so: a
+    scale of infinity or NaN makes the whole row NaN.
+    """
+    wide = rows.float()
+    scales = wide.abs().amax(1) / FP8_MAX
+    # below the smallest normal number the quotient is no number; such rows are zero
+    scales = torch.where(scales < torch.finfo().tiny, 1.0, scales)
+    return (wide / scales[:, None]).to(FP8), scales
 
 
 def _quantize_int8(weight: torch.Tensor) -> Quantized:

@@ -13,9 +13,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .attention import KVCacheSpec, StepLayout
+from .attention import KVCacheSpec, StepLayout, check_window
 from .operations import Activation, Draw, Likelihood, Operations, Rotation
-from .quantization import SCHEMES, dequantize, quantize, quantize_activations
+from .quantization import SCHEMES, dequantize, quantize, rounded_activations
 
 
 def reference_operations(device: torch.device, dtype: torch.dtype) -> Operations:
@@ -99,15 +99,14 @@ class ReferenceMatrix:
         """weight: [out, in]. Raises ValueError for an unknown scheme."""
         self.copied = scheme is not None
         self._weight = weight
-        self._rounds = scheme == "w8a8"
+        self._scheme = scheme
         if scheme is not None:
             self._weight = dequantize(quantize(weight, scheme), torch.float32)
         self.nbytes = self._weight.nbytes
 
     def __call__(self, x: Tensor, bias: Tensor | None) -> Tensor:
         """See Matrix."""
-        wide = quantize_activations(x) if self._rounds else x.float()
-        out = wide @ self._weight.float().T
+        out = rounded_activations(x, self._scheme) @ self._weight.float().T
         return (out if bias is None else out + bias.float()).to(x.dtype)
 
 
@@ -145,7 +144,8 @@ def paged_attention(
     Args:
         q: [T, H, D]; query head h reads KV head h // (H // KVH).
         key_cache, value_cache: [num_blocks, KVH, block_size, D], holding everything up to each span's end.
-        window: position p sees (p - window, p]; None sees [0, p].
+        window: position p sees (p - window, p]; None sees [0, p], or the whole span where the layout is not
+            causal.
 
     Returns:
         [T, H, D] in q's dtype.
@@ -158,7 +158,8 @@ def paged_attention(
         for token in range(span.tokens):
             position = span.start + token
             first = 0 if window is None else max(0, position - window + 1)
-            seen = torch.arange(first, position + 1, device=q.device)
+            last = position if layout.causal else span.tokens - 1
+            seen = torch.arange(first, last + 1, device=q.device)
             blocks, offsets = table[seen // block_size], seen % block_size
             keys = key_cache[blocks, :, offsets].float().repeat_interleave(group, dim=1)  # [S, H, D]
             values = value_cache[blocks, :, offsets].float().repeat_interleave(group, dim=1)
@@ -195,6 +196,7 @@ class _ReferenceStep:
         scale: float,
         window: int | None = None,
     ) -> Tensor:
+        check_window(self._layout, window)
         write_kv(k, v, key_cache, value_cache, self._layout.slots.tolist())
         return paged_attention(q, key_cache, value_cache, self._layout, scale, window)
 

@@ -24,7 +24,7 @@ import numpy.typing as npt
 import torch
 
 from . import dense
-from .attention import KVCacheSpec, Span, StepLayout
+from .attention import KVCacheSpec, Span, StepLayout, check_window
 from .limits import DECODE_GROUP_BYTES, DECODE_PADDING
 
 
@@ -140,6 +140,7 @@ class TorchAttention:
 class _TorchStep:
     def __init__(self, backend: TorchAttention, layout: StepLayout) -> None:
         self._backend = backend
+        self._layout = layout
         size = layout.block_size
         self._blocks = backend.tensor(layout.slots // size)
         self._offsets = backend.tensor(layout.slots % size)
@@ -173,6 +174,7 @@ class _TorchStep:
         scale: float,
         window: int | None = None,
     ) -> torch.Tensor:
+        check_window(self._layout, window)
         if self._opened is not None:
             key_cache.index_fill_(0, self._opened, 0)
             value_cache.index_fill_(0, self._opened, 0)
@@ -248,4 +250,5 @@ class _TorchStep:
             window,
             scale,
             out[rows].view(shape).permute(1, 2, 0, 3),
+            self._layout.causal,
         )

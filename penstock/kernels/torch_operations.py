@@ -11,7 +11,7 @@ from torch import Tensor
 
 from .operations import Activation, Operations, Rotation
 from .torch_attention import TorchAttention
-from .torch_sampling import logprobs, sample
+from .torch_sampling import choose, logprobs, sample
 
 
 def torch_operations(device: torch.device, dtype: torch.dtype) -> Operations:
@@ -29,6 +29,7 @@ def torch_operations(device: torch.device, dtype: torch.dtype) -> Operations:
         linear=TorchMatrix,
         attention=functools.partial(TorchAttention, device=device),
         sample=sample,
+        choose=choose,
         logprobs=logprobs,
     )
 

@@ -32,6 +32,13 @@ _Choice = tuple[Tensor, Tensor]
 
 def sample(logits: Tensor, draws: Sequence[Draw]) -> tuple[list[int], list[float]]:
     """See Operations.sample. Each kind of row in one go."""
+    tokens, checks = choose(logits, draws)
+    chosen, values = torch.stack([tokens.double(), checks.double()]).tolist()  # one copy from the device
+    return [int(token) for token in chosen], values
+
+
+def choose(logits: Tensor, draws: Sequence[Draw]) -> _Choice:
+    """See Operations.choose. Each kind of row in one go."""
     logits = logits.float()
     groups: dict[Callable[[Tensor, Sequence[Draw]], _Choice], list[int]] = {}
     for i, draw in enumerate(draws):
@@ -40,13 +47,14 @@ def sample(logits: Tensor, draws: Sequence[Draw]) -> tuple[list[int], list[float
         else:
             kind = choose_cut if draw.top_k > 0 or draw.top_p < 1.0 else choose_open
         groups.setdefault(kind, []).append(i)
-    tokens, checks = [0] * len(draws), [0.0] * len(draws)
+    if len(groups) == 1:
+        ((only, _),) = groups.items()
+        return only(logits, draws)
+    tokens = torch.zeros(len(draws), dtype=torch.int64, device=logits.device)
+    checks = torch.zeros(len(draws), dtype=torch.float32, device=logits.device)
     for kind, indices in groups.items():
-        part = logits if len(indices) == len(draws) else logits[indices]
-        chosen, check = kind(part, [draws[i] for i in indices])
-        pairs = torch.stack([chosen.double(), check.double()]).tolist()  # one copy from the device
-        for i, token, value in zip(indices, *pairs, strict=True):
-            tokens[i], checks[i] = int(token), value
+        where = torch.tensor(indices).to(logits.device, non_blocking=True)
+        tokens[where], checks[where] = kind(logits[where], [draws[i] for i in indices])
     return tokens, checks
 
 
@@ -65,8 +73,8 @@ def _likelihoods(logits: Tensor, tokens: Sequence[int], counts: Sequence[int]) -
     ranks = (logits >= logits.gather(1, own)).sum(1).tolist()
     values = logprobs.gather(1, own)[:, 0].tolist()
     best: list[tuple[list[int], list[float]]] = [([], [])] * len(tokens)
-    for width in {_width(count, vocabulary) for count in counts if count}:
-        at = [i for i, count in enumerate(counts) if count and _width(count, vocabulary) == width]
+    for width in {candidates(count, vocabulary) for count in counts if count}:
+        at = [i for i, count in enumerate(counts) if count and candidates(count, vocabulary) == width]
         ids = ranked(logits[at], width)[1][:, : max(counts[i] for i in at)]
         best_values = logprobs[at].gather(1, ids).tolist()
         for i, row_ids, row_values in zip(at, ids.tolist(), best_values, strict=True):
@@ -74,7 +82,7 @@ def _likelihoods(logits: Tensor, tokens: Sequence[int], counts: Sequence[int]) -
     return [Likelihood(value, rank, *others) for value, rank, others in zip(values, ranks, best, strict=True)]
 
 
-def _width(count: int, vocabulary: int) -> int:
+def candidates(count: int, vocabulary: int) -> int:
     """Candidates to look at for so many alternatives: a function of the row alone, not of its batch."""
     return vocabulary if 8 * count > vocabulary else min(vocabulary, count + _MARGIN)
 
@@ -224,4 +232,4 @@ def _first_above(cumulative: Tensor, target: Tensor) -> Tensor:
 
 
 def _column(like: Tensor, values: Sequence[float]) -> Tensor:
-    return torch.tensor(values, dtype=like.dtype, device=like.device)[:, None]
+    return torch.tensor(values, dtype=like.dtype).to(like.device, non_blocking=True)[:, None]

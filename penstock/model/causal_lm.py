@@ -13,8 +13,8 @@ import torch
 from penstock.kernels.attention import AttentionStep, KVCache, KVCacheSpec
 from penstock.kernels.operations import LayerCache, Stack, ascending
 
-from .config import ModelConfig
 from .layers import Embedding, LayerNorm, Linear, RMSNorm, Rotary, Step
+from .model_config import ModelConfig
 from .watch import NonFinite, Watch
 from .weights import Weights
 
@@ -41,10 +41,11 @@ class CausalLM:
         embedding: Embedding,
         layers: list[Layer],
         norm: RMSNorm | LayerNorm,
-        head: Linear,
+        head: Linear | None,
         stack: Stack | None = None,
     ) -> None:
-        """stack: the same layers, where the device computes all of them in one call."""
+        """head: None for a model that pools. stack: the same layers, where the device computes all of them in
+        one call."""
         self.config = config
         self.operations = weights.operations
         self.dtype = weights.operations.dtype
@@ -53,7 +54,7 @@ class CausalLM:
         """Elements of the checkpoint's tensors, a tied output layer counted once."""
         self.weight_bytes = weights.nbytes
         """Bytes that the weights take in memory, in their packed form and with copies."""
-        shared = config.tie_word_embeddings and not head.copied
+        shared = head is not None and config.tie_word_embeddings and not head.copied
         self.read_bytes = weights.nbytes - (0 if shared else embedding.nbytes)
         """Bytes of them that a step reads: of the embedding only the rows of its tokens."""
         self._embedding = embedding
@@ -112,7 +113,12 @@ class CausalLM:
 
     @torch.inference_mode()
     def logits(self, hidden: torch.Tensor) -> torch.Tensor:
-        """[R, hidden] → [R, vocab_size] in the model's dtype. Give it only the rows that are sampled."""
+        """[R, hidden] → [R, vocab_size] in the model's dtype. Give it only the rows that are sampled.
+
+        Raises ValueError for a model without an output layer.
+        """
+        if self._head is None:
+            raise ValueError("the model pools: it has no output layer")
         return self._head(hidden)
 
     @torch.inference_mode()
@@ -124,5 +130,6 @@ class CausalLM:
         watch = Watch()
         hidden = self.forward(token_ids, positions, attention, kv_cache, watch=watch)
         last = hidden.shape[0] - 1
-        watch.look("the output layer", self.logits(hidden[last:]), first_row=last)
+        if self._head is not None:
+            watch.look("the output layer", self.logits(hidden[last:]), first_row=last)
         return watch.found

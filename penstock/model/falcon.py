@@ -15,8 +15,8 @@ from penstock.core.errors import ModelLoadError
 from penstock.kernels.operations import LayerCache
 
 from .causal_lm import CausalLM, Layer
-from .config import ModelConfig
 from .layers import MLP, Attention, LayerNorm, Step, activation
+from .model_config import ModelConfig
 from .weights import Weights, ungroup_qkv
 
 

@@ -14,8 +14,8 @@ import torch
 from penstock.kernels.operations import LayerCache
 
 from .causal_lm import CausalLM, Layer
-from .config import ModelConfig
 from .layers import MLP, Attention, Step, activation
+from .model_config import ModelConfig
 from .weights import Weights, ungroup_qkv
 
 

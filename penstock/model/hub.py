@@ -20,8 +20,8 @@ from penstock.observe import logs
 
 _DEMO = ("demo", "penstock/demo")
 #: What serving needs: weights, configurations, tokenizer, chat template.
-_WANTED = ["*.safetensors", "*.json", "*.jinja"]
-_UNWANTED = ["original/*", "onnx/*", "openvino/*", "consolidated*.safetensors"]
+WANTED = ["*.safetensors", "*.json", "*.jinja", "sparse_linear.pt", "colbert_linear.pt"]
+UNWANTED = ["original/*", "onnx/*", "openvino/*", "consolidated*.safetensors"]
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
 
 
@@ -52,6 +52,9 @@ def resolve_model(name: str, revision: str | None = None, download_dir: str | No
                 f"{shown(path)} is a file; a model is a directory with config.json and *.safetensors files.",
                 advice=f"Name its directory: {shown(path.parent)}.",
             )
+        current = path / "current"  # of a model in a store (`penstock models`)
+        if not exists(path / "config.json") and current.is_symlink() and exists(current / "config.json"):
+            path = current.resolve()  # what is current now, also while it is being loaded
         return _local(path, revision, name)
     if not _HUB_ID.fullmatch(name):
         raise ModelLoadError(
@@ -89,8 +92,8 @@ def _download(name: str, revision: str | None, download_dir: str | None) -> Path
             name,
             revision=revision,
             cache_dir=Path(download_dir).expanduser() if download_dir else None,
-            allow_patterns=_WANTED,
-            ignore_patterns=_UNWANTED,
+            allow_patterns=WANTED,
+            ignore_patterns=UNWANTED,
         )
     except errors.GatedRepoError as error:
         raise ModelLoadError(

@@ -17,7 +17,7 @@ from penstock.files import shown
 from penstock.kernels.attention import AttentionStep
 from penstock.kernels.operations import Activation, LayerCache, Operations, Product, Rotation
 
-from .config import ModelConfig, RopeConfig
+from .model_config import ModelConfig, RopeConfig
 from .watch import Watch
 
 

@@ -13,8 +13,8 @@ import torch
 from penstock.kernels.operations import LayerCache, LayerWeights
 
 from .causal_lm import CausalLM
-from .config import ModelConfig
 from .layers import Attention, GatedMLP, Step, activation
+from .model_config import ModelConfig
 from .weights import Weights
 
 

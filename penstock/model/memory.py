@@ -3,6 +3,8 @@
     limit ┌───────────────┐  CPU: a share of the free memory; CUDA: a share of the whole device, if free
           │ weights       │  exact
           │ activations   │  upper bound of one step, with logits and attention's temporary memory
+          │ graphs        │  upper bound, on CUDA: what recorded steps of decode keep for themselves
+          │ offload       │  on CPU, where the host's memory is the device's; else beside the limit
           │ KV cache      │  whole blocks of what is left
           └───────────────┘
 
@@ -12,14 +14,15 @@ Pure arithmetic: no torch, no system call. It does not know how memory is measur
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
 from penstock.core.errors import MemoryBudgetError
 from penstock.kernels.limits import workspace_bytes
 
-from .config import ModelConfig
+from .graph_sizes import graph_bytes
+from .model_config import ModelConfig
 
 #: Default of --gpu-memory-utilization: of the whole device on CUDA, of the free memory on CPU.
 DEFAULT_UTILIZATION = {"cpu": 0.5, "cuda": 0.92}
@@ -73,6 +76,16 @@ class MemoryBudget:
     num_blocks: int
     max_model_len: int
     max_num_batched_tokens: int
+    graphs: int = 0
+    graph_rows: tuple[int, ...] = ()
+    """Decoding requests of each graph."""
+    offload: int = 0
+    """Of the host's memory, for blocks of preempted requests: host_blocks whole ones."""
+
+    @property
+    def host_blocks(self) -> int:
+        """Blocks that the host keeps."""
+        return self.offload // (self.block_size * self.kv_bytes_per_token)
 
     @property
     def tokens(self) -> int:
@@ -87,7 +100,8 @@ class MemoryBudget:
     @property
     def free(self) -> int:
         """What is left of the available memory."""
-        return self.available - self.weights - self.activations - self.kv_cache
+        offload = self.offload if self.device == "cpu" else 0
+        return self.available - self.weights - self.activations - self.graphs - self.kv_cache - offload
 
     def render(self) -> str:
         """The table, as aligned plain text."""
@@ -99,6 +113,7 @@ class MemoryBudget:
         rows = [
             ("weights", self.weights, ""),
             ("activations", self.activations, f"at most, {self.max_num_batched_tokens:,} tokens per step"),
+            *self._graphs(),
             ("KV cache", self.kv_cache, f"{self.tokens:,} tokens: {requests}"),
             (
                 "",
@@ -106,6 +121,7 @@ class MemoryBudget:
                 f"{self.num_blocks:,} blocks of {self.block_size}, "
                 f"{format_size(self.kv_bytes_per_token)}/token",
             ),
+            *self._offload(),
             ("limit", self.limit, limit),
             ("free", self.free, f"of {format_size(self.available)} available"),
         ]
@@ -113,6 +129,24 @@ class MemoryBudget:
         for name, size, note in rows:
             lines.append(f"  {name:<12}{'' if size is None else format_size(size):>12}  {note}".rstrip())
         return "\n".join(lines)
+
+    def _graphs(self) -> list[tuple[str, int, str]]:
+        if not self.graphs:
+            return []
+        return [
+            (
+                "graphs",
+                self.graphs,
+                f"at most, {len(self.graph_rows)} of 1 to {max(self.graph_rows)} requests",
+            )
+        ]
+
+    def _offload(self) -> list[tuple[str, int, str]]:
+        if not self.offload:
+            return []
+        tokens = self.host_blocks * self.block_size
+        where = "" if self.device == "cpu" else ", in the host's memory"
+        return [("offload", self.offload, f"{tokens:,} tokens of preempted requests{where}")]
 
 
 def kv_bytes_per_token(config: ModelConfig, dtype_bytes: int) -> int:
@@ -135,11 +169,7 @@ def activation_bytes(
     and the MLP's middle (gate and up apart where layers are computed one call after the other); and float32
     copies in norms.
     """
-    hidden, q = config.hidden_size, config.num_heads * config.head_dim
-    kv = config.num_kv_heads * config.head_dim
-    attention = 3 * hidden + (q + 2 * kv) + 3 * (q + kv) + 2 * q
-    mlp = 3 * hidden + 3 * config.intermediate_size
-    per_token = (attention + mlp) * dtype_bytes + 2 * 4 * max(hidden, q + kv)
+    per_token = _token_bytes(config, dtype_bytes)
     logits = max(max_num_seqs, _PROMPT_LOGITS_ROWS) * config.vocab_size * (dtype_bytes + _BYTES_PER_LOGIT)
     return (
         max_num_batched_tokens * per_token
@@ -152,6 +182,31 @@ def activation_bytes(
             device=device,
         )
     )
+
+
+def encoder_bytes(config: Sizes, *, tokens: int, width: int) -> int:
+    """Upper bound of what a step of an encoder takes beside weights and one layer's keys and values.
+
+    Per token: residual and sums, the projections and the attention's output, the MLP's middle before and
+    after its activation, and float32 of the last layer where it is pooled. width: bytes of an activation.
+    """
+    hidden, middle = config.hidden_size, config.intermediate_size
+    return tokens * (width * (8 * hidden + 2 * middle) + 4 * 2 * hidden)
+
+
+def graphs_bytes(config: Sizes, rows: Sequence[int], dtype_bytes: int) -> int:
+    """Upper bound of what the graphs of steps with so many decoding requests keep for themselves."""
+    each = _token_bytes(config, dtype_bytes) + config.vocab_size * dtype_bytes
+    return graph_bytes(rows, each)
+
+
+def _token_bytes(config: Sizes, dtype_bytes: int) -> int:
+    """Activations of one token, at most."""
+    hidden, q = config.hidden_size, config.num_heads * config.head_dim
+    kv = config.num_kv_heads * config.head_dim
+    attention = 3 * hidden + (q + 2 * kv) + 3 * (q + kv) + 2 * q
+    mlp = 3 * hidden + 3 * config.intermediate_size
+    return (attention + mlp) * dtype_bytes + 2 * 4 * max(hidden, q + kv)
 
 
 def plan_memory(
@@ -168,6 +223,9 @@ def plan_memory(
     utilization: float | None = None,
     kv_cache_memory_bytes: int | None = None,
     max_model_len: int | None = None,
+    graph_rows: Sequence[int] = (),
+    offload_bytes: int = 0,
+    host_bytes: int | None = None,
 ) -> MemoryBudget:
     """Decide the size of the KV cache.
 
@@ -180,6 +238,9 @@ def plan_memory(
         utilization: share of memory to use; None is DEFAULT_UTILIZATION.
         kv_cache_memory_bytes: exact size instead; never cut.
         max_model_len: None is the model's context length, -1 the longest that fits.
+        graph_rows: decoding requests of each graph that is to be captured.
+        offload_bytes: of the host's memory, for preempted requests.
+        host_bytes: what is free of it, beside a GPU; None where nobody has looked.
 
     Raises:
         MemoryBudgetError: one request of max_model_len does not fit, or not even the weights, or not
@@ -195,6 +256,24 @@ def plan_memory(
         )
     per_token = kv_bytes_per_token(config, dtype_bytes)
     block_bytes = per_token * block_size
+    graphs = graphs_bytes(config, graph_rows, dtype_bytes)
+    offload = offload_bytes // block_bytes * block_bytes
+    if offload_bytes and not offload:
+        raise MemoryBudgetError(
+            f"--kv-offloading-size: {format_size(offload_bytes)} hold not one block, of "
+            f"{format_size(block_bytes)}.",
+            param="--kv-offloading-size",
+            advice="Give more, or leave it out.",
+        )
+    if device != "cpu" and host_bytes is not None and offload > host_bytes * (1.0 - _SPARED["cpu"]):
+        most = host_bytes * (1.0 - _SPARED["cpu"]) / 2**30
+        raise MemoryBudgetError(
+            f"--kv-offloading-size: {format_size(offload)} of the host's memory are wanted, and "
+            f"{format_size(host_bytes)} are free.",
+            param="--kv-offloading-size",
+            advice=f"Use --kv-offloading-size {math.floor(10 * most) / 10:g} or less.",
+        )
+    fixed = weight_bytes + graphs + (offload if device == "cpu" else 0)
 
     def activations(length: int) -> int:
         return activation_bytes(
@@ -208,7 +287,7 @@ def plan_memory(
 
     def budget(length: int, share: float) -> MemoryBudget:
         """The plan for this context length, whether it works or not: num_blocks may even be negative."""
-        beside = weight_bytes + activations(length)
+        beside = fixed + activations(length)
         if kv_cache_memory_bytes is not None:
             limit = beside + kv_cache_memory_bytes
         elif device == "cpu":
@@ -231,13 +310,16 @@ def plan_memory(
             num_blocks=blocks,
             max_model_len=length,
             max_num_batched_tokens=max_num_batched_tokens,
+            graphs=graphs,
+            graph_rows=tuple(graph_rows),
+            offload=offload,
         )
 
     spared = int(available_bytes * _SPARED[device])
 
     def largest(length: int) -> int:
         """Largest exact size that leaves the others their share; may be negative."""
-        return available_bytes - spared - weight_bytes - activations(length)
+        return available_bytes - spared - fixed - activations(length)
 
     def fits(length: int, share: float) -> bool:
         if kv_cache_memory_bytes is not None and kv_cache_memory_bytes > largest(length):
@@ -298,20 +380,35 @@ def _most(fits: Callable[[int], bool], limit: int) -> int:
 
 def _refusal(plan: MemoryBudget, needed: int, advice: list[str]) -> MemoryBudgetError:
     """What does not fit: `needed` bytes of KV cache for one request; and the flags that would help."""
-    left = plan.limit - plan.weights - plan.activations
+    left = plan.limit - plan.weights - plan.activations - _more(plan)
     if left > 0:
         message = (
             f"--max-model-len {plan.max_model_len} needs {format_size(needed)} of KV cache for one request, "
             f"but {format_size(left)} of {format_size(plan.limit)} is left beside weights "
-            f"({format_size(plan.weights)}) and activations ({format_size(plan.activations)})."
+            f"({format_size(plan.weights)}) and activations ({format_size(plan.activations)}){_named(plan)}."
         )
     else:
         message = (
             f"The weights take {format_size(plan.weights)}, a step of {plan.max_num_batched_tokens} tokens "
-            f"up to {format_size(plan.activations)}: of the {format_size(plan.limit)} that may be used, "
-            "nothing is left for the KV cache."
+            f"up to {format_size(plan.activations)}{_named(plan)}: of the "
+            f"{format_size(plan.limit)} that may be used, nothing is left for the KV cache."
         )
     return MemoryBudgetError(message, param="--max-model-len", advice=_use(advice))
+
+
+def _more(plan: MemoryBudget) -> int:
+    """What else is within the limit."""
+    return plan.graphs + (plan.offload if plan.device == "cpu" else 0)
+
+
+def _named(plan: MemoryBudget) -> str:
+    """The same, in words that follow the others."""
+    words = (
+        f", and CUDA graphs ({format_size(plan.graphs)}; --enforce-eager does without)" if plan.graphs else ""
+    )
+    if offload := _more(plan) - plan.graphs:
+        words += f", and --kv-offloading-size ({format_size(offload)})"
+    return words
 
 
 def _too_large(plan: MemoryBudget, size: int, spared: int, advice: list[str]) -> MemoryBudgetError:
@@ -320,7 +417,8 @@ def _too_large(plan: MemoryBudget, size: int, spared: int, advice: list[str]) ->
     message = (
         f"--kv-cache-memory-bytes {size} ({format_size(size)}) is more than fits: of the "
         f"{format_size(plan.available)} that are free, the weights take {format_size(plan.weights)}, "
-        f"a step of {plan.max_num_batched_tokens} tokens up to {format_size(plan.activations)}{others}."
+        f"a step of {plan.max_num_batched_tokens} tokens up to {format_size(plan.activations)}{_named(plan)}"
+        f"{others}."
     )
     return MemoryBudgetError(message, param="--kv-cache-memory-bytes", advice=_use(advice))
 

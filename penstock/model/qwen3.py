@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import torch
 
-from .config import ModelConfig
 from .llama import LlamaForCausalLM, LlamaLayer
+from .model_config import ModelConfig
 from .weights import Weights
 
 

@@ -2,7 +2,7 @@
 
     limit ┌─────────────────────────────┐  the same share of the free memory that one engine alone would take
           │ processes, weights,         │  of each replica
-          │ activations                 │
+          │ activations, graphs         │
           │ KV caches as they are given │
           │ KV caches that are shared   │  one request of max_model_len each; then the rest in proportion
           └─────────────────────────────┘  to what each could use
@@ -34,6 +34,8 @@ class Need:
     """Interpreter and libraries, of all its processes."""
     weights: int
     activations: int
+    beside: int = 0
+    """Graphs of decode; and on CPU what the host keeps of preempted requests."""
     least: int
     """KV cache of one request of the longest context."""
     most: int
@@ -46,7 +48,7 @@ class Need:
     @property
     def fixed(self) -> int:
         """All but the KV cache."""
-        return self.process + self.weights + self.activations
+        return self.process + self.weights + self.activations + self.beside
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,13 +73,22 @@ class Shares:
     def render(self) -> str:
         """The table, as aligned plain text."""
         width = max(5, *(len(need.name) for need in self.needs))
-        heads = ("processes", "weights", "activations", "KV cache", "replicas", "all")
+        more = any(need.beside for need in self.needs)
+        heads = (
+            "processes",
+            "weights",
+            "activations",
+            *(("beside",) if more else ()),
+            "KV cache",
+            "replicas",
+        )
+        heads += ("all",)
         lines = [
             f"Memory ({self.device}), all models together",
             f"  {'model':<{width}}" + "".join(f"{head:>13}" for head in heads),
         ]
         for need, cache in zip(self.needs, self.kv_caches, strict=True):
-            sizes = (need.process, need.weights, need.activations, cache)
+            sizes = (need.process, need.weights, need.activations, *((need.beside,) if more else ()), cache)
             lines.append(
                 f"  {need.name:<{width}}"
                 + "".join(f"{format_size(size):>13}" for size in sizes)

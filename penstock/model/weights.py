@@ -26,16 +26,24 @@ from penstock.files import shown
 from penstock.kernels.operations import Operations
 
 from .checkpoint import find_safetensors
-from .config import ModelConfig
 from .layers import Embedding, LayerNorm, Linear, RMSNorm
+from .model_config import ModelConfig
+from .staging import Staging
 
 #: Tensors of old checkpoints that are computed, not learnt.
-_COMPUTED = re.compile(r"rotary_emb\.inv_freq$|\.attention\.(masked_)?bias$")
+_COMPUTED = re.compile(r"rotary_emb\.inv_freq$|\.attention\.(masked_)?bias$|embeddings\.position_ids$")
+#: What stands before the names of a model's own tensors where it has, or had, a head; or does not.
+_PREFIXES = ("model.", "bert.", "roberta.")
+#: Heads that are not asked for: the vocabulary's of models that pool, BERT's for its training.
+_HEADS = re.compile(r"^(?:lm_head|embed_out|cls|pooler|(?:bert|roberta)\.pooler)\.")
 #: The number of a layer in the name of its tensors, in all architectures.
-_LAYER = re.compile(r"\.(?:layers|h)\.(\d{1,6})\.")
+_LAYER = re.compile(r"(?:^|\.)(?:layers?|h)\.(\d{1,6})\.")
 #: What opening a file or reading a tensor raises where a file lies about itself.
 _BROKEN = (SafetensorError, RuntimeError, ValueError, TypeError, OverflowError, MemoryError)
 _DTYPES = (torch.float32, torch.float16, torch.bfloat16)
+
+#: Threads that read for a GPU: one reads 1 to 3 GB/s of the page cache, and the link takes 12 to 50.
+_GPU_READERS = 4
 
 _Layer = TypeVar("_Layer")
 
@@ -64,6 +72,8 @@ class Weights(ABC):
         self._head_scheme = None if scheme is None else "int8"
         self.parameters = 0
         self.nbytes = 0
+        self.headless = False
+        """The model pools: it has no output layer, and hidden states are what is wanted."""
         self._lock = Lock()
         self._local = local()
 
@@ -76,7 +86,7 @@ class Weights(ABC):
     ) -> torch.Tensor:
         """Tensors converted and stacked along their first dimension; with `view` maybe in borrowed memory."""
         stored = [self._read(name, shape) for name, shape in zip(names, shapes, strict=True)]
-        parts = [tensor.to(self.device, self.dtype) for tensor in stored]
+        parts = [self._sent(tensor).to(self.device, self.dtype) for tensor in stored]
         if len(parts) > 1:
             tensor = torch.cat(parts, out=self._scratch(parts) if view else None)
         else:
@@ -85,6 +95,15 @@ class Weights(ABC):
             self.parameters += tensor.numel()
             self.nbytes += tensor.nbytes
         return tensor
+
+    def _sent(self, tensor: torch.Tensor) -> torch.Tensor:
+        """The tensor on the device; on a CPU it is there."""
+        if self.device.type == "cpu":
+            return tensor
+        staging: Staging | None = getattr(self._local, "staging", None)
+        if staging is None:
+            staging = self._local.staging = Staging(self.device)
+        return staging.send(tensor)
 
     def _scratch(self, parts: Sequence[torch.Tensor]) -> torch.Tensor:
         """Memory of this thread for all parts, until its next use: fresh pages cost more than the copy."""
@@ -96,15 +115,33 @@ class Weights(ABC):
 
     def layers(self, count: int, build: Callable[[int], _Layer]) -> list[_Layer]:
         """[build(0), …, build(count - 1)], on several threads: reading and packing are single-threaded."""
-        if self.device.type != "cpu":
-            return [build(number) for number in range(count)]
-        workers = min(8, count, torch.get_num_threads())
+        if self.device.type == "cpu":
+            workers = min(8, count, torch.get_num_threads())
+        else:  # packing is the GPU's, and its compilers' first calls are not for several threads
+            workers = min(_GPU_READERS, count) if self.scheme is None else 1
         with ThreadPoolExecutor(workers) as pool:  # inference mode is per thread
             return list(pool.map(torch.inference_mode()(build), range(count)))
 
     def tensor(self, name: str, *shape: int) -> torch.Tensor:
         """One tensor, in memory of its own."""
         return self._take([name], [shape])
+
+    def exact(self, name: str, *shape: int) -> torch.Tensor:
+        """One tensor in float32, as what stands behind the last layer of a model that pools is computed."""
+        tensor = self._read(name, shape).to(self.device, torch.float32, copy=True)
+        with self._lock:
+            self.parameters += tensor.numel()
+            self.nbytes += tensor.nbytes
+        return tensor
+
+    def rows(self, name: str, shape: tuple[int, int], chosen: Sequence[int]) -> torch.Tensor:
+        """Some rows of a table, in float32. Raises ModelLoadError for rows that it does not have."""
+        if outside := [row for row in chosen if not 0 <= row < shape[0]]:
+            raise ModelLoadError(f"tensor {name!r} of {shape[0]} rows has no row {outside[0]}.")
+        rows = self._read(name, shape)[list(chosen)].to(self.device, torch.float32)
+        with self._lock:
+            self.nbytes += rows.nbytes
+        return rows
 
     def linear(
         self,
@@ -149,12 +186,16 @@ class Weights(ABC):
         """Whether the checkpoint has this tensor, for names that changed over the years."""
         return False
 
-    def head(self, name: str, in_features: int, out_features: int, bias: bool = False) -> Linear:
-        """The output layer `name`."""
+    def head(self, name: str, in_features: int, out_features: int, bias: bool = False) -> Linear | None:
+        """The output layer `name`, if the model is to have one."""
+        if self.headless:
+            return None
         return self.linear(name, in_features, out_features, bias, scheme=self._head_scheme)
 
-    def tied_head(self, embedding: Embedding, bias: str | None = None) -> Linear:
+    def tied_head(self, embedding: Embedding, bias: str | None = None) -> Linear | None:
         """The embedding as output layer. A packed copy costs memory, and pays: it is read every step."""
+        if self.headless:
+            return None
         rows = embedding.weight.shape[0]
         vector = self.tensor(bias, rows) if bias is not None else None
         head = Linear(self.operations, embedding.weight, vector, self._head_scheme)
@@ -273,9 +314,24 @@ class SafetensorsWeights(Weights):
 
     def has(self, name: str) -> bool:
         """Whether one of the files has this tensor."""
-        return name in self._where
+        return self._spelt(name) in self._where
+
+    def _spelt(self, name: str) -> str:
+        """The name that a tensor has in these files: with or without what stands before it, and as old
+        checkpoints of BERT call the weights of norms."""
+        if name in self._where:
+            return name
+        bare = next((name.removeprefix(each) for each in _PREFIXES if name.startswith(each)), name)
+        old = bare.replace(".LayerNorm.weight", ".LayerNorm.gamma").replace(
+            ".LayerNorm.bias", ".LayerNorm.beta"
+        )
+        for spelling in (each + one for one in (bare, old) for each in ("", *_PREFIXES)):
+            if spelling in self._where:
+                return spelling
+        return name
 
     def _read(self, name: str, shape: tuple[int, ...]) -> torch.Tensor:
+        name = self._spelt(name)
         file = self._where.get(name)
         if file is None:
             raise ModelLoadError(
@@ -311,7 +367,11 @@ class SafetensorsWeights(Weights):
         """Refuse tensors that nothing asked for, and close the files."""
         ignored = {"lm_head.weight"} if tied else set()
         extra = [
-            name for name in self._where if name not in self._asked | ignored and not _COMPUTED.search(name)
+            name
+            for name in self._where
+            if name not in self._asked | ignored
+            and not _COMPUTED.search(name)
+            and not (self.headless and _HEADS.search(name))
         ]
         self.close()
         if extra:

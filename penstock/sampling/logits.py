@@ -1,4 +1,5 @@
-"""Edits of the logits before sampling, in vLLM's order: allowed tokens, min_tokens, bias, penalties.
+"""Edits of the logits before sampling, in vLLM's order: allowed tokens, bad words, min_tokens, bias,
+penalties.
 
     logits [R, V] float32, changed in place; only the elements that an edit names are read and written
     (an allow-list names all others of its row)
@@ -29,8 +30,10 @@ def edit(logits: Tensor, states: Sequence[SamplingState], indices: Sequence[int]
         edits = state.edits.on(logits.device)
         if edits.allowed is not None:
             edits.allow_only(logits[i])
-        if state.holds_back_stop:
+        if state.holds_back_stop and state.grammar is None:  # else its mask holds them back
             forbidden.append((i, edits.forbidden))
+        if state.params.bad_words_ids and (bad := state.bad):
+            forbidden.append((i, torch.tensor(bad, device=logits.device)))
         if len(edits.biased):
             biased.append((i, edits.biased))
             biases.append(edits.biases)
@@ -49,7 +52,7 @@ def _places(entries: Sequence[tuple[int, Tensor]]) -> tuple[Tensor, Tensor]:
     lengths = torch.tensor([len(tokens) for _, tokens in entries])
     tokens = torch.cat([tokens for _, tokens in entries])
     rows = torch.tensor([row for row, _ in entries]).repeat_interleave(lengths)
-    return rows.to(tokens.device), tokens
+    return rows.to(tokens.device, non_blocking=True), tokens
 
 
 def _penalise(logits: Tensor, states: Sequence[SamplingState], indices: Sequence[int]) -> None:

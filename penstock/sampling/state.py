@@ -14,9 +14,11 @@ import torch
 from torch import Tensor
 
 from penstock.core.sampling_params import Sampling
+from penstock.grammar.compiler import Matcher
 from penstock.kernels.operations import Draw
 
 from .random import uniform
+from .thought import Thought
 
 
 class Edits:
@@ -115,18 +117,26 @@ class SamplingState:
     in vLLM."""
     seed: int = 0
     """`params.seed`, or a random one that the executor drew for this request."""
+    pending: int = 0
+    """Tokens that were sampled after `tokens`, and whose ids only the device knows yet."""
+    grammar: Matcher | None = None
+    """What the output must match; it follows `tokens`."""
     sharing: InitVar[SamplingState | None] = None
     """Another state with the same parameters and eos_ids, whose tensors serve this one too."""
     edits: Edits = field(init=False, repr=False)
     seen: Seen = field(default_factory=Seen, init=False, repr=False)
+    thought: Thought | None = field(default=None, init=False, repr=False)
+    """How much of its budget is used up, where it has one."""
 
     def __post_init__(self, sharing: SamplingState | None) -> None:
+        if self.params.thought is not None:
+            self.thought = Thought(self.params.thought, self.tokens[: self.prompt_len])
         self.edits = Edits(self.params, self.eos_ids) if sharing is None else sharing.edits
 
     @property
     def generated(self) -> int:
         """Number of tokens generated so far; also the counter of the random numbers."""
-        return len(self.tokens) - self.prompt_len
+        return len(self.tokens) + self.pending - self.prompt_len
 
     @property
     def draw(self) -> Draw:
@@ -153,9 +163,46 @@ class SamplingState:
         )
 
     @property
+    def waits(self) -> bool:
+        """Whether its next token cannot be sampled, or told, before the host has seen the ids of those before
+        it: the rest is a function of how many there are."""
+        params = self.params
+        followed = any(len(ids) > 1 for ids in params.bad_words_ids)
+        if self.penalised or params.logprobs is not None or self.grammar is not None or followed:
+            return True
+        if self.thought is None:
+            return False
+        self.thought.follow(self.tokens)
+        return self.thought.waits(len(self.tokens) + self.pending)
+
+    @property
+    def forced(self) -> int | None:
+        """The only token that may come next: one that ends a thought which has used up its budget."""
+        if self.thought is None:
+            return None
+        self.thought.follow(self.tokens)
+        return self.thought.forced(len(self.tokens))
+
+    @property
     def holds_back_stop(self) -> bool:
         """Whether min_tokens still forbids the tokens that would end the output."""
         return self.generated < self.params.min_tokens
+
+    @property
+    def bad(self) -> tuple[int, ...]:
+        """Token ids that would complete one of its bad words now."""
+        output = self.generated
+        found = []
+        for *before, last in self.params.bad_words_ids:
+            count = len(before)
+            if count <= output and (not count or self.tokens[-count:] == before):
+                found.append(last)
+        return tuple(dict.fromkeys(found))
+
+    @property
+    def ends(self) -> tuple[int, ...]:
+        """Token ids that would end the output, as min_tokens sees them."""
+        return (*self.eos_ids, *self.params.stop_token_ids)
 
     @property
     def edited(self) -> bool:
@@ -166,6 +213,7 @@ class SamplingState:
             or params.allowed_token_ids is not None
             or self.holds_back_stop
             or self.penalised
+            or bool(params.bad_words_ids)
         )
 
 

@@ -11,12 +11,13 @@ from __future__ import annotations
 
 import copy
 import functools
+import json
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-from penstock.core.errors import InvalidRequest, ModelLoadError
+from penstock.core.errors import InvalidRequest, ModelLoadError, quote
 from penstock.files import TEMPLATE_BYTES, read_text, shown
 
 from .template_pool import Limits, TemplateError, pool
@@ -264,10 +265,27 @@ def read_override(value: str) -> str:
 def _message(message: Mapping[str, Any]) -> dict[str, Any]:
     """A copy without keys of value None, with reasoning under the names that templates read."""
     plain: dict[str, Any] = {key: value for key, value in message.items() if value is not None}
+    if isinstance(plain.get("tool_calls"), list):
+        plain["tool_calls"] = [_call(call) for call in plain["tool_calls"]]
     reasoning = next((plain[key] for key in _REASONING if key in plain), None)
     if reasoning is not None:
         plain = {"thinking": reasoning, **plain, "reasoning_content": reasoning}
     return plain
+
+
+def _call(call: Any) -> Any:
+    """A call of a tool with its arguments as an object, which templates want, and not as JSON."""
+    function = call.get("function") if isinstance(call, Mapping) else None
+    if not isinstance(function, Mapping) or not isinstance(function.get("arguments"), str):
+        return call
+    try:
+        arguments = json.loads(function["arguments"] or "{}")
+    except (ValueError, RecursionError) as error:
+        raise InvalidRequest(
+            f"the arguments of a call of {quote(function.get('name'))} are no JSON: {error}.",
+            param="messages",
+        ) from error
+    return {**call, "function": {**function, "arguments": arguments}}
 
 
 def _plain(value: Any) -> Any:

@@ -17,7 +17,7 @@ Three ways lead there, chosen by how the tokenizer's pieces become text:
 from __future__ import annotations
 
 import codecs
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Any
 
 from .tokenizer import Pieces, Tokenizer
@@ -25,6 +25,8 @@ from .tokenizer import Pieces, Tokenizer
 _REPLACEMENT = "\ufffd"
 _HELD_TOKENS = 16
 """A character that is incomplete after so many tokens will not be completed."""
+_PROMPT_TOKENS = 64
+"""Of a prompt, those that are looked at for its last tokens that are not special."""
 _CONTEXT_TOKENS = 6
 """Tokens of the prompt that the first output token is decoded with."""
 _LONGEST_CHARACTER = 4
@@ -46,13 +48,24 @@ class Detokenizer:
     """The text of one sequence. Constant time per token."""
 
     def __init__(
-        self, tokenizer: Tokenizer, prompt_ids: Sequence[int], skip_special_tokens: bool = True
+        self,
+        tokenizer: Tokenizer,
+        prompt_ids: Sequence[int],
+        skip_special_tokens: bool = True,
+        shown: Collection[str] = (),
     ) -> None:
-        """Start after `prompt_ids`, of which only the last few are looked at."""
+        """Start after `prompt_ids`, of which only the last few are looked at.
+
+        shown: special tokens that are not skipped.
+        """
         self._tokenizer = tokenizer
         self._skip = tokenizer.special_ids if skip_special_tokens else frozenset()
+        if shown and self._skip:
+            self._skip -= {tokenizer.token_id(token) for token in shown}
         if tokenizer.pieces is Pieces.OTHER:
-            self._stream: _Stream = _Decoding(tokenizer, prompt_ids, skip_special_tokens)
+            # what is to be skipped does not get there, but for the prompt
+            prompt_ids = [id for id in prompt_ids[-_PROMPT_TOKENS:] if id not in self._skip]
+            self._stream: _Stream = _Decoding(tokenizer, prompt_ids)
         elif tokenizer.pieces is Pieces.BYTE_LEVEL:
             self._stream = _ByteLevel(tokenizer)
         else:
@@ -154,9 +167,8 @@ class _Decoding:
     text of ids[prefix:] minus text of ids[prefix:read] is new, unless it ends in half a character.
     """
 
-    def __init__(self, tokenizer: Tokenizer, prompt_ids: Sequence[int], skip_special_tokens: bool) -> None:
+    def __init__(self, tokenizer: Tokenizer, prompt_ids: Sequence[int]) -> None:
         self._tokenizer = tokenizer
-        self._skip_special_tokens = skip_special_tokens
         self._ids = list(prompt_ids[-_CONTEXT_TOKENS:])
         self._read = len(self._ids)
         self._shown = self._text(self._ids)
@@ -192,7 +204,7 @@ class _Decoding:
         return new
 
     def _text(self, ids: list[int]) -> str:
-        return self._tokenizer.decode(ids, self._skip_special_tokens)
+        return self._tokenizer.decode(ids, False)
 
 
 _Stream = _ByteLevel | _SentencePiece | _Decoding

@@ -1,11 +1,12 @@
 """From the engine's events to what one client sees: text, logprobs and the reason of the end.
 
     Event ──▶ OutputProcessor.push ──▶ Pending
-                ├─ Detokenizer   token ids → text, never half a character
-                └─ StopChecker   ends the text at a stop string
+                ├─ Detokenizer     token ids → text, never half a character
+                ├─ StopChecker     ends the text at a stop string
+                └─ MessageParser   text → thought, text and calls, where the model's family is known
 
-It knows one sequence. It knows neither HTTP nor the engine: when a stop string ends the text early, it says
-so in `Pending.stop_found`, and the caller aborts the request.
+It knows one sequence. It knows neither HTTP nor the engine: when a stop string, or the only call that is
+wanted, ends the text early, it says so in `Pending.stop_found`, and the caller aborts the request.
 """
 
 from __future__ import annotations
@@ -18,6 +19,8 @@ from penstock.core.request_spec import FinishReason
 from penstock.core.sampling_params import SamplingParams
 
 from .detokenizer import Detokenizer
+from .parsers.message import MessageParser
+from .parsers.pieces import Piece, Text
 from .stop import StopChecker, StopStrings
 from .tokenizer import Tokenizer
 
@@ -49,7 +52,13 @@ class Pending:
     `clear`; who wants it whole lets it grow."""
 
     pieces: list[str] = field(default_factory=list)
-    """The text, in pieces of which none is empty."""
+    """The text as the model wrote it, in pieces of which none is empty."""
+    parsed: list[Piece] | None = None
+    """What a parser made of it; None without one."""
+    calls: int = 0
+    """How many calls of tools have begun, those that were taken included."""
+    reasoning_tokens: int = 0
+    """How many tokens were a thought's, those that were taken included."""
     token_ids: list[int] = field(default_factory=list)
     """The end-of-sequence or stop token included."""
     logprobs: list[DecodedLogprob] = field(default_factory=list)
@@ -58,6 +67,9 @@ class Pending:
     """"stop", "length", "abort" or "error", once the sequence has ended."""
     stop_reason: int | str | None = None
     """The stop string or the stop token id that ended it; None for end-of-sequence and other reasons."""
+    stop_found: bool = False
+    """The text ended it, by a stop string or the only call wanted: the engine, which does not know, may still
+    run."""
 
     @property
     def text(self) -> str:
@@ -65,13 +77,17 @@ class Pending:
         return "".join(self.pieces)
 
     @property
-    def stop_found(self) -> bool:
-        """Whether a stop string ended the text: the engine, which does not know of it, may still run."""
-        return isinstance(self.stop_reason, str)
+    def parts(self) -> list[Piece]:
+        """What the text is made of; all of it is Text where there is no parser."""
+        if self.parsed is not None:
+            return self.parsed
+        return [Text(self.text)] if self.pieces else []
 
     def clear(self) -> None:
-        """Forget the output, which has been taken; how the sequence ended stays."""
+        """Forget the output, which has been taken; how the sequence ended, and counts, stay."""
         self.pieces.clear()
+        if self.parsed is not None:
+            self.parsed = []
         self.token_ids.clear()
         self.logprobs.clear()
 
@@ -85,15 +101,24 @@ class OutputProcessor:
         prompt_ids: Sequence[int],
         params: SamplingParams,
         stops: StopStrings | None = None,
+        parser: MessageParser | None = None,
     ) -> None:
-        """Start after `prompt_ids`. stops: those of `params` compiled, by whoever has several sequences."""
+        """Start after `prompt_ids`.
+
+        Args:
+            stops: those of `params` compiled, by whoever has several sequences.
+            parser: of this sequence. Special tokens that it reads are in the text, whatever `params` say.
+        """
         self._tokenizer = tokenizer
-        self._detokenizer = Detokenizer(tokenizer, prompt_ids, params.skip_special_tokens)
+        self._parser = parser
+        shown = () if parser is None else parser.marks
+        self._detokenizer = Detokenizer(tokenizer, prompt_ids, params.skip_special_tokens, shown)
         included = params.include_stop_str_in_output
         self._stop = StopChecker(stops or params.stop, included) if params.stop else None
         self._keep_stop_token = params.include_stop_str_in_output
         self._min_tokens = params.min_tokens
         self._logprobs = params.logprobs is not None
+        self._thought = 0
         self.generated = 0
         """Tokens that belong to the output: up to and including the one that completed a stop string."""
         self.finished = False
@@ -109,6 +134,8 @@ class OutputProcessor:
         """Append what one event adds to `into`, or to a new Pending; returns it. After the end of the
         sequence nothing is added."""
         pending = Pending() if into is None else into
+        if self._parser is not None and pending.parsed is None:
+            pending.parsed = []
         if self.finished:
             return pending
         taken, matched = 0, None
@@ -122,20 +149,31 @@ class OutputProcessor:
             taken += 1
             if by_token and taken == len(event.tokens) and not self._keep_stop_token:
                 break
+            thinking = self._parser is not None and self._parser.thinking
             matched = self._emit(self._detokenizer.push((token,)), pending)
+            if self._parser is not None:
+                self._thought += thinking and self._parser.thinking
+                if self._parser.satisfied:
+                    break
             if matched is not None:
                 break
         if matched is None and event.finish is not None:
             matched = self._emit(self._detokenizer.flush(), pending)
             if matched is None and self._stop is not None and (held := self._stop.flush()):
-                pending.pieces.append(held)
+                self._give(held, pending)
         pending.token_ids += event.tokens[:taken]
-        if matched is not None:
+        satisfied = self._parser is not None and self._parser.satisfied
+        if matched is not None or (satisfied and event.finish in (None, FinishReason.LENGTH)):
             self.finished = True
             pending.finish_reason, pending.stop_reason = FinishReason.STOP.value, matched
+            pending.stop_found = True
         elif event.finish is not None:
             self.finished = True
             pending.finish_reason, pending.stop_reason = event.finish.value, event.stop_reason
+        if self._parser is not None and pending.parsed is not None:
+            if self.finished:
+                pending.parsed += self._parser.finish()
+            pending.calls, pending.reasoning_tokens = self._parser.calls, self._thought
         return pending
 
     def _emit(self, text: str, pending: Pending) -> str | None:
@@ -144,8 +182,13 @@ class OutputProcessor:
         if self._stop is not None:
             text, matched = self._stop.push(text, search=self.generated > self._min_tokens)
         if text:
-            pending.pieces.append(text)
+            self._give(text, pending)
         return matched
+
+    def _give(self, text: str, pending: Pending) -> None:
+        pending.pieces.append(text)
+        if self._parser is not None and pending.parsed is not None:
+            pending.parsed += self._parser.push(text)
 
 
 def decode_logprob(tokenizer: Tokenizer, stream: Detokenizer, entry: TokenLogprob) -> DecodedLogprob:

@@ -91,10 +91,10 @@ class TemplateError(Exception):
         self.line = line
 
 
-class _Worker:
+class Worker:
     """One process. Used by one thread at a time."""
 
-    def __init__(self) -> None:
+    def __init__(self, module: str = f"{__package__}.template_worker") -> None:
         """Start it; it is ready some tenths of a second later. Raises OSError."""
         self._socket, theirs = socket.socketpair()
         environment = {
@@ -104,7 +104,7 @@ class _Worker:
         }
         with theirs:
             self._process = subprocess.Popen(
-                [sys.executable, "-m", f"{__package__}.template_worker"],
+                [sys.executable, "-m", module],
                 stdin=theirs.fileno(),
                 stdout=subprocess.DEVNULL,
                 env=environment,
@@ -145,25 +145,54 @@ class _Worker:
         status = self._process.poll()
         if status == -signal.SIGALRM:
             return TemplateError("time")
-        if status == -signal.SIGKILL:  # not by us: the system was short of memory
+        if status in (-signal.SIGKILL, -signal.SIGABRT):  # not by us: the system, or it, was short of memory
             return TemplateError("memory")
         return TemplateError("failed", f"its process ended with status {status}")
 
 
-class TemplatePool:
+class Shelf:
+    """Workers that are free. Safe to use from any thread."""
+
+    def __init__(self) -> None:
+        self._free: list[Worker] = []
+        self._lock = threading.Lock()
+
+    def take(self) -> Worker | None:
+        """One that lives; None if there is none."""
+        with self._lock:
+            while self._free:
+                worker = self._free.pop()
+                if worker.alive:
+                    return worker
+                worker.close()
+        return None
+
+    def put(self, worker: Worker) -> None:
+        """It is free."""
+        with self._lock:
+            self._free.append(worker)
+
+    def close(self) -> None:
+        """End all of them."""
+        with self._lock:
+            workers, self._free = self._free, []
+        for worker in workers:
+            worker.close()
+
+
+class TemplatePool(Shelf):
     """Workers, at most WORKERS, shared by all templates of this process. Safe to use from any thread."""
 
     def __init__(self) -> None:
-        self._free: list[_Worker] = []
+        super().__init__()
         self._places = threading.Semaphore(WORKERS)
-        self._lock = threading.Lock()
         self._threads = ThreadPoolExecutor(WORKERS, thread_name_prefix="template")
 
     def start(self) -> None:
         """Have a worker ready, so that the first template does not wait for it. Returns at once."""
         with self._lock, contextlib.suppress(OSError):  # who needs one hears of it
             if not self._free:
-                self._free.append(_Worker())
+                self._free.append(Worker())
 
     def run(self, text: str, variables: Mapping[str, Any] | None, limits: Limits) -> str:
         """Render a template, or, without variables, its content format.
@@ -184,8 +213,7 @@ class TemplatePool:
                 kind, answer, keep = worker.ask(request, limits)
             finally:
                 if keep:
-                    with self._lock:
-                        self._free.append(worker)
+                    self.put(worker)
                 else:
                     worker.close()
                     self.start()
@@ -211,22 +239,11 @@ class TemplatePool:
 
         return await asyncio.get_running_loop().run_in_executor(self._threads, start)
 
-    def close(self) -> None:
-        """End all workers that are free."""
-        with self._lock:
-            workers, self._free = self._free, []
-        for worker in workers:
-            worker.close()
-
-    def _take(self) -> _Worker:
-        with self._lock:
-            while self._free:
-                worker = self._free.pop()
-                if worker.alive:
-                    return worker
-                worker.close()
+    def _take(self) -> Worker:
+        if (free := self.take()) is not None:
+            return free
         try:
-            return _Worker()
+            return Worker()
         except OSError as error:
             failure: PenstockError = Unavailable(f"no process for chat templates can be started: {error}.")
             raise failure from error

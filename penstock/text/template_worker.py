@@ -23,6 +23,7 @@ import signal
 import socket
 import struct
 import sys
+from collections.abc import Callable
 from typing import Any
 
 REQUEST = struct.Struct("=dQ")
@@ -100,7 +101,7 @@ def receive(connection: socket.socket, size: int) -> bytearray:
     return data
 
 
-def _pages(field: int) -> int:
+def pages(field: int) -> int:
     """Of /proc/self/statm: 0 the address space, 1 what is resident; in bytes, 0 where it is not told."""
     try:
         with open("/proc/self/statm") as file:
@@ -109,25 +110,31 @@ def _pages(field: int) -> int:
         return 0
 
 
-def main() -> int:
-    """Answer until the parent closes its end."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the terminal's; the parent decides
-    connection = socket.socket(fileno=0)
-    from . import jinja_sandbox
-
-    jinja_sandbox.compiled("{{ messages }}{% for i in range(2) %}{{ i | tojson }}{% endfor %}").render()
+def confine(memory: int) -> int:
+    """Bound what the process may take from now on: so many bytes of address space beyond what it has. What is
+    resident of it now, in bytes."""
     gc.collect()
     gc.freeze()
-    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-    space, idle = _pages(0), _pages(1)
+    space, idle = pages(0), pages(1)
     if space:
-        resource.setrlimit(resource.RLIMIT_AS, (space + MEMORY, space + MEMORY))
+        resource.setrlimit(resource.RLIMIT_AS, (space + memory, space + memory))
+    return idle
+
+
+def serve(prepare: Callable[[], Callable[[bytearray], tuple[bytes, bytes, bool]]]) -> int:
+    """Answer until the parent closes its end, or an answer is the last one.
+
+    prepare: makes what answers: request → (kind, text in UTF-8, whether the process can be asked again).
+    """
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the terminal's; the parent decides
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    connection = socket.socket(fileno=0)
+    answer = prepare()
     while True:
         try:
             seconds, length = REQUEST.unpack(receive(connection, REQUEST.size))
             signal.setitimer(signal.ITIMER_REAL, seconds)  # its signal's default action ends the process
-            kind, text = _answer(receive(connection, length))
-            stays = kind != NO_MEMORY and _pages(1) - idle <= _KEEPS
+            kind, text, stays = answer(receive(connection, length))
             signal.setitimer(signal.ITIMER_REAL, 0)
             connection.sendall(ANSWER.pack(kind, b"1" if stays else b"0", len(text)) + text)
             if not stays:
@@ -136,7 +143,20 @@ def main() -> int:
             return 0
 
 
+def _prepare() -> Callable[[bytearray], tuple[bytes, bytes, bool]]:
+    from . import jinja_sandbox
+
+    jinja_sandbox.compiled("{{ messages }}{% for i in range(2) %}{{ i | tojson }}{% endfor %}").render()
+    idle = confine(MEMORY)
+
+    def answer(body: bytearray) -> tuple[bytes, bytes, bool]:
+        kind, text = _answer(body)
+        return kind, text, kind != NO_MEMORY and pages(1) - idle <= _KEEPS
+
+    return answer
+
+
 if __name__ == "__main__":
-    status = main()
+    status = serve(_prepare)
     sys.stderr.flush()
     os._exit(status)  # nothing to tidy up

@@ -13,9 +13,11 @@ here is read-only after construction and may be used from any thread; encoding a
 
 from __future__ import annotations
 
+import functools
 import json
 import os
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from enum import Enum
 from pathlib import Path
 from typing import Any
@@ -44,6 +46,31 @@ class Pieces(Enum):
     """`▁` is a space and `<0x0A>` a byte; the text's first space may be dropped (Llama 2, Mistral)."""
     OTHER = "other"
     """Only the tokenizer's own decoder knows (WordPiece, BPE with suffixes, …)."""
+
+
+@dataclass(frozen=True, slots=True)
+class Frame:
+    """Special tokens around one text, or two: before the first, between them, behind the last."""
+
+    single: tuple[tuple[int, ...], tuple[int, ...]]
+    """(before, behind) a text that is alone."""
+    pair: tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]]
+    has_types: bool
+    """Whether the second text has tokens of type 1."""
+    typed: int = 0
+    """Of the tokens between two texts, how many have type 1, too."""
+
+    def around(self, ids: Sequence[int]) -> list[int]:
+        """One text."""
+        before, behind = self.single
+        return [*before, *ids, *behind]
+
+    def between(self, first: Sequence[int], second: Sequence[int]) -> tuple[list[int], int | None]:
+        """Two texts: (token ids, where those of type 1 begin)."""
+        before, middle, behind = self.pair
+        ids = [*before, *first, *middle]
+        begin = len(ids) - self.typed if self.has_types else None
+        return [*ids, *second, *behind], begin
 
 
 class Tokenizer:
@@ -141,9 +168,27 @@ class Tokenizer:
         return self.chat_templates.get(_DEFAULT)
 
     @property
-    def all_special_tokens(self) -> tuple[str, ...]:
-        """Contents of the special tokens, in order of their ids."""
-        return tuple(self._added[id] for id in sorted(self.special_ids))
+    def added_tokens(self) -> dict[int, str]:
+        """Tokens that stand beside the vocabulary that was learnt, special or not, by id."""
+        return dict(self._added)
+
+    @functools.cached_property
+    def frame(self) -> Frame:
+        """What encoding with special tokens puts around texts, as an encoded letter shows it."""
+        one = self._rust.encode("a")
+        two = self._rust.encode("a", "a")
+        owners = two.sequence_ids
+        first, second = owners.index(0), owners.index(1)
+        end = len(owners) - owners[::-1].index(0)
+        last = len(owners) - owners[::-1].index(1)
+        own = one.sequence_ids
+        alone, behind = own.index(0), len(own) - own[::-1].index(0)
+        return Frame(
+            (tuple(one.ids[:alone]), tuple(one.ids[behind:])),
+            (tuple(two.ids[:first]), tuple(two.ids[end:second]), tuple(two.ids[last:])),
+            has_types=two.type_ids[second] == 1,
+            typed=sum(two.type_ids[end:second]),
+        )
 
     @property
     def drops_first_space(self) -> bool:
@@ -216,6 +261,11 @@ class Tokenizer:
             byte = _FALLBACK.get(piece)
             return bytes([byte]) if byte is not None else piece.replace(_SPACE, " ").encode()
         return self.decode([id], skip_special_tokens=False).encode() if piece else b""
+
+    def to_json(self) -> str:
+        """tokenizer.json, with what other files have added to it."""
+        text: str = self._rust.to_str()
+        return text
 
     def _named_id(self, name: str) -> int | None:
         token = self.special_tokens.get(name)

@@ -9,6 +9,7 @@ import pytest
 from penstock.core.cost import Coefficients, StepCost
 from penstock.core.executor import Capacity, Failures, Items, Ticket
 from penstock.core.plan import Admission, Failure, Outcome, Plan, PlanItem, TokenLogprob
+from penstock.core.pooling import Vectors
 from penstock.core.request_spec import Pooling, RequestSpec
 from penstock.core.sampling_params import Sampling
 from penstock.core.simulated import FEATURES, SimulatedExecutor, echo
@@ -180,7 +181,7 @@ def test_the_simulated_device_pools() -> None:
     executor = simulated()
     spec = request("a", [4, 5, 6], pooling=Pooling())
     plan = Plan(0, admit(spec), (PlanItem("a", 0, 0, 3, (0,), 0, (), True),))
-    assert executor.collect(executor.submit(plan)).outcomes == (Outcome(pooled=(1.0,)),)
+    assert executor.collect(executor.submit(plan)).outcomes == (Outcome(pooled=Vectors.of((1.0,))),)
 
 
 @pytest.mark.parametrize(

@@ -86,7 +86,7 @@ def test_what_nobody_sets_says_nothing() -> None:
     assert StepResult(1, 0.5, ()).regular is True
     assert Event("a") == ("a", (), (), None, None, None, None, None, 0.0, None, 0, 0.0, 0)
     assert Prompt((1,)) == Prompt((1,), 16, ())
-    assert Pooling() == Pooling("last", True)
+    assert Pooling() == Pooling("last", "embed", True, None)
     assert InputSpan(1, 2, "x").digest == "x"
 
 

@@ -36,7 +36,7 @@ def test_policies_by_name() -> None:
 def test_who_goes_first_and_who_yields() -> None:
     assert View() == View(0.0, {})
     requests = arrived(3, -1, 3)
-    assert [Fcfs().order(each, View()) for each in requests] == [(0,), (1,), (2,)]
+    assert [Fcfs().order(each, View()) for each in requests] == [(False, 0), (False, 1), (False, 2)]
     assert [Priority().order(each, View()) for each in requests] == [
         (False, 3, 0),
         (False, -1, 1),
@@ -58,10 +58,10 @@ def test_what_nobody_waits_for_is_served_after_all_others_and_yields_before_them
     assert [each.id for each in ordered] == ["r3", "r1", "r0", "r2"]
     assert Priority().victim(ordered, View()).id == "r2"
     assert [each.id for each in sorted(requests, key=lambda each: Fcfs().order(each, View()))] == [
-        "r0",
         "r1",
-        "r2",
         "r3",
+        "r0",
+        "r2",
     ]
 
 

@@ -13,6 +13,7 @@ from penstock.core.draft import PROMPT_TOKENS_PER_DECODE
 from penstock.core.errors import ContextLengthExceeded, InvalidRequest
 from penstock.core.plan import Failure, Outcome, Plan, StepResult
 from penstock.core.policy import Policy, View
+from penstock.core.pooling import Vectors
 from penstock.core.request import Request
 from penstock.core.request_spec import FinishReason, InputSpan, Pooling
 from penstock.core.sampling_params import Sampling
@@ -433,8 +434,8 @@ def test_pooling_ends_with_the_prompt() -> None:
     world.add(request("short", [5], pooling=Pooling()))
     world.run()
     assert {event.request: event.pooled for event in world.events} == {
-        "long": (float(sum(range(1000, 1020))),),
-        "short": (5.0,),
+        "long": Vectors.of((float(sum(range(1000, 1020))),)),
+        "short": Vectors.of((5.0,)),
     }
     assert all(event.finish is FinishReason.STOP and not event.tokens for event in world.events)
     with pytest.raises(InvalidRequest, match="either samples or pools"):
@@ -563,6 +564,8 @@ limits = st.builds(
 
 
 policies = st.sampled_from([None, Fair(), Deadlines()])
+hosts = st.sampled_from([0, 2, 30])
+"""Blocks of the host: none, too few, enough."""
 
 
 def play(
@@ -572,10 +575,18 @@ def play(
     depth: int = 1,
     drafts: bool = False,
     policy: Policy | None = None,
+    host: int = 0,
 ) -> World:
     """Run a history to its end; the world checks all invariants after every call."""
     drafter = correct_drafts if drafts else None
-    world = World(settings_, num_blocks=blocks, depth=depth, drafter=drafter, policy=policy)  # type: ignore[arg-type]
+    world = World(
+        settings_,  # type: ignore[arg-type]
+        num_blocks=blocks,
+        depth=depth,
+        drafter=drafter,
+        policy=policy,
+        host_blocks=host,
+    )
     names: list[str] = []
     for what, *args in history:
         if what == "add":
@@ -617,7 +628,7 @@ def outputs(world: World) -> dict[str, tuple[int, ...]]:
 
 
 @settings(max_examples=300, deadline=None)
-@given(histories, limits, st.integers(11, 24), st.integers(1, 3), st.booleans(), policies)
+@given(histories, limits, st.integers(11, 24), st.integers(1, 3), st.booleans(), policies, hosts)
 def test_any_history_ends_clean(
     history: list[tuple[object, ...]],
     settings_: object,
@@ -625,16 +636,18 @@ def test_any_history_ends_clean(
     depth: int,
     drafts: bool,
     policy: Policy | None,
+    host: int,
 ) -> None:
     """No leak, no starvation, every request ends exactly once, no position is skipped or misread, and nobody
     is told what stands on keys and values that were never computed."""
-    world = play(history, settings_, blocks, depth, drafts, policy)
+    world = play(history, settings_, blocks, depth, drafts, policy, host)
     ends = [event.request for event in world.events if event.finish is not None]
     assert sorted(ends) == sorted(name for spec in world.specs.values() for name in spec.ids)
     assert world.scheduler.pool.available == blocks
+    assert world.scheduler.swaps.usage == 0
     assert not world.scheduler.running
     assert not world.scheduler.waiting
-    assert all(-7 not in event.tokens and event.pooled != (-7.0,) for event in world.events)
+    assert all(-7 not in event.tokens and event.pooled != Vectors.of((-7.0,)) for event in world.events)
     prompts = {name: spec.prompts[0].token_ids for spec in world.specs.values() for name in spec.ids}
     for event in world.events:
         if event.prompt_logprobs is not None:
@@ -664,20 +677,21 @@ def test_limits_of_a_step_hold(
 
 
 @settings(max_examples=100, deadline=None)
-@given(histories, limits, st.integers(11, 24), st.integers(1, 2))
+@given(histories, limits, st.integers(11, 24), st.integers(1, 2), hosts)
 def test_the_same_history_gives_a_byte_identical_plan_log(
-    history: list[tuple[object, ...]], settings_: object, blocks: int, depth: int
+    history: list[tuple[object, ...]], settings_: object, blocks: int, depth: int, host: int
 ) -> None:
-    assert play(history, settings_, blocks, depth).log == play(history, settings_, blocks, depth).log
+    first, second = (play(history, settings_, blocks, depth, host=host) for _ in range(2))
+    assert first.log == second.log
 
 
 @settings(max_examples=100, deadline=None)
-@given(histories, limits, st.integers(11, 24), st.integers(1, 3), st.booleans())
+@given(histories, limits, st.integers(11, 24), st.integers(1, 3), st.booleans(), hosts)
 def test_every_step_is_paid_in_full(
-    history: list[tuple[object, ...]], settings_: object, blocks: int, depth: int, drafts: bool
+    history: list[tuple[object, ...]], settings_: object, blocks: int, depth: int, drafts: bool, host: int
 ) -> None:
     """Σ bills of all requests (last event of each) == Σ seconds of all steps."""
-    world = play(history, settings_, blocks, depth, drafts)
+    world = play(history, settings_, blocks, depth, drafts, host=host)
     bills = sum(event.device_seconds for event in world.events if event.finish is not None)
     assert bills == pytest.approx(0.5 * len(world.log))
 
@@ -690,15 +704,25 @@ def test_every_step_is_paid_in_full(
     st.integers(11, 24),
     st.integers(1, 3),
     st.booleans(),
+    hosts,
 )
 def test_tokens_do_not_depend_on_limits_or_company(
-    history: list[tuple[object, ...]], one: object, other: object, blocks: int, depth: int, drafts: bool
+    history: list[tuple[object, ...]],
+    one: object,
+    other: object,
+    blocks: int,
+    depth: int,
+    drafts: bool,
+    host: int,
 ) -> None:
-    """Chunk size, batch, preemption, prefix hits, failures of others, steps in flight and drafts change when
-    a token is made, never which."""
+    """Chunk size, batch, preemption, copies to the host, prefix hits, failures of others, steps in flight and
+    drafts change when a token is made, never which."""
     outputs_ = [
-        outputs(play(history, settings_, count, steps, guessing))
-        for settings_, count, steps, guessing in ((one, blocks, depth, drafts), (other, 64, 1, False))
+        outputs(play(history, settings_, count, steps, guessing, host=kept))
+        for settings_, count, steps, guessing, kept in (
+            (one, blocks, depth, drafts, host),
+            (other, 64, 1, False, 0),
+        )
     ]
     for name in set(outputs_[0]) & set(outputs_[1]):  # others were refused, aborted or failed in one of them
         assert outputs_[0][name] == outputs_[1][name]

@@ -12,6 +12,7 @@ from penstock.core.cost import StepCost
 from penstock.core.errors import ContextLengthExceeded, InvalidRequest, UnsupportedParameter
 from penstock.core.plan import Event, Failure, Outcome, Plan, StepResult, TokenLogprob
 from penstock.core.policy import Fcfs, View
+from penstock.core.pooling import Vectors
 from penstock.core.request import Request
 from penstock.core.request_spec import FinishReason, Pooling
 from penstock.core.sampling_params import Sampling
@@ -155,7 +156,7 @@ def test_a_prompt_that_is_pooled_may_end_in_a_chunk_of_one_token() -> None:
     world = World(config(), num_blocks=32)
     world.add(request("a", 17, pooling=Pooling()))
     assert [shape(world.step()), shape(world.step())] == [{"a": 16}, {"a": 1}]
-    assert world.events[-1].pooled == (float(sum(range(1000, 1017))),)
+    assert world.events[-1].pooled == Vectors.of((float(sum(range(1000, 1017))),))
 
 
 def test_a_prompt_that_is_pooled_may_fill_the_cache() -> None:

@@ -6,6 +6,7 @@ from collections import deque
 from collections.abc import Sequence
 
 from penstock.core.blocks import BlockPool
+from penstock.core.cost import StepCost
 from penstock.core.plan import (
     Admission,
     Event,
@@ -17,6 +18,7 @@ from penstock.core.plan import (
     TokenLogprob,
 )
 from penstock.core.policy import Policy
+from penstock.core.pooling import Vectors
 from penstock.core.request import Request
 from penstock.core.request_spec import Pooling, Prompt, RequestSpec
 from penstock.core.sampling_params import Sampling
@@ -66,9 +68,19 @@ class World:
         depth: int = 1,
         policy: Policy | None = None,
         drafter: Drafter | None = None,
+        host_blocks: int = 0,
+        cost: StepCost | None = None,
     ) -> None:
         pool = BlockPool(num_blocks, block_size)
-        self.scheduler = Scheduler(settings, pool, policy=policy, drafter=drafter, features=FEATURES)
+        self.scheduler = Scheduler(
+            settings,
+            pool,
+            cost,
+            policy=policy,
+            drafter=drafter,
+            features=FEATURES,
+            host_blocks=host_blocks,
+        )
         self.now = 0.0
         self.log: list[str] = []
         self.specs: dict[str, RequestSpec] = {}
@@ -79,6 +91,8 @@ class World:
         self.computed: dict[int, tuple[int, ...]] = {}
         """block id → the tokens whose keys and values it holds: what a device would have written. A negative
         one is worthless: nothing was written, or on top of what is worthless."""
+        self.host: dict[int, tuple[int, ...]] = {}
+        """host block id → what it holds, as `computed`."""
         self._depth = depth
         self._flights: deque[tuple[Plan, StepResult]] = deque()
 
@@ -147,6 +161,12 @@ class World:
             self.rows[admission.request] = [*admission.prompt.token_ids, *admission.generated]
             self.tables[admission.request] = []
         size = self.scheduler.pool.block_size
+        assert len(dict(plan.swap_out).values()) == len({target for _, target in plan.swap_out})
+        for source, target in plan.swap_out:
+            assert 0 <= target < self.scheduler.swaps.num_blocks
+            self.host[target] = self.computed.get(source, ())
+        for source, target in plan.swap_in:
+            self.computed[target] = self.host[source]
         for item in plan.items:
             self.tables[item.request].extend(item.blocks)
         for item in plan.items:  # all writes …
@@ -184,9 +204,9 @@ class World:
         if not self._is_sound(row, self.tables[item.request], item.start + item.tokens):
             # what a device would compute from worthless keys and values: nobody may ever see it
             self.rows[item.request] += [-7] * item.samples
-            return Outcome((-7,) * item.samples, pooled=(-7.0,) if item.pools else None)
+            return Outcome((-7,) * item.samples, pooled=Vectors.of((-7.0,)) if item.pools else None)
         if item.pools:
-            return Outcome(pooled=(float(sum(row)),))
+            return Outcome(pooled=Vectors.of((float(sum(row)),)))
         about_prompt = self._about_prompt(item)
         if not item.samples:
             return Outcome(prompt_logprobs=about_prompt)

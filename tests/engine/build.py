@@ -9,6 +9,9 @@ from pathlib import Path
 import torch
 
 from penstock.core.cost import Coefficients
+from penstock.engine.executor.cuda import CudaStream
+from penstock.engine.executor.offload import HostCache
+from penstock.engine.executor.stream import HostStream, Stream
 from penstock.engine.executor.torch_executor import TorchExecutor
 from penstock.kernels.attention import KVCache
 from penstock.kernels.create import create_operations
@@ -37,10 +40,18 @@ def model(architecture: str, device: str) -> CausalLM:
 
 
 def torch_executor(
-    num_blocks: int = 64, block_size: int = 4, device: str = "cpu", architecture: str = "qwen3"
+    num_blocks: int = 64,
+    block_size: int = 4,
+    device: str = "cpu",
+    architecture: str = "qwen3",
+    stream: Stream | None = None,
+    host_blocks: int = 0,
 ) -> TorchExecutor:
     """An executor on a tiny random model."""
     loaded, place = model(architecture, device), torch.device(device)
     spec = loaded.cache_spec(block_size)
     attention = loaded.operations.attention(spec)
-    return TorchExecutor(loaded, KVCache(spec, num_blocks + 1, place), attention, place, Coefficients())
+    cache = KVCache(spec, num_blocks + 1, place)
+    stream = stream or (CudaStream(place) if place.type == "cuda" else HostStream())
+    host = HostCache(cache, host_blocks, stream, pinned=place.type == "cuda") if host_blocks else None
+    return TorchExecutor(loaded, cache, attention, place, Coefficients(), stream=stream, host=host)

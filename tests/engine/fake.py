@@ -10,9 +10,23 @@ from penstock.core.plan import Outcome
 from penstock.core.request_spec import Prompt, RequestSpec
 from penstock.core.sampling_params import Sampling
 from penstock.core.simulated import FEATURES, NextToken, SimulatedExecutor, echo
-from penstock.engine.clock import VirtualClock
 from penstock.engine.executor.recovery import Recovery
 from penstock.engine.messages import Add
+
+
+class VirtualClock:
+    """Time that passes only when a step says so."""
+
+    def __init__(self, start: float = 0.0) -> None:
+        self._now = start
+
+    def now(self) -> float:
+        """Virtual seconds."""
+        return self._now
+
+    def spent(self, seconds: float) -> None:
+        """Move on."""
+        self._now += seconds
 
 
 class FakeExecutor(SimulatedExecutor):
@@ -26,8 +40,9 @@ class FakeExecutor(SimulatedExecutor):
         next_token: NextToken | None = None,
         failing: Mapping[str, Exception] | None = None,
         probe: Callable[[], None] | None = None,
+        host_blocks: int = 0,
     ) -> None:
-        capacity = Capacity(num_blocks, block_size, vocab_size, Coefficients(), FEATURES)
+        capacity = Capacity(num_blocks, block_size, vocab_size, Coefficients(), FEATURES, host_blocks)
         super().__init__(capacity, next_token or echo)
         self.failing = dict(failing or {})
         self.clock = VirtualClock(100.0)

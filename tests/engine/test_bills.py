@@ -18,9 +18,9 @@ from penstock.core.request_spec import Prompt, RequestSpec
 from penstock.core.sampling_params import Sampling
 from penstock.core.scheduler import Scheduler, SchedulerConfig
 from penstock.core.simulated import FEATURES, SimulatedExecutor, echo
-from penstock.engine.clock import VirtualClock
 from penstock.engine.loop import EngineLoop
 from penstock.engine.messages import Abort, Add
+from tests.engine.fake import VirtualClock
 
 
 class BrokenDevice(Exception):

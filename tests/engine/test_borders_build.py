@@ -13,20 +13,22 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from penstock.core.errors import StartupError
-from penstock.core.plan import Event, Failure, PlanItem
+from penstock.core.plan import Event, Failure, PlanItem, TokenLogprob
 from penstock.engine import build as module
 from penstock.engine.build import _dtype, _kept, _progress_bar, _quantization, _Timer
 from penstock.engine.config import EngineConfig
+from penstock.engine.executor.drafts import verified
+from penstock.engine.executor.faults import is_out_of_memory
 from penstock.engine.executor.memory_limits import Limit, StepLimits
-from penstock.engine.executor.torch_executor import _verified, is_out_of_memory
 from penstock.engine.loop import _MOST_RETRY_AFTER, EngineLoop
 from penstock.engine.messages import Abort
+from penstock.kernels.capability import Device
 from penstock.sampling.sampler import Sampled
 
 from .fake import FakeExecutor, add
 from .test_loop import make_loop, run
 
-CPU = torch.device("cpu")
+CPU = Device("cpu")
 
 
 # ---- types and schemes ----
@@ -47,12 +49,12 @@ def test_the_type_is_the_checkpoints_but_for_float16_on_a_cpu(
     wanted: str, checkpoint: str, device: str, chosen: torch.dtype
 ) -> None:
     config = cast(Any, SimpleNamespace(dtype=checkpoint))
-    assert _dtype(wanted, config, torch.device(device)) == chosen
+    assert _dtype(wanted, config, Device(device)) == chosen
 
 
 def operations(**fields: Any) -> Any:
     known = {
-        "device": CPU,
+        "device": torch.device("cpu"),
         "dtype": torch.bfloat16,
         "schemes": ("int8", "w8a8", "int4"),
         "multiplies_integers": True,
@@ -63,13 +65,15 @@ def operations(**fields: Any) -> Any:
 
 
 def test_a_scheme_is_what_was_asked_for(caplog: pytest.LogCaptureFixture) -> None:
-    assert _quantization(EngineConfig(), operations(schemes=())) is None
-    assert _quantization(EngineConfig(quantization="w8a8"), operations()) == "w8a8"
+    assert _quantization(EngineConfig(), operations(schemes=()), CPU) is None
+    assert _quantization(EngineConfig(quantization="w8a8"), operations(), CPU) == "w8a8"
     assert caplog.messages == []
-    assert _quantization(EngineConfig(quantization="int4"), operations(multiplies_integers=False)) == "int4"
+    assert (
+        _quantization(EngineConfig(quantization="int4"), operations(multiplies_integers=False), CPU) == "int4"
+    )
     assert caplog.messages == [
         "This processor has no instructions for products of 8-bit integers: "
-        "--quantization int4 saves memory here, and costs speed."
+        "--quantization int4 saves memory here, and makes prompts no faster."
     ]
 
 
@@ -77,7 +81,6 @@ def test_a_scheme_is_what_was_asked_for(caplog: pytest.LogCaptureFixture) -> Non
     ("fields", "param", "words"),
     [
         ({"dtype": torch.float16}, "--dtype", "not in float16. Use --dtype bfloat16."),
-        ({"device": torch.device("cuda")}, "--quantization", "for CPU, not for cuda. Drop the flag, or use"),
         (
             {"schemes": ("int4",)},
             "--quantization",
@@ -87,7 +90,7 @@ def test_a_scheme_is_what_was_asked_for(caplog: pytest.LogCaptureFixture) -> Non
 )
 def test_a_scheme_that_cannot_be_used_here(fields: dict[str, Any], param: str, words: str) -> None:
     with pytest.raises(StartupError, match=r"^--quantization int8 ") as caught:
-        _quantization(EngineConfig(quantization="int8"), operations(**fields))
+        _quantization(EngineConfig(quantization="int8"), operations(**fields), CPU)
     assert caught.value.param == param
     assert words in str(caught.value)
 
@@ -250,12 +253,21 @@ def sampled(*tokens: int, bad: int | None = None) -> list[Sampled]:
 def test_tokens_are_kept_up_to_the_first_draft_that_was_wrong(
     drafts: tuple[int, ...], choices: list[Sampled], tokens: tuple[int, ...] | None, place: int
 ) -> None:
-    outcome, checked = _verified(drafts, choices)
+    outcome, checked = verified(drafts, choices)
     assert checked == place
     if tokens is None:
         assert outcome.failure == Failure("not finite")
     else:
         assert (outcome.tokens, outcome.logprobs, outcome.failure) == (tokens, (), None)
+
+
+def test_log_probabilities_of_drafts_are_kept_with_their_tokens() -> None:
+    entries = [TokenLogprob(token, -0.5, 1) for token in (5, 6, 8)]
+    choices = [Sampled(entry.token, entry) for entry in entries]
+    outcome, _ = verified((5, 7), choices)
+    assert (outcome.tokens, outcome.logprobs) == ((5, 6), tuple(entries[:2]))
+    outcome, _ = verified((), choices[:1])
+    assert outcome.logprobs == (entries[0],)
 
 
 # ---- when to come back ----

@@ -64,7 +64,7 @@ def test_shares_that_can_be(share: float | None) -> None:
             "Raise --max-num-batched-tokens to compute long prompts in one piece.",
         ),
         ({"dtype": "float8"}, "--dtype", "Choose from: auto, bfloat16, float16, half, float32, float."),
-        ({"quantization": "fp8"}, "--quantization", "Choose from: none, int8, w8a8, int4."),
+        ({"quantization": "nf4"}, "--quantization", "Choose from: none, int8, w8a8, int4, fp8."),
         ({"device": "tpu"}, "--device", "Choose from: auto, cpu, cuda."),
         ({"load_format": "gguf"}, "--load-format", "Choose from: auto, safetensors, dummy."),
         ({"scheduling_policy": "lifo"}, "--scheduling-policy", "Choose from: fcfs, priority."),

@@ -14,7 +14,7 @@ import torch
 
 from penstock.core.errors import StartupError
 from penstock.engine import hardware
-from penstock.engine.clock import MonotonicClock, VirtualClock
+from penstock.engine.clock import MonotonicClock
 from penstock.engine.environment import prepare
 from penstock.engine.hardware import choose_device, cpu_isa, cpu_name, prior, roofline
 from penstock.engine.heartbeat import Heartbeat
@@ -266,13 +266,25 @@ def test_a_heartbeat_is_read_through_another_mapping(tmp_path: Path) -> None:
         mine.read()
 
 
-def test_clocks() -> None:
+def test_a_step_does_not_move_the_real_clock() -> None:
     real = MonotonicClock()
     before = real.now()
     real.spent(1e9)
     assert before <= real.now() < before + 1e9
-    assert VirtualClock().now() == 0.0
-    virtual = VirtualClock(3.0)
-    virtual.spent(0.5)
-    virtual.spent(0.25)
-    assert virtual.now() == 3.75
+
+
+@pytest.mark.parametrize(
+    ("isa", "dtype", "measured"),
+    [
+        ("AVX2", torch.bfloat16, torch.float32),
+        ("AVX512 AVX2", torch.bfloat16, torch.float32),
+        ("AVX512-BF16 AVX512 AVX2", torch.bfloat16, torch.bfloat16),
+        ("aarch64", torch.bfloat16, torch.bfloat16),
+        ("compute capability 8.0", torch.bfloat16, torch.bfloat16),
+        ("AVX2", torch.float16, torch.float16),
+    ],
+)
+def test_products_are_measured_in_what_the_kernels_compute_in(
+    isa: str, dtype: torch.dtype, measured: torch.dtype
+) -> None:
+    assert hardware.multiplied_in(isa, dtype) == measured

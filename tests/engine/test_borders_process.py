@@ -21,6 +21,7 @@ from penstock.core.request_spec import FinishReason
 from penstock.engine import process as module
 from penstock.engine.clients import STARTER
 from penstock.engine.config import EngineConfig
+from penstock.engine.executor.faults import lost
 from penstock.engine.heartbeat import Heartbeat
 from penstock.engine.messages import Abort, Add, Drain, Failed, Output, decode_from_engine, encode
 from penstock.engine.process import EngineProcess, Launch, main
@@ -127,6 +128,35 @@ def test_between_two_steps_a_bounded_number_is_taken_in(
     assert len(loop.scheduler.unfinished) - before <= 4
 
 
+def test_chores_are_done_one_by_one_when_nobody_is_there(
+    world: World, process: EngineProcess, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whoever comes waits for one piece at most; what is left is done when it is quiet again."""
+    monkeypatch.setattr(module, "_QUIET_MS", 1)
+    loop = make_loop()
+    done: list[int] = []
+
+    def chore() -> bool:
+        done.append(len(done))
+        if len(done) == 2:  # somebody comes meanwhile
+            world.send(add("a"))
+            assert process._clients._ends[STARTER][0].poll(2000)
+        if len(done) == 5:
+            world.send(add("b"))
+            assert process._clients._ends[STARTER][0].poll(2000)
+        return len(done) < 5
+
+    process._chore = chore
+    assert received(process, loop, 1) == []
+    assert (loop.scheduler.unfinished, done) == (("a",), [0, 1])
+    assert received(process, loop, 1, wait=False) == []  # there is work: no chores
+    assert done == [0, 1]
+    process._checked = True
+    assert received(process, loop, 2) == []
+    assert (loop.scheduler.unfinished, len(done)) == (("a", "b"), 5)
+    assert process._chore is None
+
+
 def test_a_quiet_engine_checks_itself_once(
     world: World, process: EngineProcess, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -213,6 +243,11 @@ def test_the_last_bills_are_sent_and_the_last_steps_kept(
             Failed("ModelLoadError", "bad.", advice="Try.", param="--model"),
         ),
         (EngineDead("broken"), 1, Failed("EngineDead", "EngineDead: broken")),
+        (
+            lost(RuntimeError("CUDA error: unspecified launch failure\nmore")),
+            1,
+            Failed("DeviceLost", "the device is lost: RuntimeError: CUDA error: unspecified launch failure."),
+        ),
         (InvalidRequest("odd"), 1, Failed("InvalidRequest", "InvalidRequest: odd")),
         (ValueError("boom"), 1, Failed("EngineDead", "ValueError: boom")),
         (KeyboardInterrupt(), 1, Failed("EngineDead", "KeyboardInterrupt")),

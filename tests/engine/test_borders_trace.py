@@ -12,6 +12,7 @@ import pytest
 from penstock.core.cost import Coefficients
 from penstock.core.executor import Capacity
 from penstock.core.plan import Admission, Failure, Outcome, Plan, PlanItem, StepResult
+from penstock.core.pooling import Vectors
 from penstock.core.scheduler import SchedulerConfig
 from penstock.engine import trace
 from penstock.engine.messages import Abort, Add
@@ -42,7 +43,7 @@ def test_every_line_says_what_came_what_was_planned_and_what_came_of_it() -> Non
     log.planned(2.0, plan)
     outcomes = (
         Outcome((7,)),
-        Outcome((), pooled=(1.0,)),
+        Outcome((), pooled=Vectors.of((1.0,))),
         Outcome((), failure=Failure("broke", tainted=True)),
         Outcome((8, 9)),
     )
@@ -217,7 +218,11 @@ def test_a_result_is_read_back_with_its_failures_and_pools() -> None:
     assert _result(Plan(7), record) == StepResult(
         7,
         0.5,
-        (Outcome((1, 2)), Outcome((), failure=Failure("nan", tainted=True)), Outcome((), pooled=())),
+        (
+            Outcome((1, 2)),
+            Outcome((), failure=Failure("nan", tainted=True)),
+            Outcome((), pooled=Vectors(0, b"")),
+        ),
         True,
     )
     assert _result(Plan(7), {"seconds": 1, "tokens": [[3]], "regular": False}) == StepResult(

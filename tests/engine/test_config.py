@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from penstock.core.errors import StartupError
-from penstock.engine.config import EngineConfig, resolve
+from penstock.engine.config import EngineConfig, graph_sizes, resolve, steps_ahead
 
 
 @pytest.mark.parametrize(
@@ -34,3 +34,36 @@ def test_limits_that_make_no_sense_are_refused() -> None:
     config = EngineConfig(max_num_seqs=9, max_num_batched_tokens=8)
     with pytest.raises(StartupError, match="--max-num-seqs 9 is more than the 8 tokens of a step"):
         resolve(config, device="cpu", max_model_len=64, weight_tokens=12.0)
+
+
+def test_graphs_are_for_gpus_and_may_be_left_out() -> None:
+    assert graph_sizes(EngineConfig(), "cuda", 8) == (1, 2, 4, 8)
+    assert graph_sizes(EngineConfig(), "cpu", 8) == ()
+    assert graph_sizes(EngineConfig(enforce_eager=True), "cuda", 8) == ()
+    assert graph_sizes(EngineConfig(max_cudagraph_capture_size=4), "cuda", 8) == (1, 2, 4)
+    assert graph_sizes(EngineConfig(max_cudagraph_capture_size=0), "cuda", 8) == ()
+    given = EngineConfig(cudagraph_capture_sizes=[16, 3, 3])  # type: ignore[arg-type]
+    assert given.cudagraph_capture_sizes == (16, 3, 3)
+    assert graph_sizes(given, "cuda", 8) == (3,)
+
+
+def test_steps_are_planned_ahead_where_a_device_computes_by_itself() -> None:
+    assert [steps_ahead(EngineConfig(), device) for device in ("cpu", "cuda")] == [False, True]
+    assert steps_ahead(EngineConfig(async_scheduling=True), "cpu")
+    assert not steps_ahead(EngineConfig(async_scheduling=False), "cuda")
+
+
+@pytest.mark.parametrize(
+    ("fields", "flag"),
+    [
+        ({"kv_offloading_size": -1.0}, "--kv-offloading-size"),
+        ({"kv_offloading_size": float("nan")}, "--kv-offloading-size"),
+        ({"kv_offloading_size": float("inf")}, "--kv-offloading-size"),
+        ({"cudagraph_capture_sizes": (4, 0)}, "--cudagraph-capture-sizes"),
+        ({"max_cudagraph_capture_size": -1}, "--max-cudagraph-capture-size"),
+    ],
+)
+def test_sizes_that_are_none_are_refused(fields: dict[str, object], flag: str) -> None:
+    with pytest.raises(StartupError) as caught:
+        EngineConfig(**fields)  # type: ignore[arg-type]
+    assert caught.value.param == flag

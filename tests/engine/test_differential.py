@@ -108,12 +108,13 @@ def test_the_pooled_vector_is_the_last_hidden_state(architecture: str) -> None:
     for number, prompt in enumerate(PROMPTS):
         pooled = RequestSpec(id=str(number), prompts=(Prompt(tuple(prompt), 0),), pooling=Pooling())
         scheduler.add(pooled, 0.0)
-    vectors: dict[str, tuple[float, ...] | None] = {}
+    vectors: dict[str, list[float]] = {}
     while scheduler.has_work:
         plan = scheduler.schedule(0.0)
         for event in scheduler.commit(plan, executor.collect(executor.submit(plan)), 0.0):
             assert event.failure is None, event.failure
-            vectors[event.request] = event.pooled
+            assert event.pooled is not None
+            vectors[event.request] = event.pooled.row
     executor.close()
     model = oracle(checkpoint(architecture))
     for number, prompt in enumerate(PROMPTS):

@@ -15,13 +15,12 @@ from penstock.core.executor import Capacity, Executor, Ticket
 from penstock.core.plan import Event, StepResult
 from penstock.core.request_spec import FinishReason
 from penstock.core.scheduler import Scheduler, SchedulerConfig
-from penstock.engine.clock import VirtualClock
 from penstock.engine.heartbeat import Heartbeat
 from penstock.engine.loop import EngineLoop
 from penstock.engine.messages import Abort, Add
 from penstock.engine.replay import replay
 from penstock.engine.trace import StepLog, open_log, read_log
-from tests.engine.fake import FakeExecutor, add, spec
+from tests.engine.fake import FakeExecutor, VirtualClock, add, spec
 
 
 def make_loop(
@@ -193,6 +192,21 @@ def test_requests_without_a_seed_get_one_that_they_keep() -> None:
     assert plans[0]["c"] is None
 
 
+def test_nothing_is_drawn_for_who_brings_a_seed_or_needs_none() -> None:
+    loop = make_loop(seed=7)
+    loop.handle(add("own", seed=5))
+    loop.handle(add("greedy", temperature=0.0))
+    loop.handle(add("drawn"))
+    loop.step()
+    admitted = {entry.request: entry.spec.drawn_seed for entry in loop.last_plan.admitted}
+    assert (admitted["own"], admitted["greedy"]) == (None, None)
+    assert admitted["drawn"] is not None
+    again = make_loop(seed=7)
+    again.handle(add("drawn"))
+    again.step()
+    assert again.last_plan.admitted[0].spec.drawn_seed == admitted["drawn"]
+
+
 def test_what_the_scheduler_refuses_becomes_an_event() -> None:
     loop = make_loop()
     events = loop.handle(add("long", range(70), n=2))
@@ -274,6 +288,44 @@ def test_statistics_are_totals() -> None:
     again = loop.stats()
     assert (again.totals.prompt_tokens, again.totals.generation_tokens) == (12, 6)
     assert loop.stats().seconds == 0.0
+
+
+def test_statistics_say_how_things_stand() -> None:
+    loop = make_loop(max_num_seqs=1)
+    first = loop.stats()
+    assert (first.seconds, first.predicted, first.waiting, first.deferred) == (0.0, 0.0, 0, 0)
+    loop.handle(add("a", range(10), n=2))
+    loop.handle(add("b", range(10)))
+    stats = loop.stats()
+    assert (stats.running, stats.waiting, stats.deferred) == (0, 3, 1)
+    loop.step()
+    stats = loop.stats()
+    assert (stats.running, stats.waiting) == (1, 2)
+
+
+def test_an_idle_loop_writes_no_plans(tmp_path: Path) -> None:
+    log = tmp_path / "log"
+    loop = make_loop(log=log)
+    loop.handle(add("a", max_tokens=1))
+    run(loop)
+    assert loop._log is not None
+    for _ in range(3):
+        assert loop.step() == []
+    loop._log.close()
+    assert sum('"items"' in line for line in log.read_text().splitlines()) == 1
+
+
+def test_a_refusal_is_written_though_nothing_is_planned(tmp_path: Path) -> None:
+    log = tmp_path / "log"
+    loop = make_loop(FakeExecutor(num_blocks=4), log=log, max_num_seqs=1, max_num_queued_reqs=1, depth=2)
+    for name in "abc":
+        loop.handle(add(name))
+    refused = [event for event in run(loop) if event.failure]
+    assert [event.request for event in refused] == ["c"]
+    assert loop._log is not None
+    loop._log.close()
+    recorded, replayed = replay(log.read_text().splitlines())
+    assert recorded == replayed
 
 
 def test_a_prediction_belongs_to_the_step_that_is_told(tmp_path: Path) -> None:

@@ -16,8 +16,9 @@ from penstock.core.errors import DeviceOutOfMemory
 from penstock.core.executor import Items
 from penstock.core.plan import Admission, Event, Outcome, Plan, PlanItem
 from penstock.core.request_spec import FinishReason
+from penstock.engine.executor.faults import is_out_of_memory
 from penstock.engine.executor.memory_limits import Limit, StepLimits
-from penstock.engine.executor.torch_executor import TorchExecutor, is_out_of_memory
+from penstock.engine.executor.torch_executor import TorchExecutor
 from penstock.engine.loop import EngineLoop
 from penstock.engine.messages import Add
 from penstock.engine.replay import replay

@@ -4,18 +4,24 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, cast
 
 import pytest
 import torch
 
 from penstock.core.errors import ModelLoadError, StartupError
+from penstock.engine.build import _dtype as as_built
 from penstock.engine.config import EngineConfig
-from penstock.engine.preview import preview
+from penstock.engine.preview import _dtype, preview
+from penstock.kernels.capability import Device
 from penstock.kernels.create import create_operations
 from penstock.model.config import load_config
 from penstock.model.hub import resolve_model
 from penstock.model.loader import load_model
+from penstock.model.together import share
 from tests.engine.build import checkpoint
 
 
@@ -39,6 +45,25 @@ def test_weights_are_reckoned_to_a_percent(dtype: str, quantization: str, load_f
     )
     reckoned = preview(config, device="cpu", name="demo").weights
     assert reckoned == pytest.approx(model.weight_bytes, rel=0.01)
+
+
+@pytest.mark.parametrize(
+    ("wanted", "checkpoint", "device", "chosen"),
+    [
+        ("auto", "float16", "cpu", "bfloat16"),
+        ("auto", "float16", "cuda", "float16"),
+        ("auto", "float32", "cpu", "float32"),
+        ("float16", "float32", "cpu", "float16"),
+        ("bfloat16", "float16", "cuda", "bfloat16"),
+    ],
+)
+def test_the_type_is_the_one_that_the_engine_chooses(
+    wanted: str, checkpoint: str, device: str, chosen: str
+) -> None:
+    model = cast(Any, SimpleNamespace(dtype=checkpoint))
+    assert _dtype(wanted, model, device) == chosen
+    there = {"float16": torch.float16, "float32": torch.float32, "bfloat16": torch.bfloat16}
+    assert as_built(wanted, model, Device(device)) == there[chosen]
 
 
 @pytest.mark.parametrize("architecture", ["llama", "qwen2", "qwen3", "phi", "falcon"])
@@ -91,3 +116,19 @@ def test_it_needs_no_torch() -> None:
         "preview(EngineConfig(model='demo'), device='cpu', name='x'); sys.exit('torch' in sys.modules)"
     )
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_graphs_and_offload_are_reckoned_too() -> None:
+    plain = preview(EngineConfig(model="demo", enforce_eager=True), device="cuda", name="demo")
+    graphs = preview(EngineConfig(model="demo"), device="cuda", name="demo")
+    assert plain.beside == 0
+    assert graphs.fixed - plain.fixed == graphs.beside > 13 * (16 << 20)
+    offload = EngineConfig(model="demo", kv_offloading_size=0.25)
+    assert (
+        preview(offload, device="cuda", name="demo").beside == graphs.beside
+    )  # the host's, not the device's
+    here = preview(offload, device="cpu", name="demo")
+    assert 0 <= (1 << 28) - here.beside < here.block
+    shares = share([here, replace(here, name="other", beside=0)], device="cpu", available=1 << 33)
+    assert "beside" in shares.render()
+    assert "beside" not in share([plain], device="cuda", available=1 << 36).render()

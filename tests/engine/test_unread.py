@@ -60,7 +60,7 @@ def test_the_bound_is_on_what_waits_already() -> None:
     assert not cut.calls
     cut.unread.put(call, [tokens(1)])
     assert cut.calls == [call]
-    assert call.waiting == 0, "what waited is dropped"
+    assert (call.waiting, cut.unread._waiting) == (0, 0), "what waited is dropped"
     cut.unread.put(call, [last()])
     (end,) = cut.read(call)
     assert (end.finish, end.tokens, end.device_seconds) == (FinishReason.ERROR, (), 1.5)

@@ -12,6 +12,8 @@ from typing import Any
 import pytest
 import torch
 
+from penstock.core.cost import Coefficients
+from penstock.core.plan import Plan
 from penstock.core.request_spec import Pooling, Prompt, RequestSpec
 from penstock.engine.build import Engine, build_engine
 from penstock.engine.config import EngineConfig
@@ -139,6 +141,37 @@ def test_how_many_steps_are_in_flight(ahead: bool, depth: int) -> None:
         assert engine.loop._depth == depth
 
 
+def test_what_the_host_keeps_changes_no_answer() -> None:
+    """Eight requests on a cache for two: preempted, copied or computed again."""
+    answers, totals = [], []
+    for size in (0.0, 0.01):
+        fields = {"max_model_len": 128, "max_num_seqs": 8, "enable_prefix_caching": False}
+        with built(kv_offloading_size=size, **fields) as engine:
+            assert bool(engine.loop.executor.capacity().host_blocks) is bool(size)
+            loop = engine.loop
+            loop.scheduler.cost.coefficients = (
+                Coefficients()
+            )  # copies cost nothing, whatever the machine does
+            loop.scheduler.cost.observe = lambda plan, seconds: None  # type: ignore[method-assign]
+            for number in range(8):
+                prompt = tuple(range(3 + number, 40 + number))
+                wanted = spec(f"r{number}", prompt, 60, temperature=0.0, ignore_eos=True)
+                loop.handle(Add(wanted))
+            made: dict[str, list[int]] = {}
+            for _ in range(2000):
+                if not loop.has_work:
+                    break
+                for event in loop.step():
+                    made.setdefault(event.request, []).extend(event.tokens)
+            answers.append(made)
+            totals.append(loop.scheduler.totals)
+    assert answers[0] == answers[1]
+    assert totals[0].preemptions > 0
+    assert totals[0].recomputed_tokens > 0
+    assert totals[1].loaded_blocks > 0
+    assert totals[1].recomputed_tokens == 0
+
+
 def test_the_heartbeat_knows_each_step(tmp_path: Path) -> None:
     heartbeat = Heartbeat(tmp_path / "heartbeat", create=True)
     began: list[tuple[float, float]] = []
@@ -182,3 +215,24 @@ def test_steps_are_recorded_where_a_file_is_named(tmp_path: Path) -> None:
     with built(record_steps=str(record)) as engine:
         answer(engine.loop, spec("a", max_tokens=2, temperature=0.0, ignore_eos=True))
     assert record.read_bytes()
+
+
+def test_a_step_in_parts_is_expected_anew_with_each_part(tmp_path: Path) -> None:
+    """A step that is cut for want of memory takes longer: whoever watches is told with every part."""
+    page = Heartbeat(tmp_path / "page", create=True)
+    with built(Heartbeat(tmp_path / "page")) as engine:
+        executor = engine.loop.executor
+        engine.loop.handle(Add(spec("a", range(8))))
+        cost = engine.loop.scheduler.cost
+        plan = engine.loop.scheduler.schedule(0.0)
+        executor.recovery._progress(plan.items)
+        _, began, predicted, _ = page.read()
+        assert began > 0
+        assert predicted == pytest.approx(cost.predict(plan))
+        assert predicted > cost.predict(Plan(0))
+
+
+def test_a_long_context_is_planned_for_only_as_far_as_it_is_wanted(capsys: Any) -> None:
+    with built(max_model_len=24) as engine:
+        assert engine.info.max_model_len == 24
+    assert "24 tokens" in capsys.readouterr().err

@@ -11,13 +11,17 @@ from penstock.kernels.operations import Operations
 from penstock.kernels.reference import reference_operations
 from penstock.kernels.torch_operations import torch_operations
 
+from . import triton
+
 CPU = torch.device("cpu")
 TABLES = ["torch", "cpu"]
 DTYPES = [torch.float32, torch.bfloat16]
 
 
 def table(name: str, dtype: torch.dtype) -> Operations:
-    """One of TABLES; the test is skipped where it is not there."""
+    """One of TABLES, or "triton"; the test is skipped where it is not there."""
+    if name == "triton":  # slow under its interpreter: it has tests of its own, of small shapes
+        return triton.table(dtype)
     plain = torch_operations(CPU, dtype)
     if name == "torch":
         return plain

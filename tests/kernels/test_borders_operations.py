@@ -114,8 +114,8 @@ def test_products_of_rounded_weights_and_activations() -> None:
     assert exact(x, None).tolist() == [pytest.approx([127.0**2 + 0.6, 127.0**2 - 1.8])]
     rounded = ReferenceMatrix(weight, "w8a8")
     assert rounded(x, torch.tensor([1.0, 0.0])).tolist() == [[127.0**2 + 2, 127.0**2 - 3]]
-    with pytest.raises(ValueError, match="fp8"):
-        ReferenceMatrix(weight, "fp8")
+    with pytest.raises(ValueError, match="int2"):
+        ReferenceMatrix(weight, "int2")
     with pytest.raises(ValueError, match="int8 on cpu needs the CPU kernels"):
         torch_operations(CPU, torch.float32).linear(weight, "int8")
 
@@ -226,7 +226,7 @@ def test_other_rows_are_refused(wanted: list[int]) -> None:
             torch.float32,
             {"attention": "flash"},
             "--attention-backend",
-            "Choose one of auto, cpu, torch, reference.",
+            "Choose one of auto, cpu, triton, torch, reference.",
         ),
         (
             torch.float32,

@@ -119,12 +119,18 @@ def test_bits_are_those_of_single_calls(
     assert_same(directory, dtype, scheme, long=False)
 
 
+@pytest.fixture(scope="module")
+def deep(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A layer of 70 million weights: made once, and in the type that they are read in."""
+    options = {"hidden_size": 4224, "intermediate_size": 1280, "num_hidden_layers": 1}
+    return make_checkpoint(tmp_path_factory.mktemp("deep"), "llama", dtype=torch.bfloat16, **options)
+
+
 @pytest.mark.parametrize("threads", [1, 3], indirect=True)
 @pytest.mark.parametrize("scheme", [None, "int8", "int4"])
-def test_deep_inputs_and_many_gates(scheme: str | None, threads: int, tmp_path: Path) -> None:
+def test_deep_inputs_and_many_gates(scheme: str | None, threads: int, deep: Path) -> None:
     """Sums of all rows and gates are kept side by side; a thread takes several pairs of panels at once."""
-    directory = make_checkpoint(tmp_path, "llama", hidden_size=4224, intermediate_size=1280)
-    assert_same(directory, torch.bfloat16, scheme, long=False)
+    assert_same(deep, torch.bfloat16, scheme, long=False)
 
 
 @pytest.mark.parametrize("threads", [1, 3], indirect=True)

@@ -16,7 +16,7 @@ from penstock.kernels.cpu.matrix import is_free, matrix
 from penstock.kernels.cpu.operations import cpu_operations
 from penstock.kernels.create import create_operations
 from penstock.kernels.operations import Draw, Operations
-from penstock.kernels.quantization import SCHEMES
+from penstock.kernels.quantization import INTEGERS as SCHEMES
 from penstock.kernels.torch_operations import torch_operations
 
 LIBRARY = available(wait_seconds=120)

@@ -13,7 +13,8 @@ from penstock.kernels.cpu.library import available
 from penstock.kernels.cpu.linear import BF16Panels, IntegerPanels, Panels, agree
 from penstock.kernels.cpu.matrix import CpuMatrix, can_pack, matrix
 from penstock.kernels.operations import Matrix
-from penstock.kernels.quantization import SCHEMES, dequantize, quantize, quantize_activations
+from penstock.kernels.quantization import INTEGERS as SCHEMES
+from penstock.kernels.quantization import dequantize, quantize, quantize_activations
 
 LIBRARY = available(wait_seconds=120)
 pytestmark = pytest.mark.skipif(LIBRARY is None, reason="no C++ compiler, or PENSTOCK_CPU_KERNELS=0")

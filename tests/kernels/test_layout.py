@@ -73,8 +73,10 @@ def test_backends() -> None:
         operations = create_operations(CPU, SPEC.dtype, attention=name)
         assert operations.attention(SPEC).name == name
         assert operations.stack is None  # it would go past this backend
-    assert ATTENTION_BACKENDS == ("auto", "cpu", "torch", "reference")
-    with pytest.raises(StartupError, match=r"'flash'.*Choose one of auto, cpu, torch, reference") as caught:
+    assert ATTENTION_BACKENDS == ("auto", "cpu", "triton", "torch", "reference")
+    with pytest.raises(
+        StartupError, match=r"'flash'.*Choose one of auto, cpu, triton, torch, reference"
+    ) as caught:
         create_operations(CPU, SPEC.dtype, attention="flash")
     assert caught.value.param == "--attention-backend"
 

@@ -68,5 +68,5 @@ def test_activations_without_an_inverse_are_zero() -> None:
 
 
 def test_unknown_scheme() -> None:
-    with pytest.raises(ValueError, match=r"fp8.*int8, w8a8, int4"):
-        quantize(torch.zeros(1, 1), "fp8")
+    with pytest.raises(ValueError, match=r"nf4.*int8, w8a8, int4, fp8"):
+        quantize(torch.zeros(1, 1), "nf4")

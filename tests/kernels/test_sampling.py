@@ -113,8 +113,8 @@ def agree(name: str, logits: torch.Tensor, draws: list[Draw]) -> None:
         beside = [
             draw._replace(
                 uniform=min(max(0.0, draw.uniform + shift), 1.0),  # 1: the last token that is possible
-                top_p=draw.top_p * top_p,
-                min_p=draw.min_p * min_p,
+                top_p=min(draw.top_p * top_p, 1.0),
+                min_p=min(draw.min_p * min_p, 1.0),  # above 1 no token would be left
             )
             for shift in (-2e-6, 0.0, 2e-6)
             for top_p in (1 - 1e-6, 1.0, 1 + 1e-6)

@@ -10,7 +10,8 @@ from typing import Any
 import pytest
 
 from penstock.core.errors import ModelLoadError
-from penstock.model.config import ModelConfig, load_config, model_class, supported_architectures
+from penstock.model.config import load_config, model_class, supported_architectures
+from penstock.model.model_config import ModelConfig
 
 from .test_config import LLAMA, write
 

@@ -17,11 +17,12 @@ from penstock.core.errors import ModelLoadError
 from penstock.kernels.torch_operations import torch_operations
 from penstock.model.causal_lm import CausalLM
 from penstock.model.checkpoint import find_safetensors
-from penstock.model.config import RopeConfig, load_config
+from penstock.model.config import load_config
 from penstock.model.generation import GenerationConfig, generation_defaults, load_generation_config
 from penstock.model.hub import is_local, resolve_model
 from penstock.model.layers import Rotary, activation, rotary_frequencies
 from penstock.model.loader import load_model
+from penstock.model.model_config import RopeConfig
 from penstock.model.weights import DummyWeights, SafetensorsWeights, ungroup_qkv
 
 from .test_config import write

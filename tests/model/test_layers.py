@@ -11,8 +11,8 @@ import torch.nn.functional as F
 from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
 from penstock.kernels.create import create_operations
-from penstock.model.config import RopeConfig
 from penstock.model.layers import LayerNorm, Linear, RMSNorm, rotary_frequencies
+from penstock.model.model_config import RopeConfig
 from tests.kernels.tables import CPU, TABLES, table
 
 

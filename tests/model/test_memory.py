@@ -13,8 +13,16 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from penstock.core.errors import MemoryBudgetError
-from penstock.model.config import ModelConfig, RopeConfig
-from penstock.model.memory import DEFAULT_UTILIZATION, activation_bytes, kv_bytes_per_token, plan_memory
+from penstock.model.graph_sizes import decode_sizes
+from penstock.model.memory import (
+    DEFAULT_UTILIZATION,
+    activation_bytes,
+    format_size,
+    graphs_bytes,
+    kv_bytes_per_token,
+    plan_memory,
+)
+from penstock.model.model_config import ModelConfig, RopeConfig
 
 GIB = 1 << 30
 QWEN = ModelConfig(
@@ -248,3 +256,53 @@ def test_activations_grow_with_everything() -> None:
     for name in ("max_num_batched_tokens", "max_num_seqs", "max_model_len", "dtype_bytes"):
         assert activation_bytes(QWEN, **base | {name: 2 * base[name]}) > least
     assert activation_bytes(replace(QWEN, intermediate_size=20_000), **base) > least
+
+
+def test_graphs_are_a_line_of_the_table_on_a_gpu() -> None:
+    rows = decode_sizes(256)
+    without = plan_memory(QWEN, **CUDA)
+    budget = plan_memory(QWEN, **CUDA, graph_rows=rows, kv_cache_memory_bytes=5 * GIB)
+    assert without.graphs == 0
+    assert "graphs" not in without.render()
+    assert budget.graphs == graphs_bytes(QWEN, rows, 2) > 13 * (16 << 20)
+    assert budget.limit == budget.weights + budget.activations + budget.graphs + 5 * GIB
+    assert (
+        f"graphs      {format_size(budget.graphs):>12}  at most, 13 of 1 to 256 requests" in budget.render()
+    )
+    # what they take is not there for the cache
+    tight = CUDA | {"available_bytes": 8 * GIB}
+    difference = plan_memory(QWEN, **tight).kv_cache - plan_memory(QWEN, **tight, graph_rows=rows).kv_cache
+    assert abs(difference - budget.graphs) <= 16 * budget.kv_bytes_per_token
+
+
+def test_offload_is_whole_blocks_of_the_host() -> None:
+    block = 16 * kv_bytes_per_token(QWEN, 2)
+    budget = plan_memory(QWEN, **CUDA, offload_bytes=10 * block + 5, host_bytes=8 * GIB)
+    assert (budget.host_blocks, budget.offload) == (10, 10 * block)
+    assert "160 tokens of preempted requests, in the host's memory" in budget.render()
+    # beside a GPU it takes nothing of the device; on a CPU it is the same memory
+    assert budget.kv_cache == plan_memory(QWEN, **CUDA).kv_cache
+    assert budget.free == plan_memory(QWEN, **CUDA).free
+    size = 3000 * block
+    here = plan(offload_bytes=2 * GIB, kv_cache_memory_bytes=size)
+    assert here.limit == here.weights + here.activations + here.kv_cache + here.offload
+    assert here.free == plan(kv_cache_memory_bytes=size).free - here.offload
+
+
+def test_offload_that_is_not_there_is_refused_with_what_is() -> None:
+    with pytest.raises(MemoryBudgetError, match=r"8\.00 GiB of the host's memory are wanted") as caught:
+        plan_memory(QWEN, **CUDA, offload_bytes=8 * GIB, host_bytes=4 * GIB)
+    assert caught.value.param == "--kv-offloading-size"
+    most = value(caught.value, "--kv-offloading-size")
+    assert most == 3.8
+    plan_memory(QWEN, **CUDA, offload_bytes=int(most * GIB), host_bytes=4 * GIB)
+    with pytest.raises(MemoryBudgetError, match="hold not one block, of"):
+        plan_memory(QWEN, **CUDA, offload_bytes=1000)
+    with pytest.raises(MemoryBudgetError, match=r"and --kv-offloading-size \(20\.00 GiB\)"):
+        plan(offload_bytes=20 * GIB)
+
+
+def test_what_does_not_fit_names_the_graphs() -> None:
+    small = CUDA | {"available_bytes": 3 * GIB, "total_bytes": 3 * GIB}
+    with pytest.raises(MemoryBudgetError, match=r"and CUDA graphs \(.*; --enforce-eager does without\)"):
+        plan_memory(QWEN, **small, graph_rows=(1, 2, 4))

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from penstock.core.errors import Unavailable
-from penstock.text.template_pool import WORKERS, Limits, TemplateError, TemplatePool, _Worker
+from penstock.text.template_pool import WORKERS, Limits, TemplateError, TemplatePool, Worker
 from penstock.text.template_worker import ANSWER, FAILED, NO_MEMORY, REFUSED, TEXT, TOO_LONG
 
 LIMITS = Limits(seconds=5.0, characters=1000)
@@ -90,7 +90,7 @@ def test_a_closed_pool_has_no_processes(pool: TemplatePool) -> None:
     ],
 )
 def test_how_a_process_ended_says_why(number: signal.Signals, kind: str, said: str) -> None:
-    worker = _Worker()
+    worker = Worker()
     try:
         os.kill(worker._process.pid, number)
         worker._process.wait(10)
@@ -103,7 +103,7 @@ def test_how_a_process_ended_says_why(number: signal.Signals, kind: str, said: s
 
 def answered(kind: bytes, text: bytes, length: int | None = None) -> tuple[bytes, bytes, bool]:
     """What is made of an answer with these bytes, and this length if it lies."""
-    worker = _Worker.__new__(_Worker)
+    worker = Worker.__new__(Worker)
     worker._socket, other = socket.socketpair()
     with worker._socket, other:
         writer = threading.Thread(
@@ -133,7 +133,7 @@ def test_an_answer_is_no_longer_than_its_characters_can_be() -> None:
 def test_every_kind_of_answer_has_its_name(
     kind: bytes, wanted: str, pool: TemplatePool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(_Worker, "ask", lambda self, request, limits: (kind, b"why", True))
+    monkeypatch.setattr(Worker, "ask", lambda self, request, limits: (kind, b"why", True))
     with pytest.raises(TemplateError) as caught:
         pool.run("x", {}, LIMITS)
     assert (caught.value.kind, str(caught.value)) == (wanted, "why")
@@ -144,7 +144,7 @@ def test_a_worker_that_says_so_is_not_asked_again(
 ) -> None:
     pool.start()
     first = process(pool)
-    monkeypatch.setattr(_Worker, "ask", lambda self, request, limits: (TEXT, b"x", False))
+    monkeypatch.setattr(Worker, "ask", lambda self, request, limits: (TEXT, b"x", False))
     assert pool.run("x", {}, LIMITS) == "x"
     assert process(pool) != first
 
@@ -181,10 +181,10 @@ def test_whoever_has_waited_too_long_is_sent_away(pool: TemplatePool) -> None:
 def test_no_process_to_be_had_is_no_fault_of_the_client(
     pool: TemplatePool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def fails(self: _Worker) -> None:
+    def fails(self: Worker) -> None:
         raise OSError("too many processes")
 
-    monkeypatch.setattr(_Worker, "__init__", fails)
+    monkeypatch.setattr(Worker, "__init__", fails)
     pool.start()  # who needs one hears of it
     with pytest.raises(Unavailable, match="no process for chat templates can be started: too many"):
         pool.run("x", {}, LIMITS)

@@ -50,11 +50,13 @@ class StepLimits:
 
     tokens: Limit = Limit()
     requests: Limit = Limit()
+    whole: bool = False
+    """Items are not cut: it is their number that is halved."""
 
     @property
     def active(self) -> bool:
         """Whether any step would be split."""
-        return self != StepLimits()
+        return self != StepLimits(whole=self.whole)
 
     def split(self, items: Sequence[PlanItem]) -> list[Items]:
         """The items in the same order, in as few parts as the limits allow; long items in several pieces.
@@ -81,13 +83,17 @@ class StepLimits:
     def lowered(self, items: Sequence[PlanItem]) -> StepLimits:
         """Limits under which these items, which did not fit, are split; they have more than one token."""
         tokens = sum(item.tokens for item in items)
-        if tokens == len(items):
+        if tokens == len(items) or self.whole:
             return dataclasses.replace(self, requests=self.requests.lowered(len(items)))
         return dataclasses.replace(self, tokens=self.tokens.lowered(tokens))
 
+    def smallest(self, items: Sequence[PlanItem]) -> bool:
+        """Whether nothing less can be computed than these items."""
+        return len(items) == 1 and (self.whole or items[0].tokens == 1)
+
     def raised(self) -> StepLimits:
         """One step back to where they were."""
-        return StepLimits(self.tokens.raised(), self.requests.raised())
+        return StepLimits(self.tokens.raised(), self.requests.raised(), self.whole)
 
     def __str__(self) -> str:
         return f"{self.tokens} tokens and {self.requests} requests"

@@ -21,9 +21,9 @@ from __future__ import annotations
 import logging
 import math
 from collections import deque
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 
-from penstock.core.errors import DeviceOutOfMemory, cause
+from penstock.core.errors import DeviceLost, DeviceOutOfMemory, cause
 from penstock.core.executor import Items
 from penstock.core.plan import Failure, Outcome, PlanItem
 from penstock.engine.clock import Clock
@@ -82,6 +82,7 @@ class Recovery:
         """(an outcome for each item, whether the step was computed whole).
 
         Raises:
+            DeviceLost: as `compute` raises it.
             Exception: the device is broken, says the probe.
             DeviceOutOfMemory: nothing, not even the probe, could be computed for a minute.
         """
@@ -125,7 +126,7 @@ class Recovery:
                 some = True
                 for item, each in zip(items, outcome, strict=True):
                     pieces[item.request].append(each)
-            elif outcome.type == DeviceOutOfMemory.__name__ and not _is_smallest(items):
+            elif outcome.type == DeviceOutOfMemory.__name__ and not self.limits.smallest(items):
                 shortage = shortage or f"{_size(items)} ({outcome.cause})"
                 self.limits = self.limits.lowered(items)
                 queue.extendleft(reversed(self.limits.split(items)))
@@ -145,10 +146,12 @@ class Recovery:
         try:
             return self._compute(items)
         except (DeviceOutOfMemory, MemoryError) as error:
-            if _is_smallest(items):
+            if self.limits.smallest(items):
                 logger.error("request %s failed in step %d: %s", items[0].request, step, error)
             what = error.message if isinstance(error, DeviceOutOfMemory) else cause(error)
             return Failure(what, type=DeviceOutOfMemory.__name__)
+        except DeviceLost:  # nothing else can be computed, and no probe is needed to know
+            raise
         except Exception as error:
             if len(items) == 1:
                 logger.exception("request %s failed in step %d", items[0].request, step)
@@ -203,11 +206,6 @@ class Recovery:
             logger.error("not even a probe of a few tokens fits into memory: %s", cause(error))
         else:
             self._starved_since = None
-
-
-def _is_smallest(items: Iterable[PlanItem]) -> bool:
-    """One token of one request: nothing less can be computed."""
-    return sum(item.tokens for item in items) == 1
 
 
 def _size(items: Sequence[PlanItem]) -> str:

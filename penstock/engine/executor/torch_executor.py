@@ -2,70 +2,71 @@
 
     Plan ─▶ kept requests ─▶ StepLayout ─▶ model ─▶ hidden [R, H] ─┬─▶ logits of sampled rows ─▶ Sampler
                                                                     ├─▶ logits of prompts' rows ─▶ logprobs
-                                                                    └─▶ last rows of pooled prompts
+                                                                    └─▶ rows of pooled prompts ─▶ Pooler
 
 R are the rows whose hidden states are needed: those that are sampled or pooled, and all of a prompt whose
 logprobs were asked for.
 
 It keeps tokens, block table and sampling state of every admitted request. It does not decide anything: which
-tokens, which blocks and who is sampled is the plan's. A step is computed by `submit`; what fails in it is the
-business of `recovery`.
+tokens, which blocks and who is sampled is the plan's. A step is computed by `submit`, and what fails in it is
+the business of `recovery`; or, on a device that computes by itself, `submit` queues it (`ahead`) and
+`collect` waits for it.
 """
 
 from __future__ import annotations
 
-import time
+import logging
 from array import array
+from collections import deque
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
-from functools import partial
+from dataclasses import dataclass
 
 import numpy as np
 import torch
 
 from penstock.core.cost import Coefficients
-from penstock.core.errors import DeviceOutOfMemory, RequestFailed, cause
-from penstock.core.executor import Capacity, Failures, Items, Ticket
+from penstock.core.errors import RequestFailed, cause
+from penstock.core.executor import Capacity, Items, Ticket
 from penstock.core.plan import Admission, Failure, Outcome, Plan, PlanItem, StepResult, TokenLogprob
 from penstock.core.request_spec import Prompt, RequestSpec
 from penstock.core.sampling_params import Sampling
 from penstock.engine.clock import Clock, MonotonicClock
+from penstock.grammar.cache import Grammars
 from penstock.kernels.attention import AttentionBackend, KVCache, Span, StepLayout
 from penstock.model.causal_lm import CausalLM
+from penstock.model.pooler import Pooler, plain_pooler
 from penstock.sampling.logprobs import prompt_logprobs
-from penstock.sampling.sampler import Sampled, Sampler
+from penstock.sampling.processors import Processors
+from penstock.sampling.sampler import Sampler
 from penstock.sampling.state import SamplingState
 
+from . import drafts
+from .ahead import Ahead, Queued
 from .diagnosis import Diagnosis, finite_rows
+from .faults import computed, is_lost, lost
+from .graphs import DecodeGraphs
+from .kept import Kept, Wanted, keep
+from .offload import HostCache
 from .recovery import Recovery
+from .stream import HostStream, Mark, Stream
+
+logger = logging.getLogger("penstock.engine")
 
 
 @dataclass(slots=True)
-class _Kept:
-    """One admitted request."""
+class _Flight:
+    """A submitted step."""
 
-    spec: RequestSpec
-    tokens: list[int]
-    prompt_len: int
-    blocks: array[int]
-    state: SamplingState | None
-    """None where nothing is sampled."""
-    prompt_logprobs: int | None
-    """How many are wanted of each prompt position."""
-
-
-@dataclass(slots=True)
-class _Wanted:
-    """Which hidden states a step needs, and for what; items by their place in the step."""
-
-    rows: list[int] = field(default_factory=list)
-    """Flat rows, ascending."""
-    sampled: list[tuple[int, int]] = field(default_factory=list)
-    """(item, index in `rows` of its first sampled position)"""
-    prompts: list[tuple[int, int]] = field(default_factory=list)
-    """(item that wants logprobs of its prompt, index of its first position)"""
-    pooled: list[tuple[int, int]] = field(default_factory=list)
-    """(item, index of its last position)"""
+    step: int
+    items: Items
+    kept: list[Kept]
+    """One for each item, whoever has its name when the step is done."""
+    begin: Mark = None
+    end: Mark = None
+    queued: Queued | None = None
+    """What the device computes meanwhile, of those that had not failed."""
+    result: StepResult | None = None
+    """When it is settled."""
 
 
 class TorchExecutor:
@@ -78,6 +79,11 @@ class TorchExecutor:
         prior: what steps cost, roughly.
         clock: for limits that hold for a while.
         progress: told before each part of a step that is not computed whole.
+        stream: the device's queue; None is a processor that computes when it is called.
+        host: where blocks of preempted requests may go.
+        grammars: those of requests that have one; without, it serves none.
+        processors: the user's own, of the logits.
+        pooler: of a model that pools; by default, hidden states of last positions are what there is.
     """
 
     def __init__(
@@ -89,16 +95,27 @@ class TorchExecutor:
         prior: Coefficients,
         clock: Clock | None = None,
         progress: Callable[[Items], None] | None = None,
+        stream: Stream | None = None,
+        host: HostCache | None = None,
+        grammars: Grammars | None = None,
+        pooler: Pooler | None = None,
+        processors: Processors | None = None,
     ) -> None:
         self._model = model
+        self._pooler = pooler or plain_pooler(model.config)
         self._cache = cache
         self._attention = attention
         self._device = device
         self._prior = prior
-        self._sampler = Sampler(model.operations)
+        self._grammars = grammars
+        self._host = host
+        self._sampler = Sampler(model.operations, processors)
         self._diagnosis = Diagnosis(model, cache, attention)
-        self._kept: dict[str, _Kept] = {}
-        self._failures = Failures()
+        self._stream = stream or HostStream()
+        self._ahead = Ahead(model, cache, attention, self._stream, self._sampler)
+        self._kept: dict[str, Kept] = {}
+        self._queued: deque[_Flight] = deque()
+        """Steps that are not settled yet, the oldest first."""
         self.recovery = Recovery(self._compute, clock or MonotonicClock(), self.probe, progress)
 
     def capacity(self) -> Capacity:
@@ -107,34 +124,170 @@ class TorchExecutor:
             num_blocks=self._cache.num_blocks - 1,
             block_size=self._cache.spec.block_size,
             vocab_size=self._model.config.vocab_size,
+            host_blocks=self._host.num_blocks if self._host is not None else 0,
             prior=self._prior,
-            features=frozenset({"pooling"}),
+            features=frozenset({"pooling"} if self._grammars is None else {"pooling", "grammar"}),
         )
 
+    @property
+    def model(self) -> CausalLM:
+        """What it computes."""
+        return self._model
+
+    def record(self, graphs: DecodeGraphs) -> None:
+        """Replay steps of decode from these."""
+        self._ahead.graphs = graphs
+
     def submit(self, plan: Plan) -> Ticket:
-        """Compute the step."""
+        """Queue the step; or compute it at once, where something in it waits for the host.
+
+        Raises DeviceLost.
+        """
+        self._apply(plan)
+        flight = _Flight(plan.step, plan.items, [self._kept[item.request] for item in plan.items])
+        if plan.copies:
+            flight.begin = self._stream.mark()
+            self._copy(plan)
+        if not self._queue(flight):
+            self._compute_now(flight)
+        return Ticket(plan.step, flight)
+
+    def collect(self, ticket: Ticket) -> StepResult:
+        """The step's result, when it is there. Raises DeviceLost."""
+        flight = ticket.payload
+        if not isinstance(flight, _Flight):
+            raise TypeError(f"ticket {ticket} is not from this executor")
+        while flight.result is None:
+            self._settle(self._queued.popleft())
+        return flight.result
+
+    def _apply(self, plan: Plan) -> None:
         for request in plan.released:
-            self._kept.pop(request, None)  # it may have been lost before it came here
-            self._failures.forget(request)
+            kept = self._kept.pop(request, None)  # it may have been lost before it came here
+            if kept is not None:
+                self._ahead.release(kept)
         for admission in plan.admitted:
-            self._kept[admission.request] = _keep(admission, self._sibling(admission.spec))
+            self._kept[admission.request] = kept = keep(admission, self._sibling(admission.spec))
+            if kept.state is not None and admission.spec.grammar is not None and self._grammars is not None:
+                kept.state.grammar = self._grammars.matcher(admission.spec.grammar)
         for item in plan.items:
             if item.blocks:
                 self._kept[item.request].blocks.extend(item.blocks)
-        started = time.perf_counter()
-        outcomes, whole = self._failures.run(plan.items, partial(self.recovery.run, plan.step))
-        seconds = time.perf_counter() - started
-        return Ticket(plan.step, StepResult(plan.step, seconds, outcomes, regular=whole))
 
-    def collect(self, ticket: Ticket) -> StepResult:
-        """The step's result."""
-        if not isinstance(ticket.payload, StepResult):
-            raise TypeError(f"ticket {ticket} is not from this executor")
-        return ticket.payload
+    def _copy(self, plan: Plan) -> None:
+        """Queue the copies between device and host."""
+        if self._host is None:
+            raise ValueError(f"step {plan.step} copies blocks to a host that has room for none")
+        try:
+            self._host.store(plan.swap_out)
+            self._host.load(plan.swap_in)
+        except RuntimeError as error:
+            if is_lost(error):
+                raise lost(error) from error
+            raise  # whose keys and values they are, nobody else has
+
+    def _queue(self, flight: _Flight) -> bool:
+        """Start what can be computed while the host goes on; False where it is to be computed now."""
+        if self.recovery.limits.active:
+            return False
+        items, kept = _sound(flight)
+        if not items or not self._ahead.takes(items, kept):
+            return False
+        begin = self._stream.mark() if flight.begin is None else flight.begin
+        try:
+            flight.queued = self._ahead.queue(items, kept)
+        except Exception as error:
+            if is_lost(error):
+                raise lost(error) from error
+            # the other way tries again, in parts, and says what becomes of whom
+            logger.info("step %d could not be queued: %s", flight.step, cause(error).splitlines()[0])
+            return False
+        flight.begin, flight.end = begin, self._stream.mark()
+        self._queued.append(flight)
+        return True
+
+    def _compute_now(self, flight: _Flight) -> None:
+        """Compute the step, when all before it are settled: it needs their tokens."""
+        while self._queued:
+            self._settle(self._queued.popleft())
+        items, _ = _sound(flight)
+        if flight.begin is None:
+            flight.begin = self._stream.mark()
+        outcomes, whole = self.recovery.run(flight.step, items) if items else ((), True)
+        flight.end = self._stream.mark()
+        made = iter(outcomes)
+        for kept in flight.kept:
+            if kept.failure is None and (outcome := next(made)).failure is not None:
+                kept.failure = outcome
+        made = iter(outcomes)
+        sound = {item.request for item in items}
+        self._finish(
+            flight,
+            [
+                next(made) if item.request in sound else _failed(kept)
+                for item, kept in zip(flight.items, flight.kept, strict=True)
+            ],
+            whole,
+        )
+
+    def _settle(self, flight: _Flight) -> None:
+        """Wait for a step, and take in its tokens."""
+        assert flight.queued is not None
+        try:
+            self._stream.wait(flight.end)
+        except RuntimeError as error:
+            raise lost(error) from error
+        made: dict[str, Outcome] = {}
+        for item, kept, token in flight.queued.answers():
+            if kept.failure is None and item.samples:
+                if token is None:
+                    kept.failure = self._explain(item, kept)
+                else:
+                    kept.tokens.append(token)
+            made[item.request] = kept.failure or (_NOTHING if token is None else Outcome((token,)))
+        self._finish(
+            flight,
+            [
+                made.get(item.request) or _failed(kept)
+                for item, kept in zip(flight.items, flight.kept, strict=True)
+            ],
+            whole=True,
+        )
+
+    def _finish(self, flight: _Flight, outcomes: Sequence[Outcome], whole: bool) -> None:
+        self._stream.wait(flight.end)
+        seconds = self._stream.seconds(flight.begin, flight.end)
+        flight.result = StepResult(flight.step, seconds, tuple(outcomes), regular=whole)
+
+    def _explain(self, item: PlanItem, kept: Kept) -> Outcome:
+        """Why nothing could be chosen for it in a step that was queued: its part of it is computed again,
+        alone, and the log hears of it, too; not where it has left meanwhile: its blocks may be another's."""
+        unknown = Outcome(failure=Failure("its logits were not finite.", tainted=True))
+        state = kept.state
+        if self._kept.get(item.request) is not kept or state is None:
+            return unknown
+        pending, state.pending = state.pending, 0
+        known = len(kept.tokens)
+        try:
+            (again,) = self._compute((item,))
+        except Exception as error:
+            if is_lost(error):
+                raise
+            logger.warning("request %s: its step could not be computed again: %s", item.request, cause(error))
+            return unknown
+        finally:
+            state.pending = pending
+            del kept.tokens[known:]
+        return again if again.failure is not None else unknown
 
     def close(self) -> None:
         """Drop requests and memory."""
         self._kept.clear()
+        self._queued.clear()
+        if self._ahead.graphs is not None:
+            self._ahead.graphs.drop()
+        if self._host is not None:
+            self._host.close()
         self._cache.layers.clear()
 
     def _sibling(self, spec: RequestSpec) -> SamplingState | None:
@@ -144,7 +297,8 @@ class TorchExecutor:
         return next((kept.state for kept in self._kept.values() if kept.spec is spec), None)
 
     def probe(self) -> None:
-        """One step of a prompt and one of decode, in the block that no plan has.
+        """One step of a prompt and one of decode (of a model that pools, one prompt), in the block that no
+        plan has.
 
         Raises whatever the device raises, or RequestFailed where the model computes no numbers: a broken one
         is told from a request that it cannot compute.
@@ -153,11 +307,16 @@ class TorchExecutor:
         count = min(8, max(1, capacity.block_size - 1))
         ids = tuple(index % capacity.vocab_size for index in range(count))
         spec = RequestSpec(id=_PROBE, prompts=(Prompt(ids, 2),), sampling=Sampling(temperature=0.0))
-        self._kept[_PROBE] = kept = _keep(Admission(_PROBE, 0, spec, 0))
+        steps: Items = (PlanItem(_PROBE, 0, 0, count, samples=1), PlanItem(_PROBE, 0, count, 1, samples=1))
+        if self._pooler.own:
+            pooling = self._pooler.plan.info.pooling()
+            spec = RequestSpec(id=_PROBE, prompts=(Prompt(ids, 0),), pooling=pooling)
+            steps = (PlanItem(_PROBE, 0, 0, count, pools=True),)
+        self._kept[_PROBE] = kept = keep(Admission(_PROBE, 0, spec, 0))
         kept.blocks.extend((capacity.num_blocks,) * 2)
         try:
-            for start, tokens in ((0, count), (count, 1)):
-                (outcome,) = self._compute((PlanItem(_PROBE, 0, start, tokens, samples=1),))
+            for item in steps:
+                (outcome,) = self._compute((item,))
                 if outcome.failure is not None:
                     raise RequestFailed(f"a test prompt of {count} tokens fails: {outcome.failure.cause}")
         finally:
@@ -165,14 +324,7 @@ class TorchExecutor:
 
     def _compute(self, items: Items) -> Sequence[Outcome]:
         """See recovery.Compute."""
-        try:
-            return self._forward(items)
-        except (MemoryError, RuntimeError) as error:
-            if not is_out_of_memory(error):
-                raise
-            what = cause(error).splitlines()[0]
-        # not in the handler: the traceback holds the failed step's tensors, which a retry needs the place of
-        raise DeviceOutOfMemory(what)
+        return computed(self._forward, items)
 
     @torch.inference_mode()
     def _forward(self, items: Items) -> Sequence[Outcome]:
@@ -181,7 +333,7 @@ class TorchExecutor:
             [Span(item.start, item.tokens, each.blocks) for item, each in zip(items, kept, strict=True)],
             self._cache.spec.block_size,
         )
-        wanted = self._wanted(items, kept, layout)
+        wanted = Wanted.of(items, kept, layout)
         hidden = self._model.forward(
             self._on_device(self._token_ids(items, kept)),
             self._on_device(torch.from_numpy(layout.positions)),
@@ -196,15 +348,15 @@ class TorchExecutor:
         ]
         if wanted.sampled:
             self._sample(items, kept, wanted.sampled, hidden, outcomes)
-        for place, last in wanted.pooled:
-            outcomes[place] = self._pool(kept[place].spec, hidden[last])
+        for place, first in wanted.pooled:
+            outcomes[place] = self._pool(items[place], kept[place], hidden[first:])
         for place, entries in about_prompts:
             outcomes[place] = outcomes[place]._replace(prompt_logprobs=entries)
         for each, outcome in zip(kept, outcomes, strict=True):
             each.tokens += outcome.tokens
         return outcomes
 
-    def _token_ids(self, items: Items, kept: Sequence[_Kept]) -> torch.Tensor:
+    def _token_ids(self, items: Items, kept: Sequence[Kept]) -> torch.Tensor:
         flat = array("q")
         for item, each in zip(items, kept, strict=True):
             known = item.tokens - len(item.drafts)
@@ -216,39 +368,17 @@ class TorchExecutor:
         return torch.from_numpy(np.frombuffer(flat, np.int64))
 
     def _on_device(self, tensor: torch.Tensor) -> torch.Tensor:
-        return tensor if self._device.type == "cpu" else tensor.to(self._device, non_blocking=True)
-
-    def _wanted(self, items: Items, kept: Sequence[_Kept], layout: StepLayout) -> _Wanted:
-        wanted = _Wanted()
-        rows = wanted.rows
-        starts, lasts = layout.query_starts, layout.last_rows
-        for place, (item, each) in enumerate(zip(items, kept, strict=True)):
-            if each.prompt_logprobs is not None and item.start < each.prompt_len:
-                wanted.prompts.append((place, len(rows)))
-                rows.extend(range(starts[place], lasts[place] + 1))
-            elif item.samples > 1:
-                rows.extend(range(lasts[place] + 1 - item.samples, lasts[place] + 1))
-            elif item.samples or item.pools:
-                rows.append(lasts[place])
-            if item.samples:
-                wanted.sampled.append((place, len(rows) - item.samples))
-            if item.pools:
-                wanted.pooled.append((place, len(rows) - 1))
-        return wanted
+        return self._stream.send(tensor.numpy())
 
     def _sample(
         self,
         items: Items,
-        kept: Sequence[_Kept],
+        kept: Sequence[Kept],
         sampled: Sequence[tuple[int, int]],
         hidden: torch.Tensor,
         outcomes: list[Outcome],
     ) -> None:
-        """Sample every position that the items say, and keep of each the tokens up to a draft that was wrong.
-
-        A draft is verified by sampling its position as if it were right: what comes out is what would have
-        come out without it, with the same random numbers.
-        """
+        """Sample every position that the items say, and keep of each the tokens up to a wrong draft."""
         rows: list[int] = []
         states: list[SamplingState] = []
         for place, first in sampled:
@@ -257,7 +387,7 @@ class TorchExecutor:
             states.append(state)
             rows.append(first)
             for count in range(1, items[place].samples):
-                states.append(_ahead(state, items[place].drafts[:count]))
+                states.append(drafts.ahead(state, items[place].drafts[:count]))
                 rows.append(first + count)
         last = hidden
         if len(rows) < len(hidden):
@@ -267,7 +397,7 @@ class TorchExecutor:
         begin = 0
         for place, _ in sampled:
             item = items[place]
-            outcomes[place], checked = _verified(item.drafts, choices[begin : begin + item.samples])
+            outcomes[place], checked = drafts.verified(item.drafts, choices[begin : begin + item.samples])
             if outcomes[place].failure is not None:
                 failed.append((place, rows[begin + checked]))
             begin += item.samples
@@ -277,7 +407,7 @@ class TorchExecutor:
     def _examine(
         self,
         items: Items,
-        kept: Sequence[_Kept],
+        kept: Sequence[Kept],
         failed: Sequence[tuple[int, int]],
         hidden: torch.Tensor,
         outcomes: list[Outcome],
@@ -296,7 +426,7 @@ class TorchExecutor:
             self._diagnosis.report(item.request, self._on_device(self._token_ids((item,), (each,))), span)
 
     def _prompt_logprobs(
-        self, item: PlanItem, kept: _Kept, hidden: torch.Tensor, first: int
+        self, item: PlanItem, kept: Kept, hidden: torch.Tensor, first: int
     ) -> tuple[TokenLogprob, ...]:
         """Of the prompt tokens that follow this step's positions."""
         targets = kept.tokens[item.start + 1 : min(item.start + item.tokens + 1, kept.prompt_len)]
@@ -307,13 +437,20 @@ class TorchExecutor:
             entries.extend(prompt_logprobs(self._model.operations, logits, some, kept.prompt_logprobs or 0))
         return tuple(entries)
 
-    def _pool(self, spec: RequestSpec, state: torch.Tensor) -> Outcome:
-        vector = state.float()
-        if spec.pooling is not None and spec.pooling.normalize:
-            vector = torch.nn.functional.normalize(vector, dim=0)
-        if not bool(vector.isfinite().all()):
-            return Outcome(failure=Failure("the prompt's hidden state is not finite.", tainted=True))
-        return Outcome(pooled=tuple(vector.tolist()))
+    def _pool(self, item: PlanItem, kept: Kept, rows: torch.Tensor) -> Outcome:
+        """rows: from the first one of the item on."""
+        pooling = kept.spec.pooling
+        assert pooling is not None  # the plan pools nothing else
+        states = rows[:1]
+        if kept.pools_all:
+            kept.hidden[item.start] = rows[: item.tokens].clone()
+            if not item.pools:
+                return _NOTHING
+            states = torch.cat([kept.hidden[start] for start in sorted(kept.hidden)])
+        (vectors,) = self._pooler(pooling, states, [len(states)], [kept.tokens])
+        if vectors is None:
+            return Outcome(failure=Failure("the prompt's hidden states are not finite.", tainted=True))
+        return Outcome(pooled=vectors)
 
 
 _NOTHING = Outcome()
@@ -321,71 +458,19 @@ _PROBE = ""
 """No request has this id."""
 
 
-def _verified(drafts: tuple[int, ...], choices: Sequence[Sampled]) -> tuple[Outcome, int]:
-    """(tokens up to the first draft that was wrong, or the failure that was met before; its place)."""
-    if not drafts and (only := choices[0]).error is None:
-        return Outcome((only.token,), () if only.logprob is None else (only.logprob,)), 0
-    tokens: list[int] = []
-    logprobs: list[TokenLogprob] = []
-    for place, choice in enumerate(choices):
-        if choice.error is not None:
-            return Outcome(failure=Failure(choice.error)), place
-        tokens.append(choice.token)
-        if choice.logprob is not None:
-            logprobs.append(choice.logprob)
-        if place < len(drafts) and drafts[place] != choice.token:
-            break
-    return Outcome(tuple(tokens), tuple(logprobs)), 0
+def _sound(flight: _Flight) -> tuple[Items, list[Kept]]:
+    """Those of a step that have not failed."""
+    kept = [each for each in flight.kept if each.failure is None]
+    if len(kept) == len(flight.kept):
+        return flight.items, kept
+    pairs = zip(flight.items, flight.kept, strict=True)
+    return tuple(item for item, each in pairs if each.failure is None), kept
 
 
-def _keep(admission: Admission, sibling: SamplingState | None = None) -> _Kept:
-    """sibling: of the same request; what its parameters became is shared."""
-    spec, ids = admission.spec, admission.prompt.token_ids
-    tokens = [*ids, *admission.generated]
-    state = None
-    if spec.sampling is not None:
-        state = SamplingState(
-            request=admission.request,
-            params=spec.sampling,
-            prompt_len=len(ids),
-            tokens=tokens,
-            eos_ids=spec.eos_ids,
-            seed=spec.seed_of(admission.index) or 0,
-            sharing=sibling,
-        )
-    # after a preemption, the prompt's logprobs were delivered before it
-    about_prompt = None if admission.generated else spec.prompt_logprobs_of(admission.index)
-    return _Kept(spec, tokens, len(ids), array("q"), state, about_prompt)
+def _failed(kept: Kept) -> Outcome:
+    assert kept.failure is not None  # only those are left out of a step
+    return kept.failure
 
-
-def _ahead(state: SamplingState, drafts: tuple[int, ...]) -> SamplingState:
-    """The state as it will be if these drafts are right."""
-    return SamplingState(
-        request=state.request,
-        params=state.params,
-        prompt_len=state.prompt_len,
-        tokens=[*state.tokens, *drafts],
-        eos_ids=state.eos_ids,
-        seed=state.seed,
-        sharing=state,
-    )
-
-
-def is_out_of_memory(error: BaseException) -> bool:
-    """Whether the device's or the host's memory ran out. torch's CPU allocator, oneDNN and CUDA's libraries
-    have no class of their own for it, so their words are looked at."""
-    if isinstance(error, (MemoryError, torch.OutOfMemoryError)):
-        return True
-    text = str(error)
-    return isinstance(error, RuntimeError) and (
-        text in _ONEDNN_OUT_OF_MEMORY or any(words in text for words in _OUT_OF_MEMORY)
-    )
-
-
-_OUT_OF_MEMORY = ("can't allocate memory", "out of memory", "bad_alloc", "_ALLOC_FAILED")
-#: All that oneDNN says when there is no memory for its code or scratchpad. (What it has no implementation for
-#: fails one stage earlier, with "could not create a primitive descriptor …".)
-_ONEDNN_OUT_OF_MEMORY = ("could not create a primitive", "could not create a memory object")
 
 #: Rows of prompt logits that exist at one time: 128 rows of a 150k vocabulary are 38 MB in bfloat16.
 _LOGITS_ROWS = 128

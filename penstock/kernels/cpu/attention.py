@@ -18,7 +18,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from penstock.kernels.attention import KVCacheSpec, StepLayout
+from penstock.kernels.attention import KVCacheSpec, StepLayout, check_window
 
 from .binding import AttentionArguments, Library
 from .scratch import Scratch
@@ -73,6 +73,7 @@ class CpuStep:
         scale: float,
         window: int | None = None,
     ) -> torch.Tensor:
+        check_window(self._layout, window)
         a = self.arguments(q.shape[1] // key_cache.shape[1], (window,), scale)[window]
         q, k, v = dense(q), dense(k), dense(v)
         self._check(q, k, v, key_cache, value_cache)
@@ -154,6 +155,7 @@ class CpuStep:
             block_size=spec.block_size,
             window=window or 0,
             threads=self.threads,
+            both=not self._layout.causal,
         )
         return _Plan(backend.library, a)
 

@@ -27,7 +27,7 @@ class AttentionArguments(ctypes.Structure):
         *((name, c_void_p) for name in "partials remaining scratch".split()),
         ("scratch_bytes", c_int64),
         *((name, c_int32) for name in "spans tokens num_units num_groups num_lots".split()),
-        *((name, c_int32) for name in "kv_heads heads dim block_size window threads".split()),
+        *((name, c_int32) for name in "kv_heads heads dim block_size window threads both".split()),
         ("scale", c_float),
     ]
 

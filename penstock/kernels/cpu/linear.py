@@ -14,7 +14,7 @@ from collections.abc import Callable
 
 import torch
 
-from penstock.kernels.quantization import GROUP, SCHEMES
+from penstock.kernels.quantization import GROUP, INTEGERS
 
 from .binding import Library, LinearArguments
 from .scratch import Scratch
@@ -143,9 +143,9 @@ class IntegerPanels(Panels):
 
         Raises ValueError for another scheme, group or dtype.
         """
-        if scheme not in SCHEMES or group not in (64, 128):
+        if scheme not in INTEGERS or group not in (64, 128):
             raise ValueError(
-                f"scheme {scheme!r} in groups of {group}; need one of {', '.join(SCHEMES)}, 64 or 128"
+                f"scheme {scheme!r} in groups of {group}; need one of {', '.join(INTEGERS)}, 64 or 128"
             )
         if weight.dtype not in self.dtypes:
             raise ValueError(f"weight of {weight.dtype}; need one of {self.dtypes}")

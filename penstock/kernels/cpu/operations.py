@@ -9,7 +9,7 @@ from dataclasses import replace
 from torch import Tensor
 
 from penstock.kernels.operations import Activation, Operations
-from penstock.kernels.quantization import SCHEMES
+from penstock.kernels.quantization import INTEGERS
 
 from .attention import CpuAttention
 from .binding import Library
@@ -44,9 +44,10 @@ def cpu_operations(library: Library, plain: Operations, batch_invariant: bool | 
         linear=functools.partial(matrix, library, invariant=batch_invariant),
         attention=functools.partial(CpuAttention, library),
         sample=sampling.sample,
+        choose=None,  # nothing here computes by itself
         logprobs=sampling.logprobs,
         stack=functools.partial(create_stack, library, plain.dtype),
-        schemes=SCHEMES,
+        schemes=INTEGERS,
         multiplies_integers=library.multiplies_integers,
         copies_weights=batch_invariant or can_pack(plain.dtype),
         batch_invariant=batch_invariant,

@@ -51,7 +51,7 @@ struct Plan {
 
     void add(const Attention& a, int span, int first, int tokens, int heads) {
         const int length = a.lengths[span];
-        const int end = a.starts[span] + first + tokens;
+        const int end = a.starts[span] + (a.both ? length : first + tokens);
         const int begin = a.window ? std::max(0, a.starts[span] + first - a.window + 1) : 0;
         const int width = length <= SPLIT_TOKENS ? PARTITION : end;
         const int from = begin / width, parts = (end - 1) / width - from + 1;

@@ -68,6 +68,7 @@ struct Attention {
     int32_t kv_heads, heads, dim, block_size;  // heads: query heads per KV head
     int32_t window;                            // 0: none
     int32_t threads;
+    int32_t both;                              // directions: each query sees its whole span
     float scale;
 };
 

@@ -15,7 +15,9 @@
 //
 // or, where activations may be rounded to eight bits as well (parts = 1), to one byte: x ≈ factor · high. The error of
 // two bytes, 3e-5 of the span's greatest, is below the rounding of bfloat16 itself for all but elements that are 128
-// times smaller than it. Sums of integers are exact and spans are added in order, as floats, so a row's bits do not
+// times smaller than it. AVX2 has no such instruction, but one that multiplies pairs of 16-bit integers and adds them:
+// there x stays one integer of 16 bits, in quads (k, k + 2, k + 1, k + 3) beside the even and the odd bytes of the
+// weights, and two bytes cost what one does. Sums of integers are exact and spans are added in order, as floats, so a row's bits do not
 // depend on the rows beside it, nor on threads. Two bytes have a factor for two groups: to end a span's sums takes a
 // tenth of the time of a group's products.
 
@@ -37,9 +39,18 @@
 #define PENSTOCK_USDOT 0
 #endif
 
+#if defined(__AVX2__) && !defined(__AVX512F__)
+#define PENSTOCK_WORDS 1
+#else
+#define PENSTOCK_WORDS 0
+#endif
+
 constexpr int PANEL = 64;
 constexpr int GROUP = 128;
 constexpr int PANEL_VECTORS = PANEL / W;
+// Vectors of columns that are computed together, and rows of so many parts: their sums stay in registers.
+constexpr int TOGETHER = PENSTOCK_WORDS ? 2 : 4;
+constexpr int integer_rows(int parts) { return PENSTOCK_WORDS ? 4 : parts == 2 ? 3 : 7; }
 constexpr int MOST = 127;                  // the greatest integer of an activation of one byte
 constexpr int MOST_OF_TWO = 127 * 128;     // of two
 
@@ -67,7 +78,8 @@ struct Linear {
 
 // ------------------------------------------------------------------------------------------------ activations
 
-// Rows as integers. A row is two of bytes: high, then low, which is not written where there is one part.
+// Rows as integers. A row is two of bytes: high, then low, which is not written where there is one part; or, with
+// PENSTOCK_WORDS, one of 16-bit integers, whose sums stand where those of the high bytes do.
 struct Activations {
     uint32_t* quads;  // [2 · rows][depth / 4]
     float* factors;   // [rows][spans]
@@ -121,6 +133,11 @@ struct Activations {
             vi all_high{}, all_low{};
             for (int i = part * (64 / W); i < (part + 1) * (64 / W); i++) {
                 vi q = nearest(values[i] * inverse);
+#if PENSTOCK_WORDS
+                words((int16_t*)(high - first) + first + i * W, q);
+                all_high += q;
+                continue;
+#endif
                 vi h = P == 1 ? q : (q + 64) >> 7, l = P == 1 ? vi{} : q - (h << 7);
                 narrow(high + i * W, h);
                 if (P == 2) narrow(high + depth + i * W, l);
@@ -136,12 +153,23 @@ struct Activations {
     static INLINE vi nearest(vf v) {
 #if defined(__AVX512F__)
         return (vi)_mm512_cvtps_epi32((__m512)v);
+#elif PENSTOCK_WORDS
+        return (vi)_mm256_cvtps_epi32((__m256)v);
 #else
         vi whole;
         for (int i = 0; i < W; i++) whole[i] = (int32_t)std::nearbyint(v[i]);
         return whole;
 #endif
     }
+
+#if PENSTOCK_WORDS
+    // Two quads, each in the order 0, 2, 1, 3.
+    static INLINE void words(int16_t* to, vi v) {
+        const __m256i both = _mm256_shufflelo_epi16(_mm256_packs_epi32((__m256i)v, (__m256i)v), 0xd8);
+        _mm_storel_epi64((__m128i*)to, _mm256_castsi256_si128(both));
+        _mm_storel_epi64((__m128i*)(to + 4), _mm256_extracti128_si256(both, 1));
+    }
+#endif
 
     static INLINE void narrow(int8_t* to, vi v) {
 #if defined(__AVX512F__)
@@ -170,6 +198,7 @@ INLINE vi dot4(vi acc, vu w, uint32_t a) {
 template <int R, int P>
 struct IntegerPanel {
     static constexpr int SPAN = span_of(P);
+    static constexpr int SUMS = PENSTOCK_WORDS ? R : P * R;  // of a column
 
     const uint32_t* quads;
     const float* factors;
@@ -189,22 +218,20 @@ struct IntegerPanel {
     INLINE void int8(const uint8_t* weight, int first, int last, Fetch fetch) const {
         for (int begin = first; begin < last; begin += SPAN) {
             const int count = P == 1 ? SPAN : std::min(SPAN, last - begin);
-            for (int v = 0; v < PANEL_VECTORS; v += 4) {
-                vi acc[P * R][4]{};
+            for (int v = 0; v < PANEL_VECTORS; v += TOGETHER) {
+                vi acc[SUMS][TOGETHER]{};
                 const uint8_t* w = weight + (int64_t)begin * PANEL + v * W * 4;
-                const uint32_t* x = quads + begin / 4;
+                const uint32_t* x = quads + begin / (PENSTOCK_WORDS ? 2 : 4);
                 for (int k = 0; k < count / 4; k++, w += 4 * PANEL) {
                     fetch.step();
-                    for (int i = 0; i < 4; i++) {
-                        vu column = load((const uint32_t*)w + i * W);
-                        for (int r = 0; r < P * R; r++)
-                            acc[r][i] = dot4(acc[r][i], column, x[at(r) * stride_quads + k]);
-                    }
+                    vu columns[TOGETHER];
+                    for (int i = 0; i < TOGETHER; i++) columns[i] = load((const uint32_t*)w + i * W);
+                    add(acc, columns, x, k);
                 }
                 for (int r = 0; r < R; r++) {
                     const int32_t excess = 128 * total(r, begin / 64, count / 64);  // weights are stored as q + 128
                     const float factor = factors[r * stride_factors + begin / SPAN];
-                    for (int i = 0; i < 4; i++) {
+                    for (int i = 0; i < TOGETHER; i++) {
                         float* to = c + r * PANEL + (v + i) * W;
                         store(to, load(to) + __builtin_convertvector(whole(acc, r, i) - excess, vf) * factor);
                     }
@@ -217,22 +244,22 @@ struct IntegerPanel {
     INLINE void int4(const uint8_t* weight, const bf16* scales, const uint8_t* zeros, int group, int first,
                      int last) const {
         for (int g = first / group; g < last / group; g++)
-            for (int v = 0; v < PANEL_VECTORS; v += 4) {
-                vi acc[P * R][4]{};
+            for (int v = 0; v < PANEL_VECTORS; v += TOGETHER) {
+                vi acc[SUMS][TOGETHER]{};
                 const uint8_t* w = weight + (int64_t)g * group * (PANEL / 2) + v * W * 4;
-                const uint32_t* x = quads + g * (group / 4);
-                for (int k = 0; k < group / 4; k += 2, w += 4 * PANEL)
-                    for (int i = 0; i < 4; i++) {
-                        vu both = load((const uint32_t*)w + i * W);
-                        vu low = both & 0x0f0f0f0fu, high = (both >> 4) & 0x0f0f0f0fu;
-                        for (int r = 0; r < P * R; r++) {
-                            acc[r][i] = dot4(acc[r][i], low, x[at(r) * stride_quads + k]);
-                            acc[r][i] = dot4(acc[r][i], high, x[at(r) * stride_quads + k + 1]);
-                        }
+                const uint32_t* x = quads + g * (group / (PENSTOCK_WORDS ? 2 : 4));
+                for (int k = 0; k < group / 4; k += 2, w += 4 * PANEL) {
+                    vu low[TOGETHER], high[TOGETHER];
+                    for (int i = 0; i < TOGETHER; i++) {
+                        const vu both = load((const uint32_t*)w + i * W);
+                        low[i] = both & 0x0f0f0f0fu, high[i] = (both >> 4) & 0x0f0f0f0fu;
                     }
+                    add(acc, low, x, k);
+                    add(acc, high, x, k + 1);
+                }
                 float excess[R];
                 for (int r = 0; r < R; r++) excess[r] = (float)total(r, g * group / 64, group / 64);
-                for (int i = 0; i < 4; i++) {
+                for (int i = 0; i < TOGETHER; i++) {
                     const int64_t column = (int64_t)g * PANEL + (v + i) * W;
                     vf scale = load(scales + column);
                     vf zero = bytes(zeros + column);
@@ -246,11 +273,33 @@ struct IntegerPanel {
             }
     }
 
+    // acc += the products of some columns' quads of weights with quad k of every row.
+    INLINE void add(vi (*acc)[TOGETHER], const vu* columns, const uint32_t* x, int k) const {
+#if PENSTOCK_WORDS
+        __m256i even[TOGETHER], odd[TOGETHER];
+        for (int i = 0; i < TOGETHER; i++) {
+            even[i] = _mm256_and_si256((__m256i)columns[i], _mm256_set1_epi32(0x00ff00ff));
+            odd[i] = _mm256_srli_epi16((__m256i)columns[i], 8);
+        }
+        for (int r = 0; r < R; r++) {
+            const uint32_t* words = x + 2 * (r * stride_quads + k);
+            const __m256i first = _mm256_set1_epi32((int)words[0]), second = _mm256_set1_epi32((int)words[1]);
+            for (int i = 0; i < TOGETHER; i++) {
+                acc[r][i] += (vi)_mm256_madd_epi16(even[i], first);
+                acc[r][i] += (vi)_mm256_madd_epi16(odd[i], second);
+            }
+        }
+#else
+        for (int i = 0; i < TOGETHER; i++)
+            for (int r = 0; r < P * R; r++) acc[r][i] = dot4(acc[r][i], columns[i], x[at(r) * stride_quads + k]);
+#endif
+    }
+
     // The row of bytes that sum r belongs to.
     static constexpr int at(int r) { return P == 1 ? 2 * r : r; }
 
-    static INLINE vi whole(const vi (*acc)[4], int r, int i) {
-        return P == 1 ? acc[r][i] : (acc[P * r][i] << 7) + acc[P * r + P - 1][i];
+    static INLINE vi whole(const vi (*acc)[TOGETHER], int r, int i) {
+        return P == 1 || PENSTOCK_WORDS ? acc[r][i] : (acc[P * r][i] << 7) + acc[P * r + P - 1][i];
     }
 
     // Sum of row r's integers, from 64 · first on.
@@ -258,9 +307,9 @@ struct IntegerPanel {
         int32_t high = 0, low = 0;
         for (int i = first; i < first + count; i++) {
             high += sums[2 * r * stride_sums + i];
-            if (P == 2) low += sums[(2 * r + 1) * stride_sums + i];
+            if (P == 2 && !PENSTOCK_WORDS) low += sums[(2 * r + 1) * stride_sums + i];
         }
-        return P == 1 ? high : 128 * high + low;
+        return P == 1 || PENSTOCK_WORDS ? high : 128 * high + low;
     }
 
     static INLINE vf bytes(const uint8_t* p) {

@@ -19,7 +19,7 @@ constexpr int BLOCK_ROWS = 7;
 INLINE bool is_integer(const Linear& a) { return a.kind == INT8 || a.kind == INT4; }
 INLINE int block_rows(const Linear& a) {
     if (a.kind == FLOAT || a.kind == WIDE) return ROWS;
-    return is_integer(a) && a.parts == 2 ? BLOCK_ROWS / 2 : BLOCK_ROWS;
+    return is_integer(a) ? integer_rows(a.parts) : BLOCK_ROWS;
 }
 
 inline int64_t panel_bytes(const Linear& a) {
@@ -35,7 +35,7 @@ inline int64_t panel_bytes(const Linear& a) {
 // Loop steps of a block of rows, over so many inputs. (int4 does not read ahead: what it does to unpack leaves no room
 // for that, it would be 6 % slower.)
 INLINE int64_t steps_of(const Linear& a, int depth) {
-    return a.kind == BF16 ? depth / 2 : std::max(1, depth / 4 * (PANEL_VECTORS / 4));
+    return a.kind == BF16 ? depth / 2 : std::max(1, depth / 4 * (PANEL_VECTORS / TOGETHER));
 }
 
 // What a block of rows needs to know.
@@ -78,8 +78,11 @@ void block(const Linear& a, const Activations& activations, const Block& b) {
             return float_panel<WideWeight, R>(x, row, (const uint32_t*)weight, a.depth, b.first, b.last, b.c);
         }
     }
-    if (a.parts == 1) return integers<R, 1>(a, activations, b, weight);
-    if constexpr (R <= BLOCK_ROWS / 2) integers<R, 2>(a, activations, b, weight);
+    if (a.parts == 1) {
+        if constexpr (R <= integer_rows(1)) integers<R, 1>(a, activations, b, weight);
+        return;
+    }
+    if constexpr (R <= integer_rows(2)) integers<R, 2>(a, activations, b, weight);
 }
 
 template <typename T>

@@ -106,7 +106,7 @@ struct Prefill {
 
         Seen(const Attention& a, const Unit& u, int tile, int row) {
             const int position = a.starts[u.span] + u.first + row / a.heads;
-            from = u.begin - tile, to = (position + 1 < u.end ? position + 1 : u.end) - tile;
+            from = u.begin - tile, to = (position + 1 < u.end && !a.both ? position + 1 : u.end) - tile;
             if (a.window && position - a.window + 1 - tile > from) from = position - a.window + 1 - tile;
         }
 

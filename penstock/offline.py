@@ -21,19 +21,34 @@ from numbers import Integral
 from pathlib import Path
 from typing import Any, TypeAlias
 
-from penstock.core.errors import BY_NAME, ContextLengthExceeded, InvalidRequest, RequestFailed, StartupError
-from penstock.core.plan import Event
+from penstock.core.errors import (
+    BY_NAME,
+    ContextLengthExceeded,
+    InvalidRequest,
+    PenstockError,
+    RequestFailed,
+    StartupError,
+)
+from penstock.core.plan import Event, Failure, TokenLogprob
 from penstock.core.request_spec import Prompt as EnginePrompt
 from penstock.core.request_spec import RequestSpec
-from penstock.core.sampling_params import SamplingParams
+from penstock.core.sampling_params import BeamSearchParams, SamplingParams
+from penstock.core.structured import Grammar
 from penstock.engine.build import build_engine
 from penstock.engine.config import EngineConfig
 from penstock.engine.environment import prepare
-from penstock.engine.messages import Abort, Add
+from penstock.engine.messages import Abort, Add, ModelInfo
+from penstock.grammar.prepare import prepare as prepare_grammar
 from penstock.model.generation import generation_defaults
+from penstock.text.bad_words import bad_words_ids
+from penstock.text.beams import Beam, BeamSearch
 from penstock.text.chat_template import ChatTemplate
 from penstock.text.output import OutputProcessor, decode_prompt_logprobs, ranked
+from penstock.text.parsers.reasoning import ReasoningParser
+from penstock.text.thoughts import thought_limit
 from penstock.text.tokenizer import Tokenizer
+
+from .offline_pooling import PoolingMixin
 
 Prompt: TypeAlias = str | Sequence[int] | Mapping[str, Any]
 """Text, token ids, or {"prompt": text} / {"prompt_token_ids": ids} with an optional "cache_salt"."""
@@ -88,6 +103,28 @@ class RequestOutput:
 
 
 @dataclass(slots=True)
+class BeamSearchSequence:
+    """One continuation that a beam search has found."""
+
+    tokens: list[int]
+    """Those of the prompt, and what was found; the ending one where it is included."""
+    cum_logprob: float
+    text: str
+    """Of all tokens."""
+    finish_reason: str
+    """stop or length."""
+    stop_reason: int | None = None
+    """The token that ended it."""
+
+
+@dataclass(slots=True)
+class BeamSearchOutput:
+    """The best continuations of one prompt, the best first."""
+
+    sequences: list[BeamSearchSequence]
+
+
+@dataclass(slots=True)
 class _Sequence:
     """One completion under way."""
 
@@ -96,8 +133,8 @@ class _Sequence:
     processor: OutputProcessor
 
 
-class LLM:
-    """A model, loaded and ready.
+class LLM(PoolingMixin):
+    """A model, loaded and ready: to generate, or to embed, classify and score (`offline_pooling`).
 
     Args:
         model: local directory, Hugging Face id, or "demo".
@@ -126,9 +163,19 @@ class LLM:
         self._defaults = generation_defaults(config.generation_config, path).sampling
         self._numbers = count()
 
+    @property
+    def _info(self) -> ModelInfo:
+        return self._engine.info
+
     def get_tokenizer(self) -> Tokenizer:
         """The model's tokenizer."""
         return self._tokenizer
+
+    def check_grammar(self, grammar: Grammar) -> None:
+        """Compile what an output is to match. Raises InvalidRequest where that cannot be done."""
+        held = self._engine.loop.held
+        if held is not None:
+            held.compile(grammar)
 
     def get_default_sampling_params(self) -> SamplingParams:
         """What generate uses when no parameters are given: the model's own defaults."""
@@ -154,6 +201,12 @@ class LLM:
             InvalidRequest: a prompt or parameter can never work; nothing was generated.
             RequestFailed: a request failed in the engine.
         """
+        if self._info.pooling is not None:
+            raise InvalidRequest(
+                f"The model does not generate text: it is loaded for {', '.join(self._info.pooling.tasks)}.",
+                param="model",
+                advice="Use embed, classify, score or encode.",
+            )
         every = _prompts(prompts)
         params = self._params(sampling_params, len(every))
         if priority is not None and len(priority) != len(every):
@@ -193,8 +246,15 @@ class LLM:
         continue_final_message: bool = False,
         chat_template: str | None = None,
         chat_template_kwargs: Mapping[str, Any] | None = None,
+        tools: Sequence[Mapping[str, Any]] | None = None,
     ) -> list[RequestOutput]:
-        """Answer a conversation, or several."""
+        """Answer a conversation, or several.
+
+        Args:
+            tools: functions that the model is told of, in OpenAI's form. What it makes of them is in the
+            text, as in
+                vLLM: `penstock.text.parsers` reads it.
+        """
         conversations: Sequence[Any] = (
             [messages] if messages and isinstance(messages[0], Mapping) else messages
         )
@@ -208,6 +268,7 @@ class LLM:
                     **{
                         "add_generation_prompt": add_generation_prompt,
                         "continue_final_message": continue_final_message,
+                        **({"tools": list(tools)} if tools else {}),
                         **(chat_template_kwargs or {}),
                     },
                 ),
@@ -216,6 +277,66 @@ class LLM:
             for conversation in conversations
         ]
         return self.generate(prompts, sampling_params, use_tqdm=use_tqdm)
+
+    def beam_search(
+        self, prompts: Prompt | Iterable[Prompt], params: BeamSearchParams
+    ) -> list[BeamSearchOutput]:
+        """The most probable continuations of each prompt, found together (`penstock.text.beams`).
+
+        Raises InvalidRequest for a prompt that can never work, and RequestFailed.
+        """
+        searches: list[BeamSearch] = []
+        salts: list[str] = []
+        eos_ids = () if params.ignore_eos else self._engine.info.eos_ids
+        asked = SamplingParams(
+            temperature=0.0,
+            max_tokens=1,
+            ignore_eos=True,
+            logprobs=min(2 * params.beam_width, self._engine.info.vocab_size),
+        )
+        for prompt in _prompts(prompts):
+            text, ids, salt = self._encode(prompt)
+            room = self._spec(RequestOutput("", text, ids, []), asked.with_(max_tokens=None), 0, salt)
+            searches.append(
+                BeamSearch(
+                    ids,
+                    width=params.beam_width,
+                    max_tokens=min(params.max_tokens, room.prompts[0].max_tokens),
+                    length_penalty=params.length_penalty,
+                    eos_ids=eos_ids,
+                    include_stop=params.include_stop_str_in_output,
+                )
+            )
+            salts.append(salt)
+        while running := [each for each in zip(searches, salts, strict=True) if not each[0].done]:
+            specs = [
+                RequestSpec(
+                    id=str(next(self._numbers)),
+                    prompts=tuple(EnginePrompt(ids, 1) for ids in search.asks),
+                    sampling=asked.sampling,
+                    cache_salt=salt,
+                )
+                for search, salt in running
+            ]
+            found: dict[str, TokenLogprob] = {}
+            for event in self._run(specs):
+                if event.failure is not None:
+                    raise _failed(event)
+                if event.logprobs:
+                    found[event.request] = event.logprobs[0]
+            for (search, _), spec in zip(running, specs, strict=True):
+                search.take([found[id] for id in spec.ids])
+        return [BeamSearchOutput([self._found(s, beam, params) for beam in s.best()]) for s in searches]
+
+    def _found(self, search: BeamSearch, beam: Beam, params: BeamSearchParams) -> BeamSearchSequence:
+        tokens = [*search.prompt, *beam.tokens]
+        return BeamSearchSequence(
+            tokens,
+            beam.logprob,
+            self._tokenizer.decode(tokens, skip_special_tokens=params.skip_special_tokens),
+            "length" if beam.stop_reason is None else "stop",
+            beam.stop_reason,
+        )
 
     def close(self) -> None:
         """Free the model's memory."""
@@ -254,6 +375,11 @@ class LLM:
     def _spec(self, request: RequestOutput, params: SamplingParams, priority: int, salt: str) -> RequestSpec:
         """The engine's request for one prompt and its n sequences."""
         info, ids = self._engine.info, request.prompt_token_ids
+        if params.bad_words:
+            params = params.with_(bad_words_ids=bad_words_ids(self._tokenizer, params.bad_words))
+        if params.thinking_token_budget is not None and params.thought is None:
+            limit = thought_limit(self._tokenizer, params.thinking_token_budget, ReasoningParser)
+            params = params.with_(thought=limit)
         params.verify(info.vocab_size, -1)
         outside = next((token for token in ids if not 0 <= token < info.vocab_size), None)
         if outside is not None:
@@ -265,8 +391,10 @@ class LLM:
             raise ContextLengthExceeded(
                 f"the prompt has {len(ids)} tokens; the context, with the output, is {info.max_model_len}."
             )
+        asked = params.structured_outputs
         return RequestSpec(
             id=request.request_id,
+            grammar=None if asked is None else prepare_grammar(asked)[0],
             prompts=(EnginePrompt(tuple(ids), min(room, params.max_tokens or room)),),
             sampling=params.sampling,
             n=params.n,
@@ -280,23 +408,22 @@ class LLM:
             for spec in specs:
                 yield from loop.handle(Add(spec))
             while loop.has_work:
+                if loop.held is not None and not loop.can_step:
+                    loop.held.wait()
                 yield from loop.step()
         except KeyboardInterrupt:  # it may have come anywhere
             loop.reset()
             raise
         finally:
             if loop.has_work:  # failed, or nobody wants the rest: leave nothing behind for the next call
-                loop.handle(Abort(loop.scheduler.unfinished))
+                loop.handle(Abort(loop.unfinished))
                 while loop.has_work:
                     loop.step()
 
     def _take(self, event: Event, sequence: _Sequence) -> bool:
         """Add an event to its sequence; whether it was the last."""
         if event.failure is not None:
-            failure = event.failure
-            raise BY_NAME.get(failure.type, RequestFailed)(
-                f"request {event.request} failed: {failure.cause}", param=failure.param, advice=failure.advice
-            )
+            raise _failed(event)
         delta = sequence.processor.push(event)
         output, request = sequence.output, sequence.request
         output.text += delta.text
@@ -320,6 +447,13 @@ class LLM:
             for last in self._engine.loop.handle(Abort((event.request,))):
                 return self._take(last, sequence)
         return False
+
+
+def _failed(event: Event) -> PenstockError:
+    failure = event.failure or Failure("unknown")
+    return BY_NAME.get(failure.type, RequestFailed)(
+        f"request {event.request} failed: {failure.cause}", param=failure.param, advice=failure.advice
+    )
 
 
 def _logprobs(positions: Iterable[Mapping[int, Any] | None]) -> list[dict[int, Logprob]]:

@@ -132,7 +132,7 @@ async def send_request(
     except TimeoutError:
         record.fail("timeout", f"no complete answer within {target.timeout} s (--request-timeout)", clock())
     except aiohttp.ClientConnectorError as error:
-        record.fail("cannot connect", _reason(error), clock())
+        record.fail("cannot connect", reason(error), clock())
     except (aiohttp.ClientError, OSError) as error:
         where = "mid-stream" if record.chunk_times else "before the first token"
         record.fail(f"connection lost {where}", f"{type(error).__name__}: {error}", clock())
@@ -223,11 +223,11 @@ async def _ask(
                 return response.status, text
     except (aiohttp.ClientError, OSError) as error:
         raise BenchError(
-            f"no server at {url}: {_reason(error)}; start one (penstock serve MODEL) or correct --base-url"
+            f"no server at {url}: {reason(error)}; start one (penstock serve MODEL) or correct --base-url"
         ) from error
 
 
-def _reason(error: Exception) -> str:
+def reason(error: Exception) -> str:
     """The operating system's words where it has some; aiohttp wraps them in its own."""
     number = getattr(error, "errno", None)
     return os.strerror(number) if number and number > 0 else str(error) or type(error).__name__

@@ -1,4 +1,4 @@
-"""Who may call: API keys as bearer tokens, compared in constant time.
+"""Who may call: API keys as bearer tokens, or in Anthropic's x-api-key, compared in constant time.
 
 Guards every path but health and metrics, which probes and scrapers read without a key, and the description of
 the API, which says nothing of this server that its source does not say.
@@ -40,6 +40,11 @@ def is_trusted(scope: Scope) -> bool:
     return bool(scope.get("trusted_key"))
 
 
+def caller(scope: Scope) -> str:
+    """Who asks, as a digest of the key; "" where there are no keys. What somebody made belongs to his key."""
+    return str(scope.get("caller", ""))
+
+
 class AuthMiddleware:
     """Raises AuthenticationFailed for requests without one of `keys` or of `trusted`, whose holders may speak
     for others (`is_trusted`). Paths are normal ones (`paths`)."""
@@ -58,13 +63,14 @@ class AuthMiddleware:
     def _check(self, scope: Scope) -> None:
         given = header(scope, b"authorization")
         advice = "Send the header `Authorization: Bearer KEY`."
-        if given is None:
+        key = header(scope, b"x-api-key") if given is None else bearer(given)
+        if given is None and not key:
             raise AuthenticationFailed("No API key was provided.", advice=advice)
-        key = bearer(given)
         if key is None:  # the scheme is not quoted: without one, it is the key
             raise AuthenticationFailed("The Authorization header is not a bearer token.", advice=advice)
         digest = sha256(key.encode("latin-1")).digest()
         matches = [hmac.compare_digest(digest, known) for known in self._digests]  # all of them, always
         if not any(matches):
             raise AuthenticationFailed("The API key is wrong.")
+        scope["caller"] = digest.hex()
         scope["trusted_key"] = any(matches[len(matches) - self._trusted :])

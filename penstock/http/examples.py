@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 
-#: The least that each of OpenAI's and Anthropic's paths takes.
+#: The least that each path takes, by its end.
 _BODIES = {
     "/v1/completions": '{"model": "MODEL", "prompt": "Hello", "max_tokens": 16}',
     "/v1/chat/completions": (
@@ -15,6 +15,10 @@ _BODIES = {
         '{"model": "MODEL", "messages": [{"role": "user", "content": "Hello"}], "max_tokens": 16}'
     ),
     "/v1/embeddings": '{"model": "MODEL", "input": "Hello"}',
+    "/pooling": '{"model": "MODEL", "input": "Hello"}',
+    "/classify": '{"model": "MODEL", "input": "Hello"}',
+    "/score": '{"model": "MODEL", "text_1": "Hello", "text_2": ["Hi", "Bye"]}',
+    "/rerank": '{"model": "MODEL", "query": "Hello", "documents": ["Hi", "Bye"]}',
 }
 _HOST = re.compile(r"[A-Za-z0-9.\-]{1,200}(?::[0-9]{1,5})?|\[[0-9A-Fa-f:.]{2,60}\](?::[0-9]{1,5})?")
 _PATH = re.compile(r"[A-Za-z0-9/_.\-]{1,200}")

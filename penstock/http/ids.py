@@ -35,8 +35,12 @@ def acceptable(id: str) -> bool:
 
 
 def response_id(prefix: str, scope: Scope, asked: str | None) -> ResponseId:
-    """As in vLLM: the X-Request-Id header wins, then the field request_id, then a fresh one."""
+    """As in vLLM: the X-Request-Id header wins, then the field request_id, then a fresh one.
+
+    prefix: of the id; a dash follows, unless it brings its own end (`msg_`).
+    """
     given = scope.get("client_request_id")
     base = str(given or asked or scope["request_id"])
     scope["request_id"] = base
-    return ResponseId(response=f"{prefix}-{base}", engine=f"{prefix}-{base}#{next(_numbers)}")
+    response = prefix + base if prefix.endswith("_") else f"{prefix}-{base}"
+    return ResponseId(response=response, engine=f"{response}#{next(_numbers)}")

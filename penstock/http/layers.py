@@ -7,15 +7,16 @@
           normalised       /llm/health/ is /health
             reserved       a 503 for what is no probe, on connections beyond the limit
             few_of_each    the same for a client behind a proxy, with too many requests at a time
-              AuthMiddleware   only when keys are configured
-                Router     path → endpoint
+              spoken           where a dialect has errors of its own
+                AuthMiddleware   only when keys are configured
+                  Router     path → endpoint
 
 It knows the order of the layers; it does not know the endpoints.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from starlette.middleware.cors import CORSMiddleware
 from starlette.routing import Route, Router
@@ -25,6 +26,7 @@ from penstock.core.errors import RouteNotFound, brief
 
 from .auth import AuthMiddleware
 from .config import HttpConfig
+from .dialects import ErrorBody, spoken
 from .errors import ErrorMiddleware, TooManyConnections
 from .exchanges import AccessLog, Observer, Watched
 from .paths import PROBES, Paths, normalised
@@ -36,15 +38,19 @@ def application(
     config: HttpConfig,
     observers: Sequence[Observer] = (),
     trusted_keys: Sequence[str] = (),
+    error_bodies: Mapping[str, ErrorBody] | None = None,
 ) -> ASGIApp:
     """The application of these routes, with what `config` wants around it; `observers` hear of exchanges.
 
-    trusted_keys: are keys, too; who has one may speak for others.
+    trusted_keys: are keys, too; who has one may speak for others. error_bodies: of paths with a
+    dialect of their own.
     """
     paths = Paths(routes, config.root_path)
     app: ASGIApp = Router(routes, default=_no_route, redirect_slashes=False)
     if config.api_key or trusted_keys:
         app = AuthMiddleware(app, config.api_key, trusted_keys)
+    if error_bodies:
+        app = spoken(app, error_bodies)
     proxies = Proxies(config.trusted_proxies) if config.trusted_proxies else None
     if proxies is not None and config.max_connections_per_client:
         app = few_of_each(app, config.max_connections_per_client)

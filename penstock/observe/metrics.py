@@ -80,6 +80,7 @@ class Metrics:
         self._totals = Totals()
         """Of the last report."""
         self._observed = {"busy": 0.0, "idle": 0.0}
+        self._block_bytes = 0
         self._idle = 0.0
         """Idle seconds at the last report."""
         self._idle_since: float | None = None
@@ -95,9 +96,13 @@ class Metrics:
         if self._idle_since is not None:
             self._count_device("idle", self._idle + max(0.0, now - self._idle_since))
 
-    def describe_cache(self, *, block_size: int, num_blocks: int, dtype: str, prefix_caching: bool) -> None:
+    def describe_cache(
+        self, *, block_size: int, num_blocks: int, dtype: str, prefix_caching: bool, block_bytes: int = 0
+    ) -> None:
         """Set the labels of cache_config_info. `block_size` in tokens; max_concurrency is the number of
-        requests of the longest length that the cache holds at once."""
+        requests of the longest length that the cache holds at once; block_bytes of one block's keys and
+        values, for what is copied."""
+        self._block_bytes = block_bytes
         tokens = num_blocks * block_size
         self._infos[names.CACHE_CONFIG_INFO.name].labels(
             engine=self._labels["engine"],
@@ -122,6 +127,7 @@ class Metrics:
         gauges[f"{names.NUM_REQUESTS_WAITING_BY_REASON.name}/capacity"].set(stats.waiting - stats.deferred)
         gauges[f"{names.NUM_REQUESTS_WAITING_BY_REASON.name}/deferred"].set(stats.deferred)
         gauges[names.KV_CACHE_USAGE_PERC.name].set(stats.kv_usage)
+        gauges[names.KV_OFFLOAD_CPU_CACHE_USAGE_PERC.name].set(stats.host_usage)
         new, old = stats.totals, self._totals
         self._totals = new
         computed = new.prompt_tokens - old.prompt_tokens
@@ -139,6 +145,8 @@ class Metrics:
             (names.PREFIX_CACHE_QUERIES.name, new.prefix_queries - old.prefix_queries),
             (names.PREFIX_CACHE_HITS.name, new.prefix_hits - old.prefix_hits),
             (names.RECOMPUTED_TOKENS.name, recomputed),
+            (names.KV_OFFLOAD_STORE_BYTES.name, self._block_bytes * (new.stored_blocks - old.stored_blocks)),
+            (names.KV_OFFLOAD_LOAD_BYTES.name, self._block_bytes * (new.loaded_blocks - old.loaded_blocks)),
         ):
             if amount:
                 counters[name].inc(amount)

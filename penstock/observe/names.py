@@ -4,7 +4,8 @@ It knows vLLM 0.32's names, labels and bucket boundaries (`vllm/v1/metrics/logge
 dashboards, autoscalers and gateways written for vLLM work unchanged, and the `penstock:` names for what only
 this engine can say. Whatever reads metrics (alerts, dashboards, autoscaler rules) is checked against this
 table; it does not know where the values come from. Names without a counterpart here (LoRA, multi-modal
-caches, KV tiers, speculative decoding, sleep mode) are left out rather than exported as zeros.
+caches, tiers of the KV cache beyond the host, speculative decoding, sleep mode) are left out rather than
+exported as zeros.
 """
 
 from __future__ import annotations
@@ -118,6 +119,10 @@ NUM_REQUESTS_WAITING_BY_REASON = _gauge(
     "reason",
 )
 KV_CACHE_USAGE_PERC = _gauge("vllm:kv_cache_usage_perc", "Share of KV blocks in use; 1 is 100 %.")
+KV_OFFLOAD_CPU_CACHE_USAGE_PERC = _gauge(
+    "vllm:kv_offload_cpu_cache_usage_perc",
+    "Share of the host's KV blocks that hold something of preempted requests; 1 is 100 %.",
+)
 CACHE_CONFIG_INFO = Metric(
     "vllm:cache_config_info",
     Kind.GAUGE,
@@ -159,6 +164,12 @@ ITERATION_TOKENS = _histogram(
     "vllm:iteration_tokens_total", Buckets.ITERATION_TOKENS, "Tokens processed in one step of the engine."
 )
 RECOMPUTED_TOKENS = _counter("penstock:recomputed_tokens", "Tokens computed again after a preemption.")
+KV_OFFLOAD_STORE_BYTES = _counter(
+    "vllm:kv_offload_store_bytes", "Bytes of preempted requests' KV blocks copied to the host."
+)
+KV_OFFLOAD_LOAD_BYTES = _counter(
+    "vllm:kv_offload_load_bytes", "Bytes of preempted requests' KV blocks copied back."
+)
 DEVICE_SECONDS = _counter(
     "penstock:device_seconds",
     "Device seconds by state; busy and idle add up to the wall clock.",

@@ -11,13 +11,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import aclosing
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from starlette.types import Send
 
 from penstock.core.errors import PenstockError
 from penstock.http.errors import internal
-from penstock.http.exchange import JSON, respond
+from penstock.http.exchange import JSON
 from penstock.http.sse import EventStream, comment
 
 from .generation import Choice, Generation
@@ -63,6 +63,24 @@ class Writer(Protocol):
         ...
 
 
+@runtime_checkable
+class Detached(Protocol):
+    """A Writer whose answer its client does not wait for."""
+
+    async def detach(self, send: Send, generation: Generation) -> None:
+        """Begin the generation, which goes on when the client has gone, and tell the client."""
+        ...
+
+
+@runtime_checkable
+class Headed(Protocol):
+    """A Writer whose answer is no JSON."""
+
+    def headers(self, generation: Generation) -> list[tuple[bytes, bytes]]:
+        """The content type, and whatever else is told before the body."""
+        ...
+
+
 async def answer(
     work: Work, send: Send, id: str, generation: Generation, writer: Writer, *, tells_tokens: bool = False
 ) -> None:
@@ -85,11 +103,15 @@ async def _whole(work: Work, send: Send, generation: Generation, writer: Writer)
     await generation.run()
     pieces = writer.whole(generation)
     size = _size(generation)
+    headers = writer.headers(generation) if isinstance(writer, Headed) else [(b"content-type", JSON)]
     if size <= IN_THREAD:
-        await respond(send, b"".join(pieces))
+        body = b"".join(pieces)
+        length = (b"content-length", str(len(body)).encode())
+        await send({"type": "http.response.start", "status": 200, "headers": [*headers, length]})
+        await send({"type": "http.response.body", "body": body})
         return
     # a whole vocabulary for each token of a prompt takes seconds to write down, and is long when it is
-    await send({"type": "http.response.start", "status": 200, "headers": [(b"content-type", JSON)]})
+    await send({"type": "http.response.start", "status": 200, "headers": headers})
     while body := await work.run(size, _next, pieces):
         await send({"type": "http.response.body", "body": body, "more_body": True})
     await send({"type": "http.response.body", "body": b""})

@@ -6,34 +6,54 @@ nothing: `penstock.http.serve` runs it.
 
 from __future__ import annotations
 
+import sqlite3
 import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from hashlib import sha256
 from importlib.metadata import PackageNotFoundError
 from importlib.metadata import version as installed_version
+from pathlib import Path
 
-from starlette.routing import Route
+from starlette.routing import Route, Router
 from starlette.types import ASGIApp, Receive, Scope, Send
 
+from penstock.core.errors import StartupError
 from penstock.engine.client import EngineClient
+from penstock.http.dialects import messages_error
+from penstock.http.errors import ErrorMiddleware
 from penstock.http.exchanges import Exchange
 from penstock.http.layers import application
 from penstock.observe.metrics import Metrics
 from penstock.observe.names import parse_version
 from penstock.text.chat_template import ChatTemplate
+from penstock.text.grammar_check import GrammarCheck
 from penstock.text.tokenizer import Tokenizer
+from penstock.text.vocabulary import vocabulary
 
 from . import behalf, health, models, tokenize
+from .batches import routes as batches
+from .batches.desk import Desk
+from .batches.lines import URLS
+from .batches.store import BatchStore
+from .batches.worker import BatchWorker
 from .bills import Bills
 from .chat import ChatFormat
 from .completions import CompletionFormat
 from .config import ServerConfig
 from .docs import DOCS, Document
 from .ignored import IgnoredLog
-from .pipeline import generate, generate_any
+from .invocations import invoke
+from .messages.format import count_tokens
+from .messages.format import create as create_message
+from .pipeline import generate
+from .render import render
+from .responses import format as responses
+from .responses.store import ResponseStore
+from .scores import RerankFormat, ScoreFormat
 from .state import State
+from .vectors import ClassifyFormat, EmbeddingFormat, PoolingFormat
 from .work import Work
 
 Handler = Callable[[State, Scope, Receive, Send], Awaitable[None]]
@@ -42,7 +62,33 @@ Handler = Callable[[State, Scope, Receive, Send], Awaitable[None]]
 ROUTES: tuple[tuple[str, str, Handler], ...] = (
     ("/v1/chat/completions", "POST", partial(generate, ChatFormat())),
     ("/v1/completions", "POST", partial(generate, CompletionFormat())),
-    ("/invocations", "POST", partial(generate_any, (ChatFormat(), CompletionFormat()))),
+    ("/v1/chat/completions/render", "POST", partial(render, ChatFormat())),
+    ("/v1/completions/render", "POST", partial(render, CompletionFormat())),
+    ("/v1/responses", "POST", responses.create),
+    ("/v1/responses/{name}", "GET", responses.retrieve),
+    ("/v1/responses/{name}", "DELETE", responses.delete),
+    ("/v1/responses/{name}/cancel", "POST", responses.cancel),
+    ("/v1/responses/{name}/input_items", "GET", responses.input_items),
+    ("/v1/files", "POST", batches.upload),
+    ("/v1/files", "GET", batches.list_files),
+    ("/v1/files/{name}", "GET", batches.get_file),
+    ("/v1/files/{name}", "DELETE", batches.delete_file),
+    ("/v1/files/{name}/content", "GET", batches.content),
+    ("/v1/batches", "POST", batches.create),
+    ("/v1/batches", "GET", batches.list_batches),
+    ("/v1/batches/{name}", "GET", batches.get_batch),
+    ("/v1/batches/{name}/cancel", "POST", batches.cancel),
+    ("/v1/messages", "POST", create_message),
+    ("/v1/messages/count_tokens", "POST", count_tokens),
+    ("/invocations", "POST", invoke),
+    ("/v1/embeddings", "POST", partial(generate, EmbeddingFormat())),
+    ("/pooling", "POST", partial(generate, PoolingFormat())),
+    ("/classify", "POST", partial(generate, ClassifyFormat())),
+    ("/score", "POST", partial(generate, ScoreFormat())),
+    ("/v1/score", "POST", partial(generate, ScoreFormat())),
+    ("/rerank", "POST", partial(generate, RerankFormat())),
+    ("/v1/rerank", "POST", partial(generate, RerankFormat())),
+    ("/v2/rerank", "POST", partial(generate, RerankFormat(cohere=True))),
     ("/v1/models", "GET", models.list_models),
     ("/v1/models/{name:path}", "GET", models.get_model),
     ("/v1/bills", "GET", behalf.list_bills),
@@ -57,6 +103,9 @@ ROUTES: tuple[tuple[str, str, Handler], ...] = (
     ("/version", "GET", health.version),
     ("/load", "GET", health.load),
 )
+
+#: Of paths that have errors of their own shape.
+ERROR_BODIES = {"/v1/messages": messages_error, "/v1/messages/count_tokens": messages_error}
 
 #: Served where --enable-tokenizer-info-endpoint asks for it.
 TOKENIZER_INFO: tuple[str, str, Handler] = ("/tokenizer_info", "GET", tokenize.tokenizer_info)
@@ -75,6 +124,7 @@ def create_app(
     version: str | None = None,
     monotonic: Callable[[], float] = time.monotonic,
     wall: Callable[[], float] = time.time,
+    on_desk: Callable[[Desk], None] | None = None,
 ) -> ASGIApp:
     """The application that serves `engine`.
 
@@ -86,6 +136,8 @@ def create_app(
         version: of Penstock; the installed one if not given.
         monotonic: the engine's clock (CLOCK_MONOTONIC), seconds.
         wall: Unix time, seconds.
+        on_desk: given what has the files and batches, where there are any: its worker is to be started when
+            the server serves, and closed when it does not.
     """
     info = engine.info
     names = config.served_model_name or (info.path,)
@@ -102,6 +154,7 @@ def create_app(
             num_blocks=info.num_blocks,
             dtype=info.dtype,
             prefix_caching=enable_prefix_caching,
+            block_bytes=info.block_bytes,
         )
         metrics.describe_engine(
             device=info.device,
@@ -130,6 +183,10 @@ def create_app(
         wall=wall,
         ignored_log=IgnoredLog(monotonic),
         bills=Bills(),
+        grammars=GrammarCheck(lambda: vocabulary(tokenizer, info.vocab_size, info.eos_ids)),
+        responses=_store(config),
+        batches=None,
+        detached=set(),
         work=Work(),
     )
     routes = [*ROUTES]
@@ -150,7 +207,46 @@ def create_app(
             exchange.response_bytes,
         )
 
-    return application(_routes(state, routes), config, [observe], config.gateway_key)
+    if config.batch_dir is not None:
+        desk = _desk(state, config.batch_dir, _routes(state, routes))
+        state = replace(state, batches=desk)
+        if on_desk is not None:
+            on_desk(desk)
+    return application(_routes(state, routes), config, [observe], config.gateway_key, ERROR_BODIES)
+
+
+def inner(routes: Sequence[Route]) -> ASGIApp:
+    """The application for callers of this process: no keys, no log, no metrics of connections."""
+    return ErrorMiddleware(Router(routes, redirect_slashes=False))
+
+
+def _desk(state: State, folder: str, routes: Sequence[Route]) -> Desk:
+    config, engine = state.config, state.engine
+    try:
+        store = BatchStore(Path(folder))
+    except (OSError, sqlite3.Error) as error:
+        raise StartupError(
+            f"--batch-dir {folder} cannot be used: {error}.",
+            param="--batch-dir",
+            advice="It must be a folder that this user can write, and no other server's.",
+        ) from error
+    worker = BatchWorker(
+        store,
+        inner(routes),
+        urls=[url for url in URLS if url in {route.path for route in routes}],
+        concurrency=config.batch_concurrency,
+        most_lines=config.max_batch_requests,
+        wall=state.wall,
+        stopped=lambda: engine.draining or engine.failure is not None,
+    )
+    return Desk(store, worker, config.max_file_bytes)
+
+
+def _store(config: ServerConfig) -> ResponseStore | None:
+    """One for all requests: with several processes, the next one might not find what this one keeps."""
+    if config.max_stored_responses == 0 or config.api_server_count > 1:
+        return None
+    return ResponseStore(config.max_stored_responses, config.max_stored_response_bytes)
 
 
 @dataclass(frozen=True, slots=True)

@@ -20,7 +20,7 @@ from starlette.types import Receive, Scope, Send
 
 from penstock.core.errors import InvalidRequest, quote
 from penstock.core.request_spec import ServiceClass
-from penstock.http.auth import PermissionDenied, is_trusted
+from penstock.http.auth import PermissionDenied, caller, is_trusted
 from penstock.http.exchange import header, respond
 from penstock.http.ids import acceptable
 
@@ -64,6 +64,13 @@ def need_trust(scope: Scope, what: str) -> None:
             f"{what} for gateways only.",
             advice="Start the server with --gateway-key, and present that key.",
         )
+
+
+def owner_of(scope: Scope) -> str:
+    """Whose is what a request makes: his tenant's where a gateway says so, else his key's. Raises as
+    `Behalf.of`."""
+    tenant = Behalf.of(scope).tenant
+    return f"tenant {tenant}" if tenant else f"key {caller(scope)}"
 
 
 async def list_bills(state: State, scope: Scope, receive: Receive, send: Send) -> None:

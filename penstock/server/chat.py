@@ -13,7 +13,8 @@ from msgspec.json import encode
 
 from penstock.core.errors import InvalidRequest
 from penstock.text.chat_template import words
-from penstock.text.output import decode_prompt_logprobs
+from penstock.text.output import Pending, decode_prompt_logprobs
+from penstock.text.parsers.pieces import Arguments, CallBegin, CallEnd, Message, Piece, Text, Thought
 
 from .conversation import normalise
 from .generation import Choice, Generation
@@ -21,10 +22,12 @@ from .ignored import Ignored
 from .limits import check_messages, told_logprobs
 from .logprobs import array, chat_logprobs
 from .openai import OpenAIFormat, OpenAIWriter
-from .params import check_generate, sampling_params
+from .params import beams, check_generate, sampling_params
+from .parsing import reading, with_budget
 from .pipeline import Ask, Told
 from .protocol import ChatRequest, TokenizeChatRequest
 from .state import State
+from .tools import ToolUse, read_tools
 
 
 class ChatFormat(OpenAIFormat):
@@ -48,13 +51,31 @@ class ChatFormat(OpenAIFormat):
         )
         check_messages(request.messages, state.config)
         messages = read_messages(state, request, ignored)
+        tools = read_tools(
+            request.tools, request.tool_choice, request.parallel_tool_calls, state.config, ignored
+        )
+        variables = template_variables(state, request)
+        text = await render(state, request, messages, variables, tools)
+        read = reading(
+            state.config,
+            state.tokenizer,
+            tools,
+            text,
+            variables,
+            params.structured_outputs,
+            continued=request.continue_final_message,
+        )
+        params = params.with_(structured_outputs=read.outputs)
+        params = with_budget(params, state.config, state.tokenizer, begun=read.thinking)
         default = state.default_sampling.get("max_tokens")
         return Ask(
-            inputs=[await render(state, request, messages)],
+            beams=beams(request, params),
+            inputs=[text],
             params=params,
             max_tokens=asked,
             limit=limit,
             default=None if default is None else int(default),
+            parser=read.parser,
             told=Told(
                 logprobs=told_logprobs(_prompt_logprobs(request), state.engine.info.vocab_size),
                 ids=int(request.return_token_ids),
@@ -89,10 +110,8 @@ def read_messages(
     return normalise(request.messages, ignored, as_parts=state.content_parts, words=known)
 
 
-async def render(
-    state: State, request: ChatRequest | TokenizeChatRequest, messages: Sequence[Mapping[str, Any]]
-) -> str:
-    """The prompt's text. Raises InvalidRequest where the template or the request makes that impossible."""
+def template_variables(state: State, request: ChatRequest | TokenizeChatRequest) -> dict[str, Any]:
+    """What the template is told beside the messages. Raises InvalidRequest for what must not be."""
     variables = dict(request.chat_template_kwargs)
     if "chat_template" in variables:  # it would pass the check above by
         raise InvalidRequest(
@@ -112,8 +131,29 @@ async def render(
             options["enable_thinking"] = request.reasoning_effort != "none"
     # as in vLLM, the request's own arguments of the template have the last word, the server's the first
     defaults = state.config.default_chat_template_kwargs or {}
-    arguments = {**defaults, **options, **variables}
-    return await state.chat_template.render_async(messages, **arguments, chat_template=request.chat_template)
+    return {**defaults, **options, **variables}
+
+
+async def render(
+    state: State,
+    request: ChatRequest | TokenizeChatRequest,
+    messages: Sequence[Mapping[str, Any]],
+    variables: Mapping[str, Any] | None = None,
+    tools: ToolUse | None = None,
+) -> str:
+    """The prompt's text.
+
+    Args:
+        variables: those of `template_variables`, if they are known.
+        tools: that the model is told of.
+
+    Raises InvalidRequest where the template or the request makes that impossible.
+    """
+    variables = template_variables(state, request) if variables is None else variables
+    offered = {} if tools is None else {"tools": list(tools.offered)}
+    return await state.chat_template.render_async(
+        messages, **{**offered, **variables}, chat_template=request.chat_template
+    )
 
 
 class ChatWriter(OpenAIWriter):
@@ -127,6 +167,9 @@ class ChatWriter(OpenAIWriter):
         self._state = state
         self._request = request
         self._role = state.config.response_role
+        self._tells_thoughts = request.include_reasoning or state.config.reasoning_parser is None
+        choice = request.tool_choice
+        self._named = isinstance(choice, dict) and choice.get("type") == "function"
         self._echoed = _echoed(request, self._role)
 
     @property
@@ -172,37 +215,74 @@ class ChatWriter(OpenAIWriter):
         if has_tokens or pending.finish_reason is not None:
             rest = {
                 "logprobs": self._logprobs(pending.logprobs) if pending.logprobs else None,
-                "finish_reason": pending.finish_reason,
+                "finish_reason": self._finish_reason(pending),
             }
             if pending.finish_reason is not None:
                 rest["stop_reason"] = pending.stop_reason
-            if self._request.return_token_ids:
+            if self._wants_ids:
                 rest["token_ids"] = pending.token_ids
-        body = _content(pending.text)
-        return self._form.chunk(choice.index, body, rest=rest, usage=self._usage(choice, choice.generated))
+        *before, last = self._deltas(pending)
+        usage = self._usage(choice, choice.generated)
+        events = [self._form.chunk(choice.index, delta, usage=usage) for delta in before]
+        events.append(self._form.chunk(choice.index, last, rest=rest, usage=usage))
+        return b"".join(events)
+
+    def _deltas(self, pending: Pending) -> list[bytes]:
+        """What is pending, a delta for each kind of it; at least one."""
+        if pending.parsed is None:
+            return [_content(pending.text)]
+        deltas: list[dict[str, Any]] = []
+        for piece in pending.parsed:
+            if isinstance(piece, CallEnd) or (isinstance(piece, Thought) and not self._tells_thoughts):
+                continue
+            delta = _delta(piece)
+            if not (deltas and _join(deltas[-1], delta)):
+                deltas.append(delta)
+        return [b'"delta":' + encode(delta) for delta in deltas] or [_content("")]
 
     @property
     def _wants_tokens(self) -> bool:
-        return self._request.logprobs or self._request.return_token_ids
+        return (self._request.logprobs and self._tells_thoughts) or self._wants_ids
+
+    @property
+    def _wants_ids(self) -> bool:
+        return self._request.return_token_ids and self._tells_thoughts
 
     def _choice(self, choice: Choice) -> dict[str, Any]:
         output = choice.pending
+        written = Message.of(output.parts)
+        message: dict[str, Any] = {"role": self._role, "refusal": None}
+        content = self._echoed + written.content
+        message["content"] = content if content or not (written.calls or written.reasoning) else None
+        if written.reasoning and self._tells_thoughts:
+            message |= _reasoning(written.reasoning)
+        if written.calls:
+            message["tool_calls"] = [
+                {
+                    "id": call.id,
+                    "type": "function",
+                    "function": {"name": call.name, "arguments": call.arguments},
+                }
+                for call in written.calls
+            ]
         return {
             "index": choice.index,
-            "message": {
-                "role": self._role,
-                "content": self._echoed + output.text,
-                "refusal": None,
-            },
+            "message": message,
             "logprobs": self._logprobs(output.logprobs),
-            "finish_reason": output.finish_reason,
+            "finish_reason": self._finish_reason(output),
             "stop_reason": output.stop_reason,
-            "token_ids": output.token_ids if self._request.return_token_ids else None,
+            "token_ids": output.token_ids if self._wants_ids else None,
         }
+
+    def _finish_reason(self, pending: Pending) -> str | None:
+        """As in OpenAI's API, a function that the request has named is no reason of its own."""
+        if pending.finish_reason == "stop" and pending.calls and not self._named:
+            return "tool_calls"
+        return pending.finish_reason
 
     def _logprobs(self, entries: Sequence[Any]) -> dict[str, Any] | None:
         request = self._request
-        if not request.logprobs:
+        if not request.logprobs or not self._tells_thoughts:  # tokens would tell them
             return None
         top = -1 if request.logprob_token_ids else request.top_logprobs
         return chat_logprobs(entries, top, as_ids=self._state.tokens_as_ids(request))
@@ -210,6 +290,34 @@ class ChatWriter(OpenAIWriter):
 
 def _content(text: str) -> bytes:
     return b'"delta":{"content":' + encode(text) + b"}"
+
+
+def _reasoning(text: str) -> dict[str, str]:
+    """vLLM's name, and the one that DeepSeek's clients read."""
+    return {"reasoning": text, "reasoning_content": text}
+
+
+def _delta(piece: Piece) -> dict[str, Any]:
+    if isinstance(piece, Text):
+        return {"content": piece.text}
+    if isinstance(piece, Thought):
+        return _reasoning(piece.text)
+    call: dict[str, Any] = {"index": piece.index}
+    if isinstance(piece, CallBegin):
+        call |= {"id": piece.id, "type": "function", "function": {"name": piece.name, "arguments": ""}}
+    elif isinstance(piece, Arguments):
+        call["function"] = {"arguments": piece.text}
+    return {"tool_calls": [call]}
+
+
+def _join(delta: dict[str, Any], more: dict[str, Any]) -> bool:
+    """Add to a delta what is of its kind; False where it is not. Calls are told one by one, so that no client
+    has to read a list of several: the first part of a call brings its id and name, the others arguments."""
+    if delta.keys() != more.keys() or "tool_calls" in delta:
+        return False
+    for name, text in more.items():
+        delta[name] += text
+    return True
 
 
 def _prompt_logprobs(request: ChatRequest) -> int | None:

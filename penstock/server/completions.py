@@ -13,23 +13,26 @@ from typing import Any
 from msgspec.json import encode
 
 from penstock.core.errors import InvalidRequest
+from penstock.core.sampling_params import SamplingParams
 from penstock.engine.messages import ModelInfo
 from penstock.text.output import DecodedLogprob, decode_prompt, decode_prompt_logprobs
 
+from .gaps import gaps
 from .generation import Choice, Generation
 from .ignored import Ignored
-from .lax import convert
 from .limits import told_logprobs
 from .logprobs import CompletionLogprobs, array
 from .openai import OpenAIFormat, OpenAIWriter
-from .params import check_generate, check_length, sampling_params
+from .params import beams, check_generate, sampling_params, text_or_ids
+from .parsing import with_budget
 from .pipeline import Ask, Told
 from .protocol import CompletionRequest
 from .state import State
-from .tokens import check_ids
 from .work import IN_THREAD
 
 _DEFAULT_MAX_TOKENS = 16
+_MOST_SEQUENCES = 128
+"""Of a prompt, as of `n`."""
 
 
 class CompletionFormat(OpenAIFormat):
@@ -57,9 +60,14 @@ class CompletionFormat(OpenAIFormat):
             logprobs=request.logprobs,
             prompt_logprobs=_prompt_logprobs(request),
         )
+        params = with_budget(params, state.config, state.tokenizer)
+        inputs = await _checked_inputs(state, request)
+        if request.suffix:
+            inputs, params = await gaps(state, request, inputs, params)
         return Ask(
-            inputs=await _checked_inputs(state, request),
-            params=params,
+            inputs=inputs,
+            params=_best_of(request, params),
+            beams=beams(request, params),
             max_tokens=asked,
             limit="max_tokens",
             default=_DEFAULT_MAX_TOKENS,
@@ -91,6 +99,8 @@ class CompletionWriter(OpenAIWriter):
         self._request = request
         self._choices = generation.choices
         self._logprobs: dict[int, CompletionLogprobs] = {}
+        self._per_prompt = len(self._choices) // generation.prompts
+        """Sequences: n, or best_of."""
         self._unsent_prompt: set[int] = {choice.index for choice in generation.choices}
 
     @property
@@ -100,7 +110,7 @@ class CompletionWriter(OpenAIWriter):
 
     def whole(self, generation: Generation) -> Iterator[bytes]:
         """See Writer."""
-        return self._answer(generation, map(self._choice, generation.choices), {})
+        return self._answer(generation, map(self._choice, *self._told()), {})
 
     def opening(self, choice: Choice) -> bytes:
         """See Writer. The prompt's text (echo) goes with the first chunk."""
@@ -130,11 +140,21 @@ class CompletionWriter(OpenAIWriter):
         usage = self._usage(choice, choice.generated)
         return self._form.chunk(choice.index, b'"text":' + encode(text), rest=rest, usage=usage)
 
-    def _choice(self, choice: Choice) -> dict[str, Any]:
+    def _told(self) -> tuple[Sequence[Choice], Sequence[int]]:
+        """The choices that are told, and their indices: of best_of, the n with the greatest mean logprob."""
+        told: list[Choice] = []
+        for start in range(0, len(self._choices), self._per_prompt):
+            every = self._choices[start : start + self._per_prompt]
+            if self._per_prompt > self._request.n:
+                every = sorted(every, key=_mean_logprob, reverse=True)[: self._request.n]
+            told += every
+        return told, range(len(told))
+
+    def _choice(self, choice: Choice, index: int) -> dict[str, Any]:
         request, output = self._request, choice.pending
         given = None if _prompt_logprobs(request) is None else self._prompt_logprobs_of(choice)
         return {
-            "index": choice.index,
+            "index": index,
             "text": (choice.prompt.text if request.echo else "") + output.text,
             "logprobs": self._piece(choice, output.logprobs, first=True),
             "finish_reason": output.finish_reason,
@@ -164,8 +184,33 @@ class CompletionWriter(OpenAIWriter):
 
     def _prompt_logprobs_of(self, choice: Choice) -> Sequence[Any]:
         """The prompt's logprobs are computed once, by the first of its n choices."""
-        leader = self._choices[choice.index - choice.index % self._request.n]
+        leader = self._choices[choice.index - choice.index % self._per_prompt]
         return leader.prompt_logprobs or ()
+
+
+def _best_of(request: CompletionRequest, params: SamplingParams) -> SamplingParams:
+    """Parameters of as many sequences as the best are chosen of. Raises InvalidRequest."""
+    best_of, n = request.best_of, request.n
+    if best_of is None or best_of == n:
+        return params
+    if best_of < n:
+        raise InvalidRequest(
+            f"best_of must be at least n, got best_of={best_of} with n={n}.", param="best_of"
+        )
+    if request.stream or request.use_beam_search:
+        other = "stream" if request.stream else "use_beam_search"
+        raise InvalidRequest(
+            f"best_of is not possible with {other}.", param="best_of", advice="Leave it out, or set it to n."
+        )
+    if best_of > _MOST_SEQUENCES:
+        raise InvalidRequest(f"best_of must be at most {_MOST_SEQUENCES}, got {best_of}.", param="best_of")
+    told = params.logprobs if params.logprobs is not None else 0
+    return params.with_(n=best_of, logprobs=told)
+
+
+def _mean_logprob(choice: Choice) -> float:
+    entries = choice.pending.logprobs
+    return sum(entry.logprob or 0.0 for entry in entries) / max(len(entries), 1)
 
 
 def _prompt_logprobs(request: CompletionRequest) -> int | None:
@@ -197,30 +242,5 @@ def _inputs(request: CompletionRequest, info: ModelInfo) -> list[str | list[int]
         raise InvalidRequest("Either prompt or prompt_embeds must be provided and non-empty.", param="prompt")
     longest = info.max_model_len if request.truncate_prompt_tokens is None else None
     if isinstance(prompt, str) or not {int, float, bool}.isdisjoint(map(type, prompt)):
-        return [_input(prompt, info.vocab_size, longest, "prompt")]
-    return [_input(each, info.vocab_size, longest, f"prompt[{i}]") for i, each in enumerate(prompt)]
-
-
-def _input(prompt: Any, vocab_size: int, longest: int | None, where: str) -> str | list[int]:
-    if not isinstance(prompt, str | list):
-        raise InvalidRequest(
-            f"{where} must be a string or a list of token ids, got {type(prompt).__name__}.", param=where
-        )
-    if not prompt:
-        raise InvalidRequest(f"{where} must not be empty.", param=where)
-    if isinstance(prompt, list):
-        if longest is not None:  # before each of a million ids is looked at
-            check_length(len(prompt), longest, prompt="prompt")
-        return _checked_ids(prompt, vocab_size, where)
-    return prompt
-
-
-def _checked_ids(given: list[Any], vocab_size: int, where: str) -> list[int]:
-    """Token ids; 1.0 and "1" are converted as in vLLM, where that is needed."""
-    try:
-        check_ids(given, vocab_size, where)
-        return given
-    except InvalidRequest:
-        ids: list[int] = convert(given, list[int])
-        check_ids(ids, vocab_size, where)
-        return ids
+        return [text_or_ids(prompt, info.vocab_size, longest, "prompt")]
+    return [text_or_ids(each, info.vocab_size, longest, f"prompt[{i}]") for i, each in enumerate(prompt)]

@@ -6,17 +6,21 @@ It knows nothing of the engine's configuration. Names and defaults are vLLM's wh
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from penstock.core.errors import StartupError
 from penstock.http.config import as_tuple, at_least, option
 from penstock.observe.names import parse_version
+from penstock.text.parsers.families import TOOL_PARSERS
+from penstock.text.parsers.reasoning import REASONING_PARSERS
 
 from .limits import LimitConfig
 
 MOST_API_SERVERS = 128
+STRICT_LEVELS = ("auto", "function", "parameter")
+"""Of --tool-strict-level, as vLLM's."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -39,9 +43,31 @@ class ServerConfig(LimitConfig):
     trust_request_chat_template: bool = option(
         False, "Allow requests to bring a chat template of their own (`chat_template`)."
     )
+    enable_auto_tool_choice: bool = option(
+        False, "Let the model call tools where it wants to; needs --tool-call-parser."
+    )
+    tool_call_parser: str | None = option(
+        None, "How the model writes calls: " + ", ".join(sorted(TOOL_PARSERS)) + "."
+    )
+    tool_strict_level: str = option(
+        "auto",
+        "Calls that a grammar forms: auto (of strict tools), function (all), parameter (and arguments).",
+    )
+    exclude_tools_when_tool_choice_none: bool = option(
+        False, "Leave the tools of a request out of the prompt where tool_choice is none."
+    )
+    reasoning_parser: str | None = option(
+        None, "How the model marks its reasoning: " + ", ".join(REASONING_PARSERS) + "."
+    )
+    reasoning_config: Mapping[str, Any] | None = option(
+        None, "reasoning_end_str, which is generated where a thinking_token_budget is used up, as JSON."
+    )
     chat_template_timeout: float = option(
         2.0,
         "Seconds that a chat template may run for one request, which is answered with 400 then.",
+    )
+    structured_outputs_config: Mapping[str, Any] | None = option(
+        None, "backend (auto, guidance), disable_any_whitespace and more, as JSON, or one by one with a dot."
     )
     max_logprobs: int = option(
         20, "Most alternatives per token that `logprobs` and `top_logprobs` may ask for; -1 is no limit."
@@ -58,6 +84,16 @@ class ServerConfig(LimitConfig):
     enable_tokenizer_info_endpoint: bool = option(
         False, "Serve /tokenizer_info: the tokenizer's configuration, the chat template included."
     )
+    max_stored_responses: int = option(
+        1024, "Most responses that /v1/responses keeps in memory; 0 keeps none."
+    )
+    max_stored_response_bytes: int = option(
+        64 * 1024 * 1024, "Most bytes that these take, with their conversations."
+    )
+    batch_dir: str | None = option(None, "Folder of /v1/files and /v1/batches; without it there are none.")
+    max_file_bytes: int = option(200 * 1024 * 1024, "Largest file that /v1/files takes, in bytes.")
+    max_batch_requests: int = option(50_000, "Most lines of a batch.")
+    batch_concurrency: int = option(256, "Lines of batches that the engine has at a time.")
     disable_fastapi_docs: bool = option(
         False, "Serve no description of the API: neither /openapi.json nor /docs."
     )
@@ -98,12 +134,31 @@ class ServerConfig(LimitConfig):
             except ValueError as error:
                 flag = "--show-hidden-metrics-for-version"
                 raise StartupError(f"{flag} {error}.", param=flag) from None
+        _known("--tool-call-parser", self.tool_call_parser, TOOL_PARSERS)
+        _known("--tool-strict-level", self.tool_strict_level, STRICT_LEVELS)
+        _known("--reasoning-parser", self.reasoning_parser, REASONING_PARSERS)
+        if self.enable_auto_tool_choice and not self.tool_call_parser:
+            raise StartupError(
+                "--enable-auto-tool-choice needs --tool-call-parser.",
+                param="--enable-auto-tool-choice",
+                advice=f"Parsers are {', '.join(TOOL_PARSERS)}.",
+            )
+        _check_structured_outputs(self.structured_outputs_config or {})
+        _check_reasoning(self.reasoning_config or {}, self.reasoning_parser)
         at_least("--api-server-count", self.api_server_count, 1)
         if self.api_server_count > MOST_API_SERVERS:
             raise StartupError(
                 f"--api-server-count must be at most {MOST_API_SERVERS}, got {self.api_server_count}.",
                 param="--api-server-count",
                 advice="More than one for each core gains nothing.",
+            )
+        at_least("--max-stored-responses", self.max_stored_responses, 0)
+        at_least("--max-stored-response-bytes", self.max_stored_response_bytes, 1)
+        for name in ("max_file_bytes", "max_batch_requests", "batch_concurrency"):
+            at_least("--" + name.replace("_", "-"), getattr(self, name), 1)
+        if self.batch_dir is not None and self.api_server_count > 1:
+            raise StartupError(
+                "--batch-dir needs --api-server-count 1: batches go on in one process.", param="--batch-dir"
             )
         at_least("--max-logprobs", self.max_logprobs, -1)
         if not 0.01 <= self.chat_template_timeout <= 3600:
@@ -112,3 +167,62 @@ class ServerConfig(LimitConfig):
                 param="--chat-template-timeout",
             )
         at_least("--stream-interval", self.stream_interval, 1)
+
+
+def _known(flag: str, name: str | None, names: Collection[str]) -> None:
+    if name is not None and name not in names:
+        raise StartupError(f"{flag} has no {name!r}.", param=flag, advice=f"It has {', '.join(names)}.")
+
+
+_BACKENDS = {
+    "auto": "",
+    "guidance": "",
+    "xgrammar": "it needs torch in the API process",
+    "outlines": "guidance does what it does",
+    "lm-format-enforcer": "guidance does what it does",
+}
+_OPTIONS = ("disable_any_whitespace", "disable_additional_properties", "enable_in_reasoning")
+
+
+def _check_structured_outputs(given: Mapping[str, Any]) -> None:
+    """vLLM's StructuredOutputsConfig. Raises StartupError."""
+    flag = "--structured-outputs-config"
+    for name, value in given.items():
+        where = f"{flag}.{name}"
+        if name == "backend":
+            if not isinstance(value, str) or _BACKENDS.get(value, "unknown"):
+                why = _BACKENDS.get(value) if isinstance(value, str) else None
+                raise StartupError(
+                    f"{where} must be auto or guidance, got {value!r}{f' ({why})' if why else ''}.",
+                    param=where,
+                    advice="Leave it out: every kind of grammar is served.",
+                )
+        elif name in _OPTIONS:
+            if not isinstance(value, bool):
+                raise StartupError(f"{where} must be true or false, got {value!r}.", param=where)
+        elif name in ("reasoning_parser", "reasoning_parser_plugin"):
+            if value:
+                raise StartupError(f"{where} is not read.", param=where, advice="Use --reasoning-parser.")
+        else:
+            raise StartupError(f"{flag} has no {name!r}; it has backend, {', '.join(_OPTIONS)}.", param=where)
+
+
+def _check_reasoning(given: Mapping[str, Any], parser: str | None) -> None:
+    """vLLM's ReasoningConfig. Raises StartupError."""
+    flag = "--reasoning-config"
+    family = REASONING_PARSERS.get(given.get("reasoning_parser") or parser or "")
+    for name, value in given.items():
+        where = f"{flag}.{name}"
+        if name == "reasoning_parser":
+            right, wanted = value in (None, "", parser), "what --reasoning-parser says"
+        elif name == "reasoning_start_str":
+            right, wanted = value in (None, "", family and family.start), "the parser's own"
+        elif name == "reasoning_end_str":
+            right = isinstance(value, str) and (not value or (family is not None and family.end in value))
+            wanted = f"a text with {family.end} in it" if family else "left out without --reasoning-parser"
+        else:
+            raise StartupError(
+                f"{flag} has no {name!r}; it has reasoning_start_str and reasoning_end_str.", param=where
+            )
+        if not right:
+            raise StartupError(f"{where} must be {wanted}, got {value!r}.", param=where)

@@ -177,6 +177,8 @@ class _Reader:
                         f"{where}[{i}].function.arguments is not valid JSON: {why}.",
                         param=f"{where}[{i}].function.arguments",
                     ) from None
+            if not isinstance(arguments, dict):
+                raise _type_error(f"{where}[{i}].function.arguments", "a JSON object", arguments)
             parsed.append({**call, "function": {**function, "arguments": arguments}})
         return parsed
 

@@ -19,16 +19,16 @@ from typing import Any
 from penstock.core.errors import InvalidRequest, UnsupportedParameter, quote
 
 from .ignored import Ignored
-from .lax import integer, number, truth
+from .lax import number, truth
 from .near import Names
 
 #: Accepted and without effect: bookkeeping of the caller, hints for infrastructure that is not here, and what
 #: vLLM takes and has no use for on these endpoints.
 IGNORED = frozenset(
     {
+        "diagnostics",
         "metadata",
         "mm_payload",
-        "parallel_tool_calls",
         "prompt_cache_key",
         "prompt_cache_retention",
         "safety_identifier",
@@ -36,6 +36,8 @@ IGNORED = frozenset(
         "session_id",
         "store",
         "user",
+        "user_profile_id",
+        "workspace_id",
     }
 )
 
@@ -43,10 +45,8 @@ IGNORED = frozenset(
 #: to the name of a known field.
 OTHERS = frozenset(
     {
-        "best_of",
         "chat_id",
         "do_sample",
-        "include_reasoning",
         "keep_alive",
         "max_new_tokens",
         "models",
@@ -60,7 +60,6 @@ OTHERS = frozenset(
         "safe_prompt",
         "stream_options",
         "thinking",
-        "tool_choice",
         "top_a",
         "transforms",
         "verbosity",
@@ -71,18 +70,27 @@ OTHERS = frozenset(
 #: then, but for --strict-fields.
 HARMLESS = frozenset(
     {
-        "best_of",
         "early_stopping",
-        "include_reasoning",
-        "length_penalty",
+        "max_tool_calls",
         "prediction",
         "return_mm_kwargs",
         "return_token_offsets",
         "routed_experts_prompt_start",
         "verbosity",
-        "vllm_xargs",
     }
 )
+
+#: Fields of older vLLMs → what they are now.
+REPLACED = {
+    "guided_json": 'structured_outputs: {"json": …}, or response_format',
+    "guided_regex": 'structured_outputs: {"regex": …}',
+    "guided_choice": 'structured_outputs: {"choice": […]}',
+    "guided_grammar": 'structured_outputs: {"grammar": …}',
+    "guided_json_object": 'structured_outputs: {"json_object": true}',
+    "guided_decoding_backend": "--structured-outputs-config.backend when the server starts",
+    "guided_whitespace_pattern": 'structured_outputs: {…, "whitespace_pattern": …}',
+    "structural_tag": 'structured_outputs: {"structural_tag": …}',
+}
 
 Rule = Callable[[Any, Mapping[str, Any]], bool]
 """(value, whole request) → whether the value changes nothing."""
@@ -113,33 +121,23 @@ def _text(value: Any, _: Mapping[str, Any]) -> bool:
     return isinstance(value, dict) and value.get("type") == "text"
 
 
-def _as_many_as_n(value: Any, request: Mapping[str, Any]) -> bool:
-    return bool(integer(value) == integer(request.get("n", 1)))
-
-
 #: Known to both API families, not implemented.
 _NEUTRAL: dict[str, Rule] = {
-    "bad_words": _empty,
     "early_stopping": _flag(False),
     "ec_transfer_params": _empty,
     "guided_choice": _never,
     "guided_decoding_backend": _never,
     "guided_grammar": _never,
     "guided_json": _never,
+    "guided_json_object": _never,
     "guided_regex": _never,
     "guided_whitespace_pattern": _never,
     "kv_transfer_params": _empty,
-    "length_penalty": _number(1.0),
     "logits_processors": _empty,
     "repetition_detection": _never,
-    "response_format": _text,
     "return_mm_kwargs": _flag(True),
     "return_token_offsets": _flag(False),
     "routed_experts_prompt_start": _number(0),
-    "structured_outputs": _empty,
-    "thinking_token_budget": _number(-1),
-    "use_beam_search": _flag(False),
-    "vllm_xargs": _empty,
     "watermarking": _flag(False),
 }
 
@@ -148,37 +146,79 @@ CHAT_NEUTRAL: dict[str, Rule] = {
     "audio": _never,
     "function_call": _one_of("none", "auto"),
     "functions": _empty,
-    "include_reasoning": _flag(True),
     "media_io_kwargs": _empty,
     "mm_processor_kwargs": _empty,
     "modalities": _one_of(["text"]),
     "prediction": _never,
-    "tool_choice": _one_of("none", "auto"),
-    "tools": _empty,
     "verbosity": _one_of("medium"),
     "web_search_options": _never,
 }
 
 COMPLETION_NEUTRAL: dict[str, Rule] = {
     **_NEUTRAL,
-    "best_of": _as_many_as_n,
     "functions": _empty,
     "prompt_embeds": _empty,
-    "suffix": _empty,
     "tools": _empty,
+}
+
+MESSAGES_NEUTRAL: dict[str, Rule] = {
+    "container": _never,
+    "context_management": _empty,
+    "ec_transfer_params": _empty,
+    "inference_geo": _one_of("global"),
+    "kv_transfer_params": _empty,
+    "mcp_servers": _empty,
+    "return_mm_kwargs": _flag(True),
+    "speed": _one_of("standard"),
+    "vllm_xargs": _empty,
+    "watermarking": _flag(False),
+}
+
+RESPONSES_NEUTRAL: dict[str, Rule] = {
+    "context_management": _empty,
+    "conversation": _never,
+    "ec_transfer_params": _empty,
+    "enable_response_messages": _flag(False),
+    "kv_transfer_params": _empty,
+    "max_tool_calls": _never,
+    "media_io_kwargs": _empty,
+    "mm_processor_kwargs": _empty,
+    "previous_input_messages": _empty,
+    "prompt": _never,
+    "return_mm_kwargs": _flag(True),
+    "vllm_xargs": _empty,
+    "watermarking": _flag(False),
 }
 
 TOKENIZE_NEUTRAL: dict[str, Rule] = {
     "media_io_kwargs": _empty,
     "mm_processor_kwargs": _empty,
-    "tools": _empty,
 }
 
 
-#: Fields that are objects → the names in them. `type: text` of a response_format is all that is served.
+#: Of requests for vectors, scores and classes.
+POOLING_NEUTRAL: dict[str, Rule] = {
+    "max_chunks_per_doc": _number(1),
+    "media_io_kwargs": _empty,
+    "mm_processor_kwargs": _empty,
+    "normalize": _never,
+    "padding": _one_of("do_not_pad"),
+    "rank_fields": _one_of(["text"]),
+}
+
+
+#: Fields that are objects → the names in them.
 _INSIDE = {
     "stream_options": Names({"include_usage", "continuous_usage_stats", "include_obfuscation"}),
-    "response_format": Names({"type"}),
+    "response_format": Names({"type", "json_schema", "structures", "triggers", "format"}),
+    "structured_outputs": Names(
+        {
+            *("json", "regex", "choice", "grammar", "json_object", "structural_tag", "strict"),
+            *("disable_any_whitespace", "disable_additional_properties", "whitespace_pattern"),
+        },
+        # vLLM's, of old and of its own
+        {"disable_fallback", "backend", "_backend", "_backend_was_auto"},
+    ),
 }
 
 
@@ -206,6 +246,12 @@ def check(
             ignored.add(name)
         elif (rule := neutral.get(name)) is None:
             ignored.unknown(name, names)
+        elif (new := REPLACED.get(name)) is not None:
+            raise UnsupportedParameter(
+                f"{name} was removed from vLLM, and is not supported by this server.",
+                param=name,
+                advice=f"Use {new}.",
+            )
         elif not rule(value, request):
             if name not in HARMLESS or ignored.strict:
                 raise UnsupportedParameter(

@@ -32,11 +32,14 @@ from penstock.core.errors import (
     RequestFailed,
 )
 from penstock.core.plan import Event, Failure, TokenLogprob
+from penstock.core.pooling import Vectors
 from penstock.core.request_spec import FinishReason, Pooling, RequestSpec, ServiceClass
 from penstock.core.request_spec import Prompt as EnginePrompt
 from penstock.core.sampling_params import SamplingParams
+from penstock.core.structured import Grammar
 from penstock.observe.metrics import RequestFigures
 from penstock.text.output import OutputProcessor, Pending
+from penstock.text.parsers.message import MessageParser
 from penstock.text.stop import StopStrings
 
 from .bills import Bill
@@ -55,6 +58,8 @@ class Prompt:
     """Most tokens to generate, within the context length."""
     generated: tuple[int, ...] = ()
     """Of these, what another server had generated and told when it was lost."""
+    second: int | None = None
+    """Where the second of two texts begins, for an encoder that tells them apart."""
 
 
 @dataclass(slots=True, eq=False)
@@ -72,7 +77,7 @@ class Choice:
     generated: int = 0
     """Tokens so far, those of earlier chunks included."""
     prompt_logprobs: tuple[TokenLogprob, ...] | None = None
-    vector: tuple[float, ...] | None = None
+    vectors: Vectors | None = None
     """Of the prompt, where it is pooled."""
     settled: bool = False
     """The engine's last event has come: the figures are final."""
@@ -106,6 +111,8 @@ class Generation:
         priority: int = 0,
         cache_salt: str | None = None,
         drop_output: bool = False,
+        parser: Callable[[], MessageParser] | None = None,
+        grammar: Grammar | None = None,
     ) -> None:
         """Nothing runs yet.
 
@@ -119,6 +126,8 @@ class Generation:
             asked_max_tokens: as the client gave it, for the metrics.
             drop_output: only the prompts are wanted (echo with max_tokens 0): the one token that the engine
                 has to generate for them is not shown.
+            parser: makes the parser of a choice's text.
+            grammar: what the outputs must match.
         """
         self._state = state
         self._request_id = request_id
@@ -127,12 +136,15 @@ class Generation:
         sampling = params if isinstance(params, SamplingParams) else None
         asked = None if sampling is None else sampling.logprobs
         self._logprobs = 0 if asked is None else told_logprobs(asked, state.engine.info.vocab_size)
+        self._thinks = state.config.reasoning_parser is not None and parser is not None
+        """Whether thoughts are told from the rest."""
         self._produced = 0
         """Tokens of all choices."""
         self._spec = RequestSpec(
             id=id,
             prompts=tuple(
-                EnginePrompt(prompt.ids, prompt.max_tokens, generated=prompt.generated) for prompt in prompts
+                EnginePrompt(prompt.ids, prompt.max_tokens, generated=prompt.generated, second=prompt.second)
+                for prompt in prompts
             ),
             sampling=None if sampling is None else sampling.sampling,
             pooling=params if isinstance(params, Pooling) else None,
@@ -142,13 +154,18 @@ class Generation:
             service_class=service_class,
             tenant=tenant,
             cache_salt=cache_salt or "",
+            grammar=grammar,
         )
         self.choices: list[Choice] = []
         stops = StopStrings(sampling.stop) if sampling is not None and sampling.stop else None
         for index, name in enumerate(self._spec.ids):
             prompt = prompts[index // self._spec.n]
             processor = (
-                None if sampling is None else OutputProcessor(state.tokenizer, prompt.ids, sampling, stops)
+                None
+                if sampling is None
+                else OutputProcessor(
+                    state.tokenizer, prompt.ids, sampling, stops, None if parser is None else parser()
+                )
             )
             if prompt.generated and processor is not None and not processor.resume(prompt.generated):
                 raise InvalidRequest(
@@ -160,6 +177,11 @@ class Generation:
         self._refused = False
         """A sequence of it found the queue full: those that have never run are no requests for the
         statistics."""
+
+    @property
+    def prompts(self) -> int:
+        """How many it has."""
+        return len(self._spec.prompts)
 
     async def batches(self, on_change: Callable[[Choice], None]) -> AsyncGenerator[None, None]:
         """Run. Says for each event which choice has something pending by it, and yields after each batch of
@@ -211,11 +233,15 @@ class Generation:
         cached = sum(min(leader.cached, len(leader.prompt.ids)) for leader in leaders)
         prompt_tokens = sum(len(leader.prompt.ids) for leader in leaders)
         completion_tokens = sum(choice.generated for choice in choices)
+        details: dict[str, Any] = {"prompt_tokens_details": {"cached_tokens": cached}}
+        if self._thinks:
+            thought = sum(choice.pending.reasoning_tokens for choice in choices)
+            details["completion_tokens_details"] = {"reasoning_tokens": thought}
         return {
             "prompt_tokens": prompt_tokens,
             "completion_tokens": completion_tokens,
             "total_tokens": prompt_tokens + completion_tokens,
-            "prompt_tokens_details": {"cached_tokens": cached},
+            **details,
             "device_seconds": round(sum(c.device_seconds for c in choices), 9),
             "queue_ms": _milliseconds(self._spec.arrived_at, scheduled),
             "prefill_ms": _milliseconds(scheduled, first),
@@ -275,7 +301,10 @@ class Generation:
                 self._close(choice, "error")
             raise error
         if event.pooled is not None:
-            choice.vector = event.pooled
+            choice.vectors = event.pooled
+            choice.first_token_at = choice.last_token_at = (
+                event.at
+            )  # it is the answer's first word and its last
         ended = choice.processor is not None and choice.processor.finished
         if choice.processor is not None and not ended:
             self._progress(choice, choice.processor, event)
@@ -300,7 +329,7 @@ class Generation:
             generated = processor.generated - len(choice.prompt.generated)
             self._produced += generated - choice.generated
             choice.generated = generated
-        if processor.finished and event.finish is None:  # a stop string: the engine goes on without us
+        if processor.finished and event.finish is None:  # the text ended it: the engine goes on without us
             self._state.engine.abort([choice.id])
 
     def _settle(self, choice: Choice, reason: str) -> None:

@@ -73,9 +73,11 @@ _LISTS = {
     "tokens": "max_tokenize_length",
 }
 """Field of any body → the limit of its length."""
+NUMBER_BYTES = 24
+"""Of a number of a vector, as JSON."""
 _MARKS = (b"[", b"{", b",", b":")
 """One of them stands before every value and name."""
-_HAS_IDS = re.compile(rb'"(?:prompt|tokens)"\s*:\s*\[')
+_HAS_IDS = re.compile(rb'"(?:prompt|tokens|input)"\s*:\s*\[')
 
 
 def too_much(what: str, got: int, config: LimitConfig, limit: str, param: str | None) -> InvalidRequest:
@@ -120,13 +122,14 @@ def check_lists(raw: Mapping[str, Any], values: int, config: LimitConfig) -> Non
         value = raw.get(name)
         if isinstance(value, list | dict) and len(value) > getattr(config, limit):
             raise too_much(f"The number of entries in {name}", len(value), config, limit, name)
-    prompt = raw.get("prompt")
+    field = "input" if raw.get("prompt") is None else "prompt"
+    prompt = raw.get(field)
     ids = 0
     if isinstance(prompt, list) and prompt:
         if isinstance(prompt[0], int | float):
             ids = len(prompt)
         elif len(prompt) > config.max_choices:
-            raise too_much("The number of prompts", len(prompt), config, "max_choices", "prompt")
+            raise too_much("The number of prompts", len(prompt), config, "max_choices", field)
         elif values:
             ids = sum(len(each) for each in prompt if isinstance(each, list))
     elif values and isinstance(tokens := raw.get("tokens"), list):

@@ -77,6 +77,9 @@ class ChunkFormat:
 class OpenAIFormat:
     """The part of a Format that does not depend on the API."""
 
+    marks: tuple[str, ...] = ()
+    pools = False
+
     def error(self, error: PenstockError) -> bytes:
         """See Format."""
         return error_bytes(error)

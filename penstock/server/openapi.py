@@ -20,7 +20,10 @@ from penstock.core.sampling_params import RANGES
 from penstock.http.auth import OPEN_PATHS
 
 from . import protocol, shapes
+from . import protocol_pooling as pooling
 from .bills import Page
+from .messages import shapes as messages
+from .responses import shapes as responses
 
 _REF = "#/components/schemas/{name}"
 _ERRORS = {
@@ -49,9 +52,24 @@ class Operation:
     tag: str = "OpenAI"
     unwell: type | None = None
     """Of a 503 that is no error object."""
+    fails: type = shapes.Error
+    """The shape of errors."""
 
 
 _PROBE = Operation(gives=shapes.Health, unwell=shapes.Unhealthy, tag="Operations")
+
+_SCORE = Operation(
+    summary="How near texts are to each other",
+    takes=(pooling.ScoreRequest,),
+    gives=shapes.Scores,
+    tag="Pooling",
+)
+_RERANK = Operation(
+    summary="Documents by how near they are to a query",
+    takes=(pooling.RerankRequest,),
+    gives=shapes.Ranking,
+    tag="Pooling",
+)
 
 OPERATIONS: Mapping[str, Operation] = {
     "/v1/chat/completions": Operation(
@@ -65,6 +83,59 @@ OPERATIONS: Mapping[str, Operation] = {
         takes=(protocol.CompletionRequest,),
         gives=shapes.Completion,
         streams=shapes.CompletionChunk,
+    ),
+    "/v1/embeddings": Operation(
+        summary="The embeddings of texts", takes=(pooling.EmbeddingRequest,), gives=shapes.Embeddings
+    ),
+    "/pooling": Operation(
+        summary="What the model makes of texts: a vector of each, or of each of their tokens",
+        takes=(pooling.PoolingRequest,),
+        gives=shapes.PooledInputs,
+        tag="Pooling",
+    ),
+    "/classify": Operation(
+        summary="The labels of texts",
+        takes=(pooling.ClassifyRequest,),
+        gives=shapes.Classifications,
+        tag="Pooling",
+    ),
+    "/score": _SCORE,
+    "/v1/score": _SCORE,
+    "/rerank": _RERANK,
+    "/v1/rerank": _RERANK,
+    "/v2/rerank": _RERANK,
+    "/v1/responses": Operation(
+        summary="An answer to texts and items, whole, as a stream of events or in the background",
+        takes=(responses.ResponsesRequest,),
+        gives=responses.Response,
+        streams=responses.ResponsesEvent,
+    ),
+    "/v1/batches/{name}/cancel": Operation(summary="Ask nothing more of a batch"),
+    "/v1/responses/{name}": Operation(gives=responses.Response),
+    "/v1/responses/{name}/cancel": Operation(gives=responses.Response),
+    "/v1/responses/{name}/input_items": Operation(gives=responses.InputItems),
+    "/v1/messages": Operation(
+        summary="The next message of a conversation, in Anthropic's dialect",
+        takes=(messages.MessagesRequest,),
+        gives=messages.Message,
+        streams=messages.MessagesEvent,
+        fails=messages.MessagesError,
+        tag="Anthropic",
+    ),
+    "/v1/messages/count_tokens": Operation(
+        summary="How many tokens a conversation has",
+        takes=(messages.CountTokensRequest,),
+        gives=messages.TokenCount,
+        fails=messages.MessagesError,
+        tag="Anthropic",
+    ),
+    "/v1/chat/completions/render": Operation(
+        summary="What the engine would be asked for a chat",
+        takes=(protocol.ChatRequest,),
+        gives=shapes.Rendered,
+    ),
+    "/v1/completions/render": Operation(
+        summary="What the engine would be asked for each prompt", takes=(protocol.CompletionRequest,)
     ),
     "/v1/models": Operation(summary="The names that the model is served under", gives=shapes.ModelList),
     "/v1/models/{name:path}": Operation(
@@ -175,7 +246,7 @@ def _operation(path: str, method: str, handler: Callable[..., object], needs_key
     return said
 
 
-_PLAIN = str.maketrans("/.-", "___")
+_PLAIN = str.maketrans("/.-", "___", "{}")
 
 
 def _summary(path: str, handler: Callable[..., object]) -> str:
@@ -190,7 +261,10 @@ def _summary(path: str, handler: Callable[..., object]) -> str:
 def _responses(known: Operation, has_body: bool, guarded: bool) -> Iterator[tuple[str, Any]]:
     content: dict[str, Any] = {known.media: {"schema": _reference(known.gives) if known.gives else {}}}
     if known.streams is not None:
-        events = "Server-sent events: `data: ` and an object each, then `data: [DONE]`."
+        events = "Server-sent events: `data: ` and an object each"
+        events += (
+            ", then `data: [DONE]`." if known.fails is shapes.Error else ", after `event: ` and its type."
+        )
         content["text/event-stream"] = {
             "schema": {"type": "string", "description": events},
             "x-event-schema": _reference(known.streams),
@@ -202,8 +276,8 @@ def _responses(known: Operation, has_body: bool, guarded: bool) -> Iterator[tupl
         if status == "503" and known.unwell is not None:
             yield status, _failure("What is wrong.", known.unwell)
         else:
-            yield status, _failure(why, shapes.Error)
-    yield "default", _failure("Another error, such as one of HTTP.", shapes.Error)
+            yield status, _failure(why, known.fails)
+    yield "default", _failure("Another error, such as one of HTTP.", known.fails)
 
 
 def _failure(why: str, shape: type) -> dict[str, Any]:
@@ -218,7 +292,7 @@ def _reference(*types: type) -> dict[str, Any]:
 def _schemas() -> dict[str, Any]:
     types: set[type] = {shapes.Error}
     for known in OPERATIONS.values():
-        types.update(filter(None, (*known.takes, known.gives, known.streams, known.unwell)))
+        types.update(filter(None, (*known.takes, known.gives, known.streams, known.unwell, known.fails)))
     ordered = sorted(types, key=lambda each: each.__name__)
     _, schemas = msgspec.json.schema_components(ordered, ref_template=_REF)
     for shape in {shape for known in OPERATIONS.values() for shape in known.takes}:

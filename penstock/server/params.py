@@ -9,19 +9,28 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from penstock.core.errors import ContextLengthExceeded, InvalidRequest, quote
-from penstock.core.sampling_params import SamplingParams
-from penstock.http.ids import acceptable
+from msgspec.structs import fields
 
+from penstock.core.errors import ContextLengthExceeded, InvalidRequest, UnsupportedParameter, quote
+from penstock.core.sampling_params import SamplingParams
+from penstock.core.structured import StructuredOutputsParams
+from penstock.http.ids import acceptable
+from penstock.text.bad_words import bad_words_ids
+
+from .beams import BeamParams
 from .ignored import Ignored
-from .lax import number
+from .lax import convert, number
 from .limits import LimitConfig, check_stop
 from .protocol import GenerateRequest, Request
 from .state import State
-from .tokens import Usable
+from .structured import asked
+from .tokens import Usable, check_ids
 
 _CACHE_SALT = re.compile(r"[^@/\\\x00]{1,128}", re.DOTALL)
 """vLLM's rule: salts end up in keys and paths of external caches."""
+_MOST_BAD_WORDS = 1024
+_BAD_CHARACTERS = 16_384
+"""What is tokenised at once, and looked for at every token."""
 _TOKEN_ID = re.compile(r"0|-?[1-9][0-9]{0,17}")
 
 #: Fields that generation_config.json may give a default for, and OpenAI's or vLLM's value where it does not.
@@ -71,6 +80,11 @@ def sampling_params(
         logprob_token_ids=named,
         skip_special_tokens=request.skip_special_tokens,
         spaces_between_special_tokens=request.spaces_between_special_tokens,
+        structured_outputs=asked(request),
+        bad_words=tuple(request.bad_words),
+        bad_words_ids=_bad_words(state, request.bad_words),
+        extra_args=_extra_args(request.vllm_xargs),
+        thinking_token_budget=request.thinking_token_budget,
     )
     _check_sampleable(params, info.eos_ids, info.vocab_size)
     params.verify(info.vocab_size, state.config.max_logprobs, limit="--max-logprobs")
@@ -79,7 +93,13 @@ def sampling_params(
 
 def without_text(params: SamplingParams) -> SamplingParams:
     """The parameters as they may be logged: what the client wrote in words left out."""
-    return params.with_(stop=tuple("…" for _ in params.stop))
+    outputs = params.structured_outputs
+    shown = None if outputs is None else StructuredOutputsParams(regex="…", field=outputs.field)
+    return params.with_(
+        stop=tuple("…" for _ in params.stop),
+        bad_words=tuple("…" for _ in params.bad_words),
+        structured_outputs=shown,
+    )
 
 
 def truncate(ids: Sequence[int], request: Request, room: int) -> tuple[int, ...]:
@@ -104,6 +124,35 @@ def usable_tokens(request: Request, room: int, max_model_len: int, *, prompt: st
     if keep is None:
         return Usable(max_model_len, None, prompt)
     return Usable(max(1, min(room if keep == -1 else keep, max_model_len)), request.truncation_side, prompt)
+
+
+def text_or_ids(prompt: Any, vocab_size: int, longest: int | None, where: str) -> str | list[int]:
+    """One prompt as a client sends it. Raises InvalidRequest, naming the field `where`.
+
+    longest: most token ids, where they are not to be cut.
+    """
+    if not isinstance(prompt, str | list):
+        raise InvalidRequest(
+            f"{where} must be a string or a list of token ids, got {type(prompt).__name__}.", param=where
+        )
+    if not prompt:
+        raise InvalidRequest(f"{where} must not be empty.", param=where)
+    if isinstance(prompt, list):
+        if longest is not None:  # before each of a million ids is looked at
+            check_length(len(prompt), longest, prompt=where.partition("[")[0])
+        return _checked_ids(prompt, vocab_size, where)
+    return prompt
+
+
+def _checked_ids(given: list[Any], vocab_size: int, where: str) -> list[int]:
+    """Token ids; 1.0 and "1" are converted as in vLLM, where that is needed."""
+    try:
+        check_ids(given, vocab_size, where)
+        return given
+    except InvalidRequest:
+        ids: list[int] = convert(given, list[int])
+        check_ids(ids, vocab_size, where)
+        return ids
 
 
 def check_length(prompt_len: int, max_model_len: int, *, prompt: str, wanted: int = 0) -> None:
@@ -173,20 +222,102 @@ def check_common(request: Request, scheduling_policy: str) -> None:
 def check_generate(request: GenerateRequest, config: LimitConfig, ignored: Ignored) -> None:
     """What all endpoints refuse, or ignore, that generate text. Raises InvalidRequest, naming the field."""
     if request.stream_options is not None and not request.stream:
-        if ignored.strict:
-            raise InvalidRequest(
-                "stream_options is only allowed when stream is true.", param="stream_options"
-            )
-        ignored.add("stream_options")
+        raise InvalidRequest("stream_options is only allowed when stream is true.", param="stream_options")
     if request.stream_interval is not None and request.stream_interval < 1:
         raise InvalidRequest(
             f"stream_interval must be at least 1, got {request.stream_interval}.", param="stream_interval"
         )
+    if request.use_beam_search:
+        for name in ("temperature", "seed"):  # nothing is drawn
+            if getattr(request, name) is not None:
+                ignored.add(name)
+        if not -10 <= request.length_penalty <= 10:
+            raise InvalidRequest(
+                f"length_penalty must be in [-10, 10], got {request.length_penalty:g}.",
+                param="length_penalty",
+            )
+    elif request.length_penalty != 1:
+        if ignored.strict:
+            raise UnsupportedParameter(
+                "length_penalty is not supported without use_beam_search.", param="length_penalty"
+            )
+        ignored.add("length_penalty")
     check_stop([request.stop] if isinstance(request.stop, str) else request.stop, config)
     if request.stream and request.prompt_logprobs:
         raise InvalidRequest(
             "prompt_logprobs are not available when stream is true.", param="prompt_logprobs"
         )
+
+
+_NOT_SEARCHED = (
+    "top_p",
+    "top_k",
+    "min_p",
+    "repetition_penalty",
+    "presence_penalty",
+    "frequency_penalty",
+    "logit_bias",
+    "allowed_token_ids",
+    "stop",
+    "stop_token_ids",
+    "min_tokens",
+    "logprobs",
+    "top_logprobs",
+    "prompt_logprobs",
+    "echo",
+    "generated_token_ids",
+    "suffix",
+    "bad_words",
+    "response_format",
+    "structured_outputs",
+    "thinking_token_budget",
+    "tools",
+    "vllm_xargs",
+)
+"""Fields that a search does not know: vLLM drops them without a word."""
+
+
+def beams(request: GenerateRequest, params: SamplingParams) -> BeamParams | None:
+    """How to search, for a request that asks for it. Raises UnsupportedParameter for what cannot be searched
+    with, naming the field."""
+    if not request.use_beam_search:
+        return None
+    for field in fields(request):
+        if field.name in _NOT_SEARCHED:
+            given = getattr(request, field.name)
+            neutral = given == field.default or not given
+            if not neutral and given != _NEUTRAL_IN_SEARCH.get(field.name):
+                raise UnsupportedParameter(
+                    f"{field.name} is not supported with use_beam_search.", param=field.name
+                )
+    return BeamParams(
+        length_penalty=request.length_penalty,
+        ignore_eos=request.ignore_eos,
+        include_stop=request.include_stop_str_in_output,
+        skip_special_tokens=request.skip_special_tokens,
+    )
+
+
+_NEUTRAL_IN_SEARCH = {
+    "top_p": 1.0,
+    "top_k": -1,
+    "repetition_penalty": 1.0,
+    "response_format": {"type": "text"},
+}
+
+
+def check_extra_args(state: State, ignored: Ignored) -> None:
+    """vllm_xargs are for logits processors of the owner. Where there are none, they are ignored, or refused
+    by --strict-fields."""
+    if state.engine.info.logits_processors:
+        return
+    if ignored.strict:
+        raise UnsupportedParameter(
+            "vllm_xargs is for logits processors, of which this server has none.",
+            param="vllm_xargs",
+            advice="Leave it out, or start the server with --logits-processors.",
+        )
+    ignored.add("vllm_xargs")
 
 
 def _named_tokens(request: GenerateRequest, logprobs: int | None) -> tuple[int, ...] | None:
@@ -201,6 +332,30 @@ def _named_tokens(request: GenerateRequest, logprobs: int | None) -> tuple[int, 
             advice="Set logprobs.",
         )
     return tuple(ids)
+
+
+def _extra_args(given: dict[str, Any]) -> dict[str, Any]:
+    """vLLM's types: numbers, texts, and lists of them."""
+    for name, value in given.items():
+        if not all(
+            isinstance(each, str | int | float) for each in (value if isinstance(value, list) else [value])
+        ):
+            raise InvalidRequest(
+                f"vllm_xargs must map names to numbers, texts or lists of them, got {quote(value)} for "
+                f"{quote(name)}.",
+                param="vllm_xargs",
+            )
+    return given
+
+
+def _bad_words(state: State, words: Sequence[str]) -> tuple[tuple[int, ...], ...]:
+    if len(words) > _MOST_BAD_WORDS or sum(map(len, words)) > _BAD_CHARACTERS:
+        raise InvalidRequest(
+            f"bad_words must be at most {_MOST_BAD_WORDS} texts of {_BAD_CHARACTERS} characters, got "
+            f"{len(words)} of {sum(map(len, words))}.",
+            param="bad_words",
+        )
+    return bad_words_ids(state.tokenizer, words)
 
 
 def _check_sampleable(params: SamplingParams, eos_ids: Sequence[int], vocab_size: int) -> None:

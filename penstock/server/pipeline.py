@@ -25,17 +25,36 @@ from penstock.core.sampling_params import SamplingParams
 from penstock.http.body import parse_object, read_body
 from penstock.http.exchange import ClientGone, until_disconnect
 from penstock.http.ids import response_id
+from penstock.text.parsers.message import MessageParser
 
-from .answer import Writer, answer
+from .answer import Detached, Writer, answer
+from .beams import BeamGeneration, BeamParams
 from .behalf import Behalf, resumed
 from .config import ServerConfig
 from .generation import Generation, Prompt
 from .ignored import Ignored
-from .limits import LOGPROB_BYTES, TOKEN_BYTES, check_answer, check_body, check_choices, check_lists
+from .limits import (
+    LOGPROB_BYTES,
+    NUMBER_BYTES,
+    TOKEN_BYTES,
+    check_answer,
+    check_body,
+    check_choices,
+    check_lists,
+)
 from .orca import with_load
-from .params import check_common, check_length, output_budget, truncate, usable_tokens, without_text
+from .params import (
+    check_common,
+    check_extra_args,
+    output_budget,
+    truncate,
+    usable_tokens,
+    without_text,
+)
+from .pooled import Input, Pair, pooled_prompts
 from .protocol import Body, Request, decode
 from .state import State
+from .structured import grammar_of
 from .tokens import decode_ids, encode_texts
 
 logger = logging.getLogger("penstock.requests")
@@ -62,8 +81,8 @@ class Told:
 class Ask:
     """What a request asks for, in terms that all API families share."""
 
-    inputs: Sequence[str | list[int]]
-    """Its prompts: texts, or token ids of the vocabulary."""
+    inputs: Sequence[Input]
+    """Its prompts: texts, or token ids of the vocabulary; pairs of texts where they are pooled together."""
     params: SamplingParams | Pooling
     """Checked; `n` included where tokens are wanted."""
     max_tokens: int | None = None
@@ -76,8 +95,12 @@ class Ask:
     """Whether the answer repeats the text of the tokens that the model read."""
     prompt_only: bool = False
     """Nothing is to be generated: the one token that the engine always samples is dropped."""
+    parser: Callable[[], MessageParser] | None = None
+    """Makes what reads the text of a choice; None where all of it is text."""
     told: Told = Told()
     """What the answer repeats of each prompt."""
+    beams: BeamParams | None = None
+    """Its n sequences are searched for, not sampled."""
 
     @property
     def n(self) -> int:
@@ -102,6 +125,10 @@ class Format(Protocol[R]):
     """Of response ids."""
     prompt: str
     """Name of the field that prompts come from."""
+    marks: tuple[str, ...]
+    """Fields besides it by which /invocations knows a body of this family."""
+    pools: bool
+    """Whether it is for models that pool, not for those that generate."""
     empty: str
     """What to say of a prompt without tokens."""
 
@@ -120,7 +147,7 @@ class Format(Protocol[R]):
 
 
 async def generate(format: Format[Any], state: State, scope: Scope, receive: Receive, send: Send) -> None:
-    """Serve one request."""
+    """Serve one request: for text, or for vectors, scores or classes."""
     await generate_any((format,), state, scope, receive, send)
 
 
@@ -147,6 +174,7 @@ async def _generate_any(
     format = next(each for each in formats if each.shape is type(request))
     scope["error_body"] = format.error
     state.check_model(request.model)
+    state.check_runner(format.pools)
     check_common(request, state.scheduling_policy)
     # who leaves while templates or tokens are worked on is not waited for either
     send = with_load(state, scope, send)
@@ -157,7 +185,7 @@ def _chosen(formats: Sequence[Format[Any]], fields: Mapping[str, Any]) -> Format
     if len(formats) == 1:
         return formats[0]
     for format in formats:
-        if fields.get(format.prompt) is not None:
+        if any(fields.get(name) is not None for name in (format.prompt, *format.marks)):
             return format
     names = " or ".join(format.prompt for format in formats)
     raise InvalidRequest(f"Missing required parameter: {names}.", param=formats[0].prompt)
@@ -174,11 +202,22 @@ async def _serve(
 ) -> None:
     behalf = Behalf.of(scope)
     ask = await format.ask(state, request, ignored)
-    ignored.tell(scope, state.ignored_log)
-    prompts = await _prompts(format, state, request, ask)
-    longest = max(prompt.max_tokens for prompt in prompts)
+    grammar = None
+    if isinstance(ask.params, Pooling):
+        ignored.tell(scope, state.ignored_log)
+        prompts = await pooled_prompts(state, request, ask.inputs, format.prompt, format.empty)
+        check_answer(_vector_bytes(state, ask.params, prompts), state.config, format.prompt)
+        asked_max_tokens = None
+    else:
+        grammar = await grammar_of(state, ask.params.structured_outputs, ignored)
+        if ask.params.extra_args:
+            check_extra_args(state, ignored)
+        ignored.tell(scope, state.ignored_log)
+        prompts = await prepared(format, state, request, ask)
+        longest = max(prompt.max_tokens for prompt in prompts)
+        asked_max_tokens = longest if ask.max_tokens is None else ask.max_tokens
     id = response_id(format.prefix, scope, request.request_id)
-    generation = Generation(
+    generation = (Generation if ask.beams is None else BeamGeneration)(
         state,
         prompts,
         ask.params,
@@ -187,11 +226,15 @@ async def _serve(
         request_id=scope["request_id"],
         tenant=behalf.tenant,
         service_class=behalf.service_class,
-        asked_max_tokens=longest if ask.max_tokens is None else ask.max_tokens,
+        asked_max_tokens=asked_max_tokens,
         priority=request.priority,
         cache_salt=request.cache_salt,
         drop_output=ask.prompt_only,
+        parser=ask.parser,
+        grammar=grammar,
     )
+    if isinstance(generation, BeamGeneration) and ask.beams is not None:
+        generation.beams = ask.beams
     writer = format.writer(state, request, id.response, generation)
     if state.config.enable_log_requests:
         logger.info(
@@ -199,11 +242,22 @@ async def _serve(
             id.response,
             len(prompts),
             sum(len(prompt.ids) for prompt in prompts),
-            longest,
+            max(prompt.max_tokens for prompt in prompts),
             writer.stream is not None,
             without_text(ask.params) if isinstance(ask.params, SamplingParams) else ask.params,
         )
+    if isinstance(writer, Detached):
+        await writer.detach(send, generation)
+        return
     await answer(state.work, send, id.response, generation, writer, tells_tokens=behalf.tells_tokens)
+
+
+def _vector_bytes(state: State, params: Pooling, prompts: Sequence[Prompt]) -> int:
+    """Of an answer with vectors, as estimated."""
+    whole = params.type == "all"
+    rows = sum(len(prompt.ids) for prompt in prompts) if whole else len(prompts)
+    width = len(state.pooling.labels) or params.dimensions or state.pooling.dimension
+    return rows * width * NUMBER_BYTES
 
 
 async def whole_body(state: State, scope: Scope, receive: Receive) -> bytes:
@@ -238,12 +292,11 @@ def _decoded(
     return decode(raw, choose(raw), ignored), ignored
 
 
-async def _prompts(format: Format[R], state: State, request: R, ask: Ask) -> list[Prompt]:
+async def prepared(format: Format[R], state: State, request: R, ask: Ask) -> list[Prompt]:
     """The prompts as token ids, each with its budget. Raises InvalidRequest where one cannot be served."""
     check_choices(len(ask.inputs), ask.n, ask.params, state.config, prompt=format.prompt)
     max_model_len = state.engine.info.max_model_len
-    reserved = 0 if isinstance(ask.params, Pooling) else ask.max_tokens or 1
-    room = max_model_len - reserved
+    room = max_model_len - (ask.max_tokens or 1)
     texts = [given for given in ask.inputs if isinstance(given, str)]
     usable = usable_tokens(request, room, max_model_len, prompt=format.prompt)
     encoded = iter(await encode_texts(state, texts, request.add_special_tokens, usable))
@@ -251,14 +304,11 @@ async def _prompts(format: Format[R], state: State, request: R, ask: Ask) -> lis
     prompts = []
     size = 0
     for given in ask.inputs:
+        assert not isinstance(given, Pair)  # only what is pooled is of two texts
         text, ids = (given, next(encoded)) if isinstance(given, str) else (None, given)
         kept = truncate(ids, request, room)
         if not kept:
             raise InvalidRequest(format.empty, param=format.prompt)
-        if isinstance(ask.params, Pooling):
-            check_length(len(kept), max_model_len, prompt=format.prompt)
-            prompts.append(Prompt(ids=kept, text=text or "", max_tokens=0))
-            continue
         budget = output_budget(
             len(kept),
             max_model_len,

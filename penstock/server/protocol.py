@@ -95,6 +95,19 @@ class GenerateRequest(Request, frozen=True, kw_only=True):
     """Of these tokens, beside the sampled one, instead of the most probable ones; with `logprobs`."""
     skip_special_tokens: bool = True
     spaces_between_special_tokens: bool = True
+    bad_words: list[str] = []
+    vllm_xargs: dict[str, Any] = {}
+    """Handed to the server's own logits processors; without them it changes nothing."""
+    response_format: dict[str, Any] | None = None
+    structured_outputs: dict[str, Any] | None = None
+    """vLLM's: JSON schema, regex, choice, grammar, structural tag."""
+    thinking_token_budget: int | None = None
+    """Most tokens of a thought, with --reasoning-parser; -1 is no limit."""
+
+    use_beam_search: bool = False
+    """Search for the n most probable continuations, instead of sampling."""
+    length_penalty: float = 1.0
+    """With use_beam_search: the exponent of the length by which sums of logprobs are divided."""
 
     # ---- answer ----
     echo: bool = False
@@ -116,6 +129,10 @@ class CompletionRequest(GenerateRequest, frozen=True, kw_only=True):
     max_tokens: int | None = None
     """16 if not given, or null."""
     logprobs: int | None = None
+    suffix: str = ""
+    """What comes behind the gap, for models that were trained to fill one."""
+    best_of: int | None = None
+    """Sequences of each prompt, of which the n with the greatest mean logprob are told."""
 
 
 class ChatRequest(GenerateRequest, frozen=True, kw_only=True):
@@ -136,6 +153,12 @@ class ChatRequest(GenerateRequest, frozen=True, kw_only=True):
     documents: list[dict[str, str]] | None = None
     chat_template: str | None = None
     chat_template_kwargs: dict[str, Any] = {}
+    tools: list[Any] = []
+    tool_choice: str | dict[str, Any] | None = None
+    """none, auto (with tools, the default), required, or the function that is to be called."""
+    parallel_tool_calls: bool = True
+    include_reasoning: bool = True
+    """Whether the answer tells what the model thought, where the server can tell it from the rest."""
     reasoning_effort: ReasoningEffort | None = None
     """Handed to the chat template, which it also tells whether to think, as in vLLM."""
     return_prompt_text: bool = False
@@ -164,6 +187,7 @@ class TokenizeChatRequest(Body, frozen=True, kw_only=True):
     continue_final_message: bool = False
     add_special_tokens: bool = False
     return_token_strs: bool = False
+    tools: list[Any] = []
     chat_template: str | None = None
     chat_template_kwargs: dict[str, Any] = {}
 

@@ -96,10 +96,28 @@ class TokenizerInfo(Struct):
     chat_template: str | None = None
 
 
+class Rendered(Struct):
+    """What the engine would be asked for one prompt, in vLLM's shape."""
+
+    request_id: str
+    token_ids: list[int]
+    sampling_params: dict[str, Any]
+    model: str
+    stream: bool
+    cache_salt: str | None
+    priority: int
+
+
 class PromptTokensDetails(Struct):
     """Where the keys and values of prompt tokens came from."""
 
     cached_tokens: Count
+
+
+class CompletionTokensDetails(Struct):
+    """Of a server that tells thoughts from the rest."""
+
+    reasoning_tokens: Count
 
 
 class Usage(Struct):
@@ -116,6 +134,97 @@ class Usage(Struct):
     decode_ms: Milliseconds | None
 
 
+class Embedding(Struct):
+    """Of one input; base64 of the numbers where that was asked for."""
+
+    index: Count
+    object: Literal["embedding"]
+    embedding: list[float] | str
+
+
+class _Vectors(Struct, kw_only=True):
+    id: str
+    object: Literal["list"]
+    created: int
+    model: str
+    usage: Usage
+
+
+class Embeddings(_Vectors, kw_only=True):
+    """In the order of the inputs."""
+
+    data: list[Embedding]
+
+
+class Pooled(Struct):
+    """Of one input: a vector, one for each of its tokens, or base64 of them."""
+
+    index: Count
+    object: Literal["pooling"]
+    data: list[float | list[float]] | str
+
+
+class PooledInputs(_Vectors, kw_only=True):
+    """In the order of the inputs."""
+
+    data: list[Pooled]
+
+
+class Classification(Struct):
+    """Of one input: the most probable label, and the numbers of all."""
+
+    index: Count
+    label: str
+    probs: list[float]
+    num_classes: Count
+
+
+class Classifications(_Vectors, kw_only=True):
+    """In the order of the inputs."""
+
+    data: list[Classification]
+
+
+class Score(Struct):
+    """Of one pair of texts."""
+
+    index: Count
+    object: Literal["score"]
+    score: float
+
+
+class Scores(_Vectors, kw_only=True):
+    """In the order of the pairs."""
+
+    data: list[Score]
+
+
+class RankedText(Struct):
+    """As it was sent."""
+
+    text: str
+
+
+class Ranked(Struct, omit_defaults=True):
+    """A document, by its place in the request."""
+
+    index: Count
+    relevance_score: float
+    document: RankedText | None = None
+
+
+class Ranking(Struct, kw_only=True, omit_defaults=True):
+    """The nearest document first."""
+
+    id: str
+    model: str
+    results: list[Ranked]
+    usage: Usage
+    meta: dict[str, Any] | None = None
+    """Cohere's, of /v2/rerank."""
+    completion_tokens_details: CompletionTokensDetails | None = None
+
+
 class ChunkUsage(Struct):
     """At the end of a stream; of one choice so far (continuous_usage_stats), tokens only."""
 
@@ -128,6 +237,7 @@ class ChunkUsage(Struct):
     prefill_ms: Milliseconds | None = None
     ttft_ms: Milliseconds | None = None
     decode_ms: Milliseconds | None = None
+    completion_tokens_details: CompletionTokensDetails | None = None
 
 
 class TokenLogprob(Struct):
@@ -160,12 +270,30 @@ class CompletionLogprobs(Struct):
     text_offset: list[int]
 
 
+class CalledFunction(Struct):
+    """What is to be called."""
+
+    name: str
+    arguments: Annotated[str, Meta(description="JSON of an object.")]
+
+
+class ToolCall(Struct):
+    """A call that the model wants."""
+
+    id: str
+    type: Literal["function"]
+    function: CalledFunction
+
+
 class ChatMessage(Struct):
     """What the model has written."""
 
     role: str
     content: str | None
     refusal: str | None = None
+    reasoning: Annotated[str | None, Meta(description="What it thought, with --reasoning-parser.")] = None
+    reasoning_content: Annotated[str | None, Meta(description="The same.")] = None
+    tool_calls: list[ToolCall] | None = None
 
 
 class ChatChoice(Struct):
@@ -200,11 +328,30 @@ class ChatCompletion(_Answer, kw_only=True):
     prompt_text: str | None = None
 
 
+class FunctionDelta(Struct):
+    """A part of a call; the name comes once."""
+
+    name: str | None = None
+    arguments: str | None = None
+
+
+class ToolCallDelta(Struct):
+    """What a chunk adds to a call; id and type come once."""
+
+    index: Count
+    id: str | None = None
+    type: str | None = None
+    function: FunctionDelta | None = None
+
+
 class ChatDelta(Struct):
     """What a chunk adds."""
 
     role: str | None = None
     content: str | None = None
+    reasoning: str | None = None
+    reasoning_content: str | None = None
+    tool_calls: list[ToolCallDelta] | None = None
 
 
 class ChatChunkChoice(Struct):

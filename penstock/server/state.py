@@ -1,23 +1,36 @@
-"""What every endpoint works with: the engine, the tokenizer, the configuration. Nothing here changes.
+"""What every endpoint works with: the engine, the tokenizer, the configuration, and what is kept.
 
 It knows which model names are served and whether new work is taken; it does not know any endpoint.
 """
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
-from penstock.core.errors import Draining, EngineDead, ModelNotFound, PenstockError, Unavailable, quote
+from penstock.core.errors import (
+    Draining,
+    EngineDead,
+    ModelNotFound,
+    PenstockError,
+    Unavailable,
+    UnsupportedParameter,
+    quote,
+)
+from penstock.core.pooling import PoolingInfo
 from penstock.engine.client import EngineClient
 from penstock.observe.metrics import Metrics
 from penstock.text.chat_template import ChatTemplate
+from penstock.text.grammar_check import GrammarCheck
 from penstock.text.tokenizer import Tokenizer
 
+from .batches.desk import Desk
 from .bills import Bills
 from .config import ServerConfig
 from .ignored import IgnoredLog
 from .protocol import GenerateRequest
+from .responses.store import ResponseStore
 from .work import Work
 
 _RETRY_AFTER = 5
@@ -52,6 +65,14 @@ class State:
     ignored_log: IgnoredLog
     bills: Bills
     """Final bills of requests, for a gateway."""
+    grammars: GrammarCheck
+    """Says whether a structure of an output can be compiled."""
+    responses: ResponseStore | None
+    """Responses that can be asked for again; None where none are kept."""
+    batches: Desk | None
+    """Files and batches; None without --batch-dir."""
+    detached: set[asyncio.Task[None]]
+    """Work that goes on without a connection."""
     work: Work
     """Where everything goes that would hold up the event loop."""
 
@@ -69,6 +90,29 @@ class State:
                 param="model",
                 advice=f"This server has: {served}.",
             )
+
+    def check_runner(self, pools: bool) -> None:
+        """Raise UnsupportedParameter for a request of the other kind than the model is."""
+        if pools == (self.engine.info.pooling is not None):
+            return
+        if pools:
+            raise UnsupportedParameter(
+                "The model generates text: it is not served for embeddings, scores or classes.",
+                param="model",
+                advice="Ask /v1/chat/completions or /v1/completions, or serve it with --runner pooling.",
+            )
+        raise UnsupportedParameter(
+            f"The model does not generate text: it is served for {', '.join(self.pooling.tasks)}.",
+            param="model",
+            advice="Ask /v1/embeddings, /classify, /score, /rerank or /pooling.",
+        )
+
+    @property
+    def pooling(self) -> PoolingInfo:
+        """Of a model that pools; see check_runner."""
+        info = self.engine.info.pooling
+        assert info is not None
+        return info
 
     def tokens_as_ids(self, request: GenerateRequest) -> bool:
         """Whether logprobs write tokens as `token_id:N`: the request's word, else the server's."""

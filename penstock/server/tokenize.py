@@ -13,12 +13,13 @@ from starlette.types import Receive, Scope, Send
 
 from penstock.http.exchange import respond
 
-from .chat import read_messages, render
+from .chat import read_messages, render, template_variables
 from .limits import check_messages, too_much
 from .pipeline import decoded, whole_body
 from .protocol import DetokenizeRequest, TokenizeChatRequest, TokenizeCompletionRequest
 from .state import State
 from .tokens import check_ids, decode_ids
+from .tools import read_tools
 
 
 async def tokenize(state: State, scope: Scope, receive: Receive, send: Send) -> None:
@@ -28,7 +29,10 @@ async def tokenize(state: State, scope: Scope, receive: Receive, send: Send) -> 
     state.check_model(request.model)
     if isinstance(request, TokenizeChatRequest):
         check_messages(request.messages, state.config)
-        text = await render(state, request, read_messages(state, request, ignored))
+        messages = read_messages(state, request, ignored)
+        # tokens are counted, and nothing is called: no parser is needed
+        tools = read_tools(request.tools, "none", None, state.config, ignored)
+        text = await render(state, request, messages, template_variables(state, request), tools)
     else:
         text = request.prompt
     ignored.tell(scope, state.ignored_log)

@@ -7,9 +7,10 @@ What every field gets is generated from the protocol's types: a new field is att
 from __future__ import annotations
 
 import json
+import re
 import threading
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Any, get_type_hints
 
 import pytest
 
@@ -336,12 +337,16 @@ ENDPOINTS: tuple[tuple[str, type[Body], dict[str, Any]], ...] = (
     (TOKENIZE, TokenizeChatRequest, {"messages": HI}),
     (DETOKENIZE, DetokenizeRequest, {"tokens": [7]}),
 )
-VALUES: dict[str, bytes] = {
-    "text": filled(b"hello wo ", b'"', b'"'),
-    "numbers": filled(b"7,"),
+VALUES: dict[str, tuple[bytes, bytes, frozenset[str]]] = {
+    "text": (
+        filled(b"hello wo ", b'"', b'"'),
+        b'"' + b"hello wo " * (MOST // 90) + b'"',
+        frozenset({"str", "list", "dict", "Any"}),
+    ),
+    "numbers": (filled(b"7,"), b"[" + b"7," * (MOST // 20) + b"7]", frozenset({"list", "dict", "Any"})),
 }
-SHORTER = b'"' + b"hello wo " * (MOST // 90) + b'"'
-"""For the many fields that are not looked into: what grows faster than a text does is seen with this, too."""
+"""All of a body; a tenth of it, for the many fields that are not looked into (numbers, switches, what is
+ignored): what grows faster than its value does is seen with this, too; and in what types it is."""
 
 
 @pytest.mark.parametrize("value", VALUES)
@@ -349,9 +354,11 @@ SHORTER = b'"' + b"hello wo " * (MOST // 90) + b'"'
     ("path", "shape", "least"), [pytest.param(*each, id=each[1].__name__) for each in ENDPOINTS]
 )
 def test_any_field(server: Server, path: str, shape: type[Body], least: dict[str, Any], value: str) -> None:
-    values = dict.fromkeys(shape.__struct_fields__, VALUES[value])
+    long, short, looked_into = VALUES[value]
+    types = {name: set(re.findall(r"\w+", str(hint))) for name, hint in get_type_hints(shape).items()}
+    values = {name: long if types[name] & looked_into else short for name in shape.__struct_fields__}
     if value == "text":  # numbers are refused before it is known what field they are for
-        values |= dict.fromkeys({*IGNORED, *shape.neutral}, SHORTER)
+        values |= dict.fromkeys({*IGNORED, *shape.neutral}, short)
 
     def attack() -> None:
         for name, content in values.items():

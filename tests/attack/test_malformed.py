@@ -10,20 +10,22 @@ import subprocess
 import sys
 import threading
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from penstock.server.app import ROUTES
+from penstock.server.batches.routes import FIELDS
 from penstock.server.fields import IGNORED
 from tests.e2e.server import Server, serving
 
 from .fuzz import drive
-from .fuzz.__main__ import FLAGS, aftermath
-from .fuzz.cases import Case, make
+from .fuzz.__main__ import FLAGS, aftermath, tiny_encoder
+from .fuzz.cases import Case, make, make_pooling
 from .fuzz.drive import Report, blocks, run
 from .fuzz.oracle import Answer, wrong
-from .fuzz.requests import CHAT, SHAPES, TEXT, VALUES
+from .fuzz.requests import BATCHES, CHAT, FILES, POOLING_SHAPES, SHAPES, TEXT, VALUES, BatchRequest
 from .fuzz.values import Raw, write
 from .harness import error_of, post
 
@@ -32,7 +34,9 @@ HI: list[Any] = [{"role": "user", "content": "Hi"}]
 
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    with serving("demo", *FLAGS, log=tmp_path_factory.mktemp("malformed") / "log") as server:
+    folder = tmp_path_factory.mktemp("malformed")
+    flags = ("demo", *FLAGS, "--batch-dir", str(folder / "batches"))
+    with serving(*flags, log=folder / "log") as server:
         yield server
 
 
@@ -73,7 +77,8 @@ def test_nesting(server: Server, levels: int) -> None:
 
 
 def test_nesting_up_to_the_bound_is_served(server: Server) -> None:
-    for messages in (called(nested(57)), called(str(nested(64))), [{**HI[0], "x": nested(61)}]):
+    deep, text = (Raw(f'{{"a": {nested(levels)}}}') for levels in (56, 63))
+    for messages in (called(deep), called(str(text)), [{**HI[0], "x": nested(61)}]):
         body = write({"messages": messages, "max_tokens": 1, "chat_template_kwargs": {"a": nested(60)}})
         status, answer = post(server, CHAT, body.encode())
         assert status == 200, answer
@@ -158,6 +163,17 @@ def test_thousands_of_cases(server: Server) -> None:
     assert aftermath(server) == {}
 
 
+def test_hundreds_of_cases_for_a_model_that_pools(tmp_path: Path) -> None:
+    total = Report()
+    with serving(*tiny_encoder(tmp_path), log=tmp_path / "log") as server:
+        for report in run(server.port, 1, blocks(0, 800), sessions=8, make=make_pooling):
+            total.merge(report)
+        again = f"python -m tests.attack.fuzz --pooling --seed 1 --show N, for N in {total.findings}"
+        assert total.findings == {}, again
+        assert total.served >= 0.1 * total.requests
+        assert aftermath(server) == {}
+
+
 def test_a_case_is_its_number_wherever_it_is_made() -> None:
     script = (
         "import hashlib; from tests.attack.fuzz.cases import make;"
@@ -171,17 +187,22 @@ def test_a_case_is_its_number_wherever_it_is_made() -> None:
 
 
 def test_every_body_and_every_field_is_fuzzed() -> None:
-    takes_none = {"/ping"}
-    assert {path for path, method, _ in ROUTES if method == "POST"} == set(SHAPES) | takes_none
-    given: dict[str, set[str]] = {path: set() for path in SHAPES}
-    for number in range(6000):
-        case = make(1, number)
-        if case.kind in ("valid", "mutated") and case.body is not None:
-            with contextlib.suppress(ValueError, RecursionError):
-                given[case.path] |= set(json.loads(case.body))
-    for path, shapes in SHAPES.items():
-        for shape in shapes:
-            assert given[path] >= set(shape.__struct_fields__)
+    takes_none = {"/ping", "/v1/responses/{name}/cancel", f"{BATCHES}/{{name}}/cancel"}
+    known = {path: (*SHAPES.get(path, ()), *POOLING_SHAPES.get(path, ())) for path in SHAPES | POOLING_SHAPES}
+    assert {path for path, method, _ in ROUTES if method == "POST"} == {*known, *takes_none, FILES}
+    assert set(BatchRequest.__struct_fields__) == FIELDS
+    given: dict[str, set[str]] = {path: set() for path in known}
+    uploads = 0
+    for number in range(12_000):
+        for case in (make(1, number), make_pooling(1, number)) if number < 4000 else (make(1, number),):
+            uploads += case.path == FILES and case.must_serve
+            if case.kind in ("valid", "mutated") and case.body is not None and case.path in known:
+                with contextlib.suppress(ValueError, RecursionError):
+                    given[case.path] |= set(json.loads(case.body))
+    assert uploads > 100
+    for shape in {shape for shapes in known.values() for shape in shapes}:
+        asked = [given[path] for path, shapes in known.items() if shape in shapes]
+        assert set().union(*asked) >= set(shape.__struct_fields__), shape
     assert given[CHAT] >= IGNORED
 
 

@@ -13,13 +13,15 @@ from penstock.bench.client import (
     Outcome,
     RequestRecord,
     Target,
-    _reason,
     find_model,
     get_json,
     open_session,
     post_json,
     send_request,
     split_base_url,
+)
+from penstock.bench.client import (
+    reason as reason_of,
 )
 from penstock.bench.errors import BenchError
 from penstock.bench.prompts import Prompt, read_jsonl
@@ -179,7 +181,7 @@ def test_other_requests_say_status_and_json_or_text(server: FakeServer) -> None:
 def test_the_systems_words_come_first(number: int | None, text: str, reason: str) -> None:
     error = OSError(text)
     error.errno = number
-    assert _reason(error) == reason
+    assert reason_of(error) == reason
 
 
 @pytest.mark.parametrize(

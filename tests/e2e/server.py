@@ -109,6 +109,16 @@ class Server:
         (pid,) = children(self.process.pid, "penstock.engine.process")
         return pid
 
+    @contextlib.contextmanager
+    def held(self) -> Iterator[None]:
+        """Its engine stands still: what runs goes on running, and no machine is too fast to look."""
+        engine = self.engine_pid()
+        os.kill(engine, signal.SIGSTOP)
+        try:
+            yield
+        finally:
+            os.kill(engine, signal.SIGCONT)
+
     def close(self) -> None:
         """End it, gently first."""
         if self.process.poll() is None:

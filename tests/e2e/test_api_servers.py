@@ -169,13 +169,15 @@ def test_a_killed_process_is_replaced_and_what_it_had_is_billed(tmp_path: Path) 
     with two(tmp_path) as server:
         done = Stream(server, max_tokens=3)
         assert b"[DONE]" in done.rest()
-        streams = [Stream(server, max_tokens=300) for _ in range(6)]
-        whose = processes_of(server, streams)
-        assert sorted(map(len, whose.values())) == [3, 3], "equal shares"
-        victim, other = whose
-        os.kill(victim, signal.SIGKILL)
-        for stream in whose[victim]:
-            assert not stream.rest().endswith(b"data: [DONE]\n\n")
+        streams = [Stream(server, max_tokens=150) for _ in range(6)]
+        with server.held():  # or the first ones would have ended
+            whose = processes_of(server, streams)
+            assert sorted(map(len, whose.values())) == [3, 3], "equal shares"
+            victim, other = whose
+            os.kill(victim, signal.SIGKILL)
+            for stream in whose[victim]:
+                assert not stream.rest().endswith(b"data: [DONE]\n\n")
+            eventually(lambda: f"(process {victim}) ended by SIGKILL" in server.log)
         for stream in whose[other]:
             rest = stream.rest()
             assert b'"finish_reason":"length"' in rest
@@ -188,7 +190,7 @@ def test_a_killed_process_is_replaced_and_what_it_had_is_billed(tmp_path: Path) 
         assert page.total("vllm:request_success_total", finished_reason="abort") == 3
         assert page.total("vllm:kv_cache_usage_perc") == 0
         assert json.loads(server.get("/load")[1])["server_load"] == 0
-        again = [Stream(server, max_tokens=50) for _ in range(6)]
+        again = [Stream(server, max_tokens=20) for _ in range(6)]
         assert sorted(map(len, processes_of(server, again).values())) == [3, 3], "the new one takes its share"
         assert all(stream.rest().endswith(b"data: [DONE]\n\n") for stream in again)
         check_bills(server)
@@ -215,15 +217,16 @@ def test_the_end_of_the_engine_is_told_by_all(tmp_path: Path) -> None:
 def test_a_signal_drains_all_of_them(tmp_path: Path) -> None:
     """Terminals and systemd signal all processes of a group: that is one signal, not two."""
     with two(tmp_path) as server:
-        streams = [Stream(server, max_tokens=400) for _ in range(4)]
-        assert len(processes_of(server, streams)) == 2
-        for pid in (server.process.pid, *family(server.process.pid)):
-            os.kill(pid, signal.SIGINT)
-        eventually(lambda: server.get("/readyz")[0] == 503)
-        with openai.OpenAI(base_url=f"{server.url}/v1", api_key="-", max_retries=0) as client:
-            with pytest.raises(openai.InternalServerError) as caught:
-                client.completions.create(model="demo", prompt="x")
-            assert caught.value.body["reason"] == "draining"  # type: ignore[index]
+        streams = [Stream(server, max_tokens=150) for _ in range(4)]
+        with server.held():
+            assert len(processes_of(server, streams)) == 2
+            for pid in (server.process.pid, *family(server.process.pid)):
+                os.kill(pid, signal.SIGINT)
+            eventually(lambda: server.get("/readyz")[0] == 503)
+            with openai.OpenAI(base_url=f"{server.url}/v1", api_key="-", max_retries=0) as client:
+                with pytest.raises(openai.InternalServerError) as caught:
+                    client.completions.create(model="demo", prompt="x")
+                assert caught.value.body["reason"] == "draining"  # type: ignore[index]
         for stream in streams:
             assert stream.rest().endswith(b"data: [DONE]\n\n")
         assert server.exit_status() == 0

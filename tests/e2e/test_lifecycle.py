@@ -6,7 +6,6 @@ import concurrent.futures
 import http.client
 import json
 import os
-import re
 import shutil
 import signal
 import socket
@@ -58,18 +57,20 @@ def test_a_disconnect_in_mid_stream_frees_the_blocks(tmp_path: Path) -> None:
 
 
 def test_sigterm_drains(tmp_path: Path) -> None:
-    patience = ("--shutdown-timeout", "120")  # on a busy machine, 30 s are too few for the stream
+    # on a busy machine, 30 s are too few for the stream; /livez is not about the engine that stands still
+    patience = ("--shutdown-timeout", "120", "--liveness-grace", "60")
     with serving(*SMALL, *patience, log=tmp_path / "log") as server:
         assert server.get("/readyz")[0] == 200
-        connection, answer = open_stream(server)
-        server.process.send_signal(signal.SIGTERM)
-        eventually(lambda: server.get("/readyz")[0] == 503)
-        assert server.get("/livez")[0] == 200
-        with openai.OpenAI(base_url=f"{server.url}/v1", api_key="-", max_retries=0) as client:
-            with pytest.raises(openai.InternalServerError) as caught:
-                client.completions.create(model="demo", prompt="x")
-            assert caught.value.status_code == 503
-            assert caught.value.body["reason"] == "draining"  # type: ignore[index]
+        connection, answer = open_stream(server, max_tokens=200)
+        with server.held():
+            server.process.send_signal(signal.SIGTERM)
+            eventually(lambda: server.get("/readyz")[0] == 503)
+            assert server.get("/livez")[0] == 200
+            with openai.OpenAI(base_url=f"{server.url}/v1", api_key="-", max_retries=0) as client:
+                with pytest.raises(openai.InternalServerError) as caught:
+                    client.completions.create(model="demo", prompt="x")
+                assert caught.value.status_code == 503
+                assert caught.value.body["reason"] == "draining"  # type: ignore[index]
         rest = answer.read()
         assert b'"finish_reason":"length"' in rest
         assert rest.endswith(b"data: [DONE]\n\n")
@@ -192,12 +193,6 @@ def test_a_context_that_does_not_fit_names_the_flag_that_would(tmp_path: Path) -
     assert log.count("one request, but") == 1
     assert "--max-model-len" in log
     assert "Traceback" not in log
-
-
-def test_a_cache_that_does_not_fit_is_refused_with_the_largest_that_does(tmp_path: Path) -> None:
-    log = refused(tmp_path, "--kv-cache-memory-bytes", "900GiB")
-    assert log.count("is more than fits") == 1
-    assert re.search(r"Use --kv-cache-memory-bytes \d{7,}\.", log)
 
 
 def test_whether_keys_are_required_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -77,6 +77,7 @@ def test_a_start_that_fails_says_why_once(tmp_path: Path, form: str) -> None:
     server = Server("--kv-cache-memory-bytes", "900GiB", "--log-format", form, log=tmp_path / "log")
     assert server.exit_status(90) == 2
     assert server.log.count("is more than fits") == 1
+    assert re.search(r"Use --kv-cache-memory-bytes \d{7,}\.", server.log), "the largest that does"
     if form == "json":
         (why,) = [entry for entry in entries(server) if entry["level"] == "CRITICAL"]
         assert why["message"].startswith("penstock serve: ")
@@ -89,9 +90,9 @@ _BUG = """
 import sys
 if "penstock.engine.process" in sys.orig_argv:
     import penstock.engine.build as build
-    def load_model(*_, **__):
+    def load_any(*_, **__):
         raise ZeroDivisionError("nobody foresaw this")
-    build.load_model = load_model
+    build.load_any = load_any
 """
 
 

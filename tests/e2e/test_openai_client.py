@@ -38,6 +38,12 @@ def chat(client: openai.OpenAI, **fields: Any) -> Any:
     return client.chat.completions.create(model="demo", **{"messages": QUESTION, "temperature": 0, **fields})
 
 
+@pytest.fixture(scope="module")
+def whole(client: openai.OpenAI) -> Any:
+    """The answer to QUESTION, of some sixty tokens, with their ids; greedy, and so always the same."""
+    return chat(client, extra_body={"return_token_ids": True})
+
+
 def texts(client: openai.OpenAI, stream: bool, **fields: Any) -> list[str]:
     """The text of every choice, streamed or not."""
     if not stream:
@@ -71,17 +77,17 @@ def test_the_demo_has_learnt_its_faq(client: openai.OpenAI) -> None:
         assert answer.choices[0].finish_reason == "stop"
 
 
-def test_multi_turn(client: openai.OpenAI) -> None:
-    messages = [*QUESTION, {"role": "assistant", "content": chat(client).choices[0].message.content}]
+def test_multi_turn(client: openai.OpenAI, whole: Any) -> None:
+    messages = [*QUESTION, {"role": "assistant", "content": whole.choices[0].message.content}]
     answer = chat(client, messages=[*messages, {"role": "user", "content": "What is a Deployment?"}])
     assert "Pod" in answer.choices[0].message.content
 
 
-def test_a_stream_says_what_the_whole_answer_says(client: openai.OpenAI) -> None:
-    assert texts(client, True) == texts(client, False)
+def test_a_stream_says_what_the_whole_answer_says(client: openai.OpenAI, whole: Any) -> None:
+    assert texts(client, True) == [whole.choices[0].message.content]
 
 
-def test_stream_shape_and_usage(client: openai.OpenAI) -> None:
+def test_stream_shape_and_usage(client: openai.OpenAI, whole: Any) -> None:
     chunks = list(chat(client, stream=True, stream_options={"include_usage": True}))
     assert chunks[0].choices[0].delta.role == "assistant"
     assert {chunk.object for chunk in chunks} == {"chat.completion.chunk"}
@@ -90,9 +96,8 @@ def test_stream_shape_and_usage(client: openai.OpenAI) -> None:
     assert [chunk.choices[0].finish_reason for chunk in parts][-1] == "stop"
     assert all(chunk.usage is None for chunk in parts)
     assert last.choices == []
-    whole = chat(client).usage
-    assert last.usage.completion_tokens == whole.completion_tokens
-    assert last.usage.total_tokens == whole.prompt_tokens + whole.completion_tokens
+    assert last.usage.completion_tokens == whole.usage.completion_tokens
+    assert last.usage.total_tokens == whole.usage.prompt_tokens + whole.usage.completion_tokens
 
 
 def test_continuous_usage(client: openai.OpenAI) -> None:
@@ -119,23 +124,23 @@ def test_usage_is_a_bill(client: openai.OpenAI) -> None:
 
 @both
 @pytest.mark.parametrize("field", ["max_tokens", "max_completion_tokens"])
-def test_max_tokens(client: openai.OpenAI, field: str, stream: bool) -> None:
-    whole = texts(client, stream)[0]
+def test_max_tokens(client: openai.OpenAI, whole: Any, field: str, stream: bool) -> None:
+    text = whole.choices[0].message.content
     (cut,) = texts(client, stream, **{field: 4})
-    assert whole.startswith(cut)
-    assert len(cut) < len(whole)
+    assert text.startswith(cut)
+    assert len(cut) < len(text)
     answer = chat(client, **{field: 4})
     assert (answer.choices[0].finish_reason, answer.usage.completion_tokens) == ("length", 4)
 
 
 @both
-def test_stop_strings(client: openai.OpenAI, stream: bool) -> None:
-    whole = texts(client, False)[0]
-    stop = whole[7:12]
-    assert texts(client, stream, stop=stop) == [whole[: whole.index(stop)]]
-    assert texts(client, stream, stop=["never there", stop]) == [whole[: whole.index(stop)]]
+def test_stop_strings(client: openai.OpenAI, whole: Any, stream: bool) -> None:
+    text = whole.choices[0].message.content
+    stop = text[7:12]
+    assert texts(client, stream, stop=stop) == [text[: text.index(stop)]]
+    assert texts(client, stream, stop=["never there", stop]) == [text[: text.index(stop)]]
     kept = texts(client, stream, stop=stop, extra_body={"include_stop_str_in_output": True})
-    assert kept == [whole[: whole.index(stop) + len(stop)]]
+    assert kept == [text[: text.index(stop) + len(stop)]]
     choice = chat(client, stop=stop).choices[0]
     assert (choice.finish_reason, choice.stop_reason) == ("stop", stop)
 
@@ -191,16 +196,15 @@ def test_penalties_and_bias(client: openai.OpenAI, stream: bool) -> None:
 
 
 @both
-def test_token_stops_and_minimum(client: openai.OpenAI, stream: bool) -> None:
-    answer = chat(client, extra_body={"return_token_ids": True})
-    ids = answer.choices[0].token_ids
+def test_token_stops_and_minimum(client: openai.OpenAI, whole: Any, stream: bool) -> None:
+    ids = whole.choices[0].token_ids
     stopped = chat(client, extra_body={"stop_token_ids": [ids[3]], "return_token_ids": True}).choices[0]
     assert (stopped.token_ids, stopped.stop_reason) == (ids[: ids.index(ids[3]) + 1], ids[3])
     longer = {"min_tokens": len(ids) + 5, "max_tokens": len(ids) + 9}
     assert chat(client, extra_body=longer).usage.completion_tokens >= len(ids) + 5
     endless = {"ignore_eos": True, "max_tokens": len(ids) + 20}
     assert chat(client, extra_body=endless).usage.completion_tokens == len(ids) + 20
-    assert len(texts(client, stream, extra_body=endless)[0]) > len(answer.choices[0].message.content)
+    assert len(texts(client, stream, extra_body=endless)[0]) > len(whole.choices[0].message.content)
 
 
 @both

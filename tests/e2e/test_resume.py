@@ -79,7 +79,13 @@ def test_the_text_is_that_of_one_engine(world: World, name: str, share: float, h
     assert (row.end, row.settlement) == ("done", "settled")
 
 
-LONG: dict[str, Any] = {**USAGE, "prompt": "A Pod is", "max_tokens": 80, "temperature": 0, "ignore_eos": True}
+LONG: dict[str, Any] = {
+    **USAGE,
+    "prompt": "A Pod is",
+    "max_tokens": 600,
+    "temperature": 0,
+    "ignore_eos": True,
+}
 
 
 def struck(world: World, strike: Callable[[], None]) -> tuple[Seen, Row]:
@@ -98,10 +104,10 @@ def struck(world: World, strike: Callable[[], None]) -> tuple[Seen, Row]:
 def check(world: World, seen: Seen, row: Row, fault: str) -> None:
     whole, paid = world.ask(LONG)
     assert (seen.text, seen.finish, seen.done, seen.error) == (whole.text, ["length"], True, None)
-    assert [usage["completion_tokens"] for usage in seen.usages] == [80]
+    assert [usage["completion_tokens"] for usage in seen.usages] == [600]
     assert re.match(rf"ours/0: ({fault}); resumed at ours/1 after \d+ tokens$", row.note), row.note
     assert (row.end, row.status, row.attempts) == ("done", 200, 2)
-    assert (row.input_tokens, row.output_tokens) == (paid.input_tokens, 80)
+    assert (row.input_tokens, row.output_tokens) == (paid.input_tokens, 600)
     assert row.device_seconds
 
 
@@ -122,10 +128,11 @@ def kill(server: Server) -> None:
 
 
 def end_now(server: Server) -> None:
-    """Two signals: it stops what it does."""
-    server.process.send_signal(signal.SIGTERM)
-    eventually(lambda: server.get("/readyz")[0] == 503)
-    server.process.send_signal(signal.SIGTERM)
+    """Two signals: it stops what it does. Its engine stands still, or a fast one would have answered."""
+    with server.held():
+        server.process.send_signal(signal.SIGTERM)
+        eventually(lambda: server.get("/readyz")[0] == 503)
+        server.process.send_signal(signal.SIGTERM)
 
 
 @pytest.mark.parametrize(("strike", "fault"), [(kill, "cut|reset"), (end_now, "error")])

@@ -8,6 +8,7 @@ import http.client
 import json
 import socket
 import threading
+from collections.abc import Callable
 from typing import Any
 
 from starlette.types import ASGIApp
@@ -23,10 +24,12 @@ PATIENCE = 20.0
 class Live:
     """An application behind the real server, in a thread."""
 
-    def __init__(self, app: ASGIApp, config: HttpConfig) -> None:
+    def __init__(
+        self, app: ASGIApp, config: HttpConfig, on_started: Callable[[], None] | None = None
+    ) -> None:
         self._socket = bind(config)
         self.port: int = self._socket.getsockname()[1]
-        self._server = Server(app, config)
+        self._server = Server(app, config, on_started=on_started)
         self._thread = threading.Thread(target=self._run, daemon=True)
 
     @property

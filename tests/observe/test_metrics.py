@@ -44,6 +44,9 @@ VLLM = {
     "num_requests_waiting",
     "num_requests_waiting_by_reason",
     "kv_cache_usage_perc",
+    "kv_offload_cpu_cache_usage_perc",
+    "kv_offload_load_bytes_total",
+    "kv_offload_store_bytes_total",
     "cache_config_info",
     "prompt_tokens_total",
     "prompt_tokens_by_source_total",
@@ -193,6 +196,7 @@ def test_types_are_those_that_dashboards_know(metrics: Metrics) -> None:
         "vllm:num_requests_waiting",
         "vllm:num_requests_waiting_by_reason",
         "vllm:kv_cache_usage_perc",
+        "vllm:kv_offload_cpu_cache_usage_perc",
         "vllm:cache_config_info",
         "penstock:engine_config_info",
     }
@@ -484,3 +488,17 @@ def test_a_row_knows_its_series() -> None:
         "x_total_count",
         "x_total_sum",
     )
+
+
+def test_copies_to_the_host_are_told_in_bytes() -> None:
+    metrics = Metrics("tiny", 128)
+    metrics.describe_cache(
+        block_size=16, num_blocks=8, dtype="bfloat16", prefix_caching=True, block_bytes=1000
+    )
+    metrics.observe_step(EngineStats(Totals(stored_blocks=3), host_usage=0.25))
+    metrics.observe_step(EngineStats(Totals(stored_blocks=5, loaded_blocks=2), host_usage=0.5))
+    page = metrics.page(0.0).decode()
+    labels = '{engine="0",model_name="tiny"}'
+    assert f"vllm:kv_offload_store_bytes_total{labels} 5000.0" in page
+    assert f"vllm:kv_offload_load_bytes_total{labels} 2000.0" in page
+    assert f"vllm:kv_offload_cpu_cache_usage_perc{labels} 0.5" in page

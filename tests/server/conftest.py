@@ -14,8 +14,10 @@ import pytest
 from starlette.types import ASGIApp
 
 from penstock.server.app import create_app
+from penstock.server.batches.desk import Desk
 from penstock.server.config import ServerConfig
 from penstock.text.chat_template import ChatTemplate
+from penstock.text.grammar_check import GrammarCheck
 from penstock.text.tokenizer import Tokenizer
 from tests.http.live import Live
 
@@ -37,8 +39,14 @@ def says(tokenizer: Tokenizer) -> Callable[[str], Callable[[Asked], list[int]]]:
 class LiveServer(Live):
     """The application of an engine."""
 
-    def __init__(self, engine: FakeEngine, app: ASGIApp, config: ServerConfig) -> None:
-        super().__init__(app, config)
+    def __init__(
+        self,
+        engine: FakeEngine,
+        app: ASGIApp,
+        config: ServerConfig,
+        on_started: Callable[[], None] | None = None,
+    ) -> None:
+        super().__init__(app, config, on_started)
         self.engine = engine
 
     def events(self, path: str, body: dict[str, Any]) -> list[Any]:
@@ -115,12 +123,31 @@ def running(
     options.setdefault("served_model_name", (MODEL, "alias/of-tiny"))
     config = ServerConfig(host="127.0.0.1", port=0, **options)
     engine = engine or FakeEngine(reply)
-    server = LiveServer(engine, create_app(engine, tokenizer, template, config, **app_options), config)
+    desks: list[Desk] = []
+    checks: list[GrammarCheck] = []
+
+    def checking(*given: Any) -> GrammarCheck:
+        checks.append(GrammarCheck(*given))
+        return checks[-1]
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("penstock.server.app.GrammarCheck", checking)
+        app = create_app(engine, tokenizer, template, config, on_desk=desks.append, **app_options)
+
+    def begin() -> None:
+        for desk in desks:
+            desk.worker.start()
+
+    server = LiveServer(engine, app, config, begin)
     server.start()
     try:
         yield server
     finally:
         server.stop()
+        for desk in desks:
+            desk.store.close()
+        for check in checks:  # its processes would end with ours, and not before
+            check.close()
 
 
 @pytest.fixture(scope="session")

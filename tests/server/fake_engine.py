@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 
 from penstock.core.errors import EngineDead, PenstockError
 from penstock.core.plan import Event, Failure, TokenLogprob
+from penstock.core.pooling import Vectors
 from penstock.core.request import Request
 from penstock.core.request_spec import FinishReason, RequestSpec
 from penstock.core.sampling_params import Sampling
@@ -203,6 +204,17 @@ class FakeEngine:
     async def close(self) -> None:
         self.closed = True
 
+    def pool(self, add: Asked) -> Vectors:
+        """(length, 1) of a prompt, (id, 1) of each token; of labels, length / 100 and 1."""
+        pooling = add.spec.pooling
+        assert pooling is not None
+        if pooling.type == "all":
+            return Vectors.of(*((float(id), 1.0) for id in add.prompt))
+        if pooling.task == "classify":
+            labels = self.info.pooling.labels if self.info.pooling is not None else ()
+            return Vectors.of((len(add.prompt) / 100, *(1.0 for _ in labels[1:])))
+        return Vectors.of((float(len(add.prompt)), 1.0))
+
     # ---- the knobs ----
     def reset(self, reply: Callable[[Asked], list[int]]) -> None:
         """Back to the beginning, for the next test."""
@@ -256,8 +268,14 @@ class FakeEngine:
     def _step(self, running: Running) -> Event:
         add, before = running.add, running.position
         if add.spec.pooling is not None and not running.aborted:
-            vector = (float(len(add.prompt)), 1.0)
-            return Event(add.id, pooled=vector, finish=FinishReason.STOP, at=add.spec.arrived_at)
+            return Event(
+                add.id,
+                pooled=self.pool(add),
+                finish=FinishReason.STOP,
+                at=add.spec.arrived_at + 0.75,
+                scheduled_at=add.spec.arrived_at + 0.5,
+                device_seconds=0.001,
+            )
         finish, stop_reason = None, None
         tokens: list[int] = []
         if running.aborted:

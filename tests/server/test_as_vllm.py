@@ -75,6 +75,17 @@ def test_no_other_efforts(server: LiveServer, effort: str) -> None:
     assert len(error["message"]) < 200
 
 
+# ---- stream_options ----
+
+
+@pytest.mark.parametrize("fields", [{"include_usage": True}, {"include_usage": None}, {}])
+def test_options_of_a_stream_are_for_streams(server: LiveServer, fields: dict[str, Any]) -> None:
+    """As at OpenAI, too."""
+    for path, body in ((CHAT, {"messages": HI}), (TEXT, {"prompt": "a"})):
+        assert server.post(path, {**body, "stream_options": fields}).error["param"] == "stream_options"
+        assert server.post(path, {**body, "stream": True, "stream_options": fields}).status == 200
+
+
 # ---- generation_config.json ----
 
 

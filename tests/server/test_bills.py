@@ -29,7 +29,12 @@ class Bills:
         engine = SimpleNamespace(abort=aborted.extend, settled=self.settled.append)
         self.feed = Feed()
         state = SimpleNamespace(
-            engine=engine, tokenizer=tokenizer, metrics=self.metrics, bills=self.feed, wall=lambda: 7.0
+            engine=engine,
+            tokenizer=tokenizer,
+            metrics=self.metrics,
+            bills=self.feed,
+            wall=lambda: 7.0,
+            config=SimpleNamespace(reasoning_parser=None),
         )
         prompts = [Prompt((1, 2), "", 4) for _ in range(3)]
         self.generation = Generation(

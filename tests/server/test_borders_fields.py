@@ -36,8 +36,6 @@ def check(
 #: Field → OpenAI's or vLLM's defaults, however they may be written, and values that ask for something.
 VALUES: dict[str, tuple[list[Any], list[Any]]] = {
     "audio": ([], [{}, {"voice": "alloy"}]),
-    "bad_words": ([[], ""], [["x"], 0]),
-    "best_of": ([1, 1.0, "1", True], [2, 0, False, "2", "x"]),
     "early_stopping": ([False, 0, "off"], [True, 1, "never"]),
     "ec_transfer_params": ([{}], [{"a": 1}]),
     "function_call": (["none", "auto"], ["f", {"name": "f"}, "", "XXnoneXX"]),
@@ -46,11 +44,10 @@ VALUES: dict[str, tuple[list[Any], list[Any]]] = {
     "guided_decoding_backend": ([], ["auto"]),
     "guided_grammar": ([], ["root"]),
     "guided_json": ([], [{}]),
+    "guided_json_object": ([], [True]),
     "guided_regex": ([], ["a"]),
     "guided_whitespace_pattern": ([], [" "]),
-    "include_reasoning": ([True, 1, "Yes"], [False, 0, 2]),
     "kv_transfer_params": ([{}], [{"a": 1}]),
-    "length_penalty": ([1, 1.0, "1", True], [0.5, 2, "2", "x"]),
     "logits_processors": ([[]], [["f"]]),
     "media_io_kwargs": ([{}], [{"image": {}}]),
     "mm_processor_kwargs": ([{}], [{"a": 1}]),
@@ -58,18 +55,11 @@ VALUES: dict[str, tuple[list[Any], list[Any]]] = {
     "prediction": ([], [{"type": "content", "content": ""}]),
     "prompt_embeds": ([[]], ["x"]),
     "repetition_detection": ([], [{}]),
-    "response_format": ([{"type": "text"}], [{"type": "json_object"}, {}, "text"]),
     "return_mm_kwargs": ([True, 1], [False, 0, "maybe"]),
     "return_token_offsets": ([False, 0.0], [True, 1]),
     "routed_experts_prompt_start": ([0, "0", False], [1, -1, True]),
-    "structured_outputs": ([{}], [{"regex": "a"}]),
-    "suffix": ([""], ["b"]),
-    "thinking_token_budget": ([-1, -1.0, "-1"], [1, 0, 100, True, "x"]),
-    "tool_choice": (["none", "auto"], ["required", {"type": "function"}]),
     "tools": ([[]], [[{"type": "function"}]]),
-    "use_beam_search": ([False, 0, "no"], [True, 1, "on", 2, ""]),
     "verbosity": (["medium"], ["low", "high"]),
-    "vllm_xargs": ([{}], [{"a": 1}]),
     "watermarking": ([False, 0], [True, 1, {}]),
     "web_search_options": ([], [{}]),
 }
@@ -95,30 +85,18 @@ def test_what_changes_nothing_is_taken_and_everything_else_refused_or_named(tabl
 def test_what_would_change_the_answer_is_never_ignored() -> None:
     """Of what is, another value has no effect in vLLM either, or none on what is said."""
     assert sorted(HARMLESS) == [
-        "best_of",
         "early_stopping",
-        "include_reasoning",
-        "length_penalty",
+        "max_tool_calls",
         "prediction",
         "return_mm_kwargs",
         "return_token_offsets",
         "routed_experts_prompt_start",
         "verbosity",
-        "vllm_xargs",
     ]
 
 
 def test_every_one_of_them_is_known() -> None:
     assert set(VALUES) == set().union(*TABLES.values())
-
-
-@pytest.mark.parametrize(
-    ("n", "best_of", "told"),
-    [(3, 3, []), ("3", 3.0, []), (3, 1, ["best_of"]), (1, 1, []), (None, 1, []), (None, 3, ["best_of"])],
-)
-def test_the_best_of_n_are_all_of_them(n: Any, best_of: Any, told: list[str]) -> None:
-    fields = {"best_of": best_of} if n is None else {"n": n, "best_of": best_of}
-    assert check(fields, ("n",), COMPLETION_NEUTRAL) == ({} if n is None else {"n": n}, told)
 
 
 @pytest.mark.parametrize("value", [2**63 - 1, -(2**63)])

@@ -8,9 +8,10 @@ from typing import Any, ClassVar
 
 import msgspec
 import pytest
+from msgspec.structs import replace
 
 from penstock.core.errors import PenstockError
-from penstock.core.request_spec import Pooling
+from penstock.core.pooling import Pooling, PoolingInfo
 from penstock.server import app
 from penstock.server.fields import Rule
 from penstock.server.generation import Generation
@@ -21,6 +22,7 @@ from penstock.server.state import State
 from penstock.text.tokenizer import Tokenizer
 
 from .conftest import running
+from .fake_engine import INFO, FakeEngine
 
 PATH = "/v9/vectors"
 
@@ -29,7 +31,6 @@ class VectorRequest(Request, frozen=True, kw_only=True):
     neutral: ClassVar[dict[str, Rule]] = {"encoding_format": lambda value, request: value == "float"}
 
     input: list[str]
-    normalize: bool = True
 
 
 class VectorWriter:
@@ -37,7 +38,10 @@ class VectorWriter:
 
     def whole(self, generation: Generation) -> Iterator[bytes]:
         yield msgspec.json.encode(
-            {"vectors": [choice.vector for choice in generation.choices], "usage": generation.usage()}
+            {
+                "vectors": [choice.vectors.row for choice in generation.choices if choice.vectors],
+                "usage": generation.usage(),
+            }
         )
 
 
@@ -45,10 +49,12 @@ class VectorFormat:
     shape = VectorRequest
     prefix = "vec"
     prompt = "input"
+    marks = ()
+    pools = True
     empty = "input must not be empty."
 
     async def ask(self, state: State, request: VectorRequest, ignored: Ignored) -> Ask:
-        return Ask(inputs=list(request.input), params=Pooling(normalize=request.normalize))
+        return Ask(inputs=list(request.input), params=Pooling())
 
     def error(self, error: PenstockError) -> bytes:
         return msgspec.json.encode({"fault": str(error)})
@@ -61,7 +67,8 @@ class VectorFormat:
 def vectors(monkeypatch: pytest.MonkeyPatch, tokenizer: Tokenizer, says: Any) -> Any:
     route = (PATH, "POST", partial(generate, VectorFormat()))
     monkeypatch.setattr(app, "ROUTES", (*app.ROUTES, route))
-    with running(tokenizer, says("never said")) as server:
+    engine = FakeEngine(says("never said"), info=replace(INFO, pooling=PoolingInfo(dimension=2)))
+    with running(tokenizer, engine.reply, engine=engine) as server:
         yield server
 
 

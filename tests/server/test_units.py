@@ -64,22 +64,48 @@ def test_a_single_string_is_a_tuple_of_one() -> None:
 
 def test_the_public_surface() -> None:
     assert sorted(f"{method} {path}" for path, method, _ in ROUTES) == [
+        "DELETE /v1/files/{name}",
+        "DELETE /v1/responses/{name}",
         "GET /health",
         "GET /livez",
         "GET /load",
         "GET /metrics",
         "GET /ping",
         "GET /readyz",
+        "GET /v1/batches",
+        "GET /v1/batches/{name}",
         "GET /v1/bills",
+        "GET /v1/files",
+        "GET /v1/files/{name}",
+        "GET /v1/files/{name}/content",
         "GET /v1/models",
         "GET /v1/models/{name:path}",
+        "GET /v1/responses/{name}",
+        "GET /v1/responses/{name}/input_items",
         "GET /version",
+        "POST /classify",
         "POST /detokenize",
         "POST /invocations",
         "POST /ping",
+        "POST /pooling",
+        "POST /rerank",
+        "POST /score",
         "POST /tokenize",
+        "POST /v1/batches",
+        "POST /v1/batches/{name}/cancel",
         "POST /v1/chat/completions",
+        "POST /v1/chat/completions/render",
         "POST /v1/completions",
+        "POST /v1/completions/render",
+        "POST /v1/embeddings",
+        "POST /v1/files",
+        "POST /v1/messages",
+        "POST /v1/messages/count_tokens",
+        "POST /v1/rerank",
+        "POST /v1/responses",
+        "POST /v1/responses/{name}/cancel",
+        "POST /v1/score",
+        "POST /v2/rerank",
     ]
 
 
@@ -99,6 +125,8 @@ def test_a_field_stands_in_one_table_only(shape: Any, neutral: Any) -> None:
 
 def test_every_sampling_parameter_can_be_asked_for() -> None:
     parameters = {field.name for field in dataclasses.fields(SamplingParams)}
+    # made of bad_words and thinking_token_budget; asked for as vllm_xargs
+    parameters -= {"bad_words_ids", "thought", "extra_args"}
     for shape in (ChatRequest, CompletionRequest):
         assert parameters <= set(shape.__struct_fields__)
 

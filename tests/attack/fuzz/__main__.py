@@ -3,6 +3,7 @@
 python -m tests.attack.fuzz --requests 1000000 --seed 1 --workers 2      a run
 python -m tests.attack.fuzz --seed 1 --show 4711                         one case, as it goes out
 python -m tests.attack.fuzz --seed 1 --first 4711 --requests 1           one case, sent
+python -m tests.attack.fuzz --pooling …                                  the endpoints of a model that pools
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ from penstock import assets
 from tests.attack.harness import MB, attacked, processes
 from tests.e2e.server import Server, eventually, serving
 
-from .cases import make
+from .cases import make, make_pooling
 from .drive import Report, blocks, run
 
 FLAGS = (
@@ -49,6 +50,15 @@ def tiny(folder: Path) -> tuple[str, ...]:
     sizes = {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 1, "num_attention_heads": 2}
     (folder / "config.json").write_text(json.dumps({**config, **sizes, "num_key_value_heads": 1}))
     return str(folder), "--load-format", "dummy", "--served-model-name", "demo"
+
+
+def tiny_encoder(folder: Path) -> tuple[str, ...]:
+    """Flags of a server whose model is a random encoder of a few words."""
+    from tests.model.encoders import make_encoder, modules
+    from tests.test_offline_pooling import with_tokenizer
+
+    model = with_tokenizer(make_encoder(folder, "bert", files=modules("mean", normalize=True)))
+    return str(model), "--served-model-name", "demo", "--dtype", "float32", "--disable-uvicorn-access-log"
 
 
 def aftermath(server: Server) -> dict[str, int]:
@@ -91,25 +101,31 @@ def main() -> int:
     parser.add_argument("--workers", type=int, default=1)
     parser.add_argument("--sessions", type=int, default=16, help="connections of each worker")
     parser.add_argument("--demo", action="store_true", help="the demo model, not a tiny random one")
+    parser.add_argument("--pooling", action="store_true", help="a tiny encoder, and what it is asked")
     parser.add_argument("--show", type=int, help="print the case of this number")
     parser.add_argument("--port", type=int, help=argparse.SUPPRESS)  # of a worker's server
     parser.add_argument("--worker", type=int, default=0, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.show is not None:
-        case = make(options.seed, options.show)
+        case = (make_pooling if options.pooling else make)(options.seed, options.show)
         print(case)
         sys.stdout.flush()
         sys.stdout.buffer.write(case.wire()[:20_000] + b"\n")
         return 0
     if options.port is not None:
         mine = blocks(options.first, options.requests, options.worker, options.workers)
-        for report in run(options.port, options.seed, mine, options.sessions):
+        maker = make_pooling if options.pooling else make
+        for report in run(options.port, options.seed, mine, options.sessions, make=maker):
             print(msgspec.json.encode(report).decode(), flush=True)
         return 0
     with tempfile.TemporaryDirectory() as directory:
         log = Path(directory) / "log"
-        model = ("demo",) if options.demo else tiny(Path(directory))
-        with serving(*model, *FLAGS, log=log) as server:
+        if options.pooling:
+            flags = tiny_encoder(Path(directory))
+        else:
+            model = ("demo",) if options.demo else tiny(Path(directory))
+            flags = (*model, *FLAGS, "--batch-dir", str(Path(directory) / "batches"))
+        with serving(*flags, log=log) as server:
             summary = _attack(server, options)
     print(json.dumps(summary, indent=2))
     return 1 if summary["findings"] or summary["aftermath"] else 0
@@ -160,6 +176,7 @@ def _workers(port: int, options: argparse.Namespace, total: Report) -> None:
         flags = ("seed", "first", "requests", "workers", "sessions")
         command = [sys.executable, "-m", "tests.attack.fuzz", "--port", str(port), "--worker", str(worker)]
         command += [f"--{name}={getattr(options, name)}" for name in flags]
+        command += ["--pooling"] * options.pooling
         with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
             assert process.stdout is not None
             for line in process.stdout:

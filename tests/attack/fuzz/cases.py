@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import functools
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from random import Random
 from typing import Any
@@ -22,15 +23,31 @@ from msgspec import inspect
 from penstock.server.app import ROUTES
 from penstock.server.fields import IGNORED
 
-from .requests import SHAPES, VALID
+from .requests import (
+    CHAT,
+    EMBEDDINGS,
+    FILES,
+    INVOCATIONS,
+    MESSAGES,
+    POOL,
+    POOLING_SHAPES,
+    POOLING_VALID,
+    REFUSED,
+    RESPONSES,
+    SHAPES,
+    TEXT,
+    TOKENIZE,
+    VALID,
+    Bodies,
+    upload,
+)
 from .values import STRINGS, Entries, anything, deep, key, of_type, text, write
 
-POSTS = tuple(SHAPES)
 GETS = tuple(path for path, method, _ in ROUTES if method == "GET" and "{" not in path)
 PATHS = tuple(dict.fromkeys(path for path, _, _ in ROUTES))
 
 #: A new request of these is served at its whole length: rarely, as one holds the engine for a while.
-_LENGTHS = ("max_tokens", "max_completion_tokens", "n")
+_LENGTHS = ("max_tokens", "max_completion_tokens", "max_output_tokens", "n")
 _SHORT = (1, 2, 3, 4, 0, -1, 10**6, 2**63, 2**63 - 1, 10**400, 1.5)
 
 
@@ -77,25 +94,53 @@ class Case:
         return b"\r\n".join(head) + b"\r\n\r\n" + body
 
 
-def make(seed: int, number: int) -> Case:
+@dataclass(frozen=True, slots=True)
+class World:
+    """What a kind of server takes."""
+
+    shapes: Mapping[str, tuple[type, ...]]
+    valid: Bodies
+    weights: Mapping[str, int]
+    """Of endpoints that are asked more often, or not at all; the others have 1."""
+    uploads: float = 0.0
+    """Share of the cases that are files."""
+
+    def endpoint(self, random: Random) -> str:
+        """Any of them."""
+        paths = tuple(self.shapes)
+        return random.choices(paths, [self.weights.get(path, 1) for path in paths])[0]
+
+
+_OFTEN = {CHAT: 4, TEXT: 5, TOKENIZE: 2, INVOCATIONS: 2, RESPONSES: 3, MESSAGES: 3}
+GENERATING = World(SHAPES, VALID, _OFTEN, uploads=0.05)
+POOLING = World(POOLING_SHAPES, POOLING_VALID, {EMBEDDINGS: 4, POOL: 2})
+
+
+def make(seed: int, number: int, world: World = GENERATING) -> Case:
     """The case of this number."""
     random = Random(seed * 1_000_003 + number)
+    if random.random() < world.uploads:
+        return _upload(random, number)
     kind = random.random()
     if kind < 0.38:
-        return _valid(random, number)
+        return _valid(random, number, world)
     if kind < 0.80:
-        return _mutated(random, number)
+        return _mutated(random, number, world)
     if kind < 0.90:
-        return _broken(random, number)
+        return _broken(random, number, world)
     return _strange(random, number)
+
+
+make_pooling = functools.partial(make, world=POOLING)
+"""The case of this number, for a model that pools."""
 
 
 # ---- kinds ----
 
 
-def _valid(random: Random, number: int) -> Case:
-    path = _endpoint(random)
-    body = write(VALID[path](random), ascii=random.random() < 0.7)
+def _valid(random: Random, number: int, world: World) -> Case:
+    path = world.endpoint(random)
+    body = write(world.valid[path](random), ascii=random.random() < 0.7)
     if random.random() < 0.05:
         body = " " * random.choice((1, 100, 5000)) + body + "\n" * random.randrange(9)
     data = body.encode()
@@ -111,14 +156,14 @@ def _valid(random: Random, number: int) -> Case:
         data,
         _chunks(random, len(data)),
         leaves,
-        must_serve=leaves is None,
+        must_serve=leaves is None and path not in REFUSED,
     )
 
 
-def _mutated(random: Random, number: int) -> Case:
-    path = _endpoint(random)
-    shape = random.choice(SHAPES[path])
-    request = Entries(VALID[path](random).items())
+def _mutated(random: Random, number: int, world: World) -> Case:
+    path = world.endpoint(random)
+    shape = random.choice(world.shapes[path])
+    request = Entries(world.valid[path](random).items())
     times = random.choice((1, 1, 1, 1, 2, 3))
     field = None
     for _ in range(times):
@@ -142,9 +187,23 @@ def _mutated(random: Random, number: int) -> Case:
     )
 
 
-def _broken(random: Random, number: int) -> Case:
-    path = _endpoint(random)
-    data = _break(random, write(VALID[path](random), ascii=random.random() < 0.5).encode())
+def _upload(random: Random, number: int) -> Case:
+    """A form, whole or with its bytes broken."""
+    kind, data = upload(random)
+    whole = random.random() < 0.5
+    if not whole:
+        data = _break(random, data)
+    leaves = _leaves(random)
+    headers = ((b"Content-Type", kind.encode()),)
+    must = whole and leaves is None
+    name = "valid" if whole else "broken"
+    chunks = _chunks(random, len(data))
+    return Case(number, name, "POST", FILES.encode(), headers, data, chunks, leaves, must_serve=must)
+
+
+def _broken(random: Random, number: int, world: World) -> Case:
+    path = world.endpoint(random)
+    data = _break(random, write(world.valid[path](random), ascii=random.random() < 0.5).encode())
     return Case(
         number,
         "broken",
@@ -159,6 +218,7 @@ def _broken(random: Random, number: int) -> Case:
 
 def _strange(random: Random, number: int) -> Case:
     path = random.choice(PATHS).replace("{name:path}", "demo" if random.random() < 0.3 else _segment(random))
+    path = path.replace("{name}", random.choice(("resp_1", "file-1", "batch_1", _segment(random))))
     kind = random.random()
     method = "GET" if kind < 0.5 else random.choice(_METHODS)
     if random.random() < 0.4:
@@ -182,10 +242,6 @@ def _strange(random: Random, number: int) -> Case:
         _chunks(random, len(body or b"")),
         _leaves(random),
     )
-
-
-def _endpoint(random: Random) -> str:
-    return random.choices(POSTS, (4, 5, 2, 1, 2))[0]
 
 
 # ---- fields ----

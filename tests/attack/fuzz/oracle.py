@@ -13,12 +13,31 @@ from urllib.parse import unquote
 import msgspec
 
 from .cases import GETS, Case
-from .requests import CHAT, DETOKENIZE, INVOCATIONS, TEXT, TOKENIZE
+from .requests import (
+    CHAT,
+    COUNT,
+    DETOKENIZE,
+    EMBEDDINGS,
+    INVOCATIONS,
+    MESSAGES,
+    POOL,
+    RANKS,
+    RESPONSES,
+    SCORES,
+    TEXT,
+    TOKENIZE,
+)
 
 MOST_WORDS = 1024
 """Bytes that an error may take, beside what surrounds its message."""
 REFUSALS = (400, 404, 405, 408, 413, 414, 415, 431)
 FULL = ("queue_full", "draining")
+_LISTS = (EMBEDDINGS, POOL, *SCORES, *RANKS)
+_LAST = {
+    MESSAGES: ("message_stop",),
+    RESPONSES: ("response.completed", "response.incomplete"),
+}
+"""What a stream that was served ends with."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,6 +84,10 @@ def _wrong(case: Case, answer: Answer) -> str | None:
 
 def _error(answer: Answer) -> dict[str, Any]:
     body = msgspec.json.decode(answer.body)
+    if set(body) == {"type", "error"}:  # of Anthropic's paths
+        if body["type"] != "error" or set(body["error"]) < {"type", "message"}:
+            raise ValueError(f"error keys {sorted(body['error'])}")
+        return {"code": answer.status, "param": "", **body["error"]}
     if set(body) - {"status"} != {"error"}:  # probes say a status, too
         raise ValueError(f"keys {sorted(body)}")
     error: dict[str, Any] = body["error"]
@@ -87,19 +110,40 @@ def _error(answer: Answer) -> dict[str, Any]:
 def _wrong_success(case: Case, answer: Answer) -> str | None:
     kind = answer.headers["content-type"]
     if kind.startswith("text/event-stream"):
+        if case.path in _LAST:
+            return _wrong_events(answer.body, _LAST[case.path])
         return _wrong_stream(answer.body)
+    if kind == "application/octet-stream":
+        return None if answer.body and len(answer.body) % 2 == 0 else "bytes of no numbers"
     if kind.startswith("text/plain"):
         return None if b"vllm:" in answer.body else "plain text"
     body = msgspec.json.decode(answer.body)
     path = "/" + unquote(case.path).removeprefix("http://fuzz").strip("/")
-    if path in (CHAT, TEXT, INVOCATIONS):
+    if path in (CHAT, TEXT, INVOCATIONS) and "choices" in body:
         return _wrong_generation(body)
+    if path in _LISTS or (path == INVOCATIONS and {"data", "results"} & set(body)):
+        return _wrong_list(body)
+    if path == COUNT:
+        return None if body["input_tokens"] > 0 else "counts no tokens"
+    if path == MESSAGES:
+        return None if body["stop_reason"] and body["usage"]["output_tokens"] >= 0 else "no stop_reason"
+    if path == RESPONSES:
+        known = ("completed", "incomplete", "queued", "in_progress")
+        return None if body["status"] in known else f"status {body['status']}"
     if path == TOKENIZE:
         return None if body["count"] == len(body["tokens"]) else "count is not that of the tokens"
     if path == DETOKENIZE:
         return None if isinstance(body["prompt"], str) else "no text"
-    known = path in GETS or path.startswith("/v1/models")
+    known = path in GETS or path.startswith("/v1/models") or path.endswith("/render")
     return None if known or "status" in body or "id" in body else f"served: {path[:40]}"
+
+
+def _wrong_list(body: Any) -> str | None:
+    entries = body["results"] if "results" in body else body["data"]
+    indices = [each["index"] for each in entries]
+    if not indices or sorted(set(indices)) != sorted(indices):
+        return "indices of a list"
+    return _wrong_usage(body["usage"])
 
 
 def _wrong_generation(body: Any) -> str | None:
@@ -116,6 +160,22 @@ def _wrong_usage(usage: Any) -> str | None:
         return "usage below nothing"
     if usage["prompt_tokens"] + usage["completion_tokens"] != usage["total_tokens"]:
         return "usage does not add up"
+    return None
+
+
+def _wrong_events(body: bytes, last: tuple[str, ...]) -> str | None:
+    """Of the dialects whose events have names."""
+    *events, rest = body.split(b"\n\n")
+    names = []
+    for event in events:
+        name, _, data = event.partition(b"\n")
+        if not name.startswith(b"event: ") or not data.startswith(b"data: "):
+            return "an event without a name, or without data"
+        names.append(name[7:].decode())
+        if msgspec.json.decode(data[6:])["type"] != names[-1]:
+            return "an event whose type is not its name"
+    if rest or not names or names[-1] not in last or set(names[:-1]) & set(last):
+        return f"a stream that ends with {names[-1:]}"
     return None
 
 

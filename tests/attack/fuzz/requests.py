@@ -8,11 +8,12 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from random import Random
-from typing import Any, get_args
+from typing import Any, ClassVar, get_args
 
 import msgspec
 
 from penstock.server.fields import HARMLESS, IGNORED, OTHERS
+from penstock.server.messages.shapes import CountTokensRequest, MessagesRequest
 from penstock.server.protocol import (
     ChatRequest,
     CompletionRequest,
@@ -21,11 +22,37 @@ from penstock.server.protocol import (
     TokenizeChatRequest,
     TokenizeCompletionRequest,
 )
+from penstock.server.protocol_pooling import (
+    ClassifyRequest,
+    EmbeddingRequest,
+    PoolingRequest,
+    RerankRequest,
+    ScoreRequest,
+)
+from penstock.server.responses.shapes import ResponsesRequest
 
 from .values import Raw
 
 CHAT, TEXT, TOKENIZE, DETOKENIZE = "/v1/chat/completions", "/v1/completions", "/tokenize", "/detokenize"
 INVOCATIONS = "/invocations"
+RESPONSES, MESSAGES, COUNT = "/v1/responses", "/v1/messages", "/v1/messages/count_tokens"
+CHAT_RENDER, TEXT_RENDER = "/v1/chat/completions/render", "/v1/completions/render"
+FILES, BATCHES = "/v1/files", "/v1/batches"
+EMBEDDINGS, POOL, CLASSIFY = "/v1/embeddings", "/pooling", "/classify"
+SCORES = ("/score", "/v1/score")
+RANKS = ("/rerank", "/v1/rerank", "/v2/rerank")
+
+
+class BatchRequest(msgspec.Struct):
+    """POST /v1/batches, whose fields the server reads one by one."""
+
+    neutral: ClassVar[tuple[str, ...]] = ()
+    input_file_id: str
+    endpoint: str
+    completion_window: str
+    metadata: dict[str, str] | None = None
+    output_expires_after: dict[str, Any] | None = None
+
 
 #: Endpoint → the Structs that its body may be.
 SHAPES: dict[str, tuple[type[msgspec.Struct], ...]] = {
@@ -34,6 +61,22 @@ SHAPES: dict[str, tuple[type[msgspec.Struct], ...]] = {
     TOKENIZE: (TokenizeCompletionRequest, TokenizeChatRequest),
     DETOKENIZE: (DetokenizeRequest,),
     INVOCATIONS: (ChatRequest, CompletionRequest),
+    RESPONSES: (ResponsesRequest,),
+    MESSAGES: (MessagesRequest,),
+    COUNT: (CountTokensRequest,),
+    CHAT_RENDER: (ChatRequest,),
+    TEXT_RENDER: (CompletionRequest,),
+    BATCHES: (BatchRequest,),
+}
+#: Of a model that pools.
+POOLING_SHAPES: dict[str, tuple[type[msgspec.Struct], ...]] = {
+    EMBEDDINGS: (EmbeddingRequest,),
+    POOL: (PoolingRequest,),
+    CLASSIFY: (ClassifyRequest,),
+    **dict.fromkeys(SCORES, (ScoreRequest,)),
+    **dict.fromkeys(RANKS, (RerankRequest,)),
+    INVOCATIONS: (EmbeddingRequest, ScoreRequest, RerankRequest),
+    TOKENIZE: (TokenizeCompletionRequest,),
 }
 
 PROSE = (
@@ -151,7 +194,9 @@ def _messages(random: Random) -> list[Any]:
         if random.random() < 0.2:
             messages[-1] |= random.choice(_ANSWERED)
         if random.random() < 0.3:
-            arguments = random.choice(('{"a": 1}', "{}", "", None, {"a": [1]}, "[" * 60 + "]" * 60))
+            arguments = random.choice(
+                ('{"a": 1}', "{}", "", None, {"a": [1]}, '{"a": ' + "[" * 2 + "]" * 2 + "}")
+            )
             call = {"id": "c", "type": "function", "function": {"name": "f", "arguments": arguments}}
             messages[-1] |= {"content": None, "tool_calls": [call]}
             messages.append({"role": "tool", "tool_call_id": "c", "content": "5"})
@@ -167,6 +212,7 @@ _CHAT: dict[str, Make] = {
     "logprobs": _flag,
     "top_logprobs": _among(0, 1, 20),
     "add_generation_prompt": _among(True, False, None),
+    "tool_choice": _among("none", None),
     "documents": _among([], [{"title": "a", "text": "b"}], None),
     "chat_template_kwargs": _among({}, {"enable_thinking": False}, {"a": [1, {"b": None}], "é": 2**70}),
     "reasoning_effort": _among(*get_args(ReasoningEffort), None),
@@ -193,7 +239,7 @@ def _generating(random: Random, fields: dict[str, Make]) -> dict[str, Any]:
     return request
 
 
-_UNUSED = sorted(IGNORED | (OTHERS - {"stream_options", "tool_choice"}) | HARMLESS)
+_UNUSED = sorted(IGNORED | (OTHERS - {"stream_options"}) | HARMLESS)
 
 
 def _harmless(random: Random) -> Any:
@@ -216,6 +262,7 @@ def completion(random: Random) -> dict[str, Any]:
     request = {"prompt": _prompt(random), **_generating(random, _TEXT)}
     if random.random() < 0.03:
         request = {**request, "echo": True, "max_tokens": 0, "min_tokens": 0}
+        request.pop("logprob_token_ids", None)
     return request
 
 
@@ -235,10 +282,179 @@ def detokenize(random: Random) -> dict[str, Any]:
     return {"tokens": random.choice(([], [0], [_VOCABULARY - 1], _ids(0, _VOCABULARY, 60)(random)))}
 
 
-VALID: dict[str, Callable[[Random], dict[str, Any]]] = {
+def response(random: Random) -> dict[str, Any]:
+    """A body of /v1/responses."""
+    items: list[Any] = [{"role": "user", "content": random.choice(PROSE)}]
+    if random.random() < 0.3:
+        text = {"type": "input_text", "text": random.choice(PROSE)}
+        items.insert(0, {"type": "message", "role": "user", "content": [text]})
+        items.insert(1, {"role": "assistant", "content": random.choice(PROSE)})
+    if random.random() < 0.2:
+        call = {"call_id": "c", "type": "function_call", "name": "f", "arguments": "{}"}
+        items += [call, {"type": "function_call_output", "call_id": "c", "output": "5"}]
+    fields: dict[str, Make] = {
+        "instructions": _among(*PROSE, None),
+        "temperature": _among(0, 0.7, 2, None),
+        "top_p": _among(0.1, 1, None),
+        "top_k": _among(-1, 1, 40),
+        "seed": _among(0, 1, None),
+        "store": _among(True, False, None),
+        "stream": _flag,
+        "metadata": _among({}, {"a": "b"}),
+        "truncation": _among("disabled"),
+        "text": _among({}, {"format": {"type": "text"}}),
+        "parallel_tool_calls": _flag,
+        "user": _among(*_NAMES),
+        "include": _among([], ["reasoning.encrypted_content"]),
+    }
+    return {
+        "input": items if random.random() < 0.7 else random.choice(PROSE),
+        "max_output_tokens": random.choice((1, 1, 2, 3)),
+        **_some(random, fields),
+    }
+
+
+_SPOKEN: dict[str, Make] = {
+    "system": _among(
+        "", "Be brief.", [{"type": "text", "text": "a", "cache_control": {"type": "ephemeral"}}]
+    ),
+    "thinking": _among(None, {"type": "disabled"}),
+    "tool_choice": _among(None),
+    "tools": _among([]),
+}
+
+
+def _turns(random: Random) -> list[Any]:
+    turns: list[Any] = [{"role": "user", "content": _content(random)}]
+    if random.random() < 0.3:
+        turns += [{"role": "assistant", "content": _content(random)}, {"role": "user", "content": "a"}]
+    if random.random() < 0.2:
+        used = {"type": "tool_use", "id": "c", "name": "f", "input": {"a": 1}}
+        result = {"type": "tool_result", "tool_use_id": "c", "content": "5"}
+        turns += [{"role": "assistant", "content": [used]}, {"role": "user", "content": [result]}]
+    return turns
+
+
+def message(random: Random) -> dict[str, Any]:
+    """A body of /v1/messages."""
+    fields: dict[str, Make] = {
+        **_SPOKEN,
+        "stop_sequences": _among([], ["\n"], ["a", "🌊"]),
+        "stream": _flag,
+        "temperature": _among(0, 0.5, 1, None),
+        "top_k": _among(1, 40, None),
+        "top_p": _among(0.1, 1, None),
+        "metadata": _among({"user_id": "a"}),
+    }
+    return {**count(random), "max_tokens": random.choice((1, 1, 2, 3)), **_some(random, fields)}
+
+
+def count(random: Random) -> dict[str, Any]:
+    """A body of /v1/messages/count_tokens."""
+    return {"model": "demo", "messages": _turns(random), **_some(random, _SPOKEN)}
+
+
+def batch(random: Random) -> dict[str, Any]:
+    """A body of /v1/batches, for a file that is not there."""
+    return {
+        "input_file_id": "file-" + random.choice(_NAMES),
+        "endpoint": CHAT,
+        "completion_window": random.choice(("24h", "1s", "30d")),
+    }
+
+
+def upload(random: Random) -> tuple[str, bytes]:
+    """(content type, body) of POST /v1/files."""
+    boundary = random.choice(("x", "-" * 20 + "7", "a b"))
+    parts = [("purpose", random.choice(("batch", "user_data")).encode()), ("file", b"")]
+    line = b'{"custom_id": "%d", "url": "/v1/completions", "body": {}}\n'
+    lines = [line % number for number in range(random.randint(0, 3))]
+    if random.random() < 0.3:
+        parts += [("expires_after[anchor]", b"created_at"), ("expires_after[seconds]", b"3600")]
+    random.shuffle(parts)
+    body = b""
+    for name, value in parts:
+        file = '; filename="a.jsonl"\r\nContent-Type: application/jsonl' if name == "file" else ""
+        head = f'--{boundary}\r\nContent-Disposition: form-data; name="{name}"{file}\r\n\r\n'
+        body += head.encode() + (b"".join(lines) if name == "file" else value) + b"\r\n"
+    return f'multipart/form-data; boundary="{boundary}"', body + f"--{boundary}--\r\n".encode()
+
+
+# ---- of models that pool ----
+
+_POOLED: dict[str, Make] = {
+    "model": _among("demo", None),
+    "truncate_prompt_tokens": _among(-1, 5, 60, None),  # fewer would not hold the special tokens of a pair
+    "truncation_side": _among("left", "right", None),
+    "add_special_tokens": _among(True, None),
+    "use_activation": _among(True, False, None),
+    "request_id": _among(*_NAMES),
+    "priority": _among(0, None),
+    "user": _among(*_NAMES),
+}
+_VECTORS: dict[str, Make] = {
+    **_POOLED,
+    "encoding_format": _among("float", "base64", "bytes", "bytes_only"),
+    "embed_dtype": _among("float32", "float16", "bfloat16"),
+    "endianness": _among("native", "little", "big"),
+}
+_WORDS = ("w1", "w1 w2 w3", "🌊 wörld", "w5 " * 20, "中文", "\x00", "<s>")
+
+
+def embedding(random: Random) -> dict[str, Any]:
+    """A body of /v1/embeddings."""
+    ids = _ids(3, 90, 12)
+    given = random.choice((_among(*_WORDS), _several, ids, lambda random: [ids(random), ids(random)]))
+    return {"input": given(random), **_some(random, _VECTORS)}
+
+
+def pooling(random: Random) -> dict[str, Any]:
+    """A body of /pooling."""
+    return {**embedding(random), **_some(random, {"task": _among("embed", "token_embed", None)})}
+
+
+def _several(random: Random) -> list[str]:
+    return [random.choice(_WORDS) for _ in range(random.randint(1, 4))]
+
+
+def score(random: Random) -> dict[str, Any]:
+    """A body of /score."""
+    left, right = random.choice((("text_1", "text_2"), ("queries", "documents"), ("data_1", "data_2")))
+    limits = {"max_tokens_per_query": _among(0, 5), "max_tokens_per_doc": _among(0, 5)}
+    return {left: random.choice(_WORDS), right: _several(random), **_some(random, _POOLED | limits)}
+
+
+def rank(random: Random) -> dict[str, Any]:
+    """A body of /rerank."""
+    documents: list[Any] = _several(random)
+    if random.random() < 0.3:
+        documents = [{"text": text} for text in documents]
+    more = {"top_n": _among(0, 1, 100, None), "return_documents": _flag}
+    return {"query": random.choice(_WORDS), "documents": documents, **_some(random, _POOLED | more)}
+
+
+Bodies = dict[str, Callable[[Random], dict[str, Any]]]
+VALID: Bodies = {
     CHAT: chat,
     TEXT: completion,
     TOKENIZE: tokenize,
     DETOKENIZE: detokenize,
     INVOCATIONS: lambda random: random.choice((chat, completion))(random),
+    RESPONSES: response,
+    MESSAGES: message,
+    COUNT: count,
+    CHAT_RENDER: chat,
+    TEXT_RENDER: completion,
+    BATCHES: batch,
 }
+POOLING_VALID: Bodies = {
+    EMBEDDINGS: embedding,
+    POOL: pooling,
+    CLASSIFY: lambda random: {"input": _several(random), **_some(random, _POOLED)},
+    **dict.fromkeys(SCORES, score),
+    **dict.fromkeys(RANKS, rank),
+    INVOCATIONS: lambda random: random.choice((embedding, score, rank))(random),
+    TOKENIZE: lambda random: {"prompt": random.choice(_WORDS)},
+}
+#: A valid body of these is refused: there is no such file, or no such class.
+REFUSED = (BATCHES, CLASSIFY)

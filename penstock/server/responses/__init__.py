@@ -1,0 +1,1 @@
+"""OpenAI's Responses: a dialect of chat, and a bounded store of what was answered."""

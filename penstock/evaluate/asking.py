@@ -15,7 +15,6 @@ Nothing that ends in ServerDown is counted, and the same command goes on later.
 from __future__ import annotations
 
 import asyncio
-import os
 import random
 import time
 from collections.abc import Awaitable, Callable, Mapping
@@ -25,8 +24,10 @@ from typing import Any
 import aiohttp
 import msgspec
 
+from penstock.bench.client import reason
 from penstock.core.errors import StartupError, brief
 from penstock.http.chunks import describe_error
+from penstock.http.reading import read_at_most
 
 from .answer import Answer, Refusal, read_answer
 from .cache import Cache, key
@@ -215,13 +216,8 @@ class Asker:
 
 async def read_body(response: aiohttp.ClientResponse, most: int) -> bytes | None:
     """All of it; None if it is longer than `most` bytes."""
-    pieces, length = [], 0
-    async for piece in response.content.iter_any():
-        length += len(piece)
-        if length > most:
-            return None
-        pieces.append(piece)
-    return b"".join(pieces)
+    body = await read_at_most(response, most)
+    return body if len(body) <= most else None
 
 
 async def describe(
@@ -268,12 +264,6 @@ async def _get(session: aiohttp.ClientSession, url: str, headers: Mapping[str, s
         return response.status, msgspec.json.decode(content or b"")
     except (msgspec.DecodeError, RecursionError):
         return response.status, None
-
-
-def reason(error: Exception) -> str:
-    """The operating system's words where it has some; aiohttp wraps them in its own."""
-    number = getattr(error, "errno", None)
-    return os.strerror(number) if number and number > 0 else str(error) or type(error).__name__
 
 
 def _retry_after(response: aiohttp.ClientResponse) -> float:

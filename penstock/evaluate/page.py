@@ -8,14 +8,20 @@ from __future__ import annotations
 
 from datetime import UTC, datetime
 from importlib import resources
+from pathlib import Path
 from typing import Any
 
 import jinja2
 from markupsafe import Markup
 
-from .report import explanation, notes, percent, points, rows, warnings
+from .report import explanation, notes, percent, points, rows, warnings, write
 from .result import Comparison, Result
 from .statistics import Finding
+
+
+def write_html(path: Path, result: Result) -> None:
+    """Write the page. Raises StartupError."""
+    write(path, render(result))
 
 
 def render(result: Result) -> str:

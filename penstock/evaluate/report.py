@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import json
-import os
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from penstock.core.errors import StartupError
+from penstock import writing
 
 from .answer import NANO
 from .result import Comparison, Result, SideResult
@@ -177,23 +176,9 @@ def write_json(path: Path, result: Result) -> None:
     write(path, json.dumps(result.as_json(), indent=1, ensure_ascii=False, allow_nan=False) + "\n")
 
 
-def write_html(path: Path, result: Result) -> None:
-    """A page that needs nothing else."""
-    from .page import render
-
-    write(path, render(result))
-
-
 def write(path: Path, text: str) -> None:
     """In one step: what stood there stays, or all of this does. Raises StartupError."""
-    beside = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        beside.write_text(text, encoding="utf-8", errors="backslashreplace")
-        beside.replace(path)
-    except OSError as error:
-        raise StartupError(f"{path} cannot be written: {error.strerror or error}.") from error
-    finally:
-        beside.unlink(missing_ok=True)
+    writing.write(path, text)
     print(f"Written to {path}")
 
 

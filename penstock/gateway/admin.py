@@ -7,6 +7,7 @@
     POST  /admin/v1/keys/ID/revoke       refused by all workers and gateways within two seconds
     GET   /admin/v1/ledger               rows, newest first
     GET   /admin/v1/limits               how the limits of a key, a team or tags stand
+    …     /admin/v1/routes               how routes share out requests: admin_routes.py
 
 It is what `penstock keys` and `penstock ledger` do, for who has the admin key: a secret of its own, from the
 environment. Bodies and queries are checked as the spec is: unknown names are refused. Keys go through the
@@ -35,7 +36,8 @@ from penstock.http.auth import PermissionDenied
 from penstock.http.body import parse_object, read_body
 from penstock.http.exchange import header, respond
 from penstock.spec.load import said
-from penstock.spec.model import Limits, Name, Part, ServiceClass, Spec
+from penstock.spec.model import Limits, Spec
+from penstock.spec.parts import Name, Part, ServiceClass
 from penstock.spec.units import Seconds
 
 from .keys import Keys
@@ -164,17 +166,20 @@ class Admin:
         self._entitlements = Entitlements(spec)
         self._clock = clock
         self._reader = ThreadPoolExecutor(1, "penstock-admin")
+        self.more: list[Route] = []
+        """Paths of others, behind the same key."""
 
     def routes(self) -> list[Route]:
         """Its paths."""
         base = "/admin/v1"
         return [
-            Route(f"{base}/keys", _Guarded(self, self.keys), methods=["GET", "POST"]),
-            Route(f"{base}/keys/{{id}}", _Guarded(self, self.key), methods=["GET", "POST"]),
-            Route(f"{base}/keys/{{id}}/rotate", _Guarded(self, self.rotate), methods=["POST"]),
-            Route(f"{base}/keys/{{id}}/revoke", _Guarded(self, self.revoke), methods=["POST"]),
-            Route(f"{base}/ledger", _Guarded(self, self.ledger), methods=["GET"]),
-            Route(f"{base}/limits", _Guarded(self, self.limits), methods=["GET"]),
+            Route(f"{base}/keys", Guarded(self, self.keys), methods=["GET", "POST"]),
+            Route(f"{base}/keys/{{id}}", Guarded(self, self.key), methods=["GET", "POST"]),
+            Route(f"{base}/keys/{{id}}/rotate", Guarded(self, self.rotate), methods=["POST"]),
+            Route(f"{base}/keys/{{id}}/revoke", Guarded(self, self.revoke), methods=["POST"]),
+            Route(f"{base}/ledger", Guarded(self, self.ledger), methods=["GET"]),
+            Route(f"{base}/limits", Guarded(self, self.limits), methods=["GET"]),
+            *self.more,
         ]
 
     def close(self) -> None:
@@ -197,27 +202,27 @@ class Admin:
         if scope["method"] == "POST":
             await self._create(scope, receive, send)
             return
-        page = _query(KeyPage, scope)
-        found = await self._read(
+        page = query_of(KeyPage, scope)
+        found = await self.read(
             lambda: self._table.list(team=page.team, after=page.after, limit=page.limit + 1)
         )
         shown = [self._shown(key) for key in found[: page.limit]]
-        await _answer(send, _list(shown, last=shown[-1]["id"] if len(found) > page.limit else None))
+        await answer(send, listed(shown, last=shown[-1]["id"] if len(found) > page.limit else None))
 
     async def _create(self, scope: Scope, receive: Receive, send: Send) -> None:
-        values = self._values(await _body(NewKey, scope, receive), NewKey.model_fields)
+        values = self._values(await body_of(NewKey, scope, receive), NewKey.model_fields)
         key, secret = await self._thread.call(partial(self._table.create, **values), urgent=True)
         _log(scope, "made", key)
-        await _answer(send, {**self._shown(key), "value": secret})
+        await answer(send, {**self._shown(key), "value": secret})
 
     async def key(self, scope: Scope, receive: Receive, send: Send) -> None:
         """One of them, as it is or as it shall be."""
         id = scope["path_params"]["id"]
         if scope["method"] != "POST":
-            _query(Nothing, scope)
-            await _answer(send, self._shown(await self._find(id)))
+            query_of(Nothing, scope)
+            await answer(send, self._shown(await self._find(id)))
             return
-        wanted = await _body(KeyChange, scope, receive)
+        wanted = await body_of(KeyChange, scope, receive)
         if not wanted.model_fields_set:
             raise InvalidRequest(
                 "Nothing is to be changed.", advice=f"Give one of {', '.join(KeyChange.model_fields)}."
@@ -225,32 +230,32 @@ class Admin:
         values = self._values(wanted, wanted.model_fields_set)
         key = await self._thread.call(lambda: self._table.update(id, values), urgent=True)
         _log(scope, f"changed ({', '.join(sorted(values))})", key)
-        await _answer(send, self._shown(key))
+        await answer(send, self._shown(key))
 
     async def rotate(self, scope: Scope, receive: Receive, send: Send) -> None:
         """A new secret."""
-        how = await _body(Rotation, scope, receive)
+        how = await body_of(Rotation, scope, receive)
         id = scope["path_params"]["id"]
         key, secret = await self._thread.call(lambda: self._table.rotate(id, grace=how.grace), urgent=True)
         _log(scope, "rotated", key)
-        await _answer(send, {**self._shown(key), "value": secret})
+        await answer(send, {**self._shown(key), "value": secret})
 
     async def revoke(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Its end. The second time changes nothing."""
-        await _body(Nothing, scope, receive)
+        await body_of(Nothing, scope, receive)
         id = scope["path_params"]["id"]
         key = await self._thread.call(lambda: self._table.revoke(id), urgent=True)
         _log(scope, "revoked", key)
-        await _answer(send, self._shown(key))
+        await answer(send, self._shown(key))
 
     # ---- what is read ----
 
     async def ledger(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Rows, under the names of exports."""
-        page = _query(RowPage, scope)
+        page = query_of(RowPage, scope)
         wanted = report.Filter(
-            since=self._moment(page.since, "since"),
-            until=self._moment(page.until, "until"),
+            since=self.moment(page.since, "since"),
+            until=self.moment(page.until, "until"),
             tags=tuple(read_tags(page.tag, "tag").items()),
             **{name: getattr(page, name) for name in _COLUMNS},
         )
@@ -260,12 +265,12 @@ class Admin:
             raise InvalidRequest(
                 f"after {quote(page.after)} is not the last_id of a page.", param="after"
             ) from None
-        rows, last = await self._read(lambda: report.page(self._store, wanted, page.limit, after))
-        await _answer(send, _list(rows, last=None if last is None else str(last)))
+        rows, last = await self.read(lambda: report.page(self._store, wanted, page.limit, after))
+        await answer(send, listed(rows, last=None if last is None else str(last)))
 
     async def limits(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Caps, and of budgets what rows have charged. Rates are counted where requests are, not here."""
-        whose = _query(Whose, scope)
+        whose = query_of(Whose, scope)
         if not whose.model_fields_set:
             raise InvalidRequest(
                 "Whose limits?", advice="Name a key, a team, or a tag as tag=feature=search."
@@ -282,16 +287,17 @@ class Admin:
             account_id(each.scope, each.unit, each.window, window_start(each.window, now)): each
             for each in found
         }
-        booked = await self._read(lambda: self._store.booked(list(accounts)))
+        booked = await self.read(lambda: self._store.booked(list(accounts)))
         data = [_standing(limit, *booked.get(id, (0, 0)), now) for id, limit in accounts.items()]
-        await _answer(send, _list(data, last=None))
+        await answer(send, listed(data, last=None))
 
     # ---- inside ----
 
     async def _find(self, id: str) -> Key:
         return await self._thread.call(lambda: self._table.get(id), urgent=True)
 
-    async def _read(self, work: Callable[[], T]) -> T:
+    async def read(self, work: Callable[[], T]) -> T:
+        """Do what may read much, in a thread of its own."""
         return await asyncio.get_running_loop().run_in_executor(self._reader, work)
 
     def _values(self, wanted: NewKey, names: Collection[str]) -> dict[str, Any]:
@@ -302,7 +308,8 @@ class Admin:
             values["expires"] = self._expires(wanted.expires)
         return values
 
-    def _moment(self, text: str | None, name: str) -> int | None:
+    def moment(self, text: str | None, name: str) -> int | None:
+        """A time of a query in Unix nanoseconds. Raises InvalidRequest."""
         if text is None:
             return None
         try:
@@ -350,7 +357,7 @@ def admin_secret(spec: Spec, environment: Mapping[str, str] = os.environ) -> str
     return from_environment(spec.gateway.admin.key_env, "gateway.admin.key_env", environment)
 
 
-class _Guarded:
+class Guarded:
     """An endpoint for who has the admin key."""
 
     def __init__(self, admin: Admin, handler: Handler) -> None:
@@ -366,14 +373,14 @@ _COLUMNS = ("id", "key", "team", "route", "upstream", "model", "settlement")
 """Parameters that rows are compared with as they are."""
 
 
-async def _body(shape: type[M], scope: Scope, receive: Receive) -> M:
+async def body_of(shape: type[M], scope: Scope, receive: Receive) -> M:
     """The body; one that is empty is `{}`, whatever a client's library declares it as."""
     empty = header(scope, b"content-length") in (None, "0") and header(scope, b"transfer-encoding") is None
     body = b"" if empty else await read_body(scope, receive, _BODY)
-    return _checked(shape, parse_object(body) if body.strip() else {})
+    return checked(shape, parse_object(body) if body.strip() else {})
 
 
-def _query(shape: type[M], scope: Scope) -> M:
+def query_of(shape: type[M], scope: Scope) -> M:
     """The query, each parameter once; only lists may have several."""
     try:
         text = scope["query_string"].decode("ascii")
@@ -386,10 +393,10 @@ def _query(shape: type[M], scope: Scope) -> M:
         if len(found) > 1 and not several:
             raise InvalidRequest(f"{quote(name)} stands {len(found)} times in the query.", param=name)
         values[name] = found if several else found[0]
-    return _checked(shape, values)
+    return checked(shape, values)
 
 
-def _checked(shape: type[M], value: Mapping[str, Any]) -> M:
+def checked(shape: type[M], value: Mapping[str, Any]) -> M:
     try:
         return shape.model_validate(value)
     except ValidationError as error:
@@ -418,11 +425,11 @@ def _standing(limit: Limit, used: int, leased: int, now: float) -> dict[str, Any
     }
 
 
-def _list(data: list[dict[str, Any]], *, last: str | None) -> dict[str, Any]:
+def listed(data: list[dict[str, Any]], *, last: str | None) -> dict[str, Any]:
     return {"object": "list", "data": data, "has_more": last is not None, "last_id": last}
 
 
-async def _answer(send: Send, value: Mapping[str, Any]) -> None:
+async def answer(send: Send, value: Mapping[str, Any]) -> None:
     await respond(send, _ENCODER.encode(value), headers={"cache-control": "no-store"})
 
 

@@ -105,6 +105,24 @@ def settle(
     return _charge(row, place, way.comparator, tally, shared)
 
 
+def wasted(row: Row, asked: Asked, exchange: Exchange, prompt_bytes: int) -> None:
+    """An attempt at a cloud has come to nothing, which takes its tokens' price all the same: note it in the
+    row. Where nobody told the tokens they are reckoned: of a stream by its events, and of what had not begun
+    the prompt alone, which is the least that it can be. An answer that is an error (HTTP 400 and more) costs
+    nothing, and device time of ours is noted elsewhere."""
+    if asked.price is None or asked.on_devices or not exchange.asked or exchange.status >= 400:
+        return
+    tally = exchange.tally
+    complete = tally.told and tally.final
+    used = Used(tally.input, tally.output, tally.cached)
+    if not complete:
+        prompt = tally.input or -(-prompt_bytes // _BYTES_PER_TOKEN)
+        used = Used(prompt, max(tally.output, tally.events), tally.cached)
+    dollars = by_tokens(asked.price, used)
+    row.lost_dollars += dollars
+    row.lost_estimated_dollars += 0 if complete else dollars
+
+
 def _settle_together(
     row: Row, way: Way, place: Place, exchange: Exchange, shared: float, earlier: Sequence[Part]
 ) -> Amounts:
@@ -163,6 +181,8 @@ def late(row: Row, asked: Asked, tally: Tally) -> Amounts | None:
     row.owed = tuple(each for each in row.owed if each != asked)
     if asked.lost:
         row.lost_device_seconds += (tally.device_seconds or 0) * asked.devices
+        if asked.price is not None and not asked.on_devices:
+            row.lost_dollars += by_tokens(asked.price, Used(tally.input, tally.output, tally.cached))
         return None
     if asked.part is not None:  # the client's tokens stay, and the other engines' time
         others = ((row.device_seconds or 0) - asked.part) // asked.devices

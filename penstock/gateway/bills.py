@@ -23,10 +23,12 @@ from urllib.parse import urlencode
 import aiohttp
 import msgspec
 
+from penstock.http.reading import read_at_most
+
 from .metrics import Metrics
 from .policy.amounts import NANO
 from .records import Asked
-from .stations import Station, Stations, read_body
+from .stations import Station, Stations
 from .tasks import Beside
 from .usage import Tally
 
@@ -259,7 +261,7 @@ class Bills(Beside):
                 self._refuse(station, response.status)
             if response.status != 200:
                 return None
-            page = _decode(await read_body(response, _MOST_BYTES))
+            page = _decode(await read_at_most(response, _MOST_BYTES))
         if self._refused.pop(station, None) is not None:
             station.trusted = True
             logger.warning("%s gives its bills again", station.id)

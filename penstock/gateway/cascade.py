@@ -1,11 +1,10 @@
 """A request on a route that escalates: a cheap attempt, a verdict on it, and where it does not do, a dearer
 answer.
 
-    reserve for both ─▶ attempt, kept from the client ─▶ verifiers ─┬─ passed ─▶ client; one row, with the
-    verdict
-                                                                    └─ else: its row is written (`escalated`),
-                                                                    and
-                                                a second request goes on with the rest of what was reserved
+    reserve for both ─▶ attempt, kept from the client ─▶ verifiers
+        passed ─▶ client; one row, which has the verdict
+        else   ─▶ its row is written (`escalated`), and a second request goes on with the rest of what was
+                  reserved ─▶ client
 
 So every dollar is in one row: the attempt's in `ID.attempt`, the dearer answer's in `ID`, which names it. It
 knows the order of things; what is good enough, and what follows, is decided in policy/escalation.py.
@@ -14,12 +13,10 @@ knows the order of things; what is good enough, and what follows, is decided in 
 from __future__ import annotations
 
 import asyncio
-from typing import TYPE_CHECKING, Any
-
-import msgspec
+from typing import TYPE_CHECKING
 
 from penstock.core.errors import PenstockError, Unavailable
-from penstock.spec.model import Escalation
+from penstock.spec.routes import Escalation
 
 from .answers import DIALECTS, read, without_logprobs
 from .curtain import Curtain, Kept
@@ -150,20 +147,7 @@ class Cascade:
         tokens = tally.output if tally.final and tally.told else None
         answer = read(first.endpoint, bytes(self._kept.body), streamed=self._stream, tokens=tokens)
         stays = first.way.stays(first.caller.local_only)
-        return await self._door.verifiers.verify(first.way.name, answer, self._about, stays=stays)
-
-    def _about(self) -> dict[str, Any]:
-        """What hooks are told of the request."""
-        first, row = self._first, self._first.row
-        return {
-            "id": row.id,
-            "endpoint": row.endpoint,
-            "route": row.route,
-            "key_id": row.key_id,
-            "team": row.team,
-            "tags": row.tags,
-            "body": msgspec.json.decode(first.envelope.write(first.places[0], None)),
-        }
+        return await self._door.verifiers.verify(first.way.name, answer, first.about, stays=stays)
 
     def _hand_over(self, error: PenstockError | None) -> bool:
         """End the attempt with a row of its own; false where nobody dearer may be asked, or cannot now."""
@@ -241,6 +225,7 @@ class Cascade:
                 body = await request.inspect(body)
         exchange.first_byte_at = self._door.monotonic()
         exchange.sent = True
+        request.row.unverified = self._answered and finding.verdict != "passed"
         await self._curtain.release(self._kept, body, more)
 
     def _out(self, request: Request, error: PenstockError) -> PenstockError:

@@ -1,9 +1,7 @@
 """What one request has reserved, and what it has used: from `reserve` to the one `commit` of its row.
 
-    reserve ─▶ the request runs ─▶ conclude ─▶ commit, at once or with the bill of the engine that still owes
-    it
-                                └▶ hand_over: the row is final, and the rest of what was reserved another
-                                one's
+    reserve ─▶ the request runs ─▶ conclude ─▶ commit, at once or with the bill that an engine still owes
+                                └▶ hand_over: the row is final, the rest of what was reserved another one's
 
 It knows the request's row, its meter, and bills; who is asked is the request's matter.
 """
@@ -76,12 +74,15 @@ class Charge:
         self._used = None
 
     def lose(self) -> None:
-        """What was asked has come to nothing for the client: the engines' time for it is nobody's."""
+        """What was asked has come to nothing for the client: the engines' time for it is nobody's, and what a
+        cloud takes for it the house's."""
         request, row = self._request, self._request.row
         for part in request.rest.parts:
             self._lost(part.asked, part.tally, part.shared)
+            self.wasted(part.asked, Exchange(tally=part.tally, status=200, asked=True))
         if request.exchange.asked and request.asked is not None:
             self._lost(request.asked, request.exchange.tally, self.shared)
+            self.wasted(request.asked, request.exchange)
         request.rest.parts.clear()
         request.asked, request.exchange = None, Exchange()
         row.input_tokens = row.output_tokens = row.cached_tokens = 0
@@ -97,6 +98,11 @@ class Charge:
             row.owed += (msgspec.structs.replace(asked, lost=True),)
         elif asked.on_devices:
             row.lost_device_seconds += round(shared * NANO) * asked.devices
+
+    def wasted(self, asked: Asked, exchange: Exchange) -> None:
+        """Note what a cloud takes for an attempt that came to nothing; one that sends bills says it there."""
+        if not asked.bill:
+            bill.wasted(self._request.row, asked, exchange, self._request.envelope.size)
 
     def settle(self) -> None:
         """Fill in the row's figures, once for each attempt."""

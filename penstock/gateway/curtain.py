@@ -1,7 +1,7 @@
 """What stands between an answer that is still judged and the client.
 
-    attempt ──hold──▶ kept ──release──▶ client          meanwhile, of a stream: `: penstock …` every few
-    seconds the dearer answer ──pass_on──▶ client               unless it is a refusal, which is kept, too
+    attempt ──hold──▶ kept ──release──▶ client      meanwhile, of a stream: `: penstock …` every few seconds
+    the dearer answer ──pass_on──▶ client           unless it is a refusal, which is kept, too
 
 Clients skip comments, but they keep time-outs of clients and proxies away. With the first one, headers are
 out: what else is to be said then is said in the stream. It knows ASGI messages, and nothing of verdicts.

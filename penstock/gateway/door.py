@@ -15,7 +15,7 @@ import logging
 import random
 import secrets
 import time
-from collections.abc import Callable, Coroutine, Iterator, Mapping
+from collections.abc import Callable, Coroutine, Iterator, Mapping, Sequence
 from typing import Any
 
 from msgspec.json import encode
@@ -36,7 +36,7 @@ from .endpoints import Endpoint
 from .envelope import Envelope
 from .files.pages import Files
 from .fleet import Fleet
-from .hooks import Hooks, Verdict
+from .hooks import Hooks, Verdict, told
 from .keys import Keys
 from .meter import LimitReached, Meter
 from .metrics import Metrics
@@ -44,6 +44,7 @@ from .outcomes import Outcomes
 from .owned import Owned
 from .policy.limits import Entitlements
 from .policy.routes import Book, Place, Way, order, shadows
+from .policy.weights import Steering, holds, weighed
 from .probes import Prober
 from .request import Caller, Request
 from .secret import Secret
@@ -119,6 +120,17 @@ class Door:
         self._draining = False
         self._idle = asyncio.Event()
 
+    def steer(self, steerings: Sequence[Steering]) -> None:
+        """From the next request on, routes share out requests as was said; all of them at once. What is under
+        way goes on as it began."""
+        for each in steerings:
+            if not holds(self.spec, each):
+                logger.warning(
+                    "weights that were set for the route %s are void: the spec has changed since, and counts",
+                    quote(each.route),
+                )
+        self.book = Book(weighed(self.spec, steerings))
+
     # ---- who ----
 
     async def caller(self, scope: Scope) -> Caller:
@@ -149,7 +161,11 @@ class Door:
             or book.tags_local_only(tags)
             or _asked_to_stay(headers)
         )
-        background = principal.service_class == "background" or book.in_background(principal.team, tags)
+        background = (
+            principal.service_class == "background"
+            or book.in_background(principal.team, tags)
+            or headers.get("x-penstock-class") == "background"  # a client may lower its class, never raise it
+        )
         return Caller(principal, headers, tags, local_only, background)
 
     # ---- one request ----
@@ -221,15 +237,8 @@ class Door:
 
     async def _before(self, id: str, way: Way, body: bytes, envelope: Envelope, caller: Caller) -> Verdict:
         """What hooks say of a request."""
-        about = {
-            "id": id,
-            "endpoint": envelope.endpoint.path,
-            "route": way.name,
-            "key_id": caller.principal.key_id,
-            "team": caller.principal.team,
-            "tags": caller.tags,
-            "body": parse_object(body),
-        }
+        owner = (caller.principal.key_id, caller.principal.team, caller.tags)
+        about = told(id, envelope.endpoint.path, way.name, owner, parse_object(body))
         stays = self.stays(way, caller)
         return await self.hooks.ask("before", way.name, about, "body", stays)
 

@@ -7,10 +7,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import msgspec
-
 from penstock.core.errors import PenstockError
-from penstock.http.errors import error_bytes, error_object
+from penstock.http.dialects import messages_error, messages_error_event, responses_error_event
+from penstock.http.errors import error_bytes
 from penstock.http.sse import event
 
 
@@ -66,8 +65,7 @@ class _Responses(Endpoint):
     """OpenAI's Responses: events have names, and the last one says how it went."""
 
     def error_event(self, error: PenstockError) -> bytes:
-        body = {"type": "error", **error_object(error)["error"]}
-        return event(msgspec.json.encode(body), "error")
+        return responses_error_event(error)
 
     def ended(self, events: bytes) -> bool:
         return any(
@@ -76,27 +74,14 @@ class _Responses(Endpoint):
         )
 
 
-_ANTHROPIC_TYPES = {
-    400: "invalid_request_error",
-    401: "authentication_error",
-    403: "permission_error",
-    404: "not_found_error",
-    413: "request_too_large",
-    429: "rate_limit_error",
-    503: "overloaded_error",
-    529: "overloaded_error",
-}
-
-
 class _Messages(Endpoint):
     """Anthropic's Messages."""
 
     def error(self, error: PenstockError) -> bytes:
-        kind = _ANTHROPIC_TYPES.get(error.status, "api_error")
-        return msgspec.json.encode({"type": "error", "error": {"type": kind, "message": str(error)}})
+        return messages_error(error)
 
     def error_event(self, error: PenstockError) -> bytes:
-        return event(self.error(error), "error")
+        return messages_error_event(error)
 
     def ended(self, events: bytes) -> bool:
         return has_line(events, b"event: message_stop") or b'"type":"message_stop"' in events
@@ -118,8 +103,9 @@ ENDPOINTS = (
     _Messages("/v1/messages", "messages", ("max_tokens",), "max_tokens"),
     _Messages("/v1/messages/count_tokens", "messages", metered=False, streams=False),
     Endpoint("/v1/embeddings", "input", lists=True, streams=False),
-    Endpoint("/v1/score", "text_1", pairs=True, streams=False),
-    Endpoint("/v1/rerank", "query", pairs=True, streams=False),
+    *(Endpoint(path, "input", lists=True, streams=False) for path in ("/pooling", "/classify")),
+    *(Endpoint(path, "text_1", pairs=True, streams=False) for path in ("/v1/score", "/score")),
+    *(Endpoint(path, "query", pairs=True, streams=False) for path in ("/v1/rerank", "/v2/rerank", "/rerank")),
     Endpoint("/tokenize", "prompt", metered=False, streams=False),
     Endpoint("/detokenize", "tokens", metered=False, streams=False),
 )

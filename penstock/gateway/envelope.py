@@ -18,7 +18,7 @@ import msgspec
 
 from penstock.core.errors import InvalidRequest, UnsupportedParameter, brief, quote
 from penstock.http.body import NotJson, parse_json
-from penstock.spec.model import TokenCap
+from penstock.spec.routes import TokenCap
 
 from .endpoints import Endpoint
 from .policy.price import Used

@@ -57,6 +57,20 @@ class Verdict:
     notes: list[str] = field(default_factory=list)
 
 
+def told(
+    id: str, endpoint: str, route: str, owner: tuple[str, str, Mapping[str, str]], body: Mapping[str, Any]
+) -> dict[str, Any]:
+    """What hooks and verifiers are told of every request.
+
+    Args:
+        owner: the key's id, its team, and the request's tags.
+        body: as the upstream gets it.
+    """
+    key_id, team, tags = owner
+    entries = {"id": id, "endpoint": endpoint, "route": route, "key_id": key_id, "team": team}
+    return {**entries, "tags": tags, "body": body}
+
+
 class Hooks:
     """All of a spec, in its order; each sees what the ones before it made of the request."""
 

@@ -15,7 +15,7 @@ import asyncio
 import logging
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from decimal import Decimal, InvalidOperation
+from decimal import Decimal
 from functools import partial
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -29,9 +29,9 @@ from penstock.http.body import parse_object, read_body
 from penstock.http.errors import error_object
 from penstock.http.exchange import respond
 from penstock.spec.load import said
-from penstock.spec.model import Part
+from penstock.spec.parts import Part
 
-from .ledger.outcomes import MOST_WORDS, Telling, Told, score_text, tell, unknown
+from .ledger.outcomes import MOST_WORDS, Telling, Told, outcome_of, score_text, tell, unknown
 from .ledger.rollups import score
 from .policy.amounts import NANO
 
@@ -236,12 +236,7 @@ def read_header(text: str) -> list[Telling]:
     found = []
     for each in text.split(","):
         id, equals, value = each.strip().rpartition("=")
-        outcome = value if value in ("success", "failure") else None
-        try:
-            if outcome is None and (number := Decimal(value)).is_finite() and 0 <= number <= 1:
-                outcome = score_text(number)
-        except InvalidOperation:
-            pass
+        outcome = outcome_of(value)
         if not (id and equals) or outcome is None or len(id) > 256:
             raise InvalidRequest(
                 f"The header {HEADER}: {quote(each.strip())} is not REQUEST_ID=OUTCOME.",

@@ -18,8 +18,7 @@ import aiohttp
 import msgspec
 
 from penstock.core.errors import StartupError, brief, cause
-
-from .stations import read_body
+from penstock.http.reading import read_at_most
 
 T = TypeVar("T")
 _MOST_ANSWER = 32 << 20
@@ -104,7 +103,7 @@ class Outside:
         async with self._session.post(url, data=data, headers=headers, allow_redirects=False) as response:
             if response.status != 200:
                 raise ValueError(f"HTTP {response.status}")
-            body = await read_body(response, _MOST_ANSWER)
+            body = await read_at_most(response, _MOST_ANSWER)
             if len(body) > _MOST_ANSWER:
                 raise ValueError(f"an answer of over {_MOST_ANSWER} bytes")
             return msgspec.json.decode(body) if body.strip() else None

@@ -16,8 +16,10 @@ from collections.abc import Callable
 
 import aiohttp
 
+from penstock.http.reading import read_at_most
+
 from .policy.health import Progress
-from .stations import Station, Stations, read_body
+from .stations import Station, Stations
 from .tasks import Repeated
 
 logger = logging.getLogger("penstock.gateway")
@@ -93,7 +95,7 @@ class Probe:
         async with self._station.request("GET", "/metrics", timeout=_TIMEOUT) as response:
             if response.status != 200:
                 return True
-            page = (await read_body(response, _MOST)).decode("utf-8", "replace")
+            page = (await read_at_most(response, _MOST)).decode("utf-8", "replace")
         found = read_metrics(page)
         if not found:
             return True

@@ -6,7 +6,8 @@ from typing import Literal
 
 import msgspec
 
-from penstock.spec.model import Limits, ServiceClass
+from penstock.spec.model import Limits
+from penstock.spec.parts import ServiceClass
 
 Settlement = Literal["open", "settled", "estimated", "unsettled"]
 """Of a row: under way; what the upstream said at the end; reckoned from metrics or bytes; never told, and
@@ -125,6 +126,8 @@ class Row(msgspec.Struct, kw_only=True):
     device_seconds: int | None = None
     """Nanoseconds times devices; None where nobody knows (a cloud)."""
     device_seconds_estimated: bool = False
+    failed: tuple[tuple[str, str], ...] = ()
+    """Upstream and model of each attempt that failed, whoever answered after it."""
     lost_device_seconds: int = 0
     """Nanoseconds times devices of attempts that failed before another one answered: not in
     `device_seconds`, and charged to nobody."""
@@ -134,6 +137,11 @@ class Row(msgspec.Struct, kw_only=True):
     """Kind of device, as the pool names it."""
     dollars: int | None = None
     """Nanodollars; None where no price is known."""
+    lost_dollars: int = 0
+    """Nanodollars that clouds with a price by tokens took for attempts that came to nothing: not in
+    `dollars`, and charged to nobody. Attempts on devices of ours are in `lost_device_seconds`."""
+    lost_estimated_dollars: int = 0
+    """Of these, reckoned: from a stream's events and the prompt's bytes, since nobody told the tokens."""
     comparator_dollars: int | None = None
     """Nanodollars that the route's cloud comparator takes for the same tokens."""
     waited: int = 0
@@ -156,6 +164,9 @@ class Row(msgspec.Struct, kw_only=True):
     """What the verifier measured, where it measures something: a mean log-probability, a length."""
     reason: str = ""
     """Why it did not pass, without a word of the answer."""
+    unverified: bool = False
+    """The client got an attempt's answer that no verifier has passed: one failed open, or nobody dearer could
+    be asked."""
     outcome: str | None = None
     """How it turned out, as was told later: `success`, `failure`, or a score from 0 to 1."""
     uncapped: bool = False

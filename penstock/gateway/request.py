@@ -20,17 +20,17 @@ from typing import TYPE_CHECKING, Any, NoReturn
 import msgspec
 from starlette.types import Send
 
-from penstock.core.errors import PenstockError, Unavailable, brief
+from penstock.core.errors import PenstockError
 from penstock.http.errors import internal
 from penstock.http.exchange import ClientGone
 
 from . import bill, quota
+from .candidates import Candidates
 from .charge import Charge
 from .endpoints import Endpoint
 from .envelope import Envelope
-from .hooks import Verdict
+from .hooks import Verdict, told
 from .owned import Renamer
-from .policy.affinity import choose, prefix_hashes
 from .policy.amounts import NANO, Amounts
 from .policy.retries import ejects, pause
 from .policy.routes import Place, Way
@@ -47,16 +47,6 @@ logger = logging.getLogger("penstock.gateway")
 
 _FORWARDED = ("accept", "traceparent", "tracestate", "anthropic-version", "anthropic-beta", "openai-beta")
 """Headers of the client that an upstream sees."""
-
-
-_HEARD = 0.05
-"""Seconds in which the process that has the engines has told a worker what it does with them."""
-
-
-class NoReplica(Unavailable):
-    """Nobody can take a request now."""
-
-    code = "no_replica"
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,6 +97,7 @@ class Request:
             route=way.name,
         )
         self.exchange = Exchange()
+        self.candidates = Candidates(self)
         self.rest = Resumption(self)
         self._relay: Relay | None = None
         self.place: Place | None = None
@@ -132,8 +123,7 @@ class Request:
         """More headers of its answer."""
         envelope.limit(way.route.max_tokens)
         self.row.uncapped = bool(endpoint.caps) and envelope.cap is None
-        self._salt = f"team:{principal.team}" if principal.team else f"key:{principal.key_id}"
-        self._hashes: tuple[bytes, ...] | None = None
+        self.salt = f"team:{principal.team}" if principal.team else f"key:{principal.key_id}"
 
     async def run(self) -> None:
         """Reserve, ask, answer, commit."""
@@ -215,19 +205,14 @@ class Request:
         finally:
             await self.charge.commit_by_bill()
 
+    def about(self) -> dict[str, Any]:
+        """What hooks and verifiers are told of it."""
+        row, body = self.row, msgspec.json.decode(self.envelope.write(self.places[0], None))
+        return told(row.id, row.endpoint, row.route, (row.key_id, row.team, row.tags), body)
+
     async def _ask_hooks(self, more: dict[str, Any], rewrites: str) -> Verdict:
         row = self.row
-        about = {
-            "id": row.id,
-            "endpoint": row.endpoint,
-            "route": row.route,
-            "key_id": row.key_id,
-            "team": row.team,
-            "tags": row.tags,
-            "body": msgspec.json.decode(self.envelope.write(self.places[0], None)),
-            "status": self.exchange.status,
-            **more,
-        }
+        about = {**self.about(), "status": self.exchange.status, **more}
         stays = self.door.stays(self.way, self.caller)
         verdict = await self.door.hooks.ask("after", row.route, about, rewrites, stays)
         row.tags = {**row.tags, **verdict.tags, **self.caller.principal.tags}
@@ -243,7 +228,7 @@ class Request:
         copy.row.id = secrets.token_hex(16)
         copy.row.at, copy.started = self.row.at, self.started
         copy.row.note = f"shadow of {self.row.id}"
-        copy._salt, copy.is_copy = self._salt, True
+        copy.salt, copy.is_copy = self.salt, True
         return copy
 
     # ---- attempts ----
@@ -262,9 +247,9 @@ class Request:
                     places = tuple(
                         place for place in self.way.fallback if place in places and place not in asked
                     )
-                found = await self.next(places, tried, used) if places else None
+                found = await self.candidates.next(places, tried, used) if places else None
                 if found is None:
-                    raise self._unserved() if failed is None else self._told(failed)
+                    raise self.candidates.unserved() if failed is None else self._told(failed)
                 place, station = found
                 if failed is not None:
                     elsewhere = station.id not in tried
@@ -283,18 +268,10 @@ class Request:
                 if self.exchange.begun:
                     await self.rest.go_on(failed, place, number, tried, used)
                     return
-                if not spared and await self._has_left(place, station, failed):
+                if not spared and await self.candidates.has_left(place, station, failed):
                     spared, failed = 1, None  # nobody was asked
                     tried.discard(station.id)
                     asked.discard(place)
-
-    async def _has_left(self, place: Place, station: Station, failed: Failed) -> bool:
-        """Whether a model of ours has fallen asleep just as it was to be asked: it is woken then, and that is
-        none of the route's `retries`."""
-        if not place.local or not (failed.attempt.fault == "connect" or failed.attempt.status == 503):
-            return False
-        await asyncio.sleep(_HEARD)
-        return station not in self.door.stations.of(place)
 
     async def give_up(self, failed: Failed) -> None:
         """End a stream with an error: nobody goes on with it."""
@@ -302,69 +279,8 @@ class Request:
         assert self._relay is not None
         await self._relay.give_up(failed)
 
-    async def next(
-        self, places: tuple[Place, ...], tried: set[str], used: contextlib.ExitStack
-    ) -> tuple[Place, Station] | None:
-        """Whom to ask: a replica that is well and was not asked, in the order of places; else any that there
-        is. Waits for a model that is starting."""
-        for again in (False, True):
-            for place in places:
-                stations = list(self.door.stations.of(place))
-                if self.previous is not None:
-                    stations = [each for each in stations if each is self.previous[2]]
-                elif not stations and not again and place.local:
-                    stations = await self._woken(place, used)
-                fresh = [each for each in stations if again or each.id not in tried]
-                if (index := self._choose(place, fresh, panic=again)) is not None:
-                    return place, fresh[index]
-        return None
-
     def _told(self, failed: Failed) -> PenstockError:
         return failed.error(self.row.upstream)
-
-    def _unserved(self) -> PenstockError:
-        self.notes.append("no replica")
-        if any(self.door.stations.of(place) for place in self.places):
-            return NoReplica(
-                f"All replicas of {self.way.name} have as many requests as they may.", retry_after=1
-            )
-        return NoReplica(f"Nobody serves {self.way.name} now.", retry_after=5)
-
-    def _choose(self, place: Place, stations: list[Station], *, panic: bool) -> int | None:
-        if not stations:
-            return None
-        now = self.door.monotonic()
-        several = len(stations) > 1
-        hashes = self._prefix() if several else ()
-        candidates = [station.candidate(hashes, now) for station in stations]
-        if not panic and all(each.weight <= 0 for each in candidates):
-            return None
-        sticky = self.way.route.sticky
-        session = self.caller.headers.get(sticky.lower()) if sticky and several else None
-        index = choose(candidates, self.door.draw() if several else 0.0, session)
-        if index is not None and hashes:
-            stations[index].prefixes.add(hashes)
-        return index
-
-    def _prefix(self) -> tuple[bytes, ...]:
-        if self._hashes is None:
-            self._hashes = prefix_hashes(self.envelope.prompt, self._salt.encode())
-        return self._hashes
-
-    async def _woken(self, place: Place, used: contextlib.ExitStack) -> list[Station]:
-        """Replicas of a model of ours, once it is there; none if it does not come."""
-        fleet, route = self.door.fleet, self.way.route
-        if fleet is None or not fleet.replicas(place.name):
-            return []
-        used.enter_context(fleet.use(place.name))
-        try:
-            await fleet.ready(place.name, timeout=route.wait, max_waiting=route.max_waiting)
-        except Unavailable as error:
-            if place is self.places[-1]:
-                raise
-            self.notes.append(f"{place.name}: {brief(str(error), 80)}")
-            return []
-        return list(self.door.stations.of(place))
 
     async def attempt(self, place: Place, station: Station, number: int) -> None:
         """Ask one station. Raises Failed where another one may be asked."""
@@ -384,7 +300,7 @@ class Request:
         row.upstream, row.replica, row.model, row.attempts = place.name, station.id, place.model, number
         row.context = min(filter(None, (self.way.route.context, place.context)), default=None)
         row.waited = row.waited or round((now - self.started) * NANO)
-        body = self.envelope.write(place, self._salt, generated, background=self._background)
+        body = self.envelope.write(place, self.salt, generated, background=self._background)
         inspect = self.inspect if self.inspects else None
         relay = self._relay = Relay(
             station,
@@ -415,6 +331,8 @@ class Request:
             self._failed(station, error)
             part = self.rest.broke(station, asked)
             lost = exchange.asked and part is None
+            if lost:
+                self.charge.wasted(asked, exchange)
             if lost and bill_id:  # it may have worked: its bill will say so
                 row.owed += (msgspec.structs.replace(asked, lost=True),)
             self.asked, self.exchange = None, exchange.next()  # whatever comes now, this was no whole answer
@@ -443,6 +361,7 @@ class Request:
     def _failed(self, station: Station, failed: Failed) -> None:
         door, attempt = self.door, failed.attempt
         door.metrics.attempt_failed(self.row.upstream, attempt.fault)
+        self.row.failed += ((self.row.upstream, self.row.model),)
         if self._attempt_span is not None:
             self._attempt_span.failed(attempt)
         if ejects(attempt):
@@ -465,7 +384,7 @@ class Request:
             return headers, ""
         # clients choose ids, and may repeat them; a bill is of one attempt
         headers["x-request-id"] = bill_id = f"{self.row.id[:200]}.{secrets.token_hex(4)}"
-        headers["x-penstock-tenant"] = self._salt
+        headers["x-penstock-tenant"] = self.salt
         headers["x-penstock-class"] = "background" if self._background else "realtime"
         return headers, bill_id
 

@@ -16,11 +16,11 @@ from starlette.types import Receive, Scope, Send
 
 from penstock.core.errors import InvalidRequest, PenstockError
 from penstock.http.exchange import respond
+from penstock.http.reading import read_at_most
 
 from .door import Door
 from .owned import Renamer
 from .relay import MOST_BYTES, UpstreamError
-from .stations import read_body
 
 _QUERY = re.compile(r"((limit|order|after|before|include(%5B%5D|\[\])?)=[A-Za-z0-9_.-]{0,128}(&|$))*")
 _RELAYED = frozenset({200, 400, 404, 409})
@@ -46,7 +46,7 @@ async def manage(door: Door, suffix: str, scope: Scope, receive: Receive, send: 
         async with asyncio.timeout(_TIMEOUT):
             async with station.request(scope["method"], path, once=True, headers=headers) as response:
                 status = response.status
-                body = await read_body(response, MOST_BYTES) if status in _RELAYED else b""
+                body = await read_at_most(response, MOST_BYTES) if status in _RELAYED else b""
                 if len(body) > MOST_BYTES:
                     raise UpstreamError(f"The upstream {station.id} sent over {MOST_BYTES} bytes.")
     except (aiohttp.ClientError, OSError, TimeoutError) as error:

@@ -109,7 +109,7 @@ class Resumption:
         if number > 1 + request.way.route.retries:
             return None
         try:
-            found = await request.next((place,), tried, used)
+            found = await request.candidates.next((place,), tried, used)
         except PenstockError:  # the model does not start again
             return None
         if found is None:

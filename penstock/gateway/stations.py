@@ -1,6 +1,6 @@
 """Everybody who can be asked: one station for each replica, with its connections, its health and its load.
 
-    spec.upstreams ──▶ stations, from the start to the end
+    spec.upstreams ──▶ stations, from the start to the end; discovered ones come and go (discovery.py)
     fleet          ──▶ stations of models of ours, as its replicas come and go
 
 It knows URLs and numbers; what is sent and what comes back is `relay`'s matter.
@@ -16,7 +16,7 @@ from typing import Any
 import aiohttp
 from yarl import URL
 
-from penstock.core.errors import StartupError
+from penstock.core.errors import StartupError, Unavailable
 from penstock.http.client import Answer, Client
 from penstock.spec.model import Spec, Upstream
 
@@ -34,6 +34,12 @@ _STALE = 10.0
 _ANTHROPIC_VERSION = "2023-06-01"
 
 Clock = Callable[[], float]
+
+
+class NoReplica(Unavailable):
+    """Nobody can take a request now."""
+
+    code = "no_replica"
 
 
 class Station:
@@ -144,9 +150,16 @@ class Stations:
         """Raises StartupError where the key of an upstream is not in the environment."""
         self._clock = clock
         self._fleet = fleet
-        self._by_upstream = {
-            name: tuple(_stations(name, upstream, environment)) for name, upstream in spec.upstreams.items()
+        self._makers = {
+            name: _maker(name, upstream, environment) for name, upstream in spec.upstreams.items()
         }
+        self._by_upstream = {
+            name: _stations(name, upstream, self._makers[name]) for name, upstream in spec.upstreams.items()
+        }
+        self.discovered = {
+            name: upstream.replicas[0] for name, upstream in spec.upstreams.items() if upstream.discover
+        }
+        """Upstream → URL whose name has an address for each replica (discovery.py)."""
         self._kinds: dict[str, Kind] = {name: model.engine for name, model in spec.models.items()}
         self._of_fleet: dict[str, Station] = {}
         self._gone: list[Station] = []
@@ -180,6 +193,29 @@ class Stations:
                 ]
         return stations
 
+    async def found(self, upstream: str, addresses: Sequence[str]) -> tuple[list[str], list[str]]:
+        """The replicas of an upstream that is discovered: those that are new have nothing behind them, those
+        that are gone get no more requests, and end when theirs have.
+
+        Args:
+            addresses: of IP, each once.
+
+        Returns: ids that are new, and that are gone.
+        """
+        before = {each.id: each for each in self._by_upstream[upstream]}
+        base = URL(self.discovered[upstream])
+        now: dict[str, Station] = {}
+        for address in sorted(addresses):
+            id = f"{upstream}/{address}"
+            url = str(base.with_host(address)).rstrip("/")
+            now[id] = before.get(id) or self._makers[upstream](id, url)
+        self._by_upstream[upstream] = tuple(now.values())
+        self._gone += [station for id, station in before.items() if id not in now]
+        for station in [each for each in self._gone if each.in_flight == 0]:
+            self._gone.remove(station)
+            await station.close()
+        return [id for id in now if id not in before], [id for id in before if id not in now]
+
     def pace(self, place: Place) -> Pace:
         """What a token takes at a place, of device time."""
         return self.paces.setdefault(f"{place.name}\0{place.model}", Pace())
@@ -207,16 +243,8 @@ class Stations:
             station.reported_at = float("-inf")
 
 
-async def read_body(response: aiohttp.ClientResponse, most: int) -> bytes:
-    """The whole body of an answer of `Station.request`, or its beginning of some more than `most` bytes."""
-    pieces, size = [], 0
-    while size <= most and (piece := await response.content.readany()):
-        pieces.append(piece)
-        size += len(piece)
-    return b"".join(pieces)
-
-
-def _stations(name: str, upstream: Upstream, environment: Mapping[str, str]) -> list[Station]:
+def _maker(name: str, upstream: Upstream, environment: Mapping[str, str]) -> Callable[[str, str], Station]:
+    """What makes stations of an upstream, from their ids and URLs."""
     headers = dict(upstream.headers)
     if upstream.api_key_env is not None:
         key = environment.get(upstream.api_key_env, "").strip()
@@ -232,16 +260,18 @@ def _stations(name: str, upstream: Upstream, environment: Mapping[str, str]) -> 
             headers["Authorization"] = f"Bearer {key}"
     if upstream.kind == "anthropic":
         headers.setdefault("anthropic-version", _ANTHROPIC_VERSION)
-    urls = upstream.replicas
-    return [
-        Station(
-            name if len(urls) == 1 else f"{name}/{index}",
-            url,
-            upstream.kind,
-            headers=headers,
-            trusted=upstream.trusts_gateway,
-            most=upstream.max_connections,
-            timeouts=(upstream.timeout_connect, upstream.timeout_headers, upstream.timeout_idle),
-        )
-        for index, url in enumerate(urls)
-    ]
+    return lambda id, url: Station(
+        id,
+        url,
+        upstream.kind,
+        headers=headers,
+        trusted=upstream.trusts_gateway,
+        most=upstream.max_connections,
+        timeouts=(upstream.timeout_connect, upstream.timeout_headers, upstream.timeout_idle),
+    )
+
+
+def _stations(name: str, upstream: Upstream, make: Callable[[str, str], Station]) -> tuple[Station, ...]:
+    """Those that are known from the spec; of one that is discovered, none."""
+    urls = () if upstream.discover else upstream.replicas
+    return tuple(make(name if len(urls) == 1 else f"{name}/{index}", url) for index, url in enumerate(urls))

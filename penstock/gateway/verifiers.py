@@ -1,7 +1,7 @@
 """Verifiers at work: those that only look (policy/escalation.py), and those that somebody else stands behind.
 
-    verifier ─▶ {id, endpoint, route, key_id, team, tags, body, choices: [{text, finish_reason, calls_tools}],
-    tokens}
+    verifier ─▶ {id, endpoint, route, key_id, team, tags, body, tokens,
+                 choices: [{text, finish_reason, calls_tools}]}
              ◀─ {"pass": true, "score": 0.93, "reason": "…"}, of which `pass` must be there
 
 One that is late, raises, or answers something else has failed: its `on_failure` says what that means. Texts

@@ -7,7 +7,6 @@ All errors of a file are told at once.
 
 from __future__ import annotations
 
-import difflib
 import re
 import stat
 from collections.abc import Collection, Iterator
@@ -19,9 +18,11 @@ import yaml
 from pydantic import BaseModel, ValidationError
 
 from penstock.core.errors import StartupError, brief, quote
+from penstock.core.near import meant
 
-from .model import Model, Pool, Route, Spec, Team, Upstream, UpstreamModel
+from .model import Model, Pool, Spec, Team, Upstream, UpstreamModel
 from .references import problems
+from .routes import Route
 
 MAX_BYTES = 256 << 10
 """Largest file: thousands of teams. Reading YAML with lines takes seconds for so much."""
@@ -191,19 +192,13 @@ def said(error: ValidationError, shape: type[BaseModel] = Spec) -> Iterator[tupl
         kind, message = each["type"], each["msg"]
         if kind == "extra_forbidden":
             known = _fields(shape, path[:-1]) if number < _MOST_ERRORS else []
-            yield path, f"unknown key. {near(str(path[-1]), known)}".rstrip()
+            yield path, f"unknown key. {meant(str(path[-1]), known, 0.5)}".rstrip()
         elif kind == "missing":
             yield path, "is required."
         else:
             what = message.removeprefix("Value error, ")
             given = "" if kind == "value_error" else f", got {quote(each['input'])}"
             yield path, f"{what[:1].lower()}{what[1:]}{given}."
-
-
-def near(name: str, known: Collection[str]) -> str:
-    """What may have been meant by a name that nobody knows; empty if nothing is like it."""
-    found = difflib.get_close_matches(name[:64], sorted(known), n=1, cutoff=0.5)
-    return f"Did you mean {found[0]}?" if found else ""
 
 
 def _fields(shape: Any, path: Path_) -> list[str]:

@@ -4,7 +4,8 @@
           ├─ upstreams ◀────────┼── routes ◀── teams · tags (who may, and how much)
           └─ gateway · ledger   └── comparator (the cloud's price for the same tokens)
 
-Names refer to names; `references.py` checks that they lead somewhere.
+Routes are in `routes.py`, what only a cluster has in `cluster.py`. Names refer to names; `references.py`
+checks that they lead somewhere.
 """
 
 from __future__ import annotations
@@ -12,34 +13,24 @@ from __future__ import annotations
 import datetime
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import Field, model_validator
 
+from .cluster import Cluster, Job, Nodes, Scale
+from .parts import (
+    Count,
+    Flag,
+    HeaderName,
+    HeaderValue,
+    Hours,
+    Image,
+    Label,
+    Name,
+    Part,
+    ServiceClass,
+    Variable,
+)
+from .routes import Route
 from .units import Bytes, Dollars, Seconds
-
-Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._:/@-]{0,127}$")]
-"""What something is called; also what clients write as `model`."""
-Share = Annotated[float, Field(gt=0, allow_inf_nan=False)]
-"""A weight, relative to those beside it."""
-Count = Annotated[int, Field(ge=0, le=10**15)]
-"""Of requests or tokens, in what databases and Redis count exactly."""
-Hours = Annotated[float, Field(ge=0, le=2_500_000, allow_inf_nan=False)]
-"""Of devices, in nanoseconds of 64 bits."""
-Variable = Annotated[str, Field(pattern=r"^[A-Za-z_][A-Za-z0-9_]*$")]
-"""Name of an environment variable. Secrets are never in the file."""
-HeaderName = Annotated[str, Field(pattern=r"^[A-Za-z0-9!#$%&'*+.^_`|~-]+$")]
-"""Of HTTP."""
-HeaderValue = Annotated[str, Field(pattern=r"^[\x20-\x7e]*$")]
-"""Of HTTP; plain ASCII."""
-ServiceClass = Literal["realtime", "background"]
-"""Who waits for an answer: somebody, or nobody."""
-Flag = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9_.-]*$")]
-"""Name of a flag, without its dashes."""
-
-
-class Part(BaseModel):
-    """Base of all parts: unknown keys are refused, nothing changes, docstrings describe fields."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
 
 
 class Pool(Part):
@@ -57,6 +48,12 @@ class Pool(Part):
     """Where it was looked up."""
     purchase: Literal["on-demand", "spot", "owned"] = "on-demand"
     """How it is paid for."""
+    mig: Annotated[str, Field(pattern=r"^[1-7]g\.\d+gb(\+me(\.all)?|\+gfx|-me)?$")] | None = None
+    """Cut into such slices, as `3g.40gb`; `count` and prices are then of slices."""
+    time_slicing: Annotated[int, Field(ge=2, le=64)] | None = None
+    """So many pods share one device without walls between them: for development."""
+    nodes: Nodes = Nodes()
+    """Of a cluster."""
 
 
 class Slo(Part):
@@ -76,6 +73,28 @@ class Slo(Part):
     """The same, of all but one in a hundred."""
 
 
+class Load(Part):
+    """What comes to a model, for planning: how often, and how long requests are."""
+
+    rate: Annotated[float, Field(gt=0, lt=1e9)] | None = None
+    """Requests a second, on average: they decide how many replicas there are; `replicas`, if not given."""
+    peak: Annotated[float, Field(gt=0, lt=1e9)] | None = None
+    """The same at the busiest; twice the rate if not given."""
+    prompt: Annotated[int, Field(ge=1)] | None = None
+    """Tokens of a prompt as a rule; 1000 if not given."""
+    output: Annotated[int, Field(ge=1)] | None = None
+    """Tokens of an answer as a rule, at which targets are judged; if not given, the `default` of its routes'
+    `max_tokens`, else 200."""
+
+    @model_validator(mode="after")
+    def _ordered(self) -> Load:
+        if self.peak is not None and self.rate is None:
+            raise ValueError(f"peak {self.peak:g} has no rate beside it")
+        if self.peak is not None and self.rate is not None and self.peak < self.rate:
+            raise ValueError(f"peak {self.peak:g} is less than rate {self.rate:g}")
+        return self
+
+
 class Model(Part):
     """Weights that an engine of ours serves, on a pool."""
 
@@ -86,7 +105,8 @@ class Model(Part):
     pool: Name
     """Which devices it runs on."""
     replicas: Annotated[int, Field(ge=1)] = 1
-    """Engines with the same weights."""
+    """Engines with the same weights; in `penstock plan` and `penstock compile` at least so many, and as many
+    as `load` takes."""
     devices: Annotated[int, Field(ge=1)] = 1
     """Devices of the pool that each replica takes (tensor parallel)."""
     max_model_len: Annotated[int, Field(ge=1)] | None = None
@@ -98,12 +118,21 @@ class Model(Part):
     what is free among all models."""
     slo: Slo | None = None
     """Targets, for planning, alerts and reports."""
+    load: Load | None = None
+    """What comes to it, for planning; `penstock up` passes it by."""
     start: Literal["eager", "lazy"] = "eager"
     """Start with `penstock up`, or with the first request that wants it."""
     keep_alive: Seconds | None = None
     """Leave memory after so long without a request; never if not given."""
     flags: dict[Flag, Any] = {}
     """More flags of the engine, by name without dashes: `max-num-seqs: 64`."""
+    scale: Scale | None = None
+    """On a cluster: more replicas when the load is high. Without it, there are always `replicas`."""
+    nodes: Annotated[int, Field(ge=1)] = 1
+    """On a cluster: nodes that the devices of each replica are on; a LeaderWorkerSet where there are
+    several."""
+    image: Image | None = None
+    """On a cluster: another container image for its engine."""
 
 
 class Price(Part):
@@ -143,6 +172,9 @@ class Upstream(Part):
     """Base URL, with or without its `/v1`."""
     urls: tuple[Annotated[str, Field(pattern=r"^https?://[^\s?#@]+$")], ...] = ()
     """More replicas of the same server."""
+    discover: bool = False
+    """The name in `url` has an address for each replica, as a headless Service of Kubernetes has, and they
+    change: it is looked up every five seconds, and each address is a replica of its own. Needs http."""
     kind: Literal["penstock", "vllm", "openai", "anthropic"] = "openai"
     """Its dialect: what it answers about health, usage and device time."""
     api_key_env: Variable | None = None
@@ -182,175 +214,6 @@ class Upstream(Part):
     def in_house(self) -> bool:
         """Whether requests that must not leave may go there."""
         return self.pool is not None if self.local is None else self.local
-
-
-class Target(Part):
-    """Where a route leads: a model of ours, or one of an upstream."""
-
-    model: Name
-    """A name under `models`; or, with `upstream`, one that it serves."""
-    upstream: Name | None = None
-    """A name under `upstreams`."""
-    weight: Share = 1.0
-    """Share of the requests, relative to the other targets."""
-
-
-class TokenCap(Part):
-    """How many tokens a request may ask for."""
-
-    ceiling: Annotated[int, Field(ge=1)] | None = None
-    """Most `max_tokens`; more is lowered to it."""
-    default: Annotated[int, Field(ge=1)] | None = None
-    """`max_tokens` of requests that do not say; the ceiling if not given."""
-
-    @model_validator(mode="after")
-    def _ordered(self) -> TokenCap:
-        if self.ceiling is not None and self.default is not None and self.default > self.ceiling:
-            raise ValueError(f"default {self.default} is over the ceiling {self.ceiling}")
-        return self
-
-
-class Match(Part):
-    """Which requests a route takes that did not ask for it by name. All that is given must fit."""
-
-    headers: dict[HeaderName, HeaderValue] = {}
-    """Header → value."""
-    tags: dict[str, str] = {}
-    """Tag → value."""
-
-
-class Length(Part):
-    """How long an answer may be; each of its choices."""
-
-    min_tokens: Annotated[int, Field(ge=0)] | None = None
-    """As the upstream has counted them; with several choices, of all together."""
-    max_tokens: Annotated[int, Field(ge=0)] | None = None
-    """The same."""
-    min_characters: Annotated[int, Field(ge=0)] | None = None
-    """Of its text."""
-    max_characters: Annotated[int, Field(ge=0)] | None = None
-    """The same."""
-
-
-class Verifier(Part):
-    """One way to tell a good answer. Exactly one of `mean_logprob`, `json_schema`, `regex`, `not_regex`,
-    `length`, `finish_reason`, `url` and `python`."""
-
-    name: Name | None = None
-    """What the ledger calls it; if not given, which of these it is."""
-    mean_logprob: Annotated[float, Field(le=0, allow_inf_nan=False)] | None = None
-    """Least mean of the log-probabilities of its tokens, as -0.5. They are asked for, and taken out again
-    where the client did not ask. Messages have none."""
-    json_schema: dict[str, Any] | None = None
-    """Its text is JSON of this schema; `$ref` only within it, and no `patternProperties`."""
-    regex: str | None = None
-    """Found in its text (Python's `regex`); `(?s)^…$` for all of it."""
-    not_regex: str | None = None
-    """Not found in its text, as `(?i)i (can't|cannot|don't know)`."""
-    length: Length | None = None
-    """Its length."""
-    finish_reason: tuple[Literal["stop", "length", "content_filter", "tool_calls"], ...] | None = None
-    """How it may end, in OpenAI's words whatever the endpoint: `[stop, tool_calls]`."""
-    url: str | None = None
-    """Is asked by POST, and answers with `{"pass": true}`; or"""
-    local: bool = False
-    """Whether `url` is in the house. One that is not is not told of what is `local_only`, and has failed."""
-    python: Annotated[str, Field(pattern=r"^[A-Za-z_][\w.]*:[A-Za-z_]\w*$")] | None = None
-    """a callable, as `package.module:function`, plain or async."""
-    timeout: Seconds = 1.0
-    """How long its word is waited for."""
-    on_failure: Literal["open", "closed"] = "closed"
-    """Whether an answer passes when the verifier itself fails, is late, or has nothing to look at."""
-
-    @model_validator(mode="after")
-    def _one(self) -> Verifier:
-        given = [kind for kind in VERIFIERS if getattr(self, kind) is not None]
-        if len(given) != 1:
-            raise ValueError(
-                f"a verifier is one of {', '.join(VERIFIERS)}, not {' and '.join(given) or 'none'}"
-            )
-        if self.local and self.url is None:
-            raise ValueError("local is said of a url; everything else is in the house")
-        return self
-
-    @property
-    def kind(self) -> str:
-        """Which of them it is."""
-        return next(kind for kind in VERIFIERS if getattr(self, kind) is not None)
-
-
-VERIFIERS = ("mean_logprob", "json_schema", "regex", "not_regex", "length", "finish_reason", "url", "python")
-"""Fields of a verifier of which it has one."""
-
-
-class Escalation(Part):
-    """A route's targets are a cheap attempt; what does not pass is asked of somebody dearer."""
-
-    verifiers: Annotated[tuple[Verifier, ...], Field(min_length=1)]
-    """In this order, up to the first that the answer does not pass."""
-    to: tuple[Target, ...] = ()
-    """Who is asked then: by weight, the others where one cannot answer; or"""
-    route: Name | None = None
-    """the targets and fallbacks of another route, under its `max_tokens`, `context`, `retries` and
-    `local_only`."""
-    attempt_timeout: Seconds | None = None
-    """How long the attempt may take; longer counts as an error of it."""
-    on_error: Literal["escalate", "fail"] = "escalate"
-    """What becomes of a request whose attempt fails: nobody answers, or not to the end."""
-    on_refusal: Literal["answer", "escalate"] = "answer"
-    """What becomes of one that the attempt's upstream refuses (4xx), as for a prompt that is too long for
-    it."""
-    on_unavailable: Literal["answer", "fail"] = "answer"
-    """Where nobody dearer can answer, or may (`local_only`): the attempt's answer, marked, or the error."""
-
-    @model_validator(mode="after")
-    def _somewhere(self) -> Escalation:
-        if bool(self.to) == (self.route is not None):
-            raise ValueError("escalate has either to or route")
-        return self
-
-
-class Route(Part):
-    """A name that clients ask for, and where it leads."""
-
-    targets: Annotated[tuple[Target, ...], Field(min_length=1)]
-    """By weight: a canary is a target with a small one."""
-    fallback: tuple[Target, ...] = ()
-    """In this order, when no target can answer."""
-    escalate: Escalation | None = None
-    """When targets and fallback are only a first attempt: how its answer is judged, and who is asked next."""
-    shadow: tuple[Target, ...] = ()
-    """Get a copy of each request (`weight` is a probability); nobody waits for them or pays for them."""
-    aliases: tuple[Name, ...] = ()
-    """Other names of the route, as capabilities: `classify-intent`."""
-    match: tuple[Match, ...] = ()
-    """Requests that come here whatever model they name."""
-    max_tokens: TokenCap = TokenCap()
-    """Of each request."""
-    context: Annotated[int, Field(ge=1)] | None = None
-    """Most tokens of prompt and answer together."""
-    sticky: HeaderName | None = None
-    """Header whose value keeps a session on one replica."""
-    comparator: Target | None = None
-    """The cloud model whose price for the same tokens stands beside each row of the ledger."""
-    local_only: bool = False
-    """Never leaves the house, whatever the targets say."""
-    service_class: ServiceClass = "realtime"
-    """`background`: engines that schedule by priority serve all others first."""
-    extra_costs: bool = False
-    """Requests may have what an upstream takes more for than its prices by tokens: tools that it runs itself
-    (web search, file search, code interpreter, MCP), a dearer `service_tier`. That is in no reservation, and
-    in no row."""
-    shared_ids: bool = False
-    """Requests may name what the upstream's account has (item_reference, stored prompts, vector stores,
-    containers). All keys share that account: whoever knows an id can use it."""
-    retries: Annotated[int, Field(ge=0, le=10)] = 2
-    """More attempts before the first token, or for the rest of a stream that breaks, at other replicas where
-    there are some."""
-    wait: Seconds = 300.0
-    """How long requests wait for a model that is starting."""
-    max_waiting: Annotated[int, Field(ge=0)] = 256
-    """How many requests wait for it at most."""
 
 
 class Limits(Part):
@@ -485,6 +348,9 @@ class Gateway(Part):
     """In this order."""
     tag_headers: dict[str, HeaderName] = {"feature": "x-penstock-feature"}
     """Tag → header that it is read from (a key's own tags win)."""
+    first_key: bool = True
+    """Make a key at the first start, and print it once; in a cluster nothing is printed, since logs are kept
+    (`penstock keys create`)."""
     expose_routing: bool = True
     """Say upstream, route, cost and device-seconds in headers of answers."""
 
@@ -527,3 +393,7 @@ class Spec(Part):
     """Where it listens, and whom it believes."""
     ledger: Ledger = Ledger()
     """Where its rows are."""
+    jobs: dict[Label, Job] = {}
+    """Work that nobody waits for, on a cluster."""
+    cluster: Cluster = Cluster()
+    """The Kubernetes cluster that `penstock compile` writes for."""

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import difflib
 import ipaddress
 from collections.abc import Collection, Iterator
 
 from penstock.core.errors import quote
+from penstock.core.near import meant
 
-from .model import Escalation, Route, Spec, Target
+from .model import Spec
+from .routes import Escalation, Route, Target
 from .verifying import Pattern, Schema
 
 _FIELDS = {
@@ -35,7 +36,7 @@ def problems(spec: Spec) -> list[Problem]:
     """Everything that is wrong between the parts of a spec whose parts are right."""
     return [
         *(*_models(spec), *_upstreams(spec), *_routes(spec), *_teams(spec)),
-        *(*_gateway(spec), *_ledger(spec)),
+        *(*_gateway(spec), *_ledger(spec), *_cluster(spec)),
     ]
 
 
@@ -45,7 +46,22 @@ def _models(spec: Spec) -> Iterator[Problem]:
         if model.pool not in spec.pools:
             yield ("models", name, "pool"), _unknown("pool", model.pool, spec.pools)
             continue
+        most = model.scale.max if model.scale else model.replicas
         taken[model.pool] = taken.get(model.pool, 0) + model.replicas * model.devices
+        if model.scale is not None:
+            where = ("models", name, "scale")
+            burst = model.scale.burst or model.pool
+            if burst not in spec.pools:
+                yield (*where, "burst"), _unknown("pool", burst, spec.pools)
+                continue
+            if most < model.replicas:
+                yield (*where, "max"), f"{most}, and the floor (replicas) is {model.replicas}."
+            taken[burst] = taken.get(burst, 0) + max(0, most - model.replicas) * model.devices
+        if model.devices % model.nodes:
+            yield (
+                ("models", name, "nodes"),
+                f"{model.devices} devices cannot be shared evenly by {model.nodes}.",
+            )
         if model.start == "eager" and model.keep_alive is not None:
             yield ("models", name, "keep_alive"), "needs start: lazy, so that the model can come back."
         for flag in model.flags:
@@ -69,6 +85,8 @@ def _upstreams(spec: Spec) -> Iterator[Problem]:
         where = ("upstreams", name)
         if upstream.pool is not None and upstream.pool not in spec.pools:
             yield (*where, "pool"), _unknown("pool", upstream.pool, spec.pools)
+        if upstream.discover and (upstream.urls or not upstream.url.startswith("http://")):
+            yield (*where, "discover"), "needs one url, of http: addresses have no certificates."
         if upstream.trusts_gateway and (upstream.kind != "penstock" or upstream.api_key_env is None):
             yield (*where, "trusts_gateway"), "needs kind: penstock, and api_key_env."
         if upstream.priorities and upstream.kind != "vllm":
@@ -95,6 +113,8 @@ def _routes(spec: Spec) -> Iterator[Problem]:
         for field in ("targets", "fallback", "shadow"):
             for index, target in enumerate(getattr(route, field)):
                 yield from _target(spec, ("routes", name, field, index), target, route)
+        if not any(target.weight for target in route.targets):
+            yield ("routes", name, "targets"), "all have the weight 0, and nobody would be asked."
         if route.escalate is not None:
             yield from _escalation(spec, name, route, route.escalate)
         for index, target in enumerate(route.shadow):
@@ -113,6 +133,8 @@ def _routes(spec: Spec) -> Iterator[Problem]:
 
 def _escalation(spec: Spec, name: str, route: Route, escalation: Escalation) -> Iterator[Problem]:
     where = ("routes", name, "escalate")
+    if escalation.to and not any(target.weight for target in escalation.to):
+        yield (*where, "to"), "all have the weight 0, and nobody would be asked."
     for index, target in enumerate(escalation.to):
         yield from _target(spec, (*where, "to", index), target, route)
     if escalation.route is not None:
@@ -204,7 +226,33 @@ def _gateway(spec: Spec) -> Iterator[Problem]:
 
 
 def _unknown(what: str, name: str, known: Collection[str]) -> str:
-    near = difflib.get_close_matches(name, sorted(known), n=1, cutoff=0.5)
-    if near:
-        return f"there is no {what} {name}. Did you mean {near[0]}?"
+    if near := meant(name, known, 0.5):
+        return f"there is no {what} {name}. {near}"
     return f"there is no {what} {name}; there is {', '.join(sorted(known)) or 'none'}."
+
+
+def _cluster(spec: Spec) -> Iterator[Problem]:
+    for name, pool in spec.pools.items():
+        where = ("pools", name)
+        if pool.mig is not None and pool.time_slicing is not None:
+            yield (*where, "time_slicing"), "a slice (mig) is not shared further; choose one."
+        if pool.hardware == "cpu":
+            for field in ("mig", "time_slicing"):
+                if getattr(pool, field) is not None:
+                    yield (*where, field), "needs a GPU; this pool's hardware is cpu."
+    entry = spec.cluster.entry
+    if entry is not None:
+        where = ("cluster", "entry")
+        if entry.kind == "gateway-api" and entry.class_name is None:
+            yield (*where, "class_name"), "the name of the Gateway that the route joins must be given."
+        if entry.tls is not None and (entry.tls.issuer is None) == (entry.tls.secret is None):
+            yield (*where, "tls"), "give exactly one of issuer and secret."
+    if (
+        spec.cluster.gateway_replicas is not None
+        and spec.cluster.gateway_replicas > 1
+        and not spec.ledger.url.startswith("postgresql")
+    ):
+        yield (
+            ("cluster", "gateway_replicas"),
+            "several gateways need a ledger in PostgreSQL (ledger: {url: postgresql://…}).",
+        )

@@ -23,6 +23,7 @@ from penstock.bench.errors import BenchError
 from penstock.bench.load import Stop, arrival_times, closed_loop, open_loop, stop_after
 from penstock.bench.prompts import Prompt, RandomPrompts, read_jsonl
 from penstock.bench.serve import tokens_per_word
+from penstock.http.reading import read_at_most
 from penstock.observe.page import MOST_BYTES, Page
 
 from .run import Engine, Run, measured
@@ -193,11 +194,9 @@ async def scrape(session: aiohttp.ClientSession, url: str, headers: Mapping[str,
         async with session.get(f"{url}/metrics", headers=headers, timeout=timeout) as answer:
             if answer.status != 200:
                 return None
-            body = b""
-            async for piece in answer.content.iter_any():
-                body += piece
-                if len(body) > MOST_BYTES:
-                    return None
+            body = await read_at_most(answer, MOST_BYTES)
+            if len(body) > MOST_BYTES:
+                return None
             return Page(body.decode("utf-8", "replace"))
     except (aiohttp.ClientError, TimeoutError, OSError, ValueError):
         return None

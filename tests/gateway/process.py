@@ -30,7 +30,9 @@ class Process:
         *flags: str,
         url: str | None = None,
         environment: dict[str, str] | None = None,
+        says: int = 2,
     ) -> None:
+        """`says`: lines that it begins with: its address, and the first key unless its ledger has one."""
         (folder / "penstock.yaml").write_text(spec)
         self.folder = folder
         self.database = url or f"sqlite:///{folder / 'penstock.db'}"
@@ -45,11 +47,12 @@ class Process:
                 text=True,
             )
         assert self.process.stdout is not None
-        said = [self.process.stdout.readline().split() for _ in range(2)]  # and it says no more
+        said = [self.process.stdout.readline().split() for _ in range(says)]  # and it says no more
         if not all(said):
             self.close()
             raise AssertionError(self.log)
-        self.url, self.key = (words[-1] for words in said)
+        self.url = said[0][-1]
+        self.key = said[1][-1] if says > 1 else ""
         self.port = int(self.url.removesuffix("/v1").rpartition(":")[2])
 
     @property

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import pwd
+import secrets
 import shutil
 import signal
 import socket
@@ -11,62 +13,63 @@ import subprocess
 import tempfile
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import pytest
 
+_shared = ExitStack()
+
+
+def stop() -> None:
+    """End what the tests of this process share."""
+    _shared.close()
+    _postgres_server.cache_clear()
+
 
 @contextmanager
 def postgres() -> Iterator[str]:
-    """A server of its own; its URL. Skips where there is none."""
-    pytest.importorskip("psycopg", reason="the driver of the extra `pg` is not installed")
+    """The URL of an empty database, on a server that all tests of a process share.
+
+    Skips where there is none.
+    """
+    psycopg = pytest.importorskip("psycopg", reason="the driver of the extra `pg` is not installed")
+    server = _postgres_server()
+    name = f"test_{secrets.token_hex(4)}"
+    with psycopg.connect(f"{server}/postgres", autocommit=True) as connection:
+        connection.execute(f"create database {name}")
+        try:
+            yield f"{server}/{name}"
+        finally:
+            connection.execute(f"drop database {name} with (force)")
+
+
+@functools.cache
+def _postgres_server() -> str:
+    """Starts it, until `stop`; its URL without a database."""
     binaries = sorted(Path("/usr/lib/postgresql").glob("*/bin/initdb"))
     initdb = shutil.which("initdb") or (str(binaries[-1]) if binaries else None)
     if initdb is None:
         pytest.skip("PostgreSQL is not installed")
     server = Path(initdb).with_name("postgres")
-    with tempfile.TemporaryDirectory(prefix="penstock-pg-") as name:
-        folder = Path(name)
-        data = folder / "data"
-        user: dict[str, int] = {}
-        if os.geteuid() == 0:  # it refuses to run as root
-            nobody = pwd.getpwnam("nobody")
-            user = {"user": nobody.pw_uid, "group": nobody.pw_gid}
-            os.chown(folder, nobody.pw_uid, nobody.pw_gid)
-        done = subprocess.run(
-            [
-                initdb,
-                "-D",
-                str(data),
-                "-A",
-                "trust",
-                "-U",
-                "penstock",
-                "--no-sync",
-                "-E",
-                "UTF8",
-                "--locale=C",
-            ],
-            capture_output=True,
-            text=True,
-            **user,
-        )
-        assert done.returncode == 0, done.stderr
-        port = free_port()
-        with (folder / "log").open("wb") as log:
-            process = subprocess.Popen(
-                [str(server), "-D", str(data), "-p", str(port), "-h", "127.0.0.1", "-k", name, "-F"],
-                stdout=log,
-                stderr=log,
-                **user,
-            )
-        try:
-            await_port(process, port, folder / "log")
-            yield f"postgresql://penstock@127.0.0.1:{port}/postgres"
-        finally:
-            process.send_signal(signal.SIGINT)  # its fast shutdown: clients are sent away
-            process.wait(20)
+    folder = Path(_shared.enter_context(tempfile.TemporaryDirectory(prefix="penstock-pg-")))
+    data = str(folder / "data")
+    user: dict[str, int] = {}
+    if os.geteuid() == 0:  # it refuses to run as root
+        nobody = pwd.getpwnam("nobody")
+        user = {"user": nobody.pw_uid, "group": nobody.pw_gid}
+        os.chown(folder, nobody.pw_uid, nobody.pw_gid)
+    make = [initdb, "-D", data, "-A", "trust", "-U", "penstock", "--no-sync", "-E", "UTF8", "--locale=C"]
+    done = subprocess.run(make, capture_output=True, text=True, **user)
+    assert done.returncode == 0, done.stderr
+    port = free_port()
+    with (folder / "log").open("wb") as log:
+        command = [str(server), "-D", data, "-p", str(port), "-h", "127.0.0.1", "-k", str(folder), "-F"]
+        process = subprocess.Popen(command, stdout=log, stderr=log, **user)
+    _shared.callback(process.wait, 20)
+    _shared.callback(process.send_signal, signal.SIGINT)  # its fast shutdown: clients are sent away
+    await_port(process, port, folder / "log")
+    return f"postgresql://penstock@127.0.0.1:{port}"
 
 
 class Redis:

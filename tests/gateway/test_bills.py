@@ -87,11 +87,12 @@ def test_a_team_is_a_tenant(gateway: Gateway, engine: FakeEngine) -> None:
 
 
 def test_a_class_is_the_gateways_word(gateway: Gateway, engine: FakeEngine) -> None:
-    """A client says nothing of it: neither raises its own, nor lowers another's."""
+    """A client may lower its own, and raises none; whose it is, it does not say."""
+    gateway.post(BODY, X_Penstock_Tenant="team:other")
     gateway.post(BODY, X_Penstock_Class="background", X_Penstock_Tenant="team:other")
     gateway.post(BODY, X_Penstock_Feature="nightly", X_Penstock_Class="realtime")
     told = [(each.spec.tenant, each.spec.service_class.value) for each in engine.adds]
-    assert told == [("team:search", "realtime"), ("team:search", "background")]
+    assert told == [("team:search", each) for each in ("realtime", "background", "background")]
 
 
 @pytest.mark.parametrize("streams", [False, True], ids=["plain", "stream"])

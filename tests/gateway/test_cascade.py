@@ -233,7 +233,7 @@ def test_a_verifier_that_fails_is_open_or_closed_and_in_the_ledger(make: Make, n
     assert (rows[0].verifier, rows[0].verdict, rows[0].reason) == ("opinion", mode, why)
     if mode == "open":
         assert response.headers["x-penstock-unverified"] == "opinion"
-        assert rows[0].end == "done"
+        assert (rows[0].end, rows[0].unverified) == ("done", True)
     else:
         assert response.headers["x-penstock-escalated"] == "opinion"
     check_books(gateway)

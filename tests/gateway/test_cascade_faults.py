@@ -119,6 +119,7 @@ def test_where_nobody_dearer_answers_the_attempts_answer_is_given_marked(
         assert b'logprob"' not in response.body
         assert final.note.startswith("answered with the attempt (mean_logprob: failed)")
         assert (final.dollars, final.settlement) == (None, "settled")
+    assert (attempt.unverified, final.unverified) == (False, not begins)
     assert (attempt.dollars, attempt.verdict) == (CHEAP_DOLLARS, "failed")
     assert (final.end, final.status) == ("upstream_failed", 200)
     check_books(gateway)
@@ -173,6 +174,64 @@ def test_an_attempt_may_take_so_long_only(make: Make, streams: bool) -> None:
     attempt, _ = attempt_and_final(gateway)
     assert (attempt.reason, attempt.status, attempt.dollars) == ("attempt_timeout", 504, None)
     assert attempt.lost_device_seconds > 0
+    check_books(gateway)
+
+
+CLOUDS = SPEC.replace("    kind: penstock\n    pool: box\n", "").replace(
+    "{{name: tiny-1, context: 4096}}",
+    "{{name: tiny-1, price: {{input: 2, output: 4, as_of: 2026-11-01, source: x}}}}",
+)
+"""Both are clouds: the attempt's price is by tokens, too."""
+
+
+@pytest.mark.parametrize(
+    ("behaviour", "body", "tokens"),
+    [
+        pytest.param(cut, STREAM, 2, id="cut"),
+        pytest.param(stall, STREAM, 2, id="stalls"),
+        pytest.param(hang_after_headers, BODY, 0, id="hangs"),
+        pytest.param(status(500), BODY, None, id="500"),
+    ],
+)
+def test_what_a_cloud_takes_for_an_attempt_that_breaks_is_in_its_row(
+    make: Make, behaviour: Behaviour, body: Any, tokens: int | None
+) -> None:
+    """Reckoned: the prompt by its bytes, the answer by its events. An answer that is an error costs
+    nothing."""
+    gateway = make(
+        behaviour, DEAR, spec=CLOUDS, replace={"{mean_logprob: -0.5}": "{length: {min_tokens: 1}}"}
+    )
+    assert gateway.post(body).headers["x-penstock-escalated"] == "attempt"
+    attempt, final = attempt_and_final(gateway)
+    assert (attempt.dollars, attempt.output_tokens, attempt.lost_device_seconds) == (None, 0, 0)
+    prompt = -(-len(json.dumps(body)) // 4)
+    expected = 0 if tokens is None else prompt * 2_000 + tokens * 4_000
+    assert attempt.lost_dollars == attempt.lost_estimated_dollars == expected
+    assert (final.dollars, final.lost_dollars) == (DEAR_DOLLARS, 0)
+    check_books(gateway)
+
+
+def test_what_it_told_is_not_reckoned(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    from penstock.gateway import cascade
+
+    monkeypatch.setattr(cascade, "MOST_KEPT", 100)
+    replace = {"{mean_logprob: -0.5}": "{length: {min_tokens: 1}}"}
+    gateway = make(says("word " * 30), DEAR, spec=CLOUDS, replace=replace)
+    gateway.post()
+    attempt, _ = attempt_and_final(gateway)
+    assert (attempt.lost_dollars, attempt.lost_estimated_dollars) == (7 * 2_000 + 4 * 4_000, 0)
+    check_books(gateway)
+
+
+def test_so_it_is_with_an_attempt_that_is_tried_again(make: Make) -> None:
+    """No escalation is needed for that: whoever answers in the end, its row has what the first one took."""
+    spec = CLOUDS.replace("retries: 0", "retries: 1")
+    gateway = make(says(), DEAR, spec=spec, scripts=[[hang_after_headers], []],
+                   replace={"{mean_logprob: -0.5}": "{length: {min_tokens: 1}}"})  # fmt: skip
+    gateway.post()
+    row = gateway.row()
+    assert (row.attempts, row.settlement, row.dollars) == (2, "settled", 7 * 2_000 + 4 * 4_000)
+    assert row.lost_dollars == row.lost_estimated_dollars == -(-len(json.dumps(BODY)) // 4) * 2_000
     check_books(gateway)
 
 

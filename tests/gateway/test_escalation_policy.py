@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from penstock.gateway.policy.escalation import Answer, Choice, Finding, Judge, decide, errored, follows
 from penstock.gateway.policy.routes import Book, Forbidden, order, shadows
 from penstock.spec.load import loads
-from penstock.spec.model import Escalation, Verifier
+from penstock.spec.routes import Escalation, Verifier
 
 
 def judge(answer: Answer, **fields: Any) -> Finding:

@@ -240,6 +240,10 @@ def test_what_is_wrong_with_the_request_is_said_by_the_upstream(make: Make, stre
     assert len(gateway.upstream.asked) == 1
 
 
+PATIENT = {"timeout_headers: 0.3": "timeout_headers: 30", "timeout_idle: 0.4": "timeout_idle: 30"}
+"""Where it is not about time-outs: no machine is slow enough for one."""
+
+
 @pytest.mark.parametrize("behaviour", ["endless", "hang"])
 def test_an_upstream_that_is_killed(make: Make, behaviour: str) -> None:
     process = subprocess.Popen(
@@ -248,11 +252,7 @@ def test_an_upstream_that_is_killed(make: Make, behaviour: str) -> None:
     try:
         assert process.stdout is not None
         port = process.stdout.readline().strip()
-        gateway = make(
-            spec=SPEC.replace("{url}", f"http://127.0.0.1:{port}").replace(
-                "timeout_headers: 0.3", "timeout_headers: 30"
-            )
-        )
+        gateway = make(spec=SPEC.replace("{url}", f"http://127.0.0.1:{port}"), replace=PATIENT)
         if behaviour == "endless":
             connection, response = gateway.open()
             assert response.readline().startswith(b"data: ")
@@ -284,9 +284,7 @@ def test_an_upstream_that_is_killed(make: Make, behaviour: str) -> None:
 
 @pytest.mark.parametrize("streams", [False, True], ids=["plain", "stream"])
 def test_a_client_that_leaves(make: Make, streams: bool) -> None:
-    gateway = make(
-        endless if streams else hang, spec=SPEC.replace("timeout_headers: 0.3", "timeout_headers: 30")
-    )
+    gateway = make(endless if streams else hang, replace=PATIENT)
     if streams:
         connection, response = gateway.open()
         assert response.readline().startswith(b"data: ")

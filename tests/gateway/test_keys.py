@@ -10,6 +10,7 @@ import os
 import time
 from collections.abc import Awaitable, Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import sqlalchemy as sa
@@ -21,8 +22,10 @@ from penstock.gateway.ledger.keys import KeyCache, KeyNotFound, KeyStore, digest
 from penstock.gateway.ledger.schema import keys
 from penstock.gateway.ledger.store import Entry, Store, StoreDown
 from penstock.gateway.ledger.thread import StoreThread
+from penstock.gateway.opening import _first_key, open_door
 from penstock.gateway.policy.amounts import NANO
 from penstock.gateway.records import Row
+from penstock.spec import loads
 from penstock.spec.model import Limits
 
 
@@ -349,3 +352,53 @@ def test_the_ledger_over_the_command_line(
     status, _, err = command(capsys, "ledger", "list", "--since", "once", *where)
     assert status == 2
     assert "--since once is no time" in err
+
+
+@pytest.mark.parametrize("wanted", [True, False])
+def test_a_first_key_is_made_unless_the_spec_says_otherwise(tmp_path: Path, wanted: bool) -> None:
+    url = f"sqlite:///{tmp_path}/ledger.db"
+    text = f"""
+gateway: {{first_key: {str(wanted).lower()}}}
+ledger: {{url: "{url}", spool: "{tmp_path}/spool"}}
+"""
+
+    async def opened() -> str | None:
+        door, secret = await open_door(loads(text), None)
+        await door.close()
+        return secret
+
+    secret = asyncio.run(opened())
+    store = Store(url)
+    try:
+        assert (secret is not None) == wanted
+        assert len(KeyStore(store).list()) == wanted
+    finally:
+        store.close()
+
+
+def test_gateways_that_start_together_make_one_first_key(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Both have seen a ledger without keys before one of them makes one, as two pods of a Deployment may."""
+    url = f"sqlite:///{tmp_path}/ledger.db"
+    found: list[str | None] = []
+
+    def nothing(self: KeyStore) -> list[Any]:
+        monkeypatch.setattr(KeyStore, "list", real)
+        second = Store(url)
+        try:
+            second.open()
+            found.append(_first_key(second, KeyStore(second)))
+        finally:
+            second.close()
+        return []
+
+    real, first = KeyStore.list, Store(url)
+    try:
+        first.open()
+        monkeypatch.setattr(KeyStore, "list", nothing)
+        found.append(_first_key(first, KeyStore(first)))
+        assert sum(each is not None for each in found) == 1
+        assert len(KeyStore(first).list()) == 1
+    finally:
+        first.close()

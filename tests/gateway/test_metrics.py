@@ -13,7 +13,7 @@ from penstock.gateway.records import Row
 def test_every_metric_is_on_the_page_and_in_the_docs() -> None:
     metrics = Metrics()
     row = Row(
-        id="a", at=0, key_id="k", route="r", upstream="u", status=200, end="done", input_tokens=3,
+        id="a", at=0, key_id="k", team="t", route="r", upstream="u", status=200, end="done", input_tokens=3,
         output_tokens=2, cached_tokens=1, device_seconds=NANO // 2, dollars=NANO // 4, waited=1, first_byte=2,
         total=3,
     )  # fmt: skip
@@ -39,6 +39,7 @@ def test_every_metric_is_on_the_page_and_in_the_docs() -> None:
             assert f"\n{series}" in page, series
         assert metric.name.removeprefix("penstock:gateway_") in docs, metric.name
     assert 'penstock:gateway_dollars_total{route="r",upstream="u"} 0.5' in page
+    assert 'penstock:gateway_team_dollars_total{team="t"} 0.5' in page
     assert 'penstock:gateway_input_tokens_total{route="r",upstream="u"} 6.0' in page
     assert "_created" not in page
 

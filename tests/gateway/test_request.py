@@ -9,10 +9,12 @@ import textwrap
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import pytest
 
+from penstock.cli.main import main
 from penstock.core.errors import InvalidRequest
 from penstock.gateway.endpoints import ENDPOINTS
 from penstock.gateway.envelope import BACKGROUND, Envelope
@@ -110,7 +112,8 @@ CLASSES = SPEC.replace("kind: penstock", "kind: vllm\n    priorities: true") + t
     ("principal", "headers", "background"),
     [
         (Principal(key_id="k", team="days"), {}, False),
-        (Principal(key_id="k", team="days"), {"x-penstock-class": "background", "priority": "9"}, False),
+        (Principal(key_id="k", team="days"), {"x-penstock-class": "background", "priority": "9"}, True),
+        (Principal(key_id="k", team="days"), {"x-penstock-class": "urgent"}, False),
         (Principal(key_id="k", team="nights"), {"x-penstock-class": "realtime"}, True),
         (Principal(key_id="k", service_class="background"), {}, True),
         (Principal(key_id="k", tags={"feature": "index"}), {"x-penstock-feature": "chat"}, True),
@@ -120,7 +123,8 @@ CLASSES = SPEC.replace("kind: penstock", "kind: vllm\n    priorities: true") + t
 def test_what_nobody_waits_for_goes_behind_all_others(
     make: Make, principal: Principal, headers: dict[str, str], background: bool
 ) -> None:
-    """By its key, its team or a tag; a vLLM that schedules by priority is told it as one."""
+    """By its key, its team, a tag or its own word; a vLLM that schedules by priority is told it as one.
+    Nobody can say that somebody waits."""
     gateway = make(spec=CLASSES, keys={KEY: principal})
     for own in (None, 0, 7):
         body = BODY if own is None else {**BODY, "priority": own}
@@ -128,6 +132,33 @@ def test_what_nobody_waits_for_goes_behind_all_others(
     wanted = [BACKGROUND, BACKGROUND, BACKGROUND + 7] if background else [None, 0, 7]
     assert [asked.json.get("priority") for asked in gateway.upstream.asked] == wanted
     assert all("x-penstock-class" not in asked.headers for asked in gateway.upstream.asked)
+
+
+@pytest.mark.parametrize("said", [True, False])
+@pytest.mark.parametrize("kind", ["vllm", "penstock"])
+def test_a_batch_tells_engines_that_nobody_waits(
+    make: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str, said: bool
+) -> None:
+    """S35: as the Jobs of a compiled cluster, with a key of no class."""
+    trusts = "kind: penstock\n    trusts_gateway: true\n    api_key_env: CLOUD_KEY"
+    gateway = make(spec=CLASSES if kind == "vllm" else SPEC.replace("kind: penstock", trusts))
+    source = tmp_path / "in.jsonl"
+    source.write_text(json.dumps({"custom_id": "a", "method": "POST", "url": CHAT, "body": BODY}))
+    monkeypatch.setenv("PENSTOCK_API_KEY", KEY)
+    words = [
+        "batch",
+        str(source),
+        "-o",
+        str(tmp_path / "out"),
+        "--url",
+        f"http://127.0.0.1:{gateway.live.port}/v1",
+    ]
+    assert main([*words, "--background"] if said else words) == 0
+    (asked,) = [each for each in gateway.upstream.asked if each.path == CHAT]
+    if kind == "vllm":
+        assert asked.json.get("priority") == (BACKGROUND if said else None)
+    else:
+        assert asked.headers["x-penstock-class"] == ("background" if said else "realtime")
 
 
 def test_a_route_for_what_nobody_waits_for(make: Make) -> None:
@@ -190,6 +221,10 @@ def test_the_worst_case_is_reserved(make: Make) -> None:
         ("/v1/completions", {"prompt": [1] * 100}, 50, 50),
         ("/v1/embeddings", {"input": ["a" * 100] * 9}, 50, 9 * 50),
         ("/v1/embeddings", {"input": "a" * 100}, 50, 50),
+        ("/pooling", {"input": ["a" * 100] * 9}, 50, 9 * 50),
+        ("/classify", {"input": [[1, 2], [3]]}, 50, 2 * 50),
+        ("/score", {"queries": "q" * 100, "documents": ["a"] * 9}, None, 9 * 100 + 9),
+        ("/v2/rerank", {"query": "q" * 100, "documents": ["a"] * 9}, 50, 9 * 50),
         ("/v1/score", {"text_1": "q" * 100, "text_2": ["a"] * 9}, None, 9 * 100 + 9),
         ("/v1/rerank", {"query": "q" * 100, "documents": ["a"] * 9}, 50, 9 * 50),
         ("/v1/rerank", {"query": "q", "documents": []}, 50, 50),

@@ -14,7 +14,16 @@ from hypothesis import strategies as st
 
 from penstock.gateway.ledger import database
 from penstock.gateway.ledger.outcomes import Telling, tell
-from penstock.gateway.ledger.rollups import DAY, DIMENSIONS, HOUR, dimensions, measures, parts_of, read
+from penstock.gateway.ledger.rollups import (
+    DAY,
+    DIMENSIONS,
+    HOUR,
+    MONTH,
+    dimensions,
+    measures,
+    parts_of,
+    read,
+)
 from penstock.gateway.ledger.schema import MEASURES, ledger, metadata, rollups, series
 from penstock.gateway.ledger.store import Entry, Position, Store, StoreDown, as_row
 from penstock.gateway.policy.amounts import Amounts
@@ -22,7 +31,7 @@ from penstock.gateway.records import Row
 
 from .stores import postgres
 
-MOMENTS = st.integers(0, 3 * DAY)
+MOMENTS = st.one_of(st.integers(0, 3 * DAY), st.sampled_from([MONTH - 1, MONTH, MONTH + 3 * HOUR, 2 * MONTH]))
 FEW = st.integers(0, 3)
 ROWS = st.builds(
     Row,
@@ -46,6 +55,9 @@ ROWS = st.builds(
     escalated_from=st.sampled_from([None, "x", "a", "b"]),
     end=st.sampled_from(["done", "escalated"]),
     verdict=st.sampled_from(["", "failed"]),
+    lost_dollars=FEW,
+    lost_estimated_dollars=FEW,
+    unverified=st.booleans(),
     uncapped=st.booleans(),
 )
 OUTCOMES = st.sampled_from(["success", "failure", "0.25", "0.123456789", "1"])
@@ -221,14 +233,23 @@ def test_the_migration_sums_what_is_there(store: Store) -> None:
     """A ledger of an earlier version has the same sums as if they had been kept from the beginning."""
     from importlib import import_module
 
-    version = import_module("penstock.gateway.ledger.migrations.versions.v0005_rollups")
+    versions = "penstock.gateway.ledger.migrations.versions"
+    sums = import_module(f"{versions}.v0005_rollups")
+    losses = import_module(f"{versions}.v0008_losses")
+    vain = {"end": "escalated", "verdict": "failed", "comparator_dollars": 7}
     rows = [
         row(1, tags={"feature": "chat"}, comparator_dollars=7, input_tokens=3000, device_seconds=4),
         row(2 * DAY, pool="box", status=502, lost_device_seconds=9),
         Row(id="r", at=HOUR, key_id="k", settlement="unsettled", dollars=8, device_seconds=3),
         Row(id="s", at=HOUR, key_id="k", settlement="settled", output_tokens=40_000, escalated_from="r"),
-        row(3, end="escalated", verdict="failed", status=502, comparator_dollars=7),
-    ]
+        row(3, status=502, **vain),
+        row(DAY, pool="box", status=200, device_seconds=3, **vain),
+        row(DAY, pool="box", status=200, device_seconds=3, end="done", verdict="open", unverified=True),
+        row(45 * DAY, status=200, end="done", verdict="closed", unverified=True),
+        row(46 * DAY, status=200, end="upstream_failed", escalated_from="x", unverified=True,
+            note="answered with the attempt (length: failed)"),
+        row(47 * DAY, status=200, end="client_gone", verdict="failed"),
+    ]  # fmt: skip
     store.apply("w", [Entry(n, each, {}) for n, each in enumerate(rows)], Position(), Position(0, 1))
 
     def tables() -> list[Any]:
@@ -239,7 +260,9 @@ def test_the_migration_sums_what_is_there(store: Store) -> None:
     with store.writing() as connection:
         connection.execute(rollups.delete())
         connection.execute(series.delete())
-        version._fill(connection)
+        connection.execute(ledger.update().values(unverified=False))
+        sums._fill(connection)
+        losses._fill(connection)
     assert tables() == kept
     check(store, [HOUR])
 

@@ -18,9 +18,10 @@ from typing import Any
 import aiohttp
 import msgspec
 
+from penstock.bench.client import reason
 from penstock.core.errors import StartupError, brief
 from penstock.evaluate.answer import Answer, Refusal
-from penstock.evaluate.asking import Asker, read_body, reason
+from penstock.evaluate.asking import Asker, read_body
 from penstock.evaluate.dataset import CHAT, Example
 
 from . import judge as judging

@@ -66,8 +66,8 @@ def checks(study: Study) -> Iterator[Check]:
     first, second = month * before.each, month * after.each
     yield Check(
         f"{_usd(study.spent)} a month at {_usd(before.each)} an inference",
-        f"{study.requests:,}/day × {DAYS} × {_usd(before.each)} = {_usd(first)}; "
-        f"{_usd(study.spent)} / {month:,} = {_usd(Fraction(study.spent, month))}",
+        f"{study.requests:,}/day × {DAYS} × {_usd(before.each)} = {_usd(first)}; {_usd(study.spent)} / "
+        f"{month:,} = {_usd(Fraction(study.spent, month))}",
         f"the bill is {float(study.spent / first):g} times what its own price per inference gives",
         study.spent == first,
     )
@@ -104,20 +104,17 @@ def checks(study: Study) -> Iterator[Check]:
         f"{study.requests:,}/day = {float(rate):.3f}/s; {before.gpus} × {_share(before.utilization)} / "
         f"{float(rate):.3f} = {float(work[0]):.2f} GPU-seconds a request before, {float(work[1]):.2f} after",
         f"each request would take {float(work[1] / work[0]):.1f} times the GPU time: better batching lowers "
-        "the "
-        "utilization of the same GPUs by the same traffic, and does not raise it",
+        "the utilization of the same GPUs by the same traffic, and does not raise it",
         work[1] <= work[0],
     )
     running = [rate * phase.latency for phase in (before, after)]
     yield Check(
         f"room for {after.users} users at a time is what this traffic needs",
         f"Little's law: {float(rate):.3f}/s × {float(before.latency):g} s = {float(running[0]):.1f} at a "
-        "time "
-        f"of {before.users} before, × {float(after.latency):g} s = {float(running[1]):.2f} of {after.users} "
-        "after",
+        f"time of {before.users} before, × {float(after.latency):g} s = {float(running[1]):.2f} of "
+        f"{after.users} after",
         f"on average {float(running[1]):.1f} requests run after, {_share(running[1] / after.users)} of the "
-        "room: "
-        "the capacity is there, and this traffic does not use it",
+        "room: the capacity is there, and this traffic does not use it",
         running[1] * 2 >= after.users,
     )
     more = Fraction(after.users, before.users)

@@ -11,7 +11,7 @@ from penstock.gateway.policy.amounts import NANO
 
 from . import charts, records
 from .charts import Bar
-from .patterns import Finding
+from .findings import Finding
 from .read import Found
 from .report import Line, Report
 from .show import NONE, heads, shortened, shown, without_days
@@ -23,6 +23,7 @@ _COLUMNS = {
     "output_tokens": "tokens out",
     "cached_tokens": "cached",
     "dollars": "charged",
+    "lost_dollars": "lost attempts",
     "idle_dollars": "share of idle",
     "cost_dollars": "cost",
     "idle_share": "idle share",
@@ -32,6 +33,7 @@ _COLUMNS = {
     "escalation_rate": "escalated",
     "attempt_dollars": "attempts in vain",
     "escalated_dollars": "after escalation",
+    "unverified_requests": "unverified",
     "outcomes": "outcomes",
     "dollars_per_success": "per success",
 }
@@ -168,11 +170,13 @@ def _label(report: Report, line: Line) -> str:
 def _bar(report: Report, line: Line) -> Bar:
     cloud = line.comparator
     title = f"{_label(report, line)}: charged {money(line.sums['dollars'])}, idle {money(line.idle)}"
+    if line.sums["lost_dollars"]:
+        title += f", lost at clouds {money(line.sums['lost_dollars'])}"
     if cloud is not None and line.own["compared"] >= 0.95 * line.sums["requests"]:  # else it is of a part
         title += f"; the cloud takes {money(cloud)}"
     else:
         cloud = None
-    parts = (line.sums["dollars"] / NANO, max(0, line.idle) / NANO)
+    parts = ((line.sums["dollars"] + line.sums["lost_dollars"]) / NANO, max(0, line.idle) / NANO)
     return Bar(_label(report, line), parts, title, None if cloud is None else cloud / NANO)
 
 
@@ -181,7 +185,7 @@ def _charts(report: Report) -> Iterator[str]:
         yield "<h2>Nothing</h2><p>No request of the ledger fits.</p>"
         return
     legend = (
-        '<p class="key"><span><i style="background:var(--charged)"></i>charged</span>'
+        '<p class="key"><span><i style="background:var(--charged)"></i>charged, or lost at clouds</span>'
         '<span><i style="background:var(--idle)"></i>share of idle</span>{}</p>'
     )
     if "day" in report.by:
@@ -189,7 +193,7 @@ def _charts(report: Report) -> Iterator[str]:
         days: dict[int, list[int]] = {}
         for line in report.lines:
             sums = days.setdefault(line.group[place], [0, 0])
-            sums[0] += line.sums["dollars"]
+            sums[0] += line.sums["dollars"] + line.sums["lost_dollars"]
             sums[1] += line.idle
         bars = [
             Bar(

@@ -1,7 +1,7 @@
 """What is wrong with how models are used, found in sums over a ledger, with what it costs.
 
 idle_devices     a device that is paid for all day, and asked now and then
-large_model      a dear model where a cheaper one succeeds as often
+large_model      a dear model where a cheaper one succeeds as often, by outcomes or by an evaluation
 no_prefix_hits   long prompts, and hardly a token of them from the cache
 unbounded        requests that may generate as much as they like
 untagged         keys whose requests have no feature
@@ -14,15 +14,15 @@ The ledger holds no prompts and no answers: what cannot be told from sums is sai
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field, replace
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from fractions import Fraction
 from typing import Any
 
+from .evaluations import Evaluation, concerns, judge
+from .findings import Finding, Seen, Sums
 from .report import Line, Report
 from .words import count, money, pace, percent, plain, span
-
-Sums = Mapping[str, int]
 
 ENOUGH = 20
 """Outcomes of each model, before two are compared."""
@@ -42,39 +42,19 @@ _MOST = 5
 """Findings of one kind."""
 
 
-@dataclass(frozen=True, slots=True)
-class Seen:
-    """Sums that habits are found in."""
-
-    features: Mapping[tuple[Any, ...], Sums] = field(default_factory=dict)
-    """By (feature, route, upstream, model, pool, context)."""
-    untagged: Mapping[tuple[Any, ...], Sums] = field(default_factory=dict)
-    """Of requests without a feature, by (key id, key's name)."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Finding:
-    """One of them."""
-
-    kind: str
-    subject: str
-    """The pool, feature, key or model that it is about."""
-    dollars: int | None
-    """Nanodollars of the span that it takes, or may take at most; None where nobody can tell."""
-    text: str
-    """In plain words, with what to do about it."""
-
-
-def find(report: Report, seen: Seen, days: float, *, whole: bool = True) -> list[Finding]:
+def find(
+    report: Report, seen: Seen, days: float, *, whole: bool = True, evaluations: Sequence[Evaluation] = ()
+) -> list[Finding]:
     """All that is found in a span of so many days, dearest first.
 
     Args:
         whole: whether all requests of the pools are in the report; else others used them, too.
+        evaluations: of models that may be in it.
     """
     found: list[Finding] = []
     for some in (
         _idle_devices(report, seen, days) if whole else (),
-        _large_model(seen),
+        (*_large_model(seen, evaluations), *judge(seen, evaluations)),
         _no_prefix_hits(seen),
         _unbounded(seen),
         _untagged(seen),
@@ -107,7 +87,7 @@ def _idle_devices(report: Report, seen: Seen, days: float) -> Iterator[Finding]:
         yield Finding(kind="idle_devices", subject=use.pool, dollars=use.idle, text=text)
 
 
-def _large_model(seen: Seen) -> Iterator[Finding]:
+def _large_model(seen: Seen, evaluations: Sequence[Evaluation]) -> Iterator[Finding]:
     tasks: dict[Any, dict[str, dict[str, int]]] = {}
     for (feature, route, _, model, _, _), sums in seen.features.items():
         if not model or not sums["requests"]:
@@ -139,14 +119,16 @@ def _large_model(seen: Seen) -> Iterator[Finding]:
                     f"succeeds in {percent(_rate(sums))} of {sums['told']} known outcomes; {cheap} costs "
                     f"{money(round(less))} and succeeds in {percent(_rate(other))} of {other['told']}: at "
                     f"worst {percent(-min(worst, 0.0))} less often, at 95 % confidence. Its "
-                    f"{sums['requests']} "
-                    f"requests would have cost {money(saved)} less there, idle time not counted.",
+                    f"{sums['requests']} requests would have cost {money(saved)} less there, idle time not "
+                    "counted.",
                 )
                 if best is None or saved > (best.dollars or 0):
                     best = finding
             if best is not None:
                 yield best
         told = sum(sums["told"] for sums in models.values())
+        if any(concerns(each, model) for each in evaluations for model in models):
+            continue
         dollars = sum(sums["dollars"] for sums in models.values())
         if not told and dollars and sum(sums["requests"] for sums in models.values()) >= _SOME:
             yield Finding(
@@ -173,15 +155,13 @@ def _no_prefix_hits(seen: Seen) -> Iterator[Finding]:
             kind="no_prefix_hits",
             subject=about,
             dollars=sums["dollars"],
-            text=f"{about[0].upper()}{about[1:]} sends {sums['input_tokens'] // answered:,} tokens of prompt "
-            "a "
-            f"request to {upstream}, and {percent(share)} of them come from the prefix cache. At most "
-            f"{money(sums['dollars'])} is spent on prompts that are computed anew (answers are in it). The "
-            "ledger holds no prompts; the usual cause is dynamic text (a date, a user's name, retrieved "
-            "documents) that stands before the static instructions: put what never changes first, and what "
-            "changes last. An engine "
-            "may also have no prefix cache, or not say what it hits (vLLM: --enable-prefix-caching, "
-            "--enable-prompt-tokens-details).",
+            text=f"{about[0].upper()}{about[1:]} sends {sums['input_tokens'] // answered:,} tokens of "
+            f"prompt a request to {upstream}, and {percent(share)} of them come from the prefix cache. At "
+            f"most {money(sums['dollars'])} is spent on prompts that are computed anew (answers are in it). "
+            "The ledger holds no prompts; the usual cause is dynamic text (a date, a user's name, "
+            "retrieved documents) that stands before the static instructions: put what never changes "
+            "first, and what changes last. An engine may also have no prefix cache, or not say what it "
+            "hits (vLLM: --enable-prefix-caching, --enable-prompt-tokens-details).",
         )
 
 
@@ -193,8 +173,7 @@ def _unbounded(seen: Seen) -> Iterator[Finding]:
             kind="unbounded",
             subject=f"route {route}",
             dollars=sums["uncapped_dollars"],
-            text=f"{sums['uncapped']:,} of {_asked(sums):,} requests to {route} had no max_tokens, and "
-            "the "
+            text=f"{sums['uncapped']:,} of {_asked(sums):,} requests to {route} had no max_tokens, and the "
             f"route gives none: they cost {money(sums['uncapped_dollars'])}, and each may generate until the "
             f"context ends. Write routes.{route}.max_tokens with a ceiling and a default.",
         )
@@ -242,8 +221,7 @@ def _many_features(seen: Seen) -> Iterator[Finding]:
         subject="tag feature",
         dollars=None,
         text=f"The tag feature has {len(features):,} values in {requests:,} requests, as if each user had "
-        "one. "
-        "Reports by feature say little then, and take longer: use another tag for who it is.",
+        "one. Reports by feature say little then, and take longer: use another tag for who it is.",
     )
 
 
@@ -310,8 +288,16 @@ def verdicts(report: Report, days: float, *, whole: bool = True) -> Iterator[str
         )
         return
     some = ""
-    if line.own["compared"] < line.own["requests"]:
-        some = f" (of {line.own['compared']:,} of {line.own['requests']:,} requests, which have a comparator)"
+    asked, hosted_requests = line.own["compared"], line.own["requests"] - line.own["attempts"]
+    if not asked:
+        yield (
+            "Whether self-hosting pays is not known: on devices of our own only attempts in vain were made, "
+            f"which cost {money(round(cost))} with their idle time. A cloud would have been asked once, as "
+            "it was."
+        )
+        return
+    if asked < hosted_requests:
+        some = f" (of {asked:,} of {hosted_requests:,} requests, which have a comparator)"
     if report.unknown:
         pools = ", ".join(map(plain, report.unknown))
         yield (
@@ -320,7 +306,6 @@ def verdicts(report: Report, days: float, *, whole: bool = True) -> Iterator[str
             f"{pools} is missing (no price or no paid hours in this span)."
         )
         return
-    asked = line.own["compared"]
     if cost > cloud:
         yield (
             f"Self-hosting loses: it cost {money(round(cost))} with its idle time, and the cloud takes "
@@ -339,13 +324,13 @@ def verdicts(report: Report, days: float, *, whole: bool = True) -> Iterator[str
     if even > 1:
         yield (
             f"It cannot pay at these prices: a device that is busy all the time costs {float(even):.3g} "
-            "times "
-            "what the cloud takes for its work. A faster engine, a smaller or quantised model, or a cheaper "
-            "device would change that; more requests do not."
+            "times what the cloud takes for its work. A faster engine, a smaller or quantised model, or a "
+            "cheaper device would change that; more requests do not."
         )
     else:
+        was = "it was" if whole else "that of its pools, by the requests of all who use them, was"
         yield (
-            f"It breaks even at a utilization of {percent(even)}; it was {percent(used)}."
+            f"It breaks even at a utilization of {percent(even)}; {was} {percent(used)}."
             + (
                 f" That is {_like_these(asked * float(even / used), days)}."
                 if whole and 0 < used < even

@@ -14,7 +14,7 @@ from penstock.gateway.ledger.schema import MEASURES, ledger
 from penstock.gateway.ledger.store import Store
 from penstock.gateway.policy.idle import HOUR, Spell, paid
 
-from .patterns import Seen
+from .findings import Seen
 from .report import PoolUse, Report, build
 
 BY = {

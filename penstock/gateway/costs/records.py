@@ -20,9 +20,9 @@ def decimal(value: int | Fraction | None, scale: int = 1) -> Decimal | None:
     """A whole amount exactly; a ratio to twelve digits."""
     if value is None:
         return None
-    exact = Fraction(value) / scale
     if isinstance(value, int) and scale in (1, NANO):
         return Decimal(value) / scale
+    exact = value if scale == 1 else Fraction(value) / scale
     return Decimal(f"{exact.numerator / exact.denominator:.{_DIGITS}g}")
 
 
@@ -48,6 +48,8 @@ FIGURES: dict[str, Callable[[Line], Any]] = {
     "cached_tokens": _sum("cached_tokens"),
     "gpu_seconds": _sum("device_seconds", NANO),
     "dollars": _sum("dollars", NANO),
+    "lost_dollars": _sum("lost_dollars", NANO),
+    "lost_estimated_dollars": _sum("lost_estimated_dollars", NANO),
     "idle_dollars": lambda line: decimal(line.idle, NANO),
     "cost_dollars": lambda line: decimal(line.cost, NANO),
     "idle_share": lambda line: decimal(Fraction(line.idle, line.cost)) if line.cost > 0 else None,
@@ -60,6 +62,7 @@ FIGURES: dict[str, Callable[[Line], Any]] = {
     "escalation_rate": lambda line: decimal(line.escalation_rate),
     "attempt_dollars": _known("attempt_dollars", "judged", NANO),
     "escalated_dollars": _known("escalated_dollars", "judged", NANO),
+    "unverified_requests": _sum("unverified"),
     "outcomes": _sum("told"),
     "successes": lambda line: decimal(line.successes) if line.sums["told"] else None,
     "dollars_per_success": lambda line: decimal(line.cost_per_success, NANO),

@@ -1,6 +1,7 @@
 """What a group of requests cost: what they were charged, and their share of what was paid and not used.
 
-    cost = charged dollars + share of idle
+    cost = charged dollars + lost dollars + share of idle
+    lost dollars   = what clouds took for attempts that came to nothing, and that nobody is charged for
     idle of a pool = paid hours at its price - what its settled requests were charged
 
 Idle is divided among groups by the device time that they used there, over the whole span, or within each day
@@ -8,7 +9,8 @@ where days are groups. What nobody used is in a line of its own. Whole nanodolla
 
     Σ lines = Σ rows of the ledger + Σ idle        exactly, whatever the groups
 
-Failed attempts that nobody was charged for are in the idle, and so is what rounding leaves.
+Failed attempts on devices of our own, which nobody was charged for, are in the idle, and so is what rounding
+leaves.
 """
 
 from __future__ import annotations
@@ -66,8 +68,8 @@ class Line:
 
     @property
     def cost(self) -> int:
-        """Nanodollars, with idle."""
-        return self.sums["dollars"] + self.idle
+        """Nanodollars, with what attempts in vain took, and idle."""
+        return self.sums["dollars"] + self.sums["lost_dollars"] + self.idle
 
     @property
     def successes(self) -> Fraction:
@@ -84,18 +86,23 @@ class Line:
     @property
     def compared_cost(self) -> Fraction | None:
         """Nanodollars of self-hosted requests with a comparator, and their idle; None where there is none."""
-        return self.own["compared_dollars"] + self.compared_idle if self.own["compared"] else None
+        return self.own["compared_dollars"] + self.compared_idle if self._compares else None
 
     @property
     def comparator(self) -> int | None:
-        """What that takes for the same tokens."""
-        return self.own["comparator_dollars"] if self.own["compared"] else None
+        """What that takes for the same tokens. Zero where there are attempts in vain alone: it would not have
+        been asked for them."""
+        return self.own["comparator_dollars"] if self._compares else None
+
+    @property
+    def _compares(self) -> bool:
+        return bool(self.own["compared"] or self.own["compared_dollars"])
 
     @property
     def break_even(self) -> Fraction | None:
         """Share of the paid time that must be used, so that self-hosting costs what the comparator takes:
         what a busy device costs over what the cloud takes for its work. Over 1: never."""
-        if not self.own["compared"] or not self.own["comparator_dollars"]:
+        if not self._compares or not self.own["comparator_dollars"]:
             return None
         return Fraction(self.own["compared_dollars"], self.own["comparator_dollars"])
 
@@ -146,11 +153,12 @@ def build(
     """
     day = by.index("day") if "day" in by else None
     lines: dict[tuple[Any, ...], Line] = {}
+    nothing = dict.fromkeys(names, 0)
     users: dict[tuple[str, int | None], list[tuple[Line, Sums]]] = {}
 
     def line(group: tuple[Any, ...]) -> Line:
         if group not in lines:
-            lines[group] = Line(group=group, sums=dict.fromkeys(names, 0), own=dict.fromkeys(names, 0))
+            lines[group] = Line(group=group, sums=dict(nothing), own=dict(nothing))
         return lines[group]
 
     for (*values, pool), sums in groups.items():
@@ -158,7 +166,6 @@ def build(
         found.sums = _added(found.sums, sums)
         if pool:
             found.own = _added(found.own, sums)
-        if pool:
             users.setdefault((pool, None if day is None else values[day]), []).append((found, sums))
     for use in pools:
         if not use.idle:
@@ -182,7 +189,14 @@ def build(
         total.idle += found.idle
         total.told_idle += found.told_idle
         total.compared_idle += found.compared_idle
-        total.sums, total.own = _added(total.sums, found.sums), _added(total.own, found.own)
+    if lines:
+        every = lines.values()
+        total.sums = dict(
+            zip(names, map(sum, zip(*(each.sums.values() for each in every), strict=True)), strict=True)
+        )
+        total.own = dict(
+            zip(names, map(sum, zip(*(each.own.values() for each in every), strict=True)), strict=True)
+        )
 
     def order(found: Line) -> tuple[Any, ...]:
         when = () if day is None else (found.group[day],)

@@ -77,11 +77,21 @@ def remarks(report: Report, tags: Sequence[tuple[str, str]] = ()) -> Iterator[st
     if sums["unsettled"]:
         yield (
             f"{sums['unsettled']:,} requests are unsettled: {money(sums['unsettled_dollars'])} of the "
-            "dollars "
-            "are what they had reserved, and not what they used."
+            "dollars are what they had reserved, and not what they used."
         )
     if sums["unpriced"]:
         yield f"{sums['unpriced']:,} requests have no price: they used something, and are in no dollars."
+    if sums["lost_dollars"]:
+        yield (
+            f"Attempts at clouds that came to nothing took {money(sums['lost_dollars'])}, which is in the "
+            f"cost and charged to nobody; {money(sums['lost_estimated_dollars'])} of it is estimated, since "
+            "those clouds did not say how many tokens it was."
+        )
+    if sums["unverified"]:
+        yield (
+            f"{sums['unverified']:,} answers were given although no verifier had passed them: it failed "
+            "open, or nobody dearer could be asked (penstock ledger list --verdict open, failed or closed)."
+        )
     for use in report.pools:
         if use.paid is None:
             why = "no price or no paid hours in this span"
@@ -96,8 +106,7 @@ def remarks(report: Report, tags: Sequence[tuple[str, str]] = ()) -> Iterator[st
         share = Fraction(sums["told"], report.total.requests)
         yield (
             f"Outcomes are known of {percent(share)} of the requests: the cost of a success is that of "
-            "these, "
-            "failures among them included."
+            "these, failures among them included."
         )
     if tags:
         yield "Roll-ups have no tag but feature: every row of the span was read."

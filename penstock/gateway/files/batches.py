@@ -37,8 +37,9 @@ from penstock.gateway.stations import Station
 from penstock.gateway.tracing import SPAN, RequestSpan
 from penstock.http.body import parse_object, read_body
 from penstock.http.exchange import respond
+from penstock.http.lists import Query, page_of
 
-from .common import TAG, Query, Shared, page_of
+from .common import TAG, Shared
 from .desk import BATCH
 from .lines import Contents, place_of
 from .objects import Kept

@@ -4,14 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
-from urllib.parse import parse_qsl
 
-from starlette.types import Scope
-
-from penstock.core.errors import InvalidRequest, Unavailable, quote
+from penstock.core.errors import Unavailable, quote
 from penstock.gateway.metering import LedgerMeter
 from penstock.gateway.owned import NotFound
 from penstock.gateway.relay import Failed
@@ -114,49 +111,6 @@ class TooSlow(Unavailable):
     """An upload has taken all the time that it may."""
 
     code = "upload_too_slow"
-
-
-class Query:
-    """The query of a list. Raises InvalidRequest for what it may not have."""
-
-    def __init__(self, scope: Scope, known: Collection[str]) -> None:
-        text = scope.get("query_string", b"").decode("latin-1")
-        try:
-            pairs = parse_qsl(text, keep_blank_values=True, strict_parsing=bool(text), max_num_fields=16)
-        except ValueError:
-            raise InvalidRequest("The query of this URL is not understood here.") from None
-        self._given = dict(pairs)
-        for name in self._given:
-            if name not in known:
-                raise InvalidRequest(
-                    f"The parameter {quote(name)} of this URL is not known here.",
-                    param=name,
-                    advice=f"There is {', '.join(sorted(known))}.",
-                )
-
-    def text(self, name: str) -> str | None:
-        """A parameter; None where it is not given or empty."""
-        return self._given.get(name) or None
-
-    def limit(self, default: int, most: int) -> int:
-        """How many entries a page has."""
-        given = self._given.get("limit", str(default))
-        if not given.isascii() or not given.isdecimal() or len(given) > 6 or not 1 <= int(given) <= most:
-            raise InvalidRequest(f"limit must be from 1 to {most}, got {quote(given)}.", param="limit")
-        return int(given)
-
-    def oldest_first(self) -> bool:
-        """Whether `order` is `asc`."""
-        given = self._given.get("order", "desc")
-        if given not in ("asc", "desc"):
-            raise InvalidRequest(f"order must be asc or desc, got {quote(given)}.", param="order")
-        return bool(given == "asc")
-
-
-def page_of(data: list[dict[str, Any]], more: bool) -> dict[str, Any]:
-    """A page as OpenAI writes it."""
-    first, last = (data[0]["id"], data[-1]["id"]) if data else (None, None)
-    return {"object": "list", "data": data, "first_id": first, "last_id": last, "has_more": more}
 
 
 def whole(value: object) -> int | None:

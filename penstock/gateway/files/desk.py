@@ -21,12 +21,13 @@ from penstock.gateway.owned import ID
 from penstock.gateway.policy.retries import Attempt
 from penstock.gateway.policy.routes import Forbidden, Place
 from penstock.gateway.relay import Failed
-from penstock.gateway.request import Caller, NoReplica
-from penstock.gateway.stations import Station
+from penstock.gateway.request import Caller
+from penstock.gateway.stations import NoReplica, Station
 from penstock.http.exchange import respond, until_disconnect
+from penstock.http.form import Form, nameless, read_form
+from penstock.http.lists import Query, page_of
 
-from .common import Query, Shared, TooMany, TooSlow, page_of, whole
-from .form import Form, nameless, read_form
+from .common import Shared, TooMany, TooSlow, whole
 from .lines import Contents, Lines, NoFiles, place_of
 from .objects import Kept
 from .upstream import Missing, ask, asked

@@ -10,7 +10,7 @@ it; what is wrong with one is told with its number.
 from __future__ import annotations
 
 import asyncio
-from typing import IO, TYPE_CHECKING, Any, NoReturn
+from typing import IO, TYPE_CHECKING, NoReturn
 
 import msgspec
 
@@ -18,6 +18,7 @@ from penstock.core.errors import InvalidRequest, PayloadTooLarge, PenstockError,
 from penstock.gateway import hosted
 from penstock.gateway.endpoints import ENDPOINTS, Endpoint
 from penstock.gateway.envelope import Envelope
+from penstock.gateway.hooks import told
 from penstock.gateway.policy.price import Used
 from penstock.gateway.policy.routes import Forbidden, Place, Way
 from penstock.http.body import parse_object
@@ -30,11 +31,9 @@ if TYPE_CHECKING:
     from penstock.gateway.request import Caller
 
 BATCHED = {
-    each.path: each
-    for each in ENDPOINTS
-    if each.path in ("/v1/chat/completions", "/v1/completions", "/v1/embeddings", "/v1/responses")
+    each.path: each for each in ENDPOINTS if each.metered and each.path not in ("/pooling", "/classify")
 }
-"""Endpoints of which batches are made."""
+"""Endpoints of which batches are made: those of an engine's own batches."""
 _PIECE = 64 << 10
 """Bytes of lines that are dealt with before others get a turn."""
 _FIELDS = msgspec.json.Decoder(dict[str, msgspec.Raw])
@@ -226,16 +225,9 @@ class Lines:
         assert self._way is not None
         if not door.hooks.wants("before", contents.route):
             return envelope
-        about: dict[str, Any] = {
-            "id": self._id,
-            "endpoint": endpoint.path,
-            "route": contents.route,
-            "key_id": caller.principal.key_id,
-            "team": caller.principal.team,
-            "tags": caller.tags,
-            "body": parse_object(envelope.write(self.place, None)),
-        }
-        about["body"]["model"] = envelope.model
+        owner = (caller.principal.key_id, caller.principal.team, caller.tags)
+        body = parse_object(envelope.write(self.place, None)) | {"model": envelope.model}
+        about = told(self._id, endpoint.path, contents.route, owner, body)
         stays = door.stays(self._way, caller)
         verdict = await door.hooks.ask("before", contents.route, about, "body", stays)
         if verdict.refusal is not None:

@@ -18,8 +18,9 @@ from penstock.core.errors import InvalidRequest
 from penstock.gateway.owned import ID
 from penstock.gateway.policy.retries import OWN_FAULT_STATUS, RETRIED_STATUS, Attempt
 from penstock.gateway.relay import Failed
-from penstock.gateway.stations import Station, read_body
+from penstock.gateway.stations import Station
 from penstock.http.chunks import describe_error
+from penstock.http.reading import read_at_most
 
 TIMEOUT = 60.0
 """Seconds of an exchange without a file."""
@@ -98,7 +99,7 @@ async def pages(station: Station, path: str, most: int) -> AsyncIterator[dict[st
 
 async def _read(response: aiohttp.ClientResponse, most: int) -> bytes:
     """The body up to `most` bytes. Raises Failed where it is longer."""
-    body = await read_body(response, most)
+    body = await read_at_most(response, most)
     if len(body) > most:
         raise Failed(Attempt("invalid"), f"sent an answer of over {most} bytes")
     return body

@@ -26,11 +26,12 @@ import msgspec
 import sqlalchemy as sa
 
 from penstock.core.errors import InvalidRequest, Unavailable, quote
+from penstock.core.near import meant
 from penstock.gateway.limits.leased import Caller
 from penstock.gateway.policy.amounts import NANO
 from penstock.gateway.records import Principal
-from penstock.spec.load import near
-from penstock.spec.model import Limits, ServiceClass, Spec
+from penstock.spec.model import Limits, Spec
+from penstock.spec.parts import ServiceClass
 from penstock.spec.units import seconds
 
 from .schema import keys, meta
@@ -123,7 +124,7 @@ def check_names(spec: Spec, team: str, routes: Collection[str]) -> None:
         raise InvalidRequest(
             f"There is no team {quote(team)} in the spec.",
             param="team",
-            advice=near(team, spec.teams) or f"There is {', '.join(sorted(spec.teams)) or 'none'}.",
+            advice=meant(team, spec.teams, 0.5) or f"There is {', '.join(sorted(spec.teams)) or 'none'}.",
         )
     known = {*spec.routes, *spec.models}
     for index, route in enumerate(routes):
@@ -131,7 +132,7 @@ def check_names(spec: Spec, team: str, routes: Collection[str]) -> None:
             raise InvalidRequest(
                 f"There is no route {quote(route)} in the spec.",
                 param=f"routes.{index}",
-                advice=near(route, known),
+                advice=meant(route, known, 0.5),
             )
 
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from decimal import Decimal
+from decimal import Decimal, InvalidOperation
 from typing import Any, Literal
 
 import sqlalchemy as sa
@@ -52,6 +52,17 @@ def score_text(score: Decimal) -> str:
     """A score from 0 to 1, as it is kept: to nine decimals, without zeros at its end."""
     text = f"{score:.9f}".rstrip("0").rstrip(".")
     return text or "0"
+
+
+def outcome_of(text: str) -> str | None:
+    """`success`, `failure`, or a score from 0 to 1, as it is kept; None for anything else."""
+    if text in ("success", "failure"):
+        return text
+    try:
+        score = Decimal(text)
+    except InvalidOperation:
+        return None
+    return score_text(score) if score.is_finite() and 0 <= score <= 1 else None
 
 
 def tell(

@@ -21,8 +21,10 @@ from .store import Store
 
 _PAGE = 1000
 _attempt = ledger.alias("attempt")
-_COST = sa.case((_attempt.c.id.is_not(None), sa.func.coalesce(_attempt.c.dollars, 0)))
-"""Of an attempt: one that failed has cost nothing."""
+_COST = sa.case(
+    (_attempt.c.id.is_not(None), sa.func.coalesce(_attempt.c.dollars, 0) + _attempt.c.lost_dollars)
+)
+"""Of an attempt: also what a cloud took for one that failed."""
 _DELTA = ledger.c.dollars - _COST
 _ROWS = sa.select(ledger, _COST.label("attempt_dollars"), _DELTA.label("delta_dollars")).select_from(
     ledger.outerjoin(
@@ -177,6 +179,7 @@ COLUMNS: dict[str, tuple[str, Callable[[Any], Any]]] = {
     "end": ("end", _same),
     "settlement": ("settlement", _same),
     "attempts": ("attempts", _same),
+    "failed_attempts": ("failed", lambda failed: failed or []),
     "input_tokens": ("input_tokens", _same),
     "output_tokens": ("output_tokens", _same),
     "cached_tokens": ("cached_tokens", _same),
@@ -186,6 +189,8 @@ COLUMNS: dict[str, tuple[str, Callable[[Any], Any]]] = {
     "pool": ("pool", _same),
     "device": ("device", _same),
     "dollars": ("dollars", decimal),
+    "lost_dollars": ("lost_dollars", decimal),
+    "lost_estimated_dollars": ("lost_estimated_dollars", decimal),
     "comparator_dollars": ("comparator_dollars", decimal),
     "waited_seconds": ("waited", decimal),
     "first_byte_seconds": ("first_byte", decimal),
@@ -200,6 +205,7 @@ COLUMNS: dict[str, tuple[str, Callable[[Any], Any]]] = {
     "verdict": ("verdict", _same),
     "score": ("score", _same),
     "reason": ("reason", _same),
+    "unverified": ("unverified", bool),
     "outcome": ("outcome", _same),
     "uncapped": ("uncapped", bool),
     "context": ("context", _same),

@@ -1,13 +1,14 @@
 """Sums over the ledger's rows, kept as rows are written: what reports read instead of millions of rows.
 
-    rows ──changes──▶ {(hour, series): measures} ──write──▶ rollups of 1 hour and of 24, and their series
+    rows ──changes──▶ {(hour, series): measures} ──write──▶ rollups of 1 hour, 24 and 720, and their series
 
 A series is one combination of whose requests and where they went (`DIMENSIONS`); what is summed is in
 `MEASURES`. Both tables change in the transaction that changes the rows, so at every moment
 
-    rollups = Σ of the rows that arrived in their hour or day (UTC)
+    rollups = Σ of the rows that arrived in their hour, day (UTC), or thirty days
 
-`read` sums over any span of time: whole days, then whole hours, and at the edges the rows themselves.
+`read` sums over any span of time: whole months of thirty days, counted from 1970, then whole days, whole
+hours, and at the edges the rows themselves.
 """
 
 from __future__ import annotations
@@ -28,7 +29,10 @@ from .schema import MEASURES, ledger, rollups, series
 
 HOUR = 3600 * NANO
 DAY = 24 * HOUR
+MONTH = 30 * DAY
 """Nanoseconds."""
+WIDTHS = ((720, MONTH), (24, DAY), (1, HOUR))
+"""What is summed apart: in hours, and in nanoseconds; the widest first."""
 
 DIMENSIONS = ("key_id", "key_name", "team", "feature", "route", "upstream", "model", "pool", "context")
 """Columns of rows that a series has; the same names in both tables."""
@@ -64,6 +68,7 @@ def measures(row: Row) -> Sums:
     compared = known and row.comparator_dollars is not None and row.dollars is not None
     told, escalated = row.outcome is not None, row.escalated_from is not None
     attempt = row.end == ATTEMPT
+    took = dollars + row.lost_dollars
     return [
         1,
         row.status >= 400 and not attempt,
@@ -77,24 +82,27 @@ def measures(row: Row) -> Sums:
         device if known else 0,
         0 if known else device,
         row.lost_device_seconds,
-        compared,
+        compared and not attempt,
         dollars if compared else 0,
         device if compared else 0,
         (row.comparator_dollars or 0) if compared and not attempt else 0,  # a cloud is asked once
         told and not attempt and row.outcome != ATTEMPT,
         0 if row.outcome is None or attempt else score(row.outcome),
-        dollars if told else 0,
+        took if told else 0,
         device if told and known else 0,
         row.verdict != "",
         attempt,
-        dollars if attempt else 0,
+        took if attempt else 0,
         escalated,
-        dollars if escalated else 0,
+        took if escalated else 0,
         row.uncapped and not attempt,
         dollars if row.uncapped else 0,
         length > 2048,
         length > 8192,
         length > 32_768,
+        row.lost_dollars,
+        row.lost_estimated_dollars,
+        row.unverified,
     ]
 
 
@@ -109,6 +117,7 @@ def _expressions() -> dict[str, sa.ColumnElement[Any]]:
     compared = sa.and_(known, row.comparator_dollars.is_not(None), row.dollars.is_not(None))
     told, escalated = row.outcome.is_not(None), row.escalated_from.is_not(None)
     attempt = row.end == ATTEMPT
+    took = dollars + row.lost_dollars
     number = sa.func.round(sa.cast(row.outcome, sa.Double) * NANO)
     return {
         "requests": one,
@@ -125,7 +134,7 @@ def _expressions() -> dict[str, sa.ColumnElement[Any]]:
         "device_seconds": sa.case((known, device), else_=zero),
         "unsettled_device_seconds": sa.case((known, zero), else_=device),
         "lost_device_seconds": row.lost_device_seconds,
-        "compared": sa.case((compared, one), else_=zero),
+        "compared": sa.case((sa.and_(compared, ~attempt), one), else_=zero),
         "compared_dollars": sa.case((compared, dollars), else_=zero),
         "compared_device_seconds": sa.case((compared, device), else_=zero),
         "comparator_dollars": sa.case((sa.and_(compared, ~attempt), row.comparator_dollars), else_=zero),
@@ -136,18 +145,21 @@ def _expressions() -> dict[str, sa.ColumnElement[Any]]:
             (row.outcome.in_((_FAILURE, ATTEMPT)), zero),
             else_=sa.cast(number, sa.BigInteger),
         ),
-        "told_dollars": sa.case((told, dollars), else_=zero),
+        "told_dollars": sa.case((told, took), else_=zero),
         "told_device_seconds": sa.case((sa.and_(told, known), device), else_=zero),
         "judged": sa.case((row.verdict != "", one), else_=zero),
         "attempts": sa.case((attempt, one), else_=zero),
-        "attempt_dollars": sa.case((attempt, dollars), else_=zero),
+        "attempt_dollars": sa.case((attempt, took), else_=zero),
         "escalated": sa.case((escalated, one), else_=zero),
-        "escalated_dollars": sa.case((escalated, dollars), else_=zero),
+        "escalated_dollars": sa.case((escalated, took), else_=zero),
         "uncapped": sa.case((sa.and_(row.uncapped, ~attempt), one), else_=zero),
         "uncapped_dollars": sa.case((row.uncapped, dollars), else_=zero),
         "over_2k": sa.case((length > 2048, one), else_=zero),
         "over_8k": sa.case((length > 8192, one), else_=zero),
         "over_32k": sa.case((length > 32_768, one), else_=zero),
+        "lost_dollars": row.lost_dollars,
+        "lost_estimated_dollars": row.lost_estimated_dollars,
+        "unverified": sa.case((row.unverified, one), else_=zero),
     }
 
 
@@ -211,8 +223,8 @@ class Rollups:
             id = series_id(found)
             if id not in self._known:
                 new[id] = (id, *found)
-            for hours, start in ((1, hour), (24, hour - hour % DAY)):
-                place = (hours, start, id)
+            for hours, width in WIDTHS:
+                place = (hours, hour - hour % width, id)
                 old = sums.get(place)
                 sums[place] = added if old is None else [a + b for a, b in zip(old, added, strict=True)]
         if not sums:
@@ -250,7 +262,8 @@ def read(
     Returns groups in the order of `by`, each with its sums in the order of MEASURES.
     """
     found: dict[tuple[Any, ...], Sums] = {}
-    parts = [(0, since, until)] if conditions else parts_of(since, until)
+    widths = [each for each in WIDTHS if each[1] <= DAY or "day" not in by]
+    parts = [(0, since, until)] if conditions else parts_of(since, until, widths)
     for hours, begin, end in parts:
         query = (
             _over_rows(by, begin, end, equal or {}, conditions)
@@ -266,12 +279,14 @@ def read(
     return found
 
 
-def parts_of(since: int | None, until: int | None) -> Iterator[tuple[int, int | None, int | None]]:
-    """A span as (hours, begin, end): days, hours, and the rest by rows (0); they touch one another."""
+def parts_of(
+    since: int | None, until: int | None, widths: Sequence[tuple[int, int]] = WIDTHS
+) -> Iterator[tuple[int, int | None, int | None]]:
+    """A span as (hours, begin, end): months, days, hours, and the rest by rows (0); they touch one
+    another."""
     if since is not None and until is not None and since >= until:
         return
-    inside = [(24, DAY), (1, HOUR)]
-    yield from _parts(since, until, inside)
+    yield from _parts(since, until, widths)
 
 
 def _parts(

@@ -6,6 +6,7 @@
     rollups ─── series   sums of rows by hour and by day (rollups.py)
     paid ──── when the devices of a pool were paid for (idle.py)
     accounts ─┬─ leases ─── workers      the limits' counters (policy/leases.py)
+    weights   how routes share out requests, where that is not as the spec has it
     keys      └─ used = Σ of the rows that were charged to it
     objects ── files and batches that upstreams keep, with whose they are
 
@@ -80,9 +81,12 @@ ledger = Table(
     Column("device_seconds", BigInteger),
     _flag("device_seconds_estimated"),
     _count("lost_device_seconds"),
+    Column("failed", JSON(none_as_null=True)),  # attempts that failed: [[upstream, model], …]; null: none
     _text("pool"),
     _text("device"),
     Column("dollars", BigInteger),
+    _count("lost_dollars"),  # of attempts at clouds that came to nothing, and what of it is reckoned
+    _count("lost_estimated_dollars"),
     Column("comparator_dollars", BigInteger),
     _count("waited"),
     Column("first_byte", BigInteger),
@@ -97,6 +101,7 @@ ledger = Table(
     _text("verdict"),
     Column("score", Float),
     _text("reason"),
+    _flag("unverified"),
     Column("outcome", Text),
     _text("note"),
     Column("charged", JSON, nullable=False),  # {account: amount}
@@ -156,7 +161,8 @@ MEASURES = (
     "device_seconds",  # as far as they are known
     "unsettled_device_seconds",
     "lost_device_seconds",
-    "compared",  # requests with a comparator's price and one of their own; what these took, and would take
+    "compared",  # requests with a comparator's price and one of their own; what these and attempts for them
+    # took, and what the comparator would take, which is asked once
     "compared_dollars",
     "compared_device_seconds",
     "comparator_dollars",
@@ -174,13 +180,16 @@ MEASURES = (
     "over_2k",  # requests of more tokens than that, prompt and answer together
     "over_8k",
     "over_32k",
+    "lost_dollars",  # what clouds took for attempts that came to nothing; not in `dollars`
+    "lost_estimated_dollars",  # of these, reckoned and not told
+    "unverified",  # answers given that no verifier had passed
 )
 """What is summed; rollups.py says of which rows."""
 
 rollups = Table(
     "rollups",
     metadata,
-    Column("hours", Integer, primary_key=True, autoincrement=False),  # 1 or 24
+    Column("hours", Integer, primary_key=True, autoincrement=False),  # 1, 24 or 720
     Column("start", BigInteger, primary_key=True, autoincrement=False),
     Column("series", LargeBinary, ForeignKey("series.id"), primary_key=True),
     *(_count(name) for name in MEASURES),
@@ -286,9 +295,20 @@ Index(
     postgresql_where=text("state IN ('asked', 'running')"),
 )
 
+weights = Table(
+    "weights",
+    metadata,
+    Column("route", Text, primary_key=True),
+    Column("targets", JSON, nullable=False),  # [{"model", "upstream", "weight"}, …]: what they are now
+    Column("instead", JSON, nullable=False),  # the spec's own, in place of which these stand
+    Column("changed", BigInteger, nullable=False),
+    _text("note"),
+)
+
 meta = Table(
     "meta",
     metadata,
     Column("name", Text, primary_key=True),
-    Column("value", BigInteger, nullable=False),  # keys: grows with every change of a key
+    # keys, weights: grow with every change of a key, of a route's weights
+    Column("value", BigInteger, nullable=False),
 )

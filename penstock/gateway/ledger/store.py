@@ -17,12 +17,12 @@ import logging
 import time
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from importlib import import_module
 from operator import attrgetter
 from typing import Any, NamedTuple, cast
 
 import msgspec
 import sqlalchemy as sa
-from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.exc import SQLAlchemyError
 
 from penstock.core.errors import StartupError, Unavailable
@@ -68,6 +68,8 @@ class Beat(NamedTuple):
     """Accounts that others are short of, and the newest mark of it."""
     keys: int
     """Version of the keys."""
+    weights: int = 0
+    """Version of the routes' weights."""
 
 
 class Entry(NamedTuple):
@@ -97,7 +99,8 @@ class Store:
         names = ", ".join(map(self.engine.dialect.identifier_preparer.quote, COLUMNS))
         marks = ", ".join(["?" if self._sqlite else "%s"] * len(COLUMNS))
         self._append_sql = f"INSERT INTO ledger ({names}) VALUES ({marks}) ON CONFLICT DO NOTHING"
-        self.insert: Any = sqlite.insert if self._sqlite else postgresql.insert
+        dialect = "sqlite" if self._sqlite else "postgresql"  # only the one that is used: each takes its time
+        self.insert: Any = import_module(f"sqlalchemy.dialects.{dialect}").insert
         self.rollups = Rollups(self.engine.dialect)
         # made once: each takes a millisecond, and what it was made of is left to the garbage collector
         charge, grant = self.insert(accounts), self.insert(leases)
@@ -143,8 +146,8 @@ class Store:
             about = {"me": worker, "since": now - TTL, "until": now + 1}
             others = connection.execute(_OTHERS, about).scalar_one()
             pressed = dict(connection.execute(_PRESSED, about).all()) if others else {}
-            keys = connection.execute(_KEYS).scalar_one_or_none()
-        return Beat(others, pressed, keys or 0)
+            versions = dict(connection.execute(_VERSIONS).all())
+        return Beat(others, pressed, versions.get("keys", 0), versions.get("weights", 0))
 
     def lease(self, worker: str, asks: Sequence[Ask]) -> list[Grant]:
         """Give leases, all asks in one transaction."""
@@ -427,7 +430,7 @@ _PRESSED = (
     .where(leases.c.wanted_since.is_not(None), _LIVE)
     .group_by(leases.c.account)
 )
-_KEYS = sa.select(meta.c.value).where(meta.c.name == "keys")
+_VERSIONS = sa.select(meta.c.name, meta.c.value).where(meta.c.name.in_(("keys", "weights")))
 _SERVER_TIME = sa.select(sa.extract("epoch", sa.func.clock_timestamp()))
 
 
@@ -441,8 +444,8 @@ def _account(id: str) -> dict[str, Any]:
     return {"id": id, "scope": scope, "unit": unit, "window": window, "start": int(start)}
 
 
-_PLAIN = tuple(name for name in Row.__struct_fields__ if name not in ("tags", "owed"))
-COLUMNS = ("worker", "number", *_PLAIN, "tags", "owed", "feature", "charged")
+_PLAIN = tuple(name for name in Row.__struct_fields__ if name not in ("tags", "failed", "owed"))
+COLUMNS = ("worker", "number", *_PLAIN, "tags", "failed", "owed", "feature", "charged")
 _plain = attrgetter(*_PLAIN)
 
 
@@ -453,6 +456,7 @@ def _values(worker: str, entry: Entry) -> tuple[Any, ...]:
         entry.number,
         *_plain(entry.row),
         _json(tags),
+        _json(entry.row.failed) if entry.row.failed else None,
         _json(entry.row.owed) if entry.row.owed else None,
         tags.get("feature"),
         _json(entry.charged),
@@ -462,14 +466,17 @@ def _values(worker: str, entry: Entry) -> tuple[Any, ...]:
 def as_row(found: sa.RowMapping) -> Row:
     """A row of the table, with all that a request's record says."""
     return msgspec.convert(
-        {name: found[name] for name in Row.__struct_fields__} | {"owed": found["owed"] or ()}, Row
+        {name: found[name] for name in Row.__struct_fields__}
+        | {"failed": found["failed"] or (), "owed": found["owed"] or ()},
+        Row,
     )
 
 
 def _columns(row: Row) -> dict[str, Any]:
     """The other way: column by column."""
     values: dict[str, Any] = msgspec.to_builtins(row)
-    return values | {"owed": values["owed"] or None, "feature": row.tags.get("feature")}
+    instead = {"failed": values["failed"] or None, "owed": values["owed"] or None}
+    return values | instead | {"feature": row.tags.get("feature")}
 
 
 def _json(value: Any) -> str:

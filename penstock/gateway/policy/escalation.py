@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from penstock.gateway.records import Verdict
-from penstock.spec.model import Escalation, Length, Verifier
+from penstock.spec.routes import Escalation, Length, Verifier
 from penstock.spec.verifying import Pattern, Schema, TooMuch
 
 Finish = Literal["stop", "length", "content_filter", "tool_calls", ""]

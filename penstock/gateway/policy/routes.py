@@ -14,7 +14,8 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from penstock.core.errors import InvalidRequest, ModelNotFound, quote
-from penstock.spec.model import Price, Route, Spec, Tag, Target
+from penstock.spec.model import Price, Spec, Tag
+from penstock.spec.routes import Route, Target
 
 Kind = Literal["penstock", "vllm", "openai", "anthropic"]
 
@@ -271,7 +272,7 @@ class Book:
         return Way(
             name=name,
             route=route,
-            targets=tuple(map(self.place, route.targets)),
+            targets=tuple(self.place(target) for target in route.targets if target.weight > 0),
             fallback=tuple(map(self.place, route.fallback)),
             shadow=tuple(map(self.place, route.shadow)),
             comparator=comparator,

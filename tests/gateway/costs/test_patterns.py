@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import pytest
 
-from penstock.gateway.costs.patterns import Finding, Seen, find, verdicts, wilson, worst_difference
+from penstock.gateway.costs.evaluations import Evaluation
+from penstock.gateway.costs.findings import Finding, Seen
+from penstock.gateway.costs.patterns import find, verdicts, wilson, worst_difference
 from penstock.gateway.costs.report import PoolUse, build
 from penstock.gateway.ledger.schema import MEASURES
 
@@ -28,9 +31,10 @@ def found(
     pools: tuple[PoolUse, ...] = (),
     untagged: dict[tuple[Any, ...], dict[str, int]] | None = None,
     days: float = 10.0,
+    evaluations: Sequence[Evaluation] = (),
 ) -> list[Finding]:
     report = build([], {("",): sums()}, [], span=pools, names=MEASURES)
-    return find(report, Seen(dict(features), untagged or {}), days)
+    return find(report, Seen(dict(features), untagged or {}), days, evaluations=evaluations)
 
 
 def only(some: list[Finding], kind: str) -> Finding:

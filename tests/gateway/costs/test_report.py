@@ -15,7 +15,7 @@ from penstock.gateway.costs import patterns, records
 from penstock.gateway.costs.allocate import divide
 from penstock.gateway.costs.read import BY, Found, Wanted, find
 from penstock.gateway.costs.report import NOBODY, Report
-from penstock.gateway.costs.show import shortened, without_days
+from penstock.gateway.costs.show import remarks, shortened, without_days
 from penstock.gateway.ledger.idle import claim
 from penstock.gateway.ledger.outcomes import Telling, tell
 from penstock.gateway.ledger.rollups import DAY, HOUR
@@ -42,6 +42,7 @@ ROWS = st.builds(
     input_tokens=st.integers(0, 3000),
     device_seconds=st.one_of(st.none(), st.integers(0, 10**12)),
     lost_device_seconds=st.integers(0, 10),
+    lost_dollars=st.sampled_from([0, 0, 1, 10**9 + 7]),
     dollars=st.one_of(st.none(), st.integers(0, 10**15)),
     comparator_dollars=st.one_of(st.none(), st.integers(0, 10**15)),
     end=st.sampled_from(["done", "escalated"]),
@@ -98,10 +99,12 @@ def check(found: Found, rows: Sequence[Row], by: Sequence[str], *, whole: bool =
     for line in report.lines:
         here = [row for row in rows if tuple(value(row, name) for name in columns) == line.group]
         assert line.sums["dollars"] == sum(row.dollars or 0 for row in here)
+        assert line.cost - line.idle == sum((row.dollars or 0) + row.lost_dollars for row in here)
         assert line.sums["requests"] == len(here)
     total = report.total
     assert total.sums["dollars"] == sum(row.dollars or 0 for row in rows)
     assert total.cost == sum(line.cost for line in report.lines)
+    assert total.cost - total.idle == sum((row.dollars or 0) + row.lost_dollars for row in rows)
     idle = sum(use.idle or 0 for use in report.pools)
     if whole:
         assert total.idle == sum(line.idle for line in report.lines) == idle
@@ -261,7 +264,44 @@ def test_what_a_pool_was_used_for_by_all_is_not_said_of_some(
     findings = patterns.find(found.report, found.seen, found.days, whole=found.whole)
     assert found.whole is whole
     assert ("requests a day like these" in said) is whole
+    assert ("; it was" in said, "by the requests of all who use them, was" in said) == (whole, not whole)
     assert ("idle_devices" in {each.kind for each in findings}) is whole
+
+
+def test_what_attempts_in_vain_took_is_in_the_cost_and_said(store: Store) -> None:
+    rows = [
+        Row(id="a.attempt", at=1, key_id="k", settlement="settled", lost_dollars=3 * 10**9, end="escalated",
+            lost_estimated_dollars=10**9, verdict="failed", tags={"feature": "x"}),
+        Row(id="a", at=2, key_id="k", settlement="settled", dollars=4 * 10**9, escalated_from="a.attempt",
+            tags={"feature": "x"}, unverified=True),
+    ]  # fmt: skip
+    fill(store, rows)
+    report = find(store, ["feature"], Wanted(), NOW).report
+    told = records.figures(one(report, feature="x"))
+    assert (told["dollars"], told["lost_dollars"], told["lost_estimated_dollars"]) == (4, 3, 1)
+    assert (told["cost_dollars"], told["attempt_dollars"], told["unverified_requests"]) == (7, 3, 1)
+    lost, unverified = remarks(report)
+    assert "took $3.00" in lost
+    assert "$1.00 of it is estimated" in lost
+    assert unverified.startswith("1 answers were given although no verifier had passed them")
+
+
+def test_an_attempt_alone_is_compared_with_nothing(store: Store) -> None:
+    """No cloud would have been asked for it: its price for the same tokens is not zero dollars."""
+    row = Row(id="a.attempt", at=1, key_id="k", pool="box", settlement="settled", dollars=3 * 10**9,
+              device_seconds=9, comparator_dollars=2 * 10**9, end="escalated", verdict="failed")  # fmt: skip
+    fill(store, [row], [("box", 0, HOUR, 1, 3 * 10**9)])
+    found = find(store, [], Wanted(), NOW)
+    [said] = patterns.verdicts(found.report, found.days, whole=found.whole)
+    assert "only attempts in vain" in said
+    answered = Row(id="b", at=1, key_id="k", pool="box", settlement="settled", dollars=10**9,
+                   device_seconds=3, comparator_dollars=9 * 10**9)  # fmt: skip
+    fill(store, [row, answered], [("box", 0, HOUR, 1, 4 * 10**9)])
+    found = find(store, [], Wanted(), NOW)
+    said = next(patterns.verdicts(found.report, found.days, whole=found.whole))
+    assert said.startswith("Self-hosting pays: it cost $4.00 with its idle time, and the cloud takes $9.00")
+    assert "requests, which have a comparator" not in said  # the attempt is none of them
+    assert records.figures(found.report.total)["compared_requests"] == 1
 
 
 def test_what_is_not_known_is_absent(store: Store) -> None:

@@ -68,7 +68,8 @@ class Cloud:
         path = urlsplit(asked.path).path
         if (scripted := self.script.get((asked.method, path))) is not None:
             await scripted(wire)
-            wire.writer.close()
+            if not wire.complete:
+                wire.writer.close()
             return
         status, value = self.answer(asked, path)
         if path in self.lose:

@@ -9,11 +9,13 @@ from typing import Any
 import openai
 import pytest
 
+from penstock.gateway.files.lines import BATCHED
 from penstock.gateway.files.objects import Objects
 from penstock.gateway.files.settling import Settling
 from penstock.gateway.ledger.store import StoreDown
 from penstock.gateway.policy.price import Used, by_tokens, of_batches
 from penstock.gateway.records import Row
+from penstock.server.batches.lines import URLS
 from penstock.spec.model import Price
 from tests.gateway.upstream import Wire, half_body, hang_up, no_json, reset, status
 
@@ -553,10 +555,33 @@ def test_endpoints_other_than_chat(gateway: Gateway) -> None:
         ("/v1/embeddings", {"model": "small", "input": "x"}),
         ("/v1/completions", {"model": "small", "prompt": "x"}),
         ("/v1/responses", {"model": "small", "input": "x"}),
+        ("/v1/messages", {"model": "small", "max_tokens": 5, "messages": [{"role": "user", "content": "x"}]}),
+        ("/v1/score", {"model": "small", "text_1": "x", "text_2": ["y", "z"]}),
+        ("/rerank", {"model": "small", "query": "x", "documents": ["y"]}),
+        ("/v2/rerank", {"model": "small", "query": "x", "documents": ["y"]}),
     ):
         file = gateway.upload(lines({**line(), "url": path, "body": body})).json["id"]
         assert gateway.batch(file, endpoint=path).status == 200
         assert gateway.batch(file, endpoint=CHAT).status == 400
+
+
+def test_gateways_and_engines_take_batches_of_the_same_endpoints() -> None:
+    assert set(BATCHED) == set(URLS)
+
+
+def test_a_batch_of_scores_is_reserved_for_every_pair_and_charged_what_it_used(gateway: Gateway) -> None:
+    body = {"model": "small", "text_1": "a query of some words", "text_2": ["x"] * 50}
+    file = gateway.upload(lines({**line(), "url": "/v1/score", "body": body})).json["id"]
+    assert gateway.batch(file, endpoint="/v1/score").status == 200
+    reserved = gateway.row()["reserved_tokens"]
+    assert reserved >= 50 * len("a query of some words")  # it is read again with each text
+    used = {"prompt_tokens": 450, "completion_tokens": 0, "total_tokens": 450}
+    answer = {"id": "score-1", "data": [], "usage": used}
+    told = {"id": "b", "custom_id": "r", "response": {"status_code": 200, "body": answer}, "error": None}
+    gateway.cloud.end("batch_0001", lines=[told])
+    gateway.look()
+    row = gateway.row()
+    assert (row["settlement"], row["input_tokens"], row["output_tokens"]) == ("settled", 450, 0)
 
 
 def down(*_: Any, **__: Any) -> None:
@@ -631,4 +656,5 @@ def test_an_upstream_that_does_not_cancel(gateway: Gateway, behaviour: Any, code
     if code == 409:
         assert f"{name} has ended" in answer.error["message"]
     gateway.cloud.script.clear()
-    assert gateway.call("POST", f"/v1/batches/{name}/cancel").json["status"] == "cancelling"
+    again = gateway.call("POST", f"/v1/batches/{name}/cancel")
+    assert again.json.get("status") == "cancelling", again.json

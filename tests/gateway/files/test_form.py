@@ -11,7 +11,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from penstock.core.errors import InvalidRequest
-from penstock.gateway.files.form import Form, read_form
+from penstock.http.form import Form, read_form
 
 from .conftest import form
 

@@ -18,7 +18,6 @@ from typing import Any
 import pytest
 
 from penstock.gateway.door import Door
-from penstock.gateway.files.form import nameless, read_form
 from penstock.gateway.files.lines import Lines
 from penstock.gateway.files.objects import Kept, Objects
 from penstock.gateway.ledger.store import Store
@@ -26,6 +25,7 @@ from penstock.gateway.records import Principal
 from penstock.gateway.request import Caller
 from penstock.gateway.stations import Stations
 from penstock.gateway.tracing import Tracing
+from penstock.http.form import nameless, read_form
 from penstock.spec.load import loads
 from penstock.spec.model import Files
 from tests.gateway.memory import MemoryKeys, MemoryMeter

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
     from penstock.engine.client import EngineClient
     from penstock.model.generation import GenerationConfig
+    from penstock.server.batches.desk import Desk
     from penstock.text.chat_template import ChatTemplate
     from penstock.text.tokenizer import Tokenizer
 
@@ -38,7 +39,10 @@ logger = logging.getLogger("penstock.server")
 
 
 async def create(
-    engine: Engine, engine_config: EngineConfig, server_config: ServerConfig
+    engine: Engine,
+    engine_config: EngineConfig,
+    server_config: ServerConfig,
+    on_desk: Callable[[Desk], None] | None = None,
 ) -> tuple[ASGIApp, bool]:
     """The application, when the engine is ready, and whether the model has a chat template."""
     from penstock.server.app import create_app
@@ -52,6 +56,7 @@ async def create(
         default_sampling=generation.sampling,
         scheduling_policy=engine_config.scheduling_policy,
         enable_prefix_caching=engine_config.enable_prefix_caching,
+        on_desk=on_desk,
     )
     return app, template.available
 
@@ -89,7 +94,7 @@ async def _load(
     from penstock.text.tokenizer import Tokenizer
 
     def load(directory: Path) -> tuple[Tokenizer, ChatTemplate, GenerationConfig]:
-        load_config(directory)
+        load_config(directory, config.hf_overrides)
         generation = generation_defaults(config.generation_config, directory)
         if config.load_format != "dummy":
             find_safetensors(directory)

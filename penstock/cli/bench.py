@@ -10,6 +10,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from penstock import writing
 from penstock.bench.errors import BenchError
 
 if TYPE_CHECKING:
@@ -328,7 +329,7 @@ def _result_paths(args: argparse.Namespace, result: dict[str, Any]) -> list[Path
 def _write_json(path: Path, result: dict[str, Any]) -> None:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+        writing.replace(path, (json.dumps(result, indent=1) + "\n").encode())
     except OSError as error:
         raise BenchError(f"cannot write the result to {path}: {error}") from error
     print(f"Result written to {path}")

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import argparse
 import csv
-import json
 import sys
 import time
 from pathlib import Path
 from typing import Any
 
-from penstock.core.errors import InvalidRequest, StartupError
+from penstock import writing
+from penstock.core.errors import InvalidRequest
 from penstock.gateway.tags import read_tags
 
 from . import costs_estimate, ledger_at
@@ -23,12 +23,14 @@ _COLUMNS = {
     "output_tokens": "out",
     "cached_tokens": "cached",
     "dollars": "dollars",
+    "lost_dollars": "lost",
     "idle_dollars": "idle",
     "cost_dollars": "cost",
     "idle_share": "idle share",
     "comparator_dollars": "cloud",
     "break_even_utilization": "break-even",
     "escalation_rate": "escalated",
+    "unverified_requests": "unverified",
     "dollars_per_success": "per success",
 }
 """Figures of the table → their heads."""
@@ -52,6 +54,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--top", type=int, default=50, metavar="N", help="most lines of a table or page; the rest is one more"
     )
+    parser.add_argument(
+        "--evals",
+        type=Path,
+        action="append",
+        default=[],
+        metavar="PATH",
+        help="reports of `penstock eval --output-json`, a file or a folder of them: where a smaller model "
+        "passed, what it would have saved",
+    )
     rows = parser.add_argument_group("which requests")
     rows.add_argument("--since", metavar="TIME", help="2026-11-21, 2026-11-21T08:30 (UTC), or 30d ago as 30d")
     rows.add_argument("--until", metavar="TIME", help="before that")
@@ -71,6 +82,7 @@ def run(args: argparse.Namespace) -> int:
     if args.costs_command == "estimate":
         return costs_estimate.run(args)
     from penstock.gateway.costs import patterns, records
+    from penstock.gateway.costs.evaluations import read
     from penstock.gateway.costs.read import Found, Wanted, find
     from penstock.gateway.costs.show import remarks
 
@@ -94,18 +106,22 @@ def run(args: argparse.Namespace) -> int:
     if "feature" in given:
         equal["feature"] = given.pop("feature")
     tags = tuple(given.items())
+    evaluations = [each for path in args.evals for each in read(path)]
     store = ledger_at.open_store(args)
     found: Found = find(store, by, Wanted(since, until, equal, tags), now)
     said = list(patterns.verdicts(found.report, found.days, whole=found.whole))
     notes = list(remarks(found.report, tags))
-    findings = patterns.find(found.report, found.seen, found.days, whole=found.whole)
+    findings = patterns.find(found.report, found.seen, found.days, whole=found.whole, evaluations=evaluations)
     if args.html is not None:
         from penstock.gateway.costs.page import page
 
         _write(args.html, page(found, said, notes, findings, now=now, top=args.top))
     if args.format == "json":
+        import msgspec
+
         whole = records.whole(found, said, notes, findings)
-        return _write(args.output, json.dumps(whole, default=float, indent=2) + "\n")
+        text = msgspec.json.format(msgspec.json.Encoder(decimal_format="number").encode(whole))
+        return _write(args.output, text.decode() + "\n")
     if args.format == "csv":
         return _csv(args, list(records.lines(found.report)), found)
     return _table(args, found, said, notes, findings)
@@ -180,8 +196,5 @@ def _write(to: Path | None, content: str) -> int:
     if to is None:
         sys.stdout.write(content)
         return 0
-    try:
-        to.write_text(content, encoding="utf-8")
-    except OSError as error:
-        raise StartupError(f"{to} cannot be written: {error.strerror or error}.") from None
+    writing.write(to, content)
     return 0

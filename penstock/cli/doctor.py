@@ -1,4 +1,5 @@
-"""`penstock doctor URL`: the checklists, point by point; and with `--logs`, the error tables."""
+"""`penstock doctor URL`: the checklists, point by point; with `--logs`, the error tables; and as `penstock
+doctor node` whether this machine has what an engine needs."""
 
 from __future__ import annotations
 
@@ -8,6 +9,7 @@ import json
 import os
 import sys
 from collections.abc import Iterator
+from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO
 
 from penstock.bench.errors import BenchError
@@ -15,8 +17,8 @@ from penstock.bench.errors import BenchError
 from .bench import _headers
 
 if TYPE_CHECKING:
+    from penstock.doctor.checklist import Point
     from penstock.doctor.logs import Match
-    from penstock.doctor.points import Point
     from penstock.doctor.snapshot import Snapshot
 
 _CHUNK = 1 << 16
@@ -24,7 +26,12 @@ _CHUNK = 1 << 16
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the URL and the log."""
-    parser.add_argument("url", nargs="?", metavar="URL", help="a running engine, Penstock or vLLM")
+    parser.add_argument(
+        "url",
+        nargs="?",
+        metavar="URL|node",
+        help="a running engine, Penstock or vLLM; or `node`: this machine",
+    )
     parser.add_argument(
         "--logs",
         metavar="FILE",
@@ -33,6 +40,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--api-key", metavar="KEY", help="bearer key (default: OPENAI_API_KEY)")
     parser.add_argument(
         "--header", metavar="KEY=VALUE", nargs="+", action="extend", default=[], help="extra request headers"
+    )
+    node = parser.add_argument_group("of this machine, before an engine runs on it (penstock doctor node)")
+    node.add_argument("--gpus", type=int, metavar="N", help="devices, or slices of them, that there shall be")
+    node.add_argument("--weights", type=Path, metavar="DIR", help="where weights are, or shall be, kept")
+    node.add_argument("--need", metavar="SIZE", help="what they take, as 140GB")
+    node.add_argument(
+        "--ports", default="8000,8080", metavar="PORT,…", help="that shall be free (default: 8000,8080)"
     )
     parser.add_argument("--json", action="store_true", help="print JSON")
     parser.add_argument("--strict", action="store_true", help="exit with 1 for warnings, too")
@@ -48,10 +62,12 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _run(args: argparse.Namespace) -> int:
+    from penstock.doctor.checklist import Verdict
     from penstock.doctor.logs import examine
-    from penstock.doctor.points import Verdict
     from penstock.doctor.report import as_json, match_lines, point_lines, shown, worst
 
+    if args.url == "node":
+        return _node(args)
     logs = args.logs
     if logs is None and args.url is None:
         if sys.stdin is None or sys.stdin.isatty():
@@ -74,6 +90,42 @@ def _run(args: argparse.Namespace) -> int:
             print("\n".join(match_lines(matches, lines)).lstrip("\n" if snapshot is None else ""))
     verdict = worst(points, matches or ())
     return int(verdict is Verdict.FAIL or (args.strict and verdict is Verdict.WARN))
+
+
+def _node(args: argparse.Namespace) -> int:
+    from dataclasses import asdict
+
+    from penstock.doctor.checklist import Verdict
+    from penstock.doctor.node import host, points, smi
+    from penstock.doctor.report import point_lines, worst
+
+    wanted = points.Wanted(gpus=args.gpus, bytes=_size(args.need), ports=_ports(args.ports))
+    node = points.Node(smi.ask(), host.look(weights=args.weights or Path.cwd(), ports=wanted.ports), wanted)
+    found = points.examine(node)
+    verdict = worst(found, ())
+    if args.json:
+        seen = {"smi": asdict(node.smi), "host": asdict(node.host)}
+        listed = [asdict(point) for point in found]
+        print(json.dumps({"verdict": verdict.value, "points": listed, "seen": seen}, indent=1))
+    else:
+        print("\n".join(point_lines(found)).lstrip("\n"))
+    return int(verdict is Verdict.FAIL or (args.strict and verdict is Verdict.WARN))
+
+
+def _size(text: str | None) -> int | None:
+    from penstock.spec.units import size
+
+    try:
+        return None if text is None else size(text)
+    except ValueError as error:
+        raise BenchError(f"--need: {error}") from None
+
+
+def _ports(text: str) -> tuple[int, ...]:
+    ports = [each.strip() for each in text.split(",") if each.strip()]
+    if not all(each.isdecimal() and 0 < int(each) < 65536 for each in ports):
+        raise BenchError(f"--ports is {text!r}; write 8000,8080")
+    return tuple(map(int, ports))
 
 
 async def _look(args: argparse.Namespace) -> tuple[Snapshot, list[Point]]:

@@ -155,7 +155,7 @@ def run(args: argparse.Namespace) -> int:
 
     from rich.console import Console
 
-    from penstock.evaluate.report import print_report, write_html, write_json
+    from penstock.evaluate.report import print_report, write_json
     from penstock.evaluate.result import build_result
     from penstock.evaluate.run import evaluate
 
@@ -178,6 +178,8 @@ def run(args: argparse.Namespace) -> int:
     if args.output_json:
         write_json(args.output_json, result)
     if args.html:
+        from penstock.evaluate.page import write_html  # which imports jinja2
+
         write_html(args.html, result)
     return result.status
 

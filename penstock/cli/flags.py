@@ -10,7 +10,6 @@ instead; unknown ones are refused with the nearest one.
 from __future__ import annotations
 
 import argparse
-import difflib
 import json
 import shutil
 import types
@@ -19,30 +18,39 @@ from collections.abc import Mapping, Sequence
 from dataclasses import MISSING, fields
 from typing import Any, NoReturn
 
+from penstock.core.near import nearest
 from penstock.observe import logs
 
 from .config_file import read_config
-from .values import or_word, parse_json_object, parse_list, parse_origins, parse_size
+from .values import or_word, parse_json_object, parse_list, parse_origins, parse_size, parse_sizes
 from .vllm_flags import BY_NAME, VLLM_FLAGS, VllmFlag
 
 #: flags of other versions and engines → what to use instead
 REMOVED = {
-    "--swap-space": "vLLM removed it with swapping. Preempted requests are recomputed through their cached "
-    "prefix; for fewer preemptions raise --gpu-memory-utilization or --kv-cache-memory-bytes.",
+    "--swap-space": "vLLM removed it with swapping. Use --kv-offloading-size (GiB of the host's memory for "
+    "preempted requests); for fewer preemptions raise --gpu-memory-utilization or --kv-cache-memory-bytes.",
     "--num-scheduler-steps": "vLLM removed it. Drop it: every step is scheduled, which costs well under a "
     "millisecond.",
     "--multi-step-stream-outputs": "vLLM removed it. Use --stream-interval to send several tokens per chunk.",
-    "--preemption-mode": "vLLM removed it. Drop it: preemption always recomputes.",
+    "--preemption-mode": "vLLM removed it. Drop it: with --kv-offloading-size, each preempted request is "
+    "copied to the host or computed again, whichever is faster.",
     "--use-v2-block-manager": "vLLM removed it. Drop it: there is one block manager.",
-    "--guided-decoding-backend": "vLLM removed it, and structured output is not implemented yet.",
+    "--guided-decoding-backend": "vLLM removed it. Use --structured-outputs-config.backend, or nothing: auto "
+    "is the default.",
+    "--guided-decoding-disable-any-whitespace": "vLLM removed it. Use "
+    "--structured-outputs-config.disable_any_whitespace true.",
+    "--guided-decoding-disable-additional-properties": "vLLM removed it. Use "
+    "--structured-outputs-config.disable_additional_properties true.",
     "--max-num-partial-prefills": "vLLM removed it. Use --long-prefill-token-threshold to bound one prompt's "
     "share of a step.",
     "--max-long-partial-prefills": "vLLM removed it. Use --long-prefill-token-threshold.",
     "--disable-log-requests": "use --no-enable-log-requests; requests are not logged by default.",
-    "--max-seq-len-to-capture": "vLLM removed it. Drop it: nothing is captured.",
+    "--max-seq-len-to-capture": "vLLM removed it. Use --max-cudagraph-capture-size: graphs are as wide as "
+    "requests are many, and take any length.",
     "--worker-use-ray": "vLLM removed it. Drop it.",
     "--engine-use-ray": "vLLM removed it. Drop it.",
-    "--max-context-len-to-capture": "vLLM removed it. Drop it: nothing is captured.",
+    "--max-context-len-to-capture": "vLLM removed it. Use --max-cudagraph-capture-size: graphs are as wide "
+    "as requests are many, and take any length.",
     "--kv-cache-size": "use --kv-cache-memory-bytes (bytes, or 4GiB).",
     "--context-length": "that is SGLang's name: use --max-model-len.",
     "--model-path": "that is SGLang's name: give the model as the first argument.",
@@ -62,8 +70,13 @@ ALIASES: dict[str, tuple[str, ...]] = {
     "--max-header-count": ("--h11-max-header-count",),
     "--gpu-memory-utilization": ("--device-memory-utilization",),
 }
-_LISTS = {"allowed_origins": parse_origins, "allowed_methods": parse_list, "allowed_headers": parse_list}
-"""Fields that vLLM takes as JSON lists."""
+_LISTS: dict[str, Any] = {
+    "allowed_origins": parse_origins,
+    "allowed_methods": parse_list,
+    "allowed_headers": parse_list,
+    "cudagraph_capture_sizes": parse_sizes,
+}
+"""Fields that vLLM takes as lists: in JSON, or as several values."""
 
 
 class Parser(argparse.ArgumentParser):
@@ -108,13 +121,13 @@ class Parser(argparse.ArgumentParser):
         if name in REMOVED:
             return f"{name} is not a flag here: {REMOVED[name]}"
         known = list(self._option_string_actions)
-        near = difflib.get_close_matches(name, known, n=1, cutoff=0.75)
-        near = near or [flag for flag in known if flag.startswith(name) and len(name) > 4]  # an abbreviation
-        if not near:
+        shortened = (flag for flag in known if flag.startswith(name) and len(name) > 4)
+        near = nearest(name, known, 0.75) or next(shortened, None)
+        if near is None:
             return f"unknown flag {option}. See {self.prog} --help."
-        theirs = BY_NAME.get(near[0])
+        theirs = BY_NAME.get(near)
         more = f" It is vLLM's, and needs {theirs.why}." if theirs and not theirs.changes_nothing else ""
-        return f"unknown flag {option}. Did you mean {near[0]}?{more}"
+        return f"unknown flag {option}. Did you mean {near}?{more}"
 
     def error(self, message: str) -> NoReturn:
         """One message, no usage dump."""
@@ -194,7 +207,7 @@ class _Formatter(argparse.HelpFormatter):
 
     def __init__(self, prog: str) -> None:
         # one line per flag, at the price of a wide page
-        super().__init__(prog, max_help_position=44, width=max(150, shutil.get_terminal_size().columns))
+        super().__init__(prog, max_help_position=52, width=max(200, shutil.get_terminal_size().columns))
 
     def _format_action_invocation(self, action: argparse.Action) -> str:
         """`--[no-]flag` for a pair of flags, `--flag VALUE` once for the others."""

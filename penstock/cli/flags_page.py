@@ -1,11 +1,14 @@
-"""docs/flags.md and `penstock serve --help=vllm`, from the parser and the table of vLLM's flags.
+"""docs/flags.md and `penstock serve --help=vllm`, from the parser and the table of vLLM's flags; and the
+table by which `penstock check` knows our commands.
 
 python -m penstock.cli.flags_page > docs/flags.md
+python -m penstock.cli.flags_page --table > penstock/check/tables/penstock.txt
 """
 
 from __future__ import annotations
 
 import argparse
+import sys
 from collections.abc import Iterator
 
 from .flags import ALIASES, REMOVED, Parser
@@ -132,5 +135,45 @@ def _gone() -> Iterator[str]:
         yield f"| `{name}` | {instead} |"
 
 
+def table() -> str:
+    """The flags of every sub-command, as penstock.check.flags reads them: a kind and names for each."""
+    from .main import COMMANDS, load
+
+    lines = ["# made by `python -m penstock.cli.flags_page --table`; a test compares them"]
+    for name in COMMANDS:
+        parser = Parser(prog=f"penstock {name}")
+        load(name).add_arguments(parser)
+        lines += _lines(name, parser)
+    return "".join(f"{line}\n" for line in lines)
+
+
+def _lines(command: str, parser: argparse.ArgumentParser) -> Iterator[str]:
+    yield f"[{command}]"
+    below: list[tuple[str, argparse.ArgumentParser]] = []
+    rows = {}
+    for action in parser._actions:
+        if isinstance(action, argparse._SubParsersAction):
+            below += action.choices.items()
+        elif action.option_strings:
+            rows[action.option_strings[0]] = _line(action)
+    yield from sorted(rows.values(), key=lambda row: row.split(None, 1)[1])
+    for name, sub in below:
+        yield from _lines(f"{command} {name}", sub)
+
+
+def _line(action: argparse.Action) -> str:
+    names = [name for name in action.option_strings if not name.startswith("--no-")]
+    if not names:  # a switch that is on
+        return f"flag {' '.join(action.option_strings)}"
+    if isinstance(action, argparse.BooleanOptionalAction) or len(names) < len(action.option_strings):
+        kind = "switch"
+    elif action.nargs == 0:
+        kind = "flag"
+    else:
+        kind = {"?": "maybe", "*": "values", "+": "values"}.get(str(action.nargs), "value")
+    choices = f" {{{','.join(map(str, action.choices))}}}" if action.choices else ""
+    return f"{kind} {' '.join(names)}{choices}"
+
+
 if __name__ == "__main__":
-    print(render(), end="")
+    print(table() if sys.argv[1:] == ["--table"] else render(), end="")

@@ -13,12 +13,13 @@ from typing import Any, get_args
 import msgspec
 from pydantic import ValidationError
 
+from penstock.cli.values import duration
 from penstock.core.errors import InvalidRequest
 from penstock.gateway.ledger.keys import Key, KeyStore, check_names, expiry
 from penstock.gateway.policy.amounts import NANO
 from penstock.gateway.tags import read_tags
-from penstock.spec.model import Limits, ServiceClass
-from penstock.spec.units import seconds
+from penstock.spec.model import Limits
+from penstock.spec.parts import ServiceClass
 
 from . import ledger_at
 
@@ -105,7 +106,7 @@ def run(args: argparse.Namespace) -> int:
         key = store.revoke(args.id)
         print(f"{key.id} is revoked.", file=sys.stderr)
     else:
-        _show_secret(*store.rotate(args.id, grace=_duration(args.grace, "--grace")))
+        _show_secret(*store.rotate(args.id, grace=duration(args.grace, "--grace")))
     return 0
 
 
@@ -144,13 +145,6 @@ def _moment(text: str) -> int:
         return expiry(text, time.time_ns())
     except ValueError as error:
         raise InvalidRequest(f"--expires {text}: {error}.", param="--expires") from None
-
-
-def _duration(text: str, flag: str) -> float:
-    try:
-        return seconds(text)
-    except ValueError as error:
-        raise InvalidRequest(f"{flag} {text}: {error}.", param=flag) from None
 
 
 def _show_secret(key: Key, secret: str) -> None:

@@ -14,7 +14,7 @@ from typing import Any
 from penstock.core.errors import InvalidRequest
 from penstock.gateway.ledger import report
 from penstock.gateway.ledger.idle import idle, remarks
-from penstock.gateway.ledger.outcomes import MOST_WORDS, Telling, score_text, tell, words
+from penstock.gateway.ledger.outcomes import MOST_WORDS, Telling, outcome_of, tell, words
 from penstock.gateway.ledger.report import COLUMNS, Filter
 from penstock.gateway.tags import read_tags
 
@@ -114,15 +114,11 @@ def run(args: argparse.Namespace) -> int:
 
 def _tell(args: argparse.Namespace) -> int:
     """An operator's word: of anybody's request, however old it is."""
-    wanted = args.outcome
-    if wanted not in ("success", "failure"):
-        try:
-            score = Decimal(wanted)
-        except ArithmeticError:
-            score = Decimal("nan")
-        if not (score.is_finite() and 0 <= score <= 1):
-            raise InvalidRequest(f"{wanted!r} is no outcome: it is success, failure, or a score from 0 to 1.")
-        wanted = score_text(score)
+    wanted = outcome_of(args.outcome)
+    if wanted is None:
+        raise InvalidRequest(
+            f"{args.outcome!r} is no outcome: it is success, failure, or a score from 0 to 1."
+        )
     [told] = tell(ledger_at.open_store(args), [Telling(args.id, wanted)], now=time.time_ns(), since=0)
     if told.verdict == "unknown":
         print(f"penstock ledger: there is no request {args.id!r}.", file=sys.stderr)

@@ -68,7 +68,7 @@ def plan(spec: Spec, key: str, environment: Mapping[str, str] = os.environ) -> L
                     Placement(
                         devices=numbers,
                         threads=None if numbers else threads,
-                        kv_cache_bytes=caches.get(name),
+                        kv_cache_bytes=caches.get(name) or None,  # encoders have none
                     ),
                     programs.get(model.engine, ()),
                 )

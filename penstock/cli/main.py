@@ -27,13 +27,20 @@ COMMANDS = {
     "costs": "what requests cost, by whom and for what, and whether self-hosting pays",
     "replay": "run a recorded step log again and compare the plans",
     "plan": "how many of which device a model or a penstock.yaml needs, what that gives, and what it costs",
+    "compile": "write what runs a penstock.yaml: Kubernetes manifests, a kustomization, a chart",
+    "check": "find what is wrong with manifests, queries, commands, code and specs, before they run",
     "init": "write a commented penstock.yaml that `penstock up` runs as it is",
     "up": "run what a penstock.yaml describes on this machine: engines, and the gateway in front of them",
     "gateway": "one governed URL in front of the upstreams of a penstock.yaml",
+    "batch": "run a file of requests, as OpenAI's batches have them, against a gateway or an engine",
+    "run-batch": "run a file of requests on an engine of its own, without a server",
+    "apply": "apply a bundle to a cluster through kubectl, and say why its pods do not start",
+    "models": "a store of weights: pulled once, verified, with snapshots and a way back",
+    "rollout": "move a route's requests to another model step by step, watched; or back",
     "schema": "print the JSON Schema of penstock.yaml, for editors",
 }
 
-_MODULES = {"eval": "evaluate"}
+_MODULES = {"eval": "evaluate", "run-batch": "run_batch"}
 """Where a module has another name than its command, which Python's own functions have."""
 
 
@@ -52,10 +59,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     for name, summary in COMMANDS.items():
         sub = commands.add_parser(name, help=summary, description=_sentence(summary))
         if name == command:
-            _load(name).add_arguments(sub)
+            load(name).add_arguments(sub)
     args = parser.parse_args(arguments)
     try:
-        status: int = _load(args.command).run(args)
+        status: int = load(args.command).run(args)
         return status
     except PenstockError as error:
         logs.complain(f"penstock {args.command}: {error}")
@@ -68,7 +75,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 141
 
 
-def _load(name: str) -> argparse.Namespace:
+def load(name: str) -> argparse.Namespace:
     """The module behind a sub-command; it has add_arguments and run."""
     import importlib
 

@@ -8,19 +8,20 @@ import contextlib
 import json
 import os
 import sys
-import tempfile
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+from penstock import writing
+from penstock.cli.values import duration
 from penstock.core.errors import StartupError
 
 if TYPE_CHECKING:
-    from penstock.fleet.facts import ModelFacts
+    from penstock.fleet.decided import Decided
     from penstock.fleet.hardware import Device
+    from penstock.fleet.measured import Measured
     from penstock.fleet.prices import Cloud
     from penstock.fleet.question import Question
     from penstock.spec import Spec
-    from penstock.spec.model import Model as SpecModel
 
 _TARGETS = ("ttft_p95", "ttft_p99", "itl_p95", "itl_p99", "e2e_p95", "e2e_p99")
 
@@ -35,14 +36,20 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "(default: penstock.yaml)",
     )
     load = parser.add_argument_group("load")
-    load.add_argument("--rate", type=float, metavar="N", help="requests a second (default: 1)")
+    load.add_argument(
+        "--rate", type=float, metavar="N", help="requests a second (default: the spec's, else 1)"
+    )
     load.add_argument(
         "--peak", type=float, metavar="N", help="requests a second at the busiest (default: twice --rate)"
     )
-    load.add_argument("--prompt", type=int, metavar="TOKENS", help="of a request (default: 1000)")
-    load.add_argument("--output", type=int, metavar="TOKENS", help="of an answer (default: 200)")
+    load.add_argument(
+        "--prompt", type=int, metavar="TOKENS", help="of a request (default: the spec's, else 1000)"
+    )
+    load.add_argument(
+        "--output", type=int, metavar="TOKENS", help="of an answer (default: the spec's, else 200)"
+    )
     targets = parser.add_argument_group(
-        "targets, as 500ms or 2s (default: --ttft-p99 1s, where the spec has none)"
+        "targets, as 500ms or 2s (default: the spec's; --ttft-p99 1s for a MODEL)"
     )
     for name in _TARGETS:
         targets.add_argument(f"--{name.replace('_', '-')}", metavar="TIME")
@@ -50,7 +57,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     decided.add_argument("--gpu", metavar="NAME", help="as A100-80GB, L4, H100, cpu; several with commas")
     decided.add_argument("--tp", type=int, metavar="N", help="devices of a replica (tensor parallel)")
     decided.add_argument(
-        "--quantization", metavar="SCHEME", help="none, int8, fp8, awq, gptq, …; as published if not given"
+        "--quantization",
+        metavar="SCHEME",
+        help="none, int8, fp8, awq, gptq, …; auto: what suits the device, where it costs less; as published "
+        "if not given",
     )
     decided.add_argument("--kv-cache-dtype", choices=("auto", "fp8"), default="auto", help="default: auto")
     decided.add_argument("--mig", metavar="PROFILE", help="run in such slices, as 3g.40gb")
@@ -60,11 +70,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     decided.add_argument(
         "--max-model-len", type=int, metavar="TOKENS", help="default: the power of two that holds a request"
     )
-    decided.add_argument(
-        "--gpu-memory-utilization", type=float, default=0.92, metavar="SHARE", help="default: 0.92"
-    )
+    decided.add_argument("--gpu-memory-utilization", type=float, metavar="SHARE", help="default: 0.92")
     decided.add_argument(
         "--dtype", choices=("auto", "float32"), default="auto", help="default: auto (16 bits)"
+    )
+    parser.add_argument(
+        "--measured",
+        nargs="+",
+        metavar="FILE",
+        help="results of `penstock bench serve` with this model on this device, at a concurrency of 1 and at "
+        "others: speeds and their error bar are then yours",
     )
     money = parser.add_argument_group("money, in US dollars")
     money.add_argument(
@@ -90,15 +105,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Plan and print. Raises StartupError subclasses for what cannot be done."""
-    from penstock.fleet import lists
+    for list_ in ("models", "hardware", "figures"):
+        if getattr(args, list_):
+            from penstock.fleet import lists
 
-    for wanted, show in (
-        (args.models, lists.models),
-        (args.hardware, lists.hardware),
-        (args.figures, lists.figures),
-    ):
-        if wanted:
-            print(show(as_json=args.json))
+            print(getattr(lists, list_)(as_json=args.json))
             return 0
     from penstock.fleet.plan import plan
     from penstock.fleet.record import record
@@ -108,7 +119,7 @@ def run(args: argparse.Namespace) -> int:
     if args.html is not None:
         from penstock.fleet.page import page
 
-        _write(Path(args.html), page(found))
+        writing.write(Path(args.html), page(found), param="--html")
         print(f"penstock plan: {args.html} is written.", file=sys.stderr)
     print(json.dumps(found, indent=2, ensure_ascii=False) if args.json else render(found))
     return 0
@@ -123,181 +134,207 @@ def _questions(args: argparse.Namespace) -> list[Question]:
         spec = load(path)
         if not spec.models:
             raise StartupError(f"{what}: there is nothing under models: to plan.")
-        return [_of_spec(args, spec, name, model) for name, model in spec.models.items()]
-    return [_of_model(args, what)]
+        return [_with_flags(args, _of_spec(args, spec, name)) for name in spec.models]
+    return [_with_flags(args, _of_model(args, what))]
 
 
 def _of_model(args: argparse.Namespace, what: str) -> Question:
-    """From flags alone."""
-    from penstock.fleet import catalogue
-
-    if args.gpu is not None:
-        devices = [_device(args, name.strip()) for name in args.gpu.split(",")]
-        if args.mig is not None and len(devices) > 1:
-            raise _one_for_mig()
-        assumed = []
-    elif args.mig is not None:
-        raise _one_for_mig()
-    else:
-        devices = [each for each in catalogue.devices().values() if each.vendor == "nvidia" and each.price]
-        assumed = ["assumed: any NVIDIA device with a dated price (--gpu decides)"]
-    return _question(args, what, _facts(what), devices, assumed)
-
-
-def _one_for_mig() -> StartupError:
-    return StartupError("--mig needs one --gpu, whose slices they are.", param="--mig")
-
-
-def _of_spec(args: argparse.Namespace, spec: Spec, name: str, model: SpecModel) -> Question:
-    """From a model of a spec; flags win."""
-    pool = spec.pools[model.pool]
-    kind = args.gpu or pool.hardware
-    return _question(
-        args,
-        name,
-        _facts(model.weights),
-        [_device(args, each.strip()) for each in kind.split(",")],
-        [],
-        spec=spec,
-        model=model,
-    )
-
-
-def _question(
-    args: argparse.Namespace,
-    name: str,
-    facts: ModelFacts,
-    devices: list[Device],
-    assumed: list[str],
-    *,
-    spec: Spec | None = None,
-    model: SpecModel | None = None,
-) -> Question:
+    """A model alone: what nobody says is assumed, and said."""
+    from penstock.fleet import asked, catalogue
     from penstock.fleet import question as q
     from penstock.fleet.load import Targets, Workload
 
-    def given(value: object, default: float, flag: str, unit: str) -> float:
-        if value is None:
-            assumed.append(f"assumed: {default:g} {unit} ({flag})")
-            return default
-        number = float(value)  # type: ignore[arg-type]
-        if not 0 < number < 1e9:
-            raise StartupError(f"{flag} {value} must be a positive number.", param=flag)
-        return number
-
-    rate = given(args.rate, q.DEFAULT_RATE, "--rate", "requests a second")
-    prompt = int(given(args.prompt, q.DEFAULT_PROMPT, "--prompt", "prompt tokens"))
-    output = 0  # of an embedding
-    if facts.kind != "embedding":
-        output = int(given(args.output, q.DEFAULT_OUTPUT, "--output", "output tokens"))
-    peak = given(args.peak, 2 * rate, "--peak", "requests a second at the peak")
-    if peak < rate:
-        raise StartupError(f"--peak {peak:g} is less than --rate {rate:g}.", param="--peak")
-    slo = model.slo if model else None
-    wanted = {
-        each: _seconds(getattr(args, each), each)
-        if getattr(args, each) is not None
-        else getattr(slo, each, None)
-        for each in _TARGETS
+    if args.mig is not None and (args.gpu is None or "," in args.gpu):
+        raise StartupError("--mig needs one --gpu, whose slices they are.", param="--mig")
+    facts = asked.facts_of(what)
+    rate = args.rate if args.rate is not None else q.DEFAULT_RATE
+    most = args.max_model_len or facts.context_length
+    output = 0 if facts.kind == "embedding" else min(q.DEFAULT_OUTPUT, max(1, most // 2))
+    prompt = max(1, min(q.DEFAULT_PROMPT, most - (args.output or output)))
+    assumed = {
+        "rate": f"assumed: {rate:g} requests a second (--rate)",
+        "prompt": f"assumed: {prompt} prompt tokens (--prompt)",
+        "output": f"assumed: {output} output tokens (--output)",
+        "peak": f"assumed: {2 * rate:g} requests a second at the peak (--peak)",
+        "targets": "assumed: TTFT of 1 s for 99 of 100 requests (--ttft-p99)",
+        "gpu": "assumed: any NVIDIA device with a dated price (--gpu decides)",
     }
-    if not any(value is not None for value in wanted.values()):
-        wanted["ttft_p99"] = q.DEFAULT_TTFT
-        assumed.append("assumed: TTFT of 1 s for 99 of 100 requests (--ttft-p99)")
-    pool = spec.pools[model.pool] if spec and model else None
-    price = _money(args.price, "--price")
-    if price is None and pool is not None and not args.gpu:
-        price = pool.price_per_hour
-    tp = args.tp if args.tp is not None else (model.devices if model and model.devices > 1 else None)
-    if tp is not None and not 1 <= tp <= 64:
-        raise StartupError(f"--tp {tp} must be from 1 to 64.", param="--tp")
-    scheme = args.quantization or (model.quantization if model else None)
-    if not 0.1 <= args.gpu_memory_utilization <= 1:
-        raise StartupError(
-            f"--gpu-memory-utilization {args.gpu_memory_utilization} must be from 0.1 to 1.",
-            param="--gpu-memory-utilization",
-        )
-    length = (
-        args.max_model_len if args.max_model_len is not None else (model.max_model_len if model else None)
-    )
-    if length is not None and length < 1:
-        raise StartupError(f"--max-model-len {length} must be positive.", param="--max-model-len")
+    if facts.kind == "embedding":
+        del assumed["output"]
+    devices = [each for each in catalogue.devices().values() if each.vendor == "nvidia" and each.price]
     return q.Question(
-        name=name,
+        name=what,
         facts=facts,
-        workload=Workload(rate=rate, prompt=prompt, output=output, peak=peak),
-        targets=Targets(**wanted),
+        workload=Workload(rate=rate, prompt=prompt, output=output, peak=2 * rate),
+        targets=Targets(ttft_p99=q.DEFAULT_TTFT),
         devices=devices,
-        tp=tp,
-        scheme=q.scheme_named(scheme) if scheme else None,
-        kv_fp8=args.kv_cache_dtype == "fp8",
-        mig=args.mig,
-        engine=args.engine or (model.engine if model else None),
-        max_model_len=length,
-        utilization=args.gpu_memory_utilization,
-        price_per_hour=price,
-        count=pool.count if pool is not None and not args.gpu else None,
-        cloud=_cloud(args, spec),
-        assumed=tuple(assumed),
-        float32=args.dtype == "float32",
+        assumed=assumed,
     )
 
 
-def _facts(weights: str) -> ModelFacts:
-    """Facts of a folder, of a model that the hub's cache has, or of the catalogue; `demo` is the bundled
-    one."""
-    from penstock.fleet import catalogue
+def _of_spec(args: argparse.Namespace, spec: Spec, name: str) -> Question:
+    """A model of a spec, as `penstock compile` reads it; on other devices, without what it says of its own
+    ones."""
+    import dataclasses
 
-    if weights == "demo":
-        from importlib import resources
+    from penstock.fleet import asked
 
-        import penstock.assets
-
-        return catalogue.find_model(str(resources.files(penstock.assets).joinpath("demo")))
-    if not Path(weights).is_dir() and (cached := _cached(weights)) is not None:
-        return catalogue.find_model(str(cached))
-    return catalogue.find_model(weights)
-
-
-def _cached(name: str) -> Path | None:
-    """The newest snapshot of a model in the hub's cache; nothing is downloaded."""
-    if name.count("/") != 1 or ".." in name or name.startswith(("/", ".")):
-        return None
-    home = os.environ.get("HF_HUB_CACHE")
-    folder = (
-        Path(home) if home else Path(os.environ.get("HF_HOME", "~/.cache/huggingface")).expanduser() / "hub"
+    what_if = any((args.gpu, args.engine, args.quantization))
+    question = asked.of_spec(spec, name, what_if=what_if)
+    if not args.gpu:
+        return question
+    model = spec.models[name]
+    said = dataclasses.replace(
+        question.decided, mig=None, burst=None, time_slicing=None, node_devices=None, nodes=1, stages=1
     )
-    snapshots = folder / f"models--{name.replace('/', '--')}" / "snapshots"
-    with contextlib.suppress(OSError):
-        found = [each for each in snapshots.iterdir() if (each / "config.json").is_file()]
-        return max(found, key=lambda each: each.stat().st_mtime, default=None)
-    return None
+    if spec.pools[model.pool].hardware == "cpu" and model.memory is None:
+        said = dataclasses.replace(said, kv_cache=None)
+        question = question.without("memory")
+    tp = question.tp if "devices" in model.model_fields_set else None
+    return dataclasses.replace(
+        question, decided=said, mig=None, price_per_hour=None, count=None, tp=tp, utilization=_share(said)
+    )
+
+
+def _share(said: Decided) -> float:
+    from penstock.fleet.sizing import UTILIZATION
+
+    return said.utilization or UTILIZATION
+
+
+def _with_flags(args: argparse.Namespace, question: Question) -> Question:
+    """With what flags say in place of it."""
+    import dataclasses
+
+    from penstock.fleet import question as q
+    from penstock.fleet.load import Targets
+
+    changes: dict[str, Any] = {}
+    load, targets, names = question.workload, question.targets, question.names
+    for what in ("rate", "prompt", "output", "peak"):
+        if (value := getattr(args, what)) is not None:
+            said: dict[str, Any] = {what: _number(value, f"--{what}")}
+            load = dataclasses.replace(load, **said)
+    if args.output is not None and question.facts.kind == "embedding":
+        raise StartupError(
+            f"--output {args.output}: {question.name} makes vectors, no answers.", param="--output"
+        )
+    if args.peak is None and args.rate is not None:
+        load = dataclasses.replace(load, peak=2 * load.rate)
+        changes["assumed"] = {
+            **question.assumed,
+            "peak": f"assumed: {load.peak:g} requests a second at the peak (--peak)",
+        }
+    if load.peak < load.rate:
+        raise StartupError(f"--peak {load.peak:g} is less than --rate {load.rate:g}.", param="--peak")
+    given = {
+        each: duration(getattr(args, each), f"--{each.replace('_', '-')}", above_zero=True)
+        for each in _TARGETS
+        if getattr(args, each) is not None
+    }
+    if given:
+        kept = {} if "targets" in question.assumed else {each: getattr(targets, each) for each in _TARGETS}
+        targets = Targets(**{**kept, **given})
+    if args.prompt is not None or args.output is not None:
+        whole = load.prompt + load.output
+        changes["longest"] = None if question.longest is None else max(whole, question.longest)
+    if args.gpu:
+        changes["devices"] = [_device(args, name.strip()) for name in args.gpu.split(",")]
+    elif len(question.devices) == 1:
+        changes["devices"] = [_flagged(args, question.devices[0])]
+    price = _money(args.price, "--price")
+    cloud = _cloud(args)
+    for what, value in (
+        ("tp", args.tp),
+        ("mig", args.mig),
+        ("price_per_hour", price),
+        ("cloud", cloud),
+        ("engine", args.engine),
+        ("max_model_len", args.max_model_len),
+        ("utilization", args.gpu_memory_utilization),
+    ):
+        if value is not None:
+            changes[what] = value
+    if args.tp is not None:
+        if not 1 <= args.tp <= 64:
+            raise StartupError(f"--tp {args.tp} must be from 1 to 64.", param="--tp")
+        changes["decided"] = dataclasses.replace(question.decided, stages=1)
+    share = changes.get("utilization", question.utilization)
+    if not 0.1 <= share <= 1:
+        raise StartupError(
+            f"--gpu-memory-utilization {share} must be from 0.1 to 1.", param="--gpu-memory-utilization"
+        )
+    if args.max_model_len is not None and args.max_model_len < 1:
+        raise StartupError(f"--max-model-len {args.max_model_len} must be positive.", param="--max-model-len")
+    if args.quantization is not None:
+        auto = args.quantization == "auto"
+        changes |= {"auto": auto, "scheme": None if auto else q.scheme_named(args.quantization)}
+    if args.kv_cache_dtype == "fp8":
+        changes["kv_fp8"] = True
+    if args.dtype == "float32":
+        changes["float32"] = True
+    if args.measured is not None:
+        changes["measured"] = _measured(args, dataclasses.replace(question, **changes))
+    flags = [what for what in vars(args) if getattr(args, what) not in (None, False, "auto")]
+    changed = dataclasses.replace(question, **{"workload": load, "targets": targets, **changes})
+    changed = dataclasses.replace(changed, names=names.flags(*flags))
+    return changed.without(*flags, *(["targets"] if given else []))
+
+
+def _measured(args: argparse.Namespace, question: Question) -> Measured:
+    """What was measured on the one device of a question."""
+    from penstock.fleet.asked import whole
+    from penstock.fleet.candidates import machine_of, schemes_of
+    from penstock.fleet.measured import calibrate, read
+
+    if len(question.devices) != 1:
+        raise StartupError(
+            "--measured is of one device: --gpu says which.", param="--measured", advice="Give one --gpu."
+        )
+    share = whole(question)
+    machine = machine_of(share, share.devices[0], share.tp or 1, next(schemes_of(share)))
+    return calibrate(machine, read([Path(each) for each in args.measured]))
+
+
+def _number(value: float, flag: str) -> float:
+    if not 0 < value < 1e9:
+        raise StartupError(f"{flag} {value} must be a positive number below 1e9.", param=flag)
+    return value
 
 
 def _device(args: argparse.Namespace, name: str) -> Device:
-    """From the catalogue; a CPU's memory is this machine's, and what flags say wins."""
+    """From the catalogue; a CPU's memory is this machine's."""
     import dataclasses
 
     from penstock.fleet import catalogue
 
     device = catalogue.find_device(name)
+    if device.vendor == "cpu":
+        with contextlib.suppress(OSError, ValueError):
+            memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+            device = dataclasses.replace(device, memory=memory)
+    return _flagged(args, device)
+
+
+def _flagged(args: argparse.Namespace, device: Device) -> Device:
+    """A CPU with what flags say of it."""
+    import dataclasses
+
+    changes: dict[str, Any] = {}
     if device.vendor != "cpu":
         return device
-    changes: dict[str, object] = {}
     if args.memory is not None:
         changes["memory"] = _size(args.memory, "--memory")
-    else:
-        with contextlib.suppress(OSError, ValueError):
-            changes["memory"] = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     if args.bandwidth is not None:
         changes["bandwidth"] = float(_size(args.bandwidth, "--bandwidth"))
     if args.flops is not None:
         factor = args.flops / device.rate
         changes["flops"] = {kind: rate * factor for kind, rate in device.flops.items()}
-    return dataclasses.replace(device, **changes)  # type: ignore[arg-type]
+    return dataclasses.replace(device, **changes)
 
 
-def _cloud(args: argparse.Namespace, spec: Spec | None) -> Cloud | None:
-    """What a cloud takes: as flags say, else the first priced upstream of the spec."""
+def _cloud(args: argparse.Namespace) -> Cloud | None:
+    """What a cloud takes, as flags say."""
     from penstock.fleet.prices import Cloud
 
     put_in = _money(args.cloud_input, "--cloud-input")
@@ -306,31 +343,7 @@ def _cloud(args: argparse.Namespace, spec: Spec | None) -> Cloud | None:
         return Cloud(put_in, got_out, name="the cloud")
     if put_in is not None or got_out is not None:
         raise StartupError("--cloud-input and --cloud-output are given together.", param="--cloud-input")
-    for upstream in spec.upstreams.values() if spec else ():
-        for name, model in upstream.models.items():
-            if model.price is not None and not upstream.in_house:
-                price = model.price
-                return Cloud(
-                    price.input * 1_000_000 // price.per,
-                    price.output * 1_000_000 // price.per,
-                    name=name,
-                    as_of=price.as_of.isoformat(),
-                    source=price.source,
-                )
     return None
-
-
-def _seconds(value: str, name: str) -> float:
-    from penstock.spec.units import seconds
-
-    flag = f"--{name.replace('_', '-')}"
-    try:
-        found = seconds(value)
-    except ValueError as error:
-        raise StartupError(f"{flag} {value}: {error}.", param=flag) from None
-    if found <= 0:
-        raise StartupError(f"{flag} {value} must be more than 0.", param=flag)
-    return found
 
 
 def _money(value: str | None, flag: str) -> int | None:
@@ -354,16 +367,3 @@ def _size(value: str, flag: str) -> int:
         return size(value)
     except ValueError as error:
         raise StartupError(f"{flag} {value}: {error}.", param=flag) from None
-
-
-def _write(path: Path, text: str) -> None:
-    """Whole or not at all."""
-    try:
-        with tempfile.NamedTemporaryFile(
-            "w", encoding="utf-8", dir=path.parent, prefix=f".{path.name}.", delete=False
-        ) as file:
-            file.write(text)
-        os.chmod(file.name, 0o644)
-        os.replace(file.name, path)
-    except OSError as error:
-        raise StartupError(f"{path} cannot be written: {error.strerror or error}.", param="--html") from None

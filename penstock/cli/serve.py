@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     import socket
 
     from penstock.engine.remote import RemoteEngine
+    from penstock.server.batches.desk import Desk
 
 logger = logging.getLogger("penstock.server")
 
@@ -150,14 +151,25 @@ async def _serve(
 
     from .api import announce, create
 
+    desks: list[Desk] = []
     loop, task = asyncio.get_running_loop(), asyncio.current_task()
     if task is not None:
         loop.add_signal_handler(signal.SIGTERM, task.cancel)
     try:
-        app, template = await create(engine, engine_config, server_config)
+        app, template = await create(engine, engine_config, server_config, desks.append)
     finally:
         loop.remove_signal_handler(signal.SIGTERM)
     if not engine_config.disable_log_stats:
         engine.on_stats(StatsLog(time.monotonic))
     serving = announce(server_config, sock, template=template)
-    return await serve(app, server_config, engine, sock, name="engine", on_started=serving)
+
+    def started() -> None:
+        serving()
+        for desk in desks:
+            desk.worker.start()
+
+    try:
+        return await serve(app, server_config, engine, sock, name="engine", on_started=started)
+    finally:
+        for desk in desks:
+            await desk.worker.close()

@@ -16,8 +16,9 @@ from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined
 
-from penstock.spec import model as parts
+from penstock.spec import parts
 from penstock.spec.model import Spec
+from penstock.spec.schema import descriptions
 from penstock.spec.units import NANO, Bytes, Dollars, Seconds
 
 _HEAD = """\
@@ -42,6 +43,8 @@ it is; `penstock schema > penstock.schema.json` gives editors completion, with a
 | dollars | US dollars: `12.50` or `"$12.50"`, up to nine decimals; sums are exact |
 | name | letters, digits and `. _ : / @ -`, up to 128 of them; what clients may send as `model` |
 | variable | the name of an environment variable |
+| label | a name in Kubernetes: small letters, digits and `-`, up to 63 |
+| image | a container image with a tag or digest: `registry.example.com/llm/penstock:0.1.0-cuda` |
 """
 
 _NAMED: tuple[tuple[Any, str], ...] = (
@@ -53,6 +56,10 @@ _NAMED: tuple[tuple[Any, str], ...] = (
     (parts.Flag, "flag"),
     (parts.HeaderName, "header"),
     (parts.HeaderValue, "text"),
+    (parts.Label, "label"),
+    (parts.LabelKey, "label key"),
+    (parts.LabelValue, "label value"),
+    (parts.Image, "image"),
 )
 _PLAIN = {
     str: "text",
@@ -71,15 +78,16 @@ def render() -> str:
         title = "The document" if part is Spec else part.__name__
         lines += ["", f"## {title}", "", inspect.cleandoc(part.__doc__ or ""), ""]
         lines += ["| key | value | default | |", "|---|---|---|---|"]
-        lines += [_row(name, field, part) for name, field in part.model_fields.items()]
+        texts = descriptions(part)
+        lines += [_row(name, field, part, texts[name]) for name, field in part.model_fields.items()]
     return "\n".join(lines) + "\n"
 
 
-def _order() -> list[type[BaseModel]]:
+def _order() -> list[type[parts.Part]]:
     """Every part once, in the order in which the document mentions it."""
-    found: list[type[BaseModel]] = []
+    found: list[type[parts.Part]] = []
 
-    def visit(part: type[BaseModel]) -> None:
+    def visit(part: type[parts.Part]) -> None:
         if part not in found:
             found.append(part)
             for hint in typing.get_type_hints(part, include_extras=True).values():
@@ -90,16 +98,16 @@ def _order() -> list[type[BaseModel]]:
     return found
 
 
-def _parts(hint: Any) -> Iterator[type[BaseModel]]:
-    if isinstance(hint, type) and issubclass(hint, BaseModel):
+def _parts(hint: Any) -> Iterator[type[parts.Part]]:
+    if isinstance(hint, type) and issubclass(hint, parts.Part):
         yield hint
     for argument in get_args(hint):
         yield from _parts(argument)
 
 
-def _row(name: str, field: FieldInfo, part: type[BaseModel]) -> str:
+def _row(name: str, field: FieldInfo, part: type[parts.Part], text: str) -> str:
     hint = typing.get_type_hints(part, include_extras=True)[name]
-    text = " ".join((field.description or "").split()).replace("|", "\\|")
+    text = " ".join(text.split()).replace("|", "\\|")
     default = (
         "required" if field.is_required() else _default(field.get_default(call_default_factory=True), hint)
     )

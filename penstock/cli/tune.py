@@ -17,7 +17,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from penstock.bench.errors import BenchError
-from penstock.spec.units import seconds
+from penstock.cli.values import duration
+from penstock.core.errors import InvalidRequest
 
 from .bench import _count, _headers, _natural, _positive
 
@@ -390,24 +391,21 @@ def _slo(args: argparse.Namespace) -> Slo:
 
 def _duration(text: str, flag: str) -> float:
     try:
-        value = seconds(text)
-    except ValueError as error:
-        raise BenchError(f"{flag}: {error}") from None
-    if value <= 0:
-        raise BenchError(f"{flag} is {text}; it must be above 0")
-    return value
+        return duration(text, flag, above_zero=True)
+    except InvalidRequest as error:
+        raise BenchError(error.message.removesuffix(".")) from None
 
 
 def _load(args: argparse.Namespace) -> Load:
     from penstock.tune.load import CHAT, COMPLETIONS, Load
 
-    duration = _duration(args.duration, "--duration")
+    lasts = _duration(args.duration, "--duration")
     return Load(
         clients=args.clients,
         rate=args.request_rate,
-        seconds=duration,
+        seconds=lasts,
         # the document's loop counts from the first moment
-        ramp=0.0 if args.method == "stepwise" else duration / 6,
+        ramp=0.0 if args.method == "stepwise" else lasts / 6,
         endpoint=CHAT if args.backend == "openai-chat" else COMPLETIONS,
         model=args.model,
         dataset=args.dataset_path,

@@ -9,6 +9,8 @@ from collections.abc import Callable
 from fractions import Fraction
 from typing import Any, TypeVar
 
+from penstock.core.errors import InvalidRequest
+
 T = TypeVar("T")
 
 _NUMBER = re.compile(r"(-?\d+(?:\.\d+)?)\s*([a-zA-Z]*)")
@@ -78,6 +80,19 @@ def parse_list(text: str) -> list[str]:
     return list(value)
 
 
+def parse_sizes(text: str) -> list[int]:
+    """The numbers of a JSON list; any other text is one number, with a unit maybe."""
+    if not text.lstrip().startswith("["):
+        return [parse_size(text)]
+    try:
+        value = json.loads(text)
+    except ValueError as error:
+        raise ArgumentTypeError(f"{text!r} is not a JSON list: {error}") from error
+    if not all(isinstance(item, int) and not isinstance(item, bool) for item in value):
+        raise ArgumentTypeError(f"{text!r} is not a list of whole numbers")
+    return list(value)
+
+
 def parse_origins(text: str) -> list[str]:
     """Origins as browsers send them; anything else would allow nothing, in silence."""
     origins = parse_list(text)
@@ -100,3 +115,16 @@ def or_word(parse: Callable[[str], T], words: dict[str, T | None]) -> Callable[[
 
     parsed.__name__ = getattr(parse, "__name__", "value")
     return parsed
+
+
+def duration(text: str, flag: str, *, above_zero: bool = False) -> float:
+    """Seconds of `500ms`, `30s`, `5m`. Raises InvalidRequest that names the flag."""
+    from penstock.spec.units import seconds
+
+    try:
+        found = seconds(text)
+    except ValueError as error:
+        raise InvalidRequest(f"{flag}: {error}.", param=flag) from None
+    if above_zero and found <= 0:
+        raise InvalidRequest(f"{flag} is {text}; it must be above 0.", param=flag)
+    return found

@@ -170,22 +170,20 @@ _TABLE: dict[str, tuple[tuple[str, str], ...]] = {
     ),
     "Tools, reasoning and structured output": (
         (
-            "tool calls: not implemented",
-            """--enable-auto-tool-choice=off --tool-call-parser --tool-parser-plugin --tool-strict-level=auto
-            --tool-server --exclude-tools-when-tool-choice-none=off""",
+            "parsers of one's own: not implemented; use those of --tool-call-parser and --reasoning-parser",
+            "--tool-parser-plugin --reasoning-parser-plugin",
         ),
-        (
-            "reasoning parsers: not implemented; reasoning stays in the answer's text",
-            "--reasoning-parser --reasoning-parser-plugin --reasoning-config",
-        ),
-        ("structured output: not implemented", "--structured-outputs-config={}"),
+        ("tools that the server runs by itself: not implemented", "--tool-server"),
     ),
     "Other kinds of model": (
         (
-            "pooling and draft models: not implemented",
-            "--runner=auto|generate --convert=auto|none --pooler-config --task=auto|generate",
+            "another name: --runner and --convert say what a model is for",
+            "--task=auto|generate",
         ),
-        ("nothing is pooled", "--enable-flash-late-interaction=any"),
+        (
+            "multi-vector models are scored in the API process",
+            "--enable-flash-late-interaction=any",
+        ),
         (
             "Mamba and other state-space layers: not implemented",
             """--mamba-backend=triton --mamba-ssu-algorithm --enable-mamba-cache-stochastic-rounding=off
@@ -208,7 +206,7 @@ _TABLE: dict[str, tuple[tuple[str, str], ...]] = {
     "Loading": (
         (
             "files from elsewhere: configuration, weights and tokenizer come from the model's own directory",
-            """--tokenizer --tokenizer-revision --hf-config-path --config-format=auto|hf --hf-overrides={}
+            """--tokenizer --tokenizer-revision --hf-config-path --config-format=auto|hf
             --model-class-overrides={} --quantization-config""",
         ),
         (
@@ -253,7 +251,7 @@ _TABLE: dict[str, tuple[tuple[str, str], ...]] = {
         (
             "memory besides the device's: not implemented",
             """--cpu-offload-gb=0 --cpu-offload-params+=[] --offload-backend=auto --offload-group-size=0
-            --offload-num-in-group=1 --offload-prefetch-step=1 --offload-params+=[] --kv-offloading-size
+            --offload-num-in-group=1 --offload-prefetch-step=1 --offload-params+=[]
             --kv-offloading-backend=native --kv-transfer-config --kv-events-config
             --enable-cumem-allocator=off""",
         ),
@@ -286,8 +284,8 @@ _TABLE: dict[str, tuple[tuple[str, str], ...]] = {
     "Kernels and compilation": (
         (
             "compiled or captured graphs: nothing is compiled while serving",
-            """--compilation-config,-cc={} --optimization-level,-O=0 --cudagraph-capture-sizes+
-            --max-cudagraph-capture-size --cudagraph-metrics=off --performance-mode=balanced""",
+            """--compilation-config,-cc={} --optimization-level,-O=0 --cudagraph-metrics=off
+            --performance-mode=balanced""",
         ),
         ("nothing is compiled while serving", "--jit-monitor-mode=* --jit-monitor-verbose=any"),
         (
@@ -306,7 +304,6 @@ _TABLE: dict[str, tuple[tuple[str, str], ...]] = {
             "log-probabilities after penalties and temperature, or raw logits: they are the model's own",
             "--logprobs-mode=raw_logprobs",
         ),
-        ("code of yours in the sampler: not implemented", "--logits-processors+"),
         (
             "values in a file: --generation-config DIR reads DIR/generation_config.json",
             "--override-generation-config={}",
@@ -335,8 +332,12 @@ _TABLE: dict[str, tuple[tuple[str, str], ...]] = {
             "--tokens-only=off --enable-scale-out=off",
         ),
         (
-            "APIs of Cohere and Anthropic: not implemented",
-            "--cohere-format=cmd4 --cohere-is-reasoning-model=on --anthropic-disabled-thinking-effort=auto",
+            "Cohere's API of chats: not implemented",
+            "--cohere-format=cmd4 --cohere-is-reasoning-model=on",
+        ),
+        (
+            "a chat template that cannot do without thinking: `chat_template_kwargs` say so",
+            "--anthropic-disabled-thinking-effort=auto",
         ),
     ),
     "Requests and answers": (

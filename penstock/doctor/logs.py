@@ -7,7 +7,6 @@ and one excerpt are kept. Excerpts have no control characters: a terminal shows 
 
 from __future__ import annotations
 
-import itertools
 import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
@@ -231,13 +230,9 @@ class Match:
     """Of the first one."""
 
 
-def clean(line: bytes) -> str:
-    """A line as it may be shown: no escapes, no control characters, the last state of a progress bar."""
-    return _states(line)[-1]
-
-
-def _states(line: bytes) -> list[str]:
-    """What stood in a line, one after the other, where it was written over."""
+def states(line: bytes) -> list[str]:
+    """What stood in a line, one after the other where it was written over (progress bars): as it may be
+    shown, without escapes and control characters."""
     text = _ESCAPES.sub("", line[:_LONGEST].decode("utf-8", "replace").rstrip("\r\n"))
     return [
         "".join(letter if letter.isprintable() else " " for letter in state) for state in text.split("\r")
@@ -262,18 +257,20 @@ def examine(chunks: Iterable[bytes]) -> tuple[list[Match], int]:
     found: dict[str, Match] = {}
     number = 0
     for number, line in enumerate(lines(chunks), start=1):
-        for problem, text in itertools.islice(_problems(line), 1):
-            match = found.setdefault(problem.id, Match(problem))
-            match.count += 1
-            if len(match.lines) < _KEPT:
-                match.lines.append(number)
-            match.excerpt = match.excerpt or text.strip()[:_EXCERPT]
+        if (first := next(_problems(line), None)) is None:
+            continue
+        problem, text = first
+        match = found.setdefault(problem.id, Match(problem))
+        match.count += 1
+        if len(match.lines) < _KEPT:
+            match.lines.append(number)
+        match.excerpt = match.excerpt or text.strip()[:_EXCERPT]
     return sorted(found.values(), key=lambda match: (not match.problem.severe, match.lines[0])), number
 
 
 def _problems(line: bytes) -> Iterator[tuple[Problem, str]]:
     """What a line says, the first first, with the text that says it."""
-    for text in _states(line):
+    for text in states(line):
         for each in PROBLEMS:
             if each.pattern.search(text):
                 yield each, text

@@ -1,66 +1,23 @@
-"""The checklists: each point looks at a snapshot, says what it found, whether that is well, and what to do.
+"""The checklists of an engine: each point is a pure function of a snapshot.
 
-Pure functions; `POINTS` is the order in which they are shown. A point that the engine does not tell enough
-for is `unknown`, and says where the answer is.
+A point that the engine does not tell enough for is `unknown`, and says where the answer is.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
-from dataclasses import dataclass
-from enum import StrEnum
 
+from penstock.fleet.hardware import GIB
 from penstock.observe.page import Page
 
+from .checklist import Checklist, Found, Verdict
 from .snapshot import Snapshot
 
 _FEW = 20
 """Requests below which what they were like says nothing."""
-GIB = 1 << 30
 
-
-class Verdict(StrEnum):
-    """How a point stands."""
-
-    OK = "ok"
-    WARN = "warn"
-    FAIL = "fail"
-    UNKNOWN = "unknown"
-
-
-@dataclass(frozen=True, slots=True)
-class Point:
-    """One point, looked at."""
-
-    id: str
-    list: str
-    """The checklist: health, memory or throughput."""
-    title: str
-    value: str
-    """What was found."""
-    verdict: Verdict
-    advice: str = ""
-    """What to do; empty where there is nothing to do."""
-
-
-Found = tuple[str, Verdict, str]
-Check = Callable[[Snapshot], Found]
-POINTS: list[tuple[str, str, str, Check]] = []
-
-
-def _point(id: str, list_: str, title: str) -> Callable[[Check], Check]:
-    def add(check: Check) -> Check:
-        POINTS.append((id, list_, title, check))
-        return check
-
-    return add
-
-
-def examine(snapshot: Snapshot) -> list[Point]:
-    """All points."""
-    return [Point(id, list_, title, *check(snapshot)) for id, list_, title, check in POINTS]
-
+CHECKLIST: Checklist[Snapshot] = Checklist()
+_point, examine = CHECKLIST.point, CHECKLIST.examine
 
 _METRICS = "Its metrics do not tell; look at the command line that it was started with."
 

@@ -6,8 +6,9 @@ from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from typing import Any
 
+from .checklist import Point, Verdict
 from .logs import Match
-from .points import Point, Verdict
+from .node.points import HEADINGS as NODE_HEADINGS
 from .snapshot import Snapshot
 
 _MARKS = {Verdict.OK: "ok  ", Verdict.WARN: "WARN", Verdict.FAIL: "FAIL", Verdict.UNKNOWN: "?   "}
@@ -27,7 +28,7 @@ def point_lines(points: Sequence[Point]) -> Iterator[str]:
     for point in points:
         if point.list != heading:
             heading = point.list
-            yield from ("", _HEADINGS[heading])
+            yield from ("", (_HEADINGS | NODE_HEADINGS)[heading])
         yield f"  {_MARKS[point.verdict]}  {point.title}: {shown(point.value)}"
         if point.advice:
             yield f"        {shown(point.advice)}"

@@ -16,6 +16,7 @@ import aiohttp
 import msgspec
 
 from penstock.bench.errors import BenchError
+from penstock.http.reading import read_at_most
 from penstock.observe.page import MOST_BYTES, Page
 
 _HERE = ("localhost", "127.0.0.1", "::1")
@@ -159,11 +160,9 @@ async def _get(
 ) -> tuple[int, bytes]:
     timeout = aiohttp.ClientTimeout(total=_SECONDS)
     async with session.get(url, headers=headers, timeout=timeout, allow_redirects=False) as answer:
-        body = b""
-        async for piece in answer.content.iter_any():
-            body += piece
-            if len(body) > most:
-                raise ValueError(f"the answer has more than {most:,} bytes")
+        body = await read_at_most(answer, most)
+        if len(body) > most:
+            raise ValueError(f"the answer has more than {most:,} bytes")
         return answer.status, body
 
 

@@ -16,7 +16,7 @@ import functools
 import json
 import math
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from . import catalogue
@@ -31,19 +31,21 @@ _BOUNDS = {"memory": (0.2, 1.0), "compute": (0.1, 1.0), "step": (1e-5, 0.02), "a
 @functools.cache
 def _machine(model: str, gpu: str, tp: int, scheme: str, kv_width: int) -> Machine:
     facts, device = catalogue.find_model(model), catalogue.find_device(gpu)
-    return Machine(facts, device, tp, SCHEMES[scheme], 2, kv_width, _START)
+    machine = Machine(facts, device, tp, SCHEMES[scheme], 2, kv_width, _START)
+    machine.prefill(1)  # copies take over what it has reckoned of itself by then
+    return machine
 
 
 def predict(row: Mapping[str, Any], efficiency: Efficiency) -> float:
     """What the roofline says of a row: output tokens a second; of kind `ttft`, seconds."""
     key = (row["model"], row["gpu"], row["tp"], row["quantization"], 1 if row["kv"] == "fp8" else 2)
     known = _machine(*key)
-    machine = copy.copy(known)  # with what it has reckoned already
+    machine = copy.copy(known)
     object.__setattr__(machine, "efficiency", efficiency)
     prompt, output = row["input"], row["output"]
     if row["kind"] == "ttft":
         return machine.prefill(prompt)
-    batch = row["batch"] or _fitting(key, prompt + output)
+    batch: float = row["batch"] or min(_fitting(key, prompt + output), row.get("most", math.inf))
     if row["kind"] == "decode":
         return batch / machine.decode(batch, prompt + output / 2)
     return machine.throughput(batch, prompt, output)
@@ -76,7 +78,6 @@ def errors(rows: Sequence[Mapping[str, Any]], efficiency: Efficiency) -> list[fl
 
 def fit(rows: Sequence[Mapping[str, Any]]) -> Efficiency:
     """The four numbers that fit best; deterministic."""
-    best, step = _START, 0.4
     weights = _weights(rows)
 
     def loss(candidate: Efficiency) -> float:
@@ -84,10 +85,16 @@ def fit(rows: Sequence[Mapping[str, Any]]) -> Efficiency:
             weight * abs(error) for weight, error in zip(weights, errors(rows, candidate), strict=True)
         )
 
-    least = loss(best)
+    return descend(loss, _START, tuple(_BOUNDS))
+
+
+def descend(loss: Callable[[Efficiency], float], start: Efficiency, names: Sequence[str]) -> Efficiency:
+    """Where the loss is least, one number after the other, in steps that become smaller; deterministic."""
+    best, step, least = start, 0.4, loss(start)
     while step > 0.004:
         improved = False
-        for name, (low, high) in _BOUNDS.items():
+        for name in names:
+            low, high = _BOUNDS[name]
             for factor in (1 + step, 1 / (1 + step)):
                 value = min(high, max(low, getattr(best, name) * factor))
                 candidate = dataclasses.replace(best, **{name: value})
@@ -163,8 +170,7 @@ def table(rows: Sequence[Mapping[str, Any]], efficiency: Efficiency) -> str:
         lines.append(
             f"| {row['engine']} | {row['date']} | {facts.name.rpartition('/')[2]} | {machine} | "
             f"{row['quantization']} | {batch} | {row['input']} / {row['output']} | "
-            f"{_unit(row, row['value'])} | "
-            f"{_unit(row, predicted)} | {row['value'] / predicted:.2f} |"
+            f"{_unit(row, row['value'])} | {_unit(row, predicted)} | {row['value'] / predicted:.2f} |"
         )
     return "\n".join(lines)
 

@@ -1,6 +1,6 @@
 """What a model is made of: every weight by shape, and what one token leaves in the KV cache.
 
-    config.json ─▶ architectures.py ─▶ ModelFacts ─┬─ parameters, bytes in any format, bytes of one rank
+    config.json ─▶ architectures/ ───▶ ModelFacts ─┬─ parameters, bytes in any format, bytes of one rank
                                                    ├─ bytes of KV cache for a token, and for a sequence
                                                    └─ FLOP of a token
 
@@ -96,6 +96,7 @@ SCHEMES = {
 """Scheme → how it stores a matrix. int4 is AWQ's layout."""
 ALIASES = {
     "int4": "awq",
+    "w8a8": "int8",
     "fp16": "none",
     "bf16": "none",
     "bfloat16": "none",

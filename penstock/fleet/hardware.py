@@ -14,6 +14,12 @@ from typing import Literal
 GIB = 1 << 30
 GB = 10**9
 
+
+def gb(size: float) -> str:
+    """Bytes, decimal: `141.1 GB`."""
+    return f"{size / GB:,.1f} GB"
+
+
 COMPUTE_SLICES, MEMORY_SLICES = 7, 8
 """Of a GPU that can be cut into Multi-Instance GPUs."""
 
@@ -75,6 +81,8 @@ class Device:
     node: int
     """Most devices in one machine."""
     source: str
+    checked: str = ""
+    """What its figures were compared with."""
     mig: tuple[MigProfile, ...] = ()
     prices: tuple[Price, ...] = ()
 
@@ -83,21 +91,11 @@ class Device:
         """FLOP/s at 16 bits."""
         return max(self.flops.get("bf16", 0.0), self.flops.get("fp16", 0.0))
 
-    def multiplies(self, kind: str) -> bool:
-        """Whether it has units for such numbers."""
-        return kind in self.flops
-
     @property
     def price(self) -> Price | None:
         """The newest offer on demand; the cheapest of those of a day."""
         offers = [price for price in self.prices if price.purchase == "on-demand"]
         return min(offers, key=lambda price: (-price.as_of.toordinal(), price.per_hour), default=None)
-
-    @property
-    def cheapest(self) -> Price | None:
-        """The cheapest offer on demand."""
-        offers = [price for price in self.prices if price.purchase == "on-demand"]
-        return min(offers, key=lambda price: price.per_hour, default=None)
 
     def profile(self, name: str) -> MigProfile | None:
         """The slice of that name."""

@@ -29,11 +29,12 @@ def models(*, as_json: bool = False) -> str:
                 "kv_bytes_per_token": facts.kv_bytes_per_token(),
                 "context_length": facts.context_length,
                 "published_as": facts.native,
+                "checked": catalogue.models()[id]["checked"],
             }
         )
     if as_json:
         return json.dumps(rows, indent=2)
-    table = [("model", "parameters", "of a token", "at 16 bits", "KV a token", "context")]
+    table = [("model", "parameters", "of a token", "at 16 bits", "KV a token", "context", "config")]
     table += [
         (
             row["id"],
@@ -42,10 +43,16 @@ def models(*, as_json: bool = False) -> str:
             gb(row["weight_bytes_16_bit"]),
             f"{row['kv_bytes_per_token'] / 1024:,.0f} KiB" if row["kv_bytes_per_token"] else "-",
             f"{row['context_length']:,}",
+            "compared" if row["checked"] else "written from memory",
         )
         for row in rows
     ]
-    return _aligned(table)
+    return (
+        _aligned(table)
+        + "\n\nconfig: whether another copy of config.json was found, and agrees; --json names "
+        "it. A folder with the real one is planned\nin place of the catalogue's. Parameters equal those that "
+        "transformers counts from the same config."
+    )
 
 
 def hardware(*, as_json: bool = False) -> str:
@@ -62,6 +69,7 @@ def hardware(*, as_json: bool = False) -> str:
                     "interconnect": device.interconnect,
                     "compute_capability": device.capability or None,
                     "source": device.source,
+                    "checked": device.checked,
                     "mig": [profile.name for profile in device.mig],
                     "prices": [
                         {

@@ -85,6 +85,10 @@ class Replica:
     """Sequences: what the KV cache holds, or --max-num-seqs."""
     prompt: int
     output: int
+    stages: int = 1
+    """Parts of the layers, one after the other on devices of their own (pipeline parallel): each computes
+    another part of the requests at a time. A token takes all of them in turn, as one machine that had all
+    layers would take, for that part of the requests."""
 
     @property
     def capacity(self) -> float:
@@ -92,8 +96,9 @@ class Replica:
         if self.most < 1:
             return 0.0
         if not self.output:
-            return 1 / self.machine.prefill(self.prompt)
-        return self.most / self.machine.round(self.most, self.prompt, self.output)
+            return self.stages / self.machine.prefill(self.prompt)
+        together = self.most / self.stages
+        return self.stages * together / self.machine.round(together, self.prompt, self.output)
 
     def floor(self, target: str) -> float:
         """What no number of replicas goes below: a request alone."""
@@ -107,12 +112,13 @@ class Replica:
         """Under that rate; None where it is more than it can do."""
         machine, prompt, output = self.machine, self.prompt, self.output
         whole = machine.prefill(prompt) - machine.efficiency.step
-        busy = rate * whole
+        busy = rate * whole / self.stages
         if busy >= 1 or self.most < 1 or rate >= self.capacity:
             return None
         sequences = 1e-9
         for _ in range(200):
-            step = machine.decode(max(1.0, sequences), prompt + output / 2) if output else 0.0
+            together = max(1.0, sequences / self.stages)
+            step = machine.decode(together, prompt + output / 2) if output else 0.0
             wanted = rate * output * step / (1 - busy)
             if wanted > self.most:
                 return None
@@ -121,10 +127,11 @@ class Replica:
             sequences = wanted
         tpot = step / (1 - busy)
         service = whole + machine.efficiency.step + step
-        used = min(0.999, rate * service) if output else busy
+        each = service / self.stages  # what the next one waits for
+        used = min(0.999, rate * each) if output else busy
 
         def wait(share: float) -> float:
-            return max(0.0, service / (2 * (1 - used)) * math.log(used / (1 - share))) if used > 0 else 0.0
+            return max(0.0, each / (2 * (1 - used)) * math.log(used / (1 - share))) if used > 0 else 0.0
 
         waits = {share: wait(share) for share in (0.5, 0.95, 0.99)}
         first = {share: waits[share] + service for share in waits}

@@ -85,14 +85,14 @@ def legal_profiles(device: Device) -> str:
     return ", ".join(profile.name for profile in device.mig) or "none: it cannot be cut"
 
 
-def profile_named(device: Device, name: str) -> MigProfile:
-    """A slice by name. Raises StartupError that lists what is legal."""
+def profile_named(device: Device, name: str, where: str = "--mig") -> MigProfile:
+    """A slice by name; `where` it was said. Raises StartupError that lists what is legal."""
     plain = name.removeprefix("nvidia.com/").removeprefix("mig-").lower()
     found = device.profile(plain)
     if found is None:
         raise StartupError(
-            f"{name!r} is no MIG profile of {device.name}.",
-            param="--mig",
+            f"{where}: {name!r} is no MIG profile of {device.name}.",
+            param=where,
             advice=f"It has {legal_profiles(device)}.",
         )
     return found

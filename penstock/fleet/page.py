@@ -10,7 +10,7 @@ from importlib import resources
 from typing import Any
 
 from . import svg
-from .table import count, gb, gib, money, ms
+from .table import alternative, burst_cost, count, gb, gib, is_chosen, money, ms
 
 Record = Mapping[str, Any]
 
@@ -39,13 +39,14 @@ def page(record: Record) -> str:
 
 def _body(record: Record) -> Iterator[str]:
     bar = record["roofline"]
+    whose, which = "published", "of ten of them, eight"
+    if bar["measured"] == "here":
+        whose, which = "of your own", "predicted from one another, they"
     yield f"<h1>Plan for {escape(', '.join(model['name'] for model in record['models']))}</h1>"
     yield (
-        f'<p class="soft">Speeds are a roofline\'s, fitted to {bar["measurements"]} published '
-        "measurements; of "
-        f"ten of them, eight lie between {bar['error_bar']['low']:.2f} and "
-        f"{bar['error_bar']['high']:.2f} of it. "
-        "GB are 10<sup>9</sup> bytes, GiB 2<sup>30</sup>.</p>"
+        f'<p class="soft">Speeds are a roofline\'s, fitted to {bar["measurements"]} {whose} measurements; '
+        f"{which} lie between {bar['error_bar']['low']:.2f} and {bar['error_bar']['high']:.2f} of it. GB are "
+        "10<sup>9</sup> bytes, GiB 2<sup>30</sup>.</p>"
     )
     if len(record["models"]) > 1 and record["dollars_per_hour"]:
         yield f"<p>All models together: <b>{money(record['dollars_per_hour'])}</b> an hour.</p>"
@@ -76,15 +77,13 @@ def _model(model: Record) -> Iterator[str]:
     targets = ", ".join(f"{name} {ms(value)}" for name, value in load["targets"].items()) or "no targets"
     yield (
         f'<p class="soft">{escape(facts["id"])}, {escape(facts["architecture"])}, '
-        f"{count(facts['parameters'])} "
-        f"parameters{experts}. For {load['requests_per_second']:g} requests/s (peak "
-        f"{load['peak_requests_per_second']:g}) of {load['prompt_tokens']:,} + "
-        f"{load['output_tokens']:,} tokens, "
-        f"{targets}.</p>"
+        f"{count(facts['parameters'])} parameters{experts}. For {load['requests_per_second']:g} requests/s "
+        f"(peak {load['peak_requests_per_second']:g}) of {load['prompt_tokens']:,} + "
+        f"{load['output_tokens']:,} tokens, {targets}.</p>"
     )
     many = f"{devices['replicas']} on demand"
     if devices["spot_burst_replicas"]:
-        many += f", {devices['spot_burst_replicas']} more on spot"
+        many += f", {devices['spot_burst_replicas']} more on {devices['burst_pool'] or 'spot'}"
     costs = model["costs"]
     tiles = [
         (f"{devices['count']} x {devices['kind']}", f"replicas: {many}"),
@@ -96,7 +95,7 @@ def _model(model: Record) -> Iterator[str]:
         tiles.append((span_short(expected["tpot"]), "for each token"))
     if costs:
         tiles += [
-            (money(costs["dollars_per_hour"]), "an hour"),
+            (money(costs["dollars_per_hour"]), f"an hour{burst_cost(model)}"),
             (money(costs["dollars_per_million_tokens"]), "a million tokens"),
             (money(costs["dollars_per_thousand_requests"]), "a thousand requests"),
         ]
@@ -188,27 +187,13 @@ def _cost_chart(model: Record) -> str:
 
 
 def _alternatives(model: Record) -> Iterator[str]:
-    chosen = model["devices"]
     rows: list[tuple[str, ...]] = [
         ("device", "ranks", "weights", "KV tokens", "requests", "replicas", "an hour", "")
     ]
     marks: list[str] = []
     for each in model["alternatives"]:
-        able = each["problem"] is None
-        rows.append(
-            (
-                each["device"],
-                str(each["tensor_parallel"]),
-                gb(each["weights_per_device"]),
-                f"{each['kv_tokens']:,}" if able else "",
-                f"{each['sequences']:,}" if able else "",
-                str(each["replicas"]) if able else "",
-                money(each["dollars_per_hour"]) if able and each["dollars_per_hour"] else "",
-                each["problem"] or "",
-            )
-        )
-        same = (each["device"], each["tensor_parallel"]) == (chosen["kind"], chosen["tensor_parallel"])
-        marks.append("chosen" if same else "")
+        rows.append(alternative(each))
+        marks.append("chosen" if is_chosen(each, model) else "")
     yield "<h3>What was considered</h3>" + _table(rows, marks)
 
 

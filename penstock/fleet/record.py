@@ -9,12 +9,14 @@ from __future__ import annotations
 from decimal import Decimal
 from typing import Any
 
+from . import schemes
 from .advice import ENGINES
 from .candidates import Candidate, best
 from .facts import SCHEMES
 from .options import Comparison, Option
 from .plan import ModelPlan, Plan
 from .prices import BreakEven
+from .question import Question
 
 VERSION = 1
 _CONTEXTS = (1024, 2048, 4096, 8192, 16384, 32768, 65536, 131072)
@@ -37,9 +39,12 @@ def record(plan: Plan) -> dict[str, Any]:
             "error_bar": {
                 "low": fit.low,
                 "high": fit.high,
-                "of": "measured / predicted, 10th to 90th percentile",
+                "of": "measured / predicted, all of them, each left out once"
+                if plan.models[0].question.measured
+                else "measured / predicted, 10th to 90th percentile",
             },
             "measurements": fit.count,
+            "measured": "here" if plan.models[0].question.measured else "published",
         },
         "engines": [{"name": each.name, "choose_it_for": each.choose} for each in ENGINES],
     }
@@ -90,6 +95,7 @@ def _model(model: ModelPlan, plan: Plan) -> dict[str, Any]:
             "peak_requests_per_second": load.peak,
             "prompt_tokens": load.prompt,
             "output_tokens": load.output,
+            "longest_request_tokens": question.longest or load.prompt + load.output,
             "targets": question.targets.given(),
         },
         "engine": {
@@ -101,10 +107,15 @@ def _model(model: ModelPlan, plan: Plan) -> dict[str, Any]:
         "devices": {
             "kind": chosen.device.name,
             "tensor_parallel": chosen.tp,
+            "pipeline_parallel": chosen.stages,
             "quantization": chosen.scheme.name,
             "replicas": chosen.replicas,
+            "replicas_driven_by": driver(question, chosen),
+            "replica_bound_by": chosen.bound(question.targets),
+            "requests_per_second_of_a_replica": _r(chosen.usable),
             "on_demand_replicas": chosen.replicas,
             "spot_burst_replicas": chosen.burst,
+            "burst_pool": question.decided.burst.pool if question.decided.burst else None,
             "count": chosen.devices,
         },
         "memory_per_device": _memory(chosen),
@@ -120,7 +131,7 @@ def _model(model: ModelPlan, plan: Plan) -> dict[str, Any]:
                 if length <= facts.context_length and facts.kv
             },
         },
-        "flags": flags(chosen),
+        "flags": flags(chosen, question.decided.kv_cache),
         "expected": {
             "ttft_p50": slower(point.ttft_p50 if point else None),
             "ttft_p95": slower(point.ttft_p95 if point else None),
@@ -140,6 +151,7 @@ def _model(model: ModelPlan, plan: Plan) -> dict[str, Any]:
         "price": _price(chosen),
         "costs": {
             "dollars_per_hour": dollars(chosen.costs.per_hour),
+            "dollars_per_hour_of_burst": dollars(chosen.burst_per_hour(question)),
             "dollars_per_month": dollars(chosen.costs.per_month),
             "dollars_per_million_tokens": dollars(chosen.costs.per_million_tokens),
             "dollars_per_million_output_tokens": dollars(chosen.costs.per_million_output),
@@ -158,20 +170,36 @@ def _model(model: ModelPlan, plan: Plan) -> dict[str, Any]:
     }
 
 
-def flags(candidate: Candidate) -> dict[str, Any]:
-    """Of `penstock serve` or `vllm serve`."""
+def driver(question: Question, chosen: Candidate) -> str:
+    """What the number of replicas comes from: a target, CAPACITY, `spec` where it names more than the load
+    takes, or `least` where one carries it."""
+    if chosen.replicas == 1 and question.decided.replicas in (None, 1):
+        return "least"
+    if question.decided.replicas == chosen.replicas:
+        return "spec"
+    return chosen.bound(question.targets)
+
+
+def flags(candidate: Candidate, kv_cache: int | None = None) -> dict[str, Any]:
+    """Of `penstock serve` or `vllm serve`. `kv_cache`: bytes, where they are decided."""
     space = candidate.room
     result: dict[str, Any] = {
         "--max-model-len": space.max_model_len,
         "--max-num-seqs": candidate.max_num_seqs,
         "--max-num-batched-tokens": space.max_num_batched_tokens,
-        "--gpu-memory-utilization": space.utilization,
     }
+    if kv_cache is not None:
+        result["--kv-cache-memory-bytes"] = kv_cache
+    else:
+        result["--gpu-memory-utilization"] = space.utilization
     if candidate.tp > 1:
         result["--tensor-parallel-size"] = candidate.tp
+    if candidate.stages > 1:
+        result["--pipeline-parallel-size"] = candidate.stages
     if candidate.scheme.name not in ("none", candidate.machine.facts.native):
-        ours = candidate.engine == "penstock" and candidate.scheme.name == "awq"
-        result["--quantization"] = "int4" if ours else candidate.scheme.name
+        value = schemes.flag(candidate.engine or "vllm", candidate.scheme.name)
+        if value is not None:
+            result["--quantization"] = value
     if candidate.machine.kv_width == 1:
         result["--kv-cache-dtype"] = "fp8"
     return result
@@ -184,6 +212,8 @@ def _memory(candidate: Candidate) -> dict[str, Any]:
         "limit": space.limit,
         "weights": space.weights,
         "activations_at_most": space.step,
+        "activations_as_a_rule": space.usual_step,
+        "peak_as_a_rule": space.peak,
         "runtime_assumed": space.runtime,
         "kv_cache": max(0, space.kv_cache),
         "kv_bytes_per_token": space.kv_bytes_per_token,

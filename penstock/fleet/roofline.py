@@ -45,6 +45,8 @@ class Machine:
     kv_width: int
     """Bytes of an element of the KV cache."""
     efficiency: Efficiency
+    expanded: bool = False
+    """Whether weights of 8 bits are expanded and multiplied at 16, as our engine's int8 is on GPUs."""
 
     @functools.cached_property
     def _reads(self) -> tuple[tuple[float, int], ...]:
@@ -72,6 +74,8 @@ class Machine:
         kind = {"int8": "int8", "fp8": "fp8", "fp8-block": "fp8", "nvfp4": "fp4"}.get(self.scheme.name)
         if self.device.vendor == "cpu" and self.width == 4:
             kind = "fp32"
+        if kind == "int8" and self.expanded:
+            kind = None
         rate = self.device.flops.get(kind, self.device.rate) if kind else self.device.rate
         return rate * self.tp
 

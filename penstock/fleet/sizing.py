@@ -3,7 +3,8 @@
 memory x utilization ┌───────────────┐
                      │ weights       │  of this rank, exact
                      │ a step        │  activations at most (model/memory.py, the engine's own arithmetic)
-                     │ runtime       │  CUDA context, graphs, NCCL: an assumption, and named
+                     │ runtime       │  CUDA context, graphs, NCCL: an assumption, and named; graphs of
+                     │               │  our engine as its own memory table has them
                      │ KV cache      │  the rest
                      └───────────────┘
 """
@@ -13,9 +14,11 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from penstock.model.memory import activation_bytes
+from penstock.model.graph_sizes import decode_sizes
+from penstock.model.memory import activation_bytes, graphs_bytes
 from penstock.model.weighing import loaded_bytes
 
+from . import schemes
 from .facts import ModelFacts
 from .hardware import Device
 from .roofline import Machine
@@ -24,8 +27,10 @@ CUDA_CONTEXT = 700 << 20
 """Of the device, for context and libraries: an assumption, as in engine/preview.py."""
 CUDA_GRAPHS = 512 << 20
 """Of vLLM's CUDA graphs; an assumption."""
-NCCL = 300 << 20
-"""Buffers of tensor parallelism; an assumption."""
+NCCL = {1: 0, 2: 342 << 20}
+MORE_NCCL = 392 << 20
+"""Ranks → what NCCL takes on each, and with more ranks: of NCCL 2.27, as NVIDIA's planner has it
+(ai-dynamo/aiconfigurator 095f58a, systems/*.yaml)."""
 UTILIZATION = 0.92
 """Default of --gpu-memory-utilization, of vLLM and of our engine on CUDA."""
 BLOCK = 16
@@ -72,6 +77,14 @@ class Room:
     max_num_batched_tokens: int
     max_num_seqs: int
     utilization: float
+    usual_step: int | None = None
+    """What a step takes as a rule, where that has been measured: our engine's on a CPU."""
+
+    @property
+    def peak(self) -> int | None:
+        """What a process with this cache takes at its peak above an empty one; None where nobody has measured
+        what a step takes."""
+        return None if self.usual_step is None else self.weights + max(0, self.kv_cache) + self.usual_step
 
     @property
     def fits(self) -> bool:
@@ -104,9 +117,11 @@ def room(
     """The memory of one rank. Pure arithmetic; nothing is refused here."""
     facts, tp, device = machine.facts, machine.tp, machine.device
     cpu = device.vendor == "cpu"
-    runtime = 0 if cpu else CUDA_CONTEXT + (CUDA_GRAPHS if engine == "vllm" else 0) + (NCCL if tp > 1 else 0)
+    runtime = 0
+    if not cpu:
+        runtime = CUDA_CONTEXT + (CUDA_GRAPHS if engine == "vllm" else 0) + NCCL.get(tp, MORE_NCCL)
     weights = facts.weight_bytes(machine.scheme, tp=tp, width=machine.width)
-    if engine == "penstock" and machine.scheme.name in _OURS:
+    if engine == "penstock" and machine.scheme.name in schemes.PENSTOCK:
         weights = loaded(machine)
     step = activation_bytes(
         Shard.of(facts, tp),
@@ -116,6 +131,8 @@ def room(
         dtype_bytes=machine.width,
         device="cpu" if cpu else "cuda",
     )
+    if engine == "penstock" and not cpu:
+        runtime += graphs_bytes(Shard.of(facts, tp), decode_sizes(max_num_seqs), machine.width)
     limit = int(device.memory * utilization)
     per_token = facts.kv_bytes_per_token(machine.kv_width, tp)
     return Room(
@@ -131,11 +148,27 @@ def room(
         max_num_batched_tokens=max_num_batched_tokens,
         max_num_seqs=max_num_seqs,
         utilization=utilization,
+        usual_step=usual_step(Shard.of(facts, tp), max_num_batched_tokens, max_num_seqs, machine.width)
+        if cpu and engine == "penstock"
+        else None,
     )
 
 
-_OURS = {"none": "none", "int8": "int8", "awq": "int4"}
-"""Scheme → our engine's --quantization."""
+_SAMPLED = 16
+"""Requests that are sampled in a step as a rule, where there may be more."""
+
+
+def usual_step(shard: Shard, tokens: int, sequences: int, width: int) -> int:
+    """Bytes of the tensors of our engine on a CPU that live at one time of a step: of each token the residual
+    stream, what comes out of a norm and what goes back, queries, keys, values and the attention's output,
+    gate and up; and of each sampled request its logits, once more in 32 bits. `Room.step` is the upper bound
+    of the same, with prompt logits of 128 rows and every copy that sampling may make.
+
+    benchmarks/plan_memory.py has measured it: the peak is within 3 % of weights, cache and this.
+    """
+    q, kv = shard.num_heads * shard.head_dim, shard.num_kv_heads * shard.head_dim
+    each = 3 * shard.hidden_size + 2 * q + 2 * kv + 2 * shard.intermediate_size
+    return tokens * each * width + min(sequences, _SAMPLED) * shard.vocab_size * (width + 4)
 
 
 def loaded(machine: Machine) -> int:
@@ -154,7 +187,7 @@ def loaded(machine: Machine) -> int:
         vocab_size=facts.vocab_size,
         hidden_size=facts.hidden_size,
         tied=not any(weight.name == "head" for weight in facts.weights),
-        scheme=_OURS[machine.scheme.name],
+        scheme=schemes.flag("penstock", machine.scheme.name) or "none",
         width=machine.width,
         device="cpu" if machine.device.vendor == "cpu" else "cuda",
     )

@@ -6,6 +6,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from decimal import Decimal
 from typing import Any
 
+from .hardware import gb as gb
+
 Record = Mapping[str, Any]
 
 
@@ -17,15 +19,24 @@ def render(record: Record) -> str:
     lines += [*_options(record["options"]), ""]
     if len(record["models"]) > 1 and record["dollars_per_hour"]:
         lines += [f"All models together: {money(record['dollars_per_hour'])} an hour", ""]
-    bar = record["roofline"]["error_bar"]
-    lines.append(
-        f"Speeds are a roofline's, at {record['roofline']['memory_efficiency']:.0%} of the bandwidth and "
-        f"{record['roofline']['compute_efficiency']:.0%} of the FLOP/s, which is what "
-        f"{record['roofline']['measurements']} published measurements show; of ten of them, eight lie "
-        "between "
-        f"{bar['low']:.2f} and {bar['high']:.2f} of it (docs/planning.md). GB are 10^9 bytes, GiB 2^30."
-    )
+    lines.append(_roofline(record["roofline"]))
     return "\n".join(lines)
+
+
+def _roofline(roof: Record) -> str:
+    """Where speeds come from, and how far they may be off."""
+    bar, count = roof["error_bar"], roof["measurements"]
+    where = (
+        f"{count} measurements of yours show; each predicted from the others, they lie between "
+        f"{bar['low']:.2f} and {bar['high']:.2f} of it"
+        if roof["measured"] == "here"
+        else f"{count} published measurements show; of ten of them, eight lie between {bar['low']:.2f} and "
+        f"{bar['high']:.2f} of it (docs/planning.md)"
+    )
+    return (
+        f"Speeds are a roofline's, at {roof['memory_efficiency']:.0%} of the bandwidth and "
+        f"{roof['compute_efficiency']:.0%} of the FLOP/s, which is what {where}. GB are 10^9 bytes, GiB 2^30."
+    )
 
 
 def _model(model: Record) -> Iterator[str]:
@@ -43,21 +54,23 @@ def _model(model: Record) -> Iterator[str]:
     many = "replica" if devices["replicas"] == 1 else "replicas"
     scheme = "" if devices["quantization"] == "none" else f" in {devices['quantization']}"
     burst = devices["spot_burst_replicas"]
-    tp = f" of {devices['tensor_parallel']}" if devices["tensor_parallel"] > 1 else ""
+    each = devices["tensor_parallel"] * devices["pipeline_parallel"]
+    tp = f" of {each}" if each > 1 else ""
     rows = [
         (
             "use",
             f"{devices['count']} x {devices['kind']}{scheme}: {devices['replicas']} {many}{tp} on demand"
-            + (f", and {burst} more on spot at the peak" if burst else "")
+            + (f", and {burst} more on {devices['burst_pool'] or 'spot'} at the peak" if burst else "")
             + f", with {model['engine']['advice']}",
         )
     ]
     rows += [("", f"because: {reason}") for reason in model["engine"]["reasons"][:1]]
+    rows.append(("replicas", f"{devices['replicas']}, {_driven(devices)}"))
     memory = model["memory_per_device"]
     rows += [
         ("memory", f"of each device, {gb(memory['total'])} ({gib(memory['total'])})"),
         ("  weights", f"{gb(memory['weights']):>10}"),
-        ("  a step", f"{gb(memory['activations_at_most']):>10}  at most"),
+        ("  a step", f"{gb(memory['activations_at_most']):>10}  at most{_usual(memory)}"),
         ("  runtime", f"{gb(memory['runtime_assumed']):>10}  assumed"),
     ]
     if facts["kv_bytes_per_token"]:
@@ -65,9 +78,8 @@ def _model(model: Record) -> Iterator[str]:
             (
                 "  KV cache",
                 f"{gb(memory['kv_cache']):>10}  {model['capacity']['kv_tokens']:,} tokens of "
-                f"{memory['kv_bytes_per_token'] / 1024:,.0f} KiB: "
-                f"{model['capacity']['sequences']:,} such requests, "
-                f"{model['capacity']['sequences_at_max_model_len']:,} of the longest",
+                f"{memory['kv_bytes_per_token'] / 1024:,.0f} KiB: {model['capacity']['sequences']:,} such "
+                f"requests, {model['capacity']['sequences_at_max_model_len']:,} of the longest",
             )
         )
     rows.append(("flags", " ".join(f"{name} {value}" for name, value in model["flags"].items())))
@@ -94,7 +106,8 @@ def _model(model: Record) -> Iterator[str]:
         rows.append(
             (
                 "costs",
-                f"{money(costs['dollars_per_hour'])} an hour, {money(costs['dollars_per_month'])} a month, "
+                f"{money(costs['dollars_per_hour'])} an hour{burst_cost(model)}, "
+                f"{money(costs['dollars_per_month'])} a month, "
                 f"{money(costs['dollars_per_million_tokens'])} for a million tokens, "
                 f"{money(costs['dollars_per_thousand_requests'])} for a thousand requests "
                 f"({money(costs['dollars_per_thousand_requests_when_full'])} when full)",
@@ -127,32 +140,68 @@ def _model(model: Record) -> Iterator[str]:
         yield f"  - {note}"
 
 
+def _driven(devices: Record) -> str:
+    """`driven by ttft-p99, with which one carries 8.24 requests/s`."""
+    bound, carries = (
+        devices["replica_bound_by"],
+        f"{devices['requests_per_second_of_a_replica']:.3g} requests/s",
+    )
+    within = "at 85 % of what it can" if bound == "capacity" else f"within {bound.replace('_', '-')}"
+    said = {"spec": "as the spec says", "least": "which carries it", "capacity": "driven by the load alone"}
+    reason = (
+        said.get(devices["replicas_driven_by"])
+        or f"driven by {devices['replicas_driven_by'].replace('_', '-')}"
+    )
+    return f"{reason}: one carries {carries} {within}"
+
+
+def _usual(memory: Record) -> str:
+    usual, peak = memory["activations_as_a_rule"], memory["peak_as_a_rule"]
+    return "" if usual is None else f", {usual / 1e6:,.0f} MB as a rule: {gb(peak)} with weights and cache"
+
+
+def burst_cost(model: Record) -> str:
+    """`, $3.00 more at the peak on spot`; nothing where nothing is started then, or it has no price."""
+    amount = model["costs"]["dollars_per_hour_of_burst"]
+    if not model["devices"]["spot_burst_replicas"] or amount is None:
+        return ""
+    pool = model["devices"]["burst_pool"]
+    return f" ({money(amount)} more at the peak{f' on {pool}' if pool else ''})"
+
+
 def _alternatives(model: Record) -> Iterator[str]:
-    rows = [("", "device", "TP", "weights", "KV tokens", "requests", "replicas", "an hour", "")]
-    chosen = model["devices"]
+    rows: list[tuple[str, ...]] = [
+        ("", "device", "TP", "weights", "KV tokens", "requests", "replicas", "an hour", "")
+    ]
     for each in _shortlist(model["alternatives"]):
-        mark = (
-            "->"
-            if (each["device"], each["tensor_parallel"], each["quantization"])
-            == (chosen["kind"], chosen["tensor_parallel"], chosen["quantization"])
-            else ""
-        )
-        able = each["problem"] is None
-        rows.append(
-            (
-                mark,
-                each["device"],
-                str(each["tensor_parallel"]),
-                gb(each["weights_per_device"]),
-                f"{each['kv_tokens']:,}" if able else "",
-                f"{each['sequences']:,}" if able else "",
-                str(each["replicas"]) if able else "",
-                money(each["dollars_per_hour"]) if able and each["dollars_per_hour"] else "",
-                each["problem"] or "",
-            )
-        )
+        rows.append(("->" if is_chosen(each, model) else "", *alternative(each)))
     yield from _aligned(rows)
     yield ""
+
+
+def alternative(each: Record) -> tuple[str, ...]:
+    """Cells of a way that was considered: device, ranks, weights, KV tokens, requests, replicas, dollars of
+    an hour, and why it does not do."""
+    able = each["problem"] is None
+    return (
+        each["device"],
+        str(each["tensor_parallel"]),
+        gb(each["weights_per_device"]),
+        f"{each['kv_tokens']:,}" if able else "",
+        f"{each['sequences']:,}" if able else "",
+        str(each["replicas"]) if able else "",
+        money(each["dollars_per_hour"]) if able and each["dollars_per_hour"] else "",
+        each["problem"] or "",
+    )
+
+
+def is_chosen(each: Record, model: Record) -> bool:
+    """Whether it is the way that the plan takes."""
+    chosen, names = model["devices"], ("tensor_parallel", "quantization")
+    return (each["device"], *(each[name] for name in names)) == (
+        chosen["kind"],
+        *(chosen[name] for name in names),
+    )
 
 
 def _shortlist(found: Sequence[Record]) -> Sequence[Record]:
@@ -222,11 +271,6 @@ def _aligned(rows: Sequence[Sequence[str]]) -> Iterator[str]:
     for row in rows:
         cells = [cell.ljust(width) for cell, width in zip(row[:-1], widths, strict=False)]
         yield ("  " + "  ".join([*cells, row[-1]])).rstrip()
-
-
-def gb(size: float) -> str:
-    """Decimal."""
-    return f"{size / 1e9:,.1f} GB"
 
 
 def gib(size: float) -> str:

@@ -431,7 +431,7 @@ def test_the_command_line_is_that_of_the_process(
     assert main.COMMANDS["chat"][1:] in text
     for name, summary in main.COMMANDS.items():
         assert main._sentence(summary) == summary[0].upper() + summary[1:] + "."
-        assert callable(main._load(name).run)
+        assert callable(main.load(name).run)
 
 
 @pytest.mark.parametrize(

@@ -16,6 +16,7 @@ from penstock.gateway.ledger.store import Entry, Position, Store
 from penstock.gateway.policy.amounts import NANO
 from penstock.gateway.policy.idle import Terms
 from penstock.gateway.records import Row
+from tests.gateway.costs.test_evaluations import report
 
 NOON = 1_794_700_800 * NANO
 """2026-11-15, 00:00 UTC."""
@@ -248,3 +249,19 @@ def test_the_case_study(capsys: pytest.CaptureFixture[str]) -> None:
     assert "has no date" not in own
     whole = json.loads(printed(capsys, "estimate", "--case-study", "--json"))
     assert [each["holds"] for each in whole["checks"]] == [False] * 8
+
+
+def test_evaluations_say_what_a_smaller_model_would_save(
+    url: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = report(tmp_path)
+    told = json.loads(path.read_text())
+    told["baseline"]["about"]["model"], told["candidates"][0]["about"]["model"] = "large", "qwen-8b"
+    path.write_text(json.dumps(told))
+    text = printed(capsys, "--ledger", url, "--evals", str(path))
+    assert "large_model ($0.0075): Model large: 2 requests to large cost $0.01." in text
+    found = json.loads(printed(capsys, "--ledger", url, "--evals", str(tmp_path), "--format", "json"))
+    assert [each["dollars"] for each in found["findings"] if each["subject"] == "model large"] == [0.0075]
+    assert "none.json cannot be read" in refused(
+        capsys, "--ledger", url, "--evals", str(tmp_path / "none.json")
+    )

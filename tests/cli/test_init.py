@@ -10,6 +10,8 @@ import pytest
 from penstock.cli.init import example
 from penstock.cli.main import main
 from penstock.cli.spec_page import render
+from penstock.deploy.bundle import objects
+from penstock.deploy.resolve import resolve
 from penstock.spec import load, loads
 
 
@@ -51,6 +53,32 @@ def test_what_is_switched_off_in_the_example_is_right_too() -> None:
     assert spec.models["demo"].keep_alive == 600
     assert spec.routes["assistant"].fallback[0].upstream == "cloud"
     assert spec.tags["feature"]["search"].limits.dollars_per_month == 20 * 10**9
+    made = {each.kind for each in objects(resolve(spec))}
+    assert made >= {"Job", "PersistentVolumeClaim", "Ingress", "PrometheusRule", "ScaledObject"}
+
+
+def test_compiled_as_it_is_it_gives_all_that_a_service_wants(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The weights of the demo model are in the image: only they are not fetched."""
+    monkeypatch.chdir(tmp_path)
+    assert main(["init"]) == 0
+    assert main(["compile", "penstock.yaml", "-o", "bundle"]) == 0
+    kinds = set(
+        re.findall(r"(?m)^kind: (\w+)", "".join(p.read_text() for p in Path("bundle").glob("*.yaml")))
+    )
+    assert kinds >= {
+        *("Namespace", "ServiceAccount", "ConfigMap", "PersistentVolumeClaim", "Deployment", "Service"),
+        *(
+            "Ingress",
+            "NetworkPolicy",
+            "PodDisruptionBudget",
+            "ServiceMonitor",
+            "PrometheusRule",
+            "ScaledObject",
+        ),
+    }
+    assert main(["check", "--strict", "penstock.yaml", "bundle"]) == 0, capsys.readouterr().out
 
 
 def test_the_page_of_the_spec_is_up_to_date() -> None:

@@ -11,6 +11,7 @@ import pytest
 
 from penstock.cli.init import example
 from penstock.cli.main import main
+from penstock.fleet import catalogue
 
 HUB = """
 version: 1
@@ -18,7 +19,7 @@ pools:
   gpu: {hardware: A100-80GB, count: 4, price_per_hour: 3.43, price_as_of: 2026-11-01, price_source: ours}
 models:
   vision: {weights: Qwen/Qwen3-VL-8B-Instruct, pool: gpu, engine: vllm, slo: {ttft_p99: 5s}}
-  text: {weights: Qwen/Qwen3-32B, pool: gpu, engine: vllm, quantization: int8, slo: {ttft_p99: 5s}}
+  text: {weights: RedHatAI/Qwen3-32B-quantized.w8a8, pool: gpu, engine: vllm, slo: {ttft_p99: 5s}}
 upstreams:
   cloud:
     url: https://api.example.com/v1
@@ -85,11 +86,12 @@ def test_a_page_is_written_whole_or_not_at_all(tmp_path: Path, capsys: pytest.Ca
         ("llama-3.1-8b --gpu RTX", "is not in the catalogue of hardware"),
         ("llama-3.1-8b --quantization magic", "Quantization 'magic' is not known"),
         ("llama-3.1-8b --rate 0", "--rate 0.0 must be a positive number"),
+        ("llama-3.1-8b --rate 1e12", "must be a positive number below 1e9"),
         ("llama-3.1-8b --rate nan", "--rate nan must be a positive number"),
         ("llama-3.1-8b --prompt -1", "--prompt -1 must be a positive number"),
         ("llama-3.1-8b --rate 2 --peak 1", "--peak 1 is less than --rate 2"),
-        ("llama-3.1-8b --ttft-p99 soon", "--ttft-p99 soon: 'soon' is no duration"),
-        ("llama-3.1-8b --ttft-p99 0", "--ttft-p99 0 must be more than 0"),
+        ("llama-3.1-8b --ttft-p99 soon", "--ttft-p99: 'soon' is no duration"),
+        ("llama-3.1-8b --ttft-p99 0", "--ttft-p99 is 0; it must be above 0"),
         ("llama-3.1-8b --tp 0", "--tp 0 must be from 1 to 64"),
         ("llama-3.1-8b --price -1", "--price -1 must not be negative"),
         ("llama-3.1-8b --cloud-input 1", "--cloud-input and --cloud-output are given together"),
@@ -127,6 +129,32 @@ def test_a_spec_without_models_or_with_unknown_hardware(
     assert "'Z9000' is not in the catalogue" in capsys.readouterr().err
 
 
+def test_flags_ask_what_if_a_spec_that_cannot_be_were_another(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """FP8 of ours on an A100 is refused, as when it is compiled; on an H100, or otherwise, it is not."""
+    path = tmp_path / "penstock.yaml"
+    path.write_text(
+        "pools: {gpu: {hardware: A100-80GB}}\n"
+        "models: {m: {weights: Qwen/Qwen3-8B, pool: gpu, quantization: fp8}}"
+    )
+    assert main(["plan", str(path)]) == 2
+    assert "models.m.quantization: fp8 over Qwen/Qwen3-8B" in capsys.readouterr().err
+    for flags in (["--gpu", "H100"], ["--quantization", "int8"], ["--engine", "vllm"]):
+        assert main(["plan", str(path), *flags]) == 0
+
+
+def test_configs_that_nobody_has_compared_are_named(capsys: pytest.CaptureFixture[str]) -> None:
+    """In the catalogue, and in each plan of such a model, by any of its names."""
+    assert main(["plan", "--models"]) == 0
+    lines = {line.split()[0]: line for line in capsys.readouterr().out.splitlines()[1:] if "/" in line[:40]}
+    for id, entry in catalogue.models().items():
+        assert lines[id].endswith("compared" if entry["checked"] else "written from memory")
+    for name, said in (("phi-2", True), ("Qwen/Qwen2.5-32B-Instruct-AWQ", True), ("llama-3.1-8b", False)):
+        assert main(["plan", name]) == 0
+        assert ("was written from memory" in capsys.readouterr().out) == said
+
+
 @pytest.mark.parametrize("name", ["--models", "--hardware", "--figures"])
 def test_lists(name: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["plan", name]) == 0
@@ -138,7 +166,6 @@ def test_lists(name: str, capsys: pytest.CaptureFixture[str]) -> None:
 def test_a_model_that_the_hubs_cache_has(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    from penstock.fleet import catalogue
 
     folder = tmp_path / "models--somebody--tuned" / "snapshots" / "abc"
     folder.mkdir(parents=True)
@@ -155,6 +182,34 @@ def test_a_cpu_is_what_flags_say(capsys: pytest.CaptureFixture[str]) -> None:
     assert main([*arguments.split(), "--json"]) == 0
     memory = json.loads(capsys.readouterr().out)["models"][0]["memory_per_device"]
     assert memory["total"] == 64 << 30
+
+
+@pytest.mark.parametrize(
+    ("command", "without"),
+    [
+        ("plan llama-3.1-8b", "pydantic yaml msgspec penstock.fleet.documents penstock.fleet.backtest"),
+        ("plan penstock.yaml", "penstock.fleet.documents penstock.fleet.backtest"),
+        ("compile penstock.yaml -o out", "penstock.check.run penstock.deploy.helm penstock.deploy.machine"),
+    ],
+)
+def test_what_is_not_needed_is_not_imported(tmp_path: Path, command: str, without: str) -> None:
+    """Answers in under a second are a matter of imports: none of these, and no validator of a part of a spec
+    alone, where the whole tree has one."""
+    (tmp_path / "penstock.yaml").write_text(example())
+    heavy = [*without.split(), "torch", "numpy", "transformers", "aiohttp", "sqlalchemy", "starlette", "rich"]
+    code = (
+        f"import sys; from penstock.cli.main import main; assert main({command.split()}) == 0\n"
+        f"print([name for name in {heavy} if name in sys.modules], file=sys.stderr)\n"
+        "model = sys.modules.get('penstock.spec.model')\n"
+        "built = lambda part: getattr(part, '__pydantic_complete__')\n"
+        "print(model and [built(model.Spec), built(model.Route)], file=sys.stderr)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], check=True, capture_output=True, text=True, cwd=tmp_path
+    )
+    *_, found, built = done.stderr.splitlines()
+    assert found == "[]"
+    assert built == str([True, False] if "penstock.yaml" in command else None)
 
 
 def test_no_torch_and_no_network_are_needed() -> None:

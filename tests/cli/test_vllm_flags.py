@@ -16,8 +16,10 @@ from penstock.server.config import ServerConfig
 HERE = Path(__file__).parent
 DOCS = HERE.parent.parent / "docs" / "flags.md"
 THEIRS = [
-    (line.split()[0], line.split()[1:])
-    for line in (HERE / "vllm_flags.txt").read_text().splitlines()
+    (line.split()[0], [word for word in line.split()[1:] if not word.startswith("{")])
+    for line in (HERE.parent.parent / "penstock" / "check" / "tables" / "vllm-0.32.txt")
+    .read_text()
+    .splitlines()
     if not line.startswith("#")
 ]
 FLAGS = list({flag.name: flag for flag in BY_NAME.values()}.values())
@@ -132,7 +134,7 @@ def test_the_last_word_wins() -> None:
 
 
 def test_values_are_compared_by_what_they_mean() -> None:
-    accepted("--cpu-offload-gb", "0.0", "--hf-overrides", "{ }", "--kv-cache-dtype", "AUTO")
+    accepted("--cpu-offload-gb", "0.0", "--additional-config", "{ }", "--kv-cache-dtype", "AUTO")
     accepted("--limit-mm-per-prompt={}", "--mm-processor-cache-gb", "4.0", "--hf-token")
 
 

@@ -9,9 +9,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from penstock.doctor.points import GIB, POINTS, Point, Verdict, examine
+from penstock.doctor.checklist import Point, Verdict
+from penstock.doctor.points import CHECKLIST, examine
 from penstock.doctor.report import as_json, point_lines, worst
 from penstock.doctor.snapshot import Machine, Snapshot, settings
+from penstock.fleet.hardware import GIB
 from penstock.observe.page import Page
 
 from .pages import OLD, vllm
@@ -187,6 +189,6 @@ def test_whatever_an_engine_tells_every_point_has_an_answer(
 ) -> None:
     it = replace(snapshot(cache=cache, prompts=values, answers=values, ttft=values), config=config)
     found = examine(it)
-    assert [point.id for point in found] == [id for id, *_ in POINTS]
+    assert [point.id for point in found] == [id for id, *_ in CHECKLIST.points]
     assert as_json(it, found, None, 0)["verdict"] in ("ok", "warn", "fail")
     assert all("\x1b" not in line for line in point_lines(found))

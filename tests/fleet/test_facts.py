@@ -12,10 +12,10 @@ import torch
 
 from penstock.core.errors import ModelLoadError, StartupError
 from penstock.fleet import catalogue
-from penstock.fleet.architectures import known_architectures, read_facts
+from penstock.fleet.architectures import ARCHITECTURES, read_facts
 from penstock.fleet.facts import SCHEMES
-from penstock.fleet.question import PENSTOCK_ARCHITECTURES
-from penstock.model.config import load_config, supported_architectures
+from penstock.fleet.question import PENSTOCK_ARCHITECTURES, PENSTOCK_ENCODERS
+from penstock.model.config import load_config, pooling_architectures, supported_architectures
 from penstock.model.memory import kv_bytes_per_token
 
 MODELS = list(catalogue.models())
@@ -119,7 +119,9 @@ def test_what_our_engine_serves_is_read_alike(id: str, tmp_path: Path) -> None:
 
 def test_which_architectures_are_ours() -> None:
     assert frozenset(supported_architectures()) == PENSTOCK_ARCHITECTURES
-    assert frozenset(known_architectures()) >= PENSTOCK_ARCHITECTURES
+    assert frozenset(ARCHITECTURES) >= PENSTOCK_ARCHITECTURES
+    theirs = frozenset(pooling_architectures()) & frozenset(ARCHITECTURES)
+    assert theirs - PENSTOCK_ARCHITECTURES == PENSTOCK_ENCODERS
 
 
 @pytest.mark.parametrize("id", MODELS)

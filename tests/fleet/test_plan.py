@@ -109,7 +109,9 @@ def test_a_stricter_time_between_tokens_makes_steps_smaller() -> None:
         ("llama-3.1-8b", "MI300X", "vllm", "it has no kernels for MI300X"),
         ("llama-3.2-1b", "TPU-v5e", "vllm", "it has no kernels for TPU-v5e"),
         ("mixtral-8x7b", "H200", "vllm", "it does not serve MixtralForCausalLM"),
-        ("bge-m3", "L4", "vllm", "it does not serve XLMRobertaModel"),
+        ("bge-m3", "L4", "vllm", "its encoders (XLMRobertaModel) have not run on GPUs"),
+        ("bge-m3", "cpu", "penstock", ""),
+        ("qwen3-vl-8b", "A100-80GB", "vllm", "it does not serve Qwen3VLForConditionalGeneration"),
         ("llama-3.2-1b", "cpu", "penstock", ""),
     ],
 )
@@ -167,9 +169,20 @@ def test_a_model_that_does_not_fit_names_the_nearest_that_does() -> None:
     with pytest.raises(
         PlanError,
         match=r"llama-3-70b cannot be served on A100-80GB \(1 x A100-80GB: its weights alone take 141\.1 GB.*"
-        r"The nearest that does: 2 x A100-80GB \(--gpu A100-80GB --tp 2\)",
+        r"The nearest that does: 2 replicas of 2 x A100-80GB \(--gpu A100-80GB --tp 2\)",
     ):
         plan([ask("llama-3-70b", "A100-80GB", rate=0.1, tp=1)])
+
+
+def test_a_context_that_does_not_fit_says_which_does() -> None:
+    wanted = {"targets": {}, "rate": 0.1, "tp": 1, "engine": "vllm"}
+    with pytest.raises(PlanError) as caught:
+        plan([ask("llama-3.1-8b", "L4", max_model_len=131_072, **wanted)])
+    found = re.search(r"holds ([\d,]+) tokens, .*131,072; --max-model-len (\d+) would fit", str(caught.value))
+    assert found is not None, str(caught.value)
+    assert found[1].replace(",", "") == found[2]
+    made = plan([ask("llama-3.1-8b", "L4", max_model_len=int(found[2]), **wanted)])
+    assert made.models[0].chosen.ok
 
 
 def test_a_model_that_fits_smaller_says_so() -> None:
@@ -234,7 +247,7 @@ def test_contexts_that_the_model_does_not_have() -> None:
 
 def test_devices_that_the_pool_does_not_have_are_told() -> None:
     made = plan([ask("llama-3.1-8b", "A100-80GB", rate=100, count=1)]).models[0]
-    peak = made.chosen.peak_replicas
+    peak = made.chosen.peak_replicas * made.chosen.tp
     wanted = f"this takes {made.chosen.devices} devices, {peak} at the peak, and the pool has 1"
     assert wanted in made.notes
     assert not any(

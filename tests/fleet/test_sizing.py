@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
@@ -10,6 +11,7 @@ import torch
 from penstock.engine.config import EngineConfig
 from penstock.engine.preview import preview
 from penstock.fleet import catalogue
+from penstock.fleet.architectures import read_facts
 from penstock.fleet.candidates import candidates, consider
 from penstock.fleet.documents import claims, weights_gb
 from penstock.fleet.facts import SCHEMES
@@ -58,7 +60,7 @@ def test_a_70b_takes_more_than_140_gb_with_llama_3s_vocabulary_and_less_with_lla
 
 
 def test_ranks_that_fit_what_the_documents_say() -> None:
-    """S10: four ranks on A100-40GB, eight on V100-32GB; S9: not two of 40 GB at 16 bits, but at 8."""
+    """S10: four ranks on A100-40GB, eight on V100-32GB; S9: not two of 40 GB at 16 bits or 8, but at 4."""
     found = {
         (each.device.name, each.tp): each.ok
         for each in candidates(ask("llama-2-70b", "A100-40GB", "V100-32GB", rate=0.01, targets={}))
@@ -66,12 +68,12 @@ def test_ranks_that_fit_what_the_documents_say() -> None:
     assert found["A100-40GB", 4]
     assert found["V100-32GB", 8]
     assert not found["A100-40GB", 2]
-    assert consider(
-        ask("llama-2-70b", "A100-40GB", rate=0.01, targets={}),
+    one, device = (
+        ask("llama-3-70b", "A100-40GB", rate=0.01, targets={}),
         catalogue.find_device("A100-40GB"),
-        2,
-        SCHEMES["awq"],
-    ).ok
+    )
+    assert consider(one, device, 2, SCHEMES["awq"]).ok
+    assert not consider(one, device, 2, SCHEMES["int8"]).ok
 
 
 def test_a_32b_in_a_slice_of_40_gb() -> None:
@@ -216,3 +218,24 @@ def test_the_case_study_does_not_add_up() -> None:
 def test_bge_m3_is_half_of_what_was_said_at_16_bits() -> None:
     assert weights_gb("bge-m3") == pytest.approx(1.1355, abs=0.001)
     assert weights_gb("bge-m3", width=4) == pytest.approx(2.271, abs=0.001)
+
+
+def test_the_peak_that_was_measured_is_the_planned_one_within_3_percent() -> None:
+    """Of real engines with random weights in real shapes on a CPU, above an empty one
+    (benchmarks/plan_memory.py)."""
+    results = Path(__file__).parents[2] / "benchmarks" / "results" / "plan-memory.json"
+    runs = json.loads(results.read_text())["runs"]
+    assert len(runs) >= 3
+    for run in runs:
+        facts = read_facts(Path("config.json"), run["config"])
+        device, scheme = catalogue.find_device("cpu"), SCHEMES[run["quantization"]]
+        one = Machine(facts, device, 1, scheme, 2, 2, fitted().efficiency)
+        limits = {"max_num_batched_tokens": 256, "max_num_seqs": 64, "max_model_len": 2048}
+        space = room(one, engine="penstock", **limits)
+        empty = {name: run["planned"][name] - run["planned_above_empty"][name] for name in run["planned"]}
+        assert space.usual_step is not None
+        planned = space.weights + run["planned"]["cache"] + space.usual_step
+        planned -= empty["weights"] + empty["cache"] + empty["usual_step"]
+        assert run["measured"]["peak"] == pytest.approx(planned, rel=0.03)
+        assert run["measured"]["ready"] == pytest.approx(space.weights - empty["weights"], rel=0.03)
+        assert space.usual_step < space.step  # which is an upper bound

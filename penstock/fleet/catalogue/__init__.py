@@ -9,7 +9,9 @@ import datetime
 import difflib
 import functools
 import json
+import re
 from collections.abc import Mapping
+from dataclasses import replace
 from decimal import Decimal
 from importlib import resources
 from pathlib import Path
@@ -27,7 +29,8 @@ def _read(name: str) -> Any:
 
 @functools.cache
 def models() -> Mapping[str, Mapping[str, Any]]:
-    """Hugging Face id → aliases, config, and parameters as transformers counts them."""
+    """Hugging Face id → aliases, config, parameters as transformers counts them, and what the config was
+    compared with (None: nothing)."""
     entries: Mapping[str, Mapping[str, Any]] = _read("models.json")
     return entries
 
@@ -53,6 +56,9 @@ def find_model(name: str) -> ModelFacts:
         facts = read_directory(path.expanduser())
         return facts
     id = _names().get(name.lower())
+    if id is None and (found := _quantised(name)) is not None:
+        base, scheme = found
+        return replace(read_facts(Path(base) / "config.json", models()[base]["config"], name), native=scheme)
     if id is None:
         near = difflib.get_close_matches(name.lower(), list(_names()), 3, 0.5)
         hint = f"Did you mean {', '.join(_names()[each] for each in dict.fromkeys(near))}? " if near else ""
@@ -61,6 +67,35 @@ def find_model(name: str) -> ModelFacts:
             advice=f"{hint}Name a folder with its config.json; `penstock plan --models` lists the catalogue.",
         )
     return read_facts(Path(id) / "config.json", models()[id]["config"], id)
+
+
+def compared(name: str) -> bool:
+    """Whether the config of a model of the catalogue agrees with another copy of it; True for what is not the
+    catalogue's."""
+    plain = _quantised(name)
+    id = plain[0] if plain is not None else _names().get(name.lower())
+    return id is None or models()[id]["checked"] is not None
+
+
+_QUANTISED = (
+    (re.compile(r"-(?:quantized\.w8a8|w8a8|int8|gptq-int8)$"), "int8"),
+    (re.compile(r"-(?:awq|awq-int4)$"), "awq"),
+    (re.compile(r"-(?:gptq|gptq-int4|quantized\.w4a16|w4a16|int4)$"), "gptq"),
+    (re.compile(r"-(?:fp8|fp8-dynamic)$"), "fp8"),
+    (re.compile(r"-(?:nvfp4|fp4)$"), "nvfp4"),
+)
+"""End of a name → scheme that such weights come in."""
+
+
+def _quantised(name: str) -> tuple[str, str] | None:
+    """(Model of the catalogue, scheme), for a name that says that it is one of them, quantised by somebody:
+    RedHatAI/Qwen3-32B-quantized.w8a8. What its config.json says is not known here."""
+    plain = name.lower().rpartition("/")[2]
+    for ending, scheme in _QUANTISED:
+        base = _names().get(ending.sub("", plain)) if ending.search(plain) else None
+        if base is not None:
+            return base, scheme
+    return None
 
 
 @functools.cache
@@ -106,6 +141,7 @@ def _device(name: str, entry: Mapping[str, Any]) -> Device:
         capability=entry["capability"],
         node=entry["node"],
         source=entry["source"],
+        checked=entry.get("checked", ""),
         mig=tuple(
             MigProfile(
                 name=profile["name"],

@@ -5,6 +5,8 @@ BIN    := $(VENV)/bin
 MODEL  ?= demo
 PORT   ?= 8000
 ARGS   ?=
+# the demo model calls tools (docs/tools.md)
+DEMO_FLAGS := $(if $(filter demo,$(MODEL)),--enable-auto-tool-choice --tool-call-parser hermes)
 # pytest workers; the engine tests use two threads each
 JOBS   ?= 2
 
@@ -42,7 +44,7 @@ serve: $(VENV)/.engine
 	@echo "    curl http://localhost:$(PORT)/v1/chat/completions -H 'Content-Type: application/json' \\"
 	@echo "      -d '{\"messages\": [{\"role\": \"user\", \"content\": \"What is PagedAttention?\"}]}'"
 	@echo
-	@exec $(BIN)/penstock serve $(MODEL) --port $(PORT) $(ARGS)
+	@exec $(BIN)/penstock serve $(MODEL) --port $(PORT) $(DEMO_FLAGS) $(ARGS)
 
 chat: $(VENV)/.engine
 	@exec $(BIN)/penstock chat --url http://localhost:$(PORT)/v1

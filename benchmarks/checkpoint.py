@@ -31,6 +31,61 @@ SHAPES: dict[str, dict[str, Any]] = {
         "max_position_embeddings": 40960,
         "tie_word_embeddings": True,
     },
+    "qwen3-8b": {
+        "hidden_size": 4096,
+        "intermediate_size": 12288,
+        "num_hidden_layers": 36,
+        "num_attention_heads": 32,
+        "num_key_value_heads": 8,
+        "head_dim": 128,
+        "vocab_size": 151936,
+        "max_position_embeddings": 40960,
+        "tie_word_embeddings": False,
+    },
+    "qwen3-32b": {
+        "hidden_size": 5120,
+        "intermediate_size": 25600,
+        "num_hidden_layers": 64,
+        "num_attention_heads": 64,
+        "num_key_value_heads": 8,
+        "head_dim": 128,
+        "vocab_size": 151936,
+        "max_position_embeddings": 40960,
+        "tie_word_embeddings": False,
+    },
+    "plan-4x2048": {
+        "hidden_size": 2048,
+        "intermediate_size": 8192,
+        "num_hidden_layers": 4,
+        "num_attention_heads": 32,
+        "num_key_value_heads": 8,
+        "head_dim": 64,
+        "vocab_size": 32768,
+        "max_position_embeddings": 40960,
+        "tie_word_embeddings": True,
+    },
+    "plan-8x1024": {
+        "hidden_size": 1024,
+        "intermediate_size": 3072,
+        "num_hidden_layers": 8,
+        "num_attention_heads": 16,
+        "num_key_value_heads": 8,
+        "head_dim": 128,
+        "vocab_size": 32768,
+        "max_position_embeddings": 40960,
+        "tie_word_embeddings": True,
+    },
+    "plan-empty": {
+        "hidden_size": 64,
+        "intermediate_size": 192,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 2,
+        "num_key_value_heads": 1,
+        "head_dim": 32,
+        "vocab_size": 8192,
+        "max_position_embeddings": 4096,
+        "tie_word_embeddings": True,
+    },
     "qwen3-tiny": {
         "hidden_size": 256,
         "intermediate_size": 768,
@@ -55,6 +110,14 @@ def write_checkpoint(directory: Path, shape: str, seed: int = 0) -> Path:
     """Make the checkpoint unless it is there; returns its directory."""
     if (directory / "model.safetensors").exists():
         return directory
+    config = write_config(directory, shape)
+    _write_tokenizer(directory, config["vocab_size"])
+    save_file(_weights(config, seed), directory / "model.safetensors", metadata={"format": "pt"})
+    return directory
+
+
+def write_config(directory: Path, shape: str) -> dict[str, Any]:
+    """A directory with the shape's configuration and no weights, for `--load-format dummy`; returns it."""
     directory.mkdir(parents=True, exist_ok=True)
     config = {
         "architectures": ["Qwen3ForCausalLM"],
@@ -73,9 +136,7 @@ def write_checkpoint(directory: Path, shape: str, seed: int = 0) -> Path:
     }
     (directory / "config.json").write_text(json.dumps(config, indent=2))
     (directory / "generation_config.json").write_text(json.dumps({"eos_token_id": 1}))
-    _write_tokenizer(directory, config["vocab_size"])
-    save_file(_weights(config, seed), directory / "model.safetensors", metadata={"format": "pt"})
-    return directory
+    return config
 
 
 def _weights(config: dict[str, Any], seed: int) -> dict[str, torch.Tensor]:

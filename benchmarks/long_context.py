@@ -20,7 +20,7 @@ from penstock.core.request_spec import Prompt, RequestSpec
 from penstock.core.sampling_params import Sampling
 from penstock.engine.hardware import inspect_hardware
 from penstock.engine.machine import usable_cores
-from penstock.kernels.quantization import SCHEMES
+from penstock.kernels.quantization import INTEGERS as SCHEMES
 
 from .checkpoint import write_checkpoint
 from .common import MODELS, save

@@ -15,7 +15,7 @@ import random
 from typing import Any
 
 from penstock import LLM, SamplingParams
-from penstock.kernels.quantization import SCHEMES
+from penstock.kernels.quantization import INTEGERS as SCHEMES
 from tools.demo.corpus import IM_END, chat_prompt, held_out_questions, load_faq
 
 from .common import save

@@ -19,7 +19,7 @@ from penstock.core.plan import Admission, Plan, PlanItem
 from penstock.core.request_spec import Prompt, RequestSpec
 from penstock.core.sampling_params import Sampling
 from penstock.engine.machine import usable_cores
-from penstock.kernels.quantization import SCHEMES
+from penstock.kernels.quantization import INTEGERS as SCHEMES
 
 
 def main() -> None:

@@ -114,9 +114,24 @@ def read_text(path: Path, limit: int, *, root: Path | None = None) -> str:
         ) from error
 
 
-def read_json(path: Path, limit: int = CONFIG_BYTES) -> dict[str, Any]:
+def read_json(path: Path, limit: int = CONFIG_BYTES, *, root: Path | None = None) -> dict[str, Any]:
     """A JSON object. Raises ModelLoadError, also for one that is nested too deeply to be read."""
-    text = read_text(path, limit)
+    value = _parsed(path, limit, root)
+    if not isinstance(value, dict):
+        raise ModelLoadError(f"{shown(path)} must hold a JSON object, not a {type(value).__name__}.")
+    return value
+
+
+def read_json_list(path: Path) -> list[Any]:
+    """A JSON array, likewise."""
+    value = _parsed(path, CONFIG_BYTES, None)
+    if not isinstance(value, list):
+        raise ModelLoadError(f"{shown(path)} must hold a JSON array, not a {type(value).__name__}.")
+    return value
+
+
+def _parsed(path: Path, limit: int, root: Path | None) -> Any:
+    text = read_text(path, limit, root=root)
     try:
         value = json.loads(text)
         if "\\ud" in text.lower():  # half a surrogate pair is no text that anybody could encode
@@ -125,8 +140,6 @@ def read_json(path: Path, limit: int = CONFIG_BYTES) -> dict[str, Any]:
         raise ModelLoadError(f"{shown(path)} is nested too deeply.") from None
     except ValueError as error:  # malformed, no text, or an integer of thousands of digits
         raise ModelLoadError(f"{shown(path)} is not valid JSON: {error}.") from error
-    if not isinstance(value, dict):
-        raise ModelLoadError(f"{shown(path)} must hold a JSON object, not a {type(value).__name__}.")
     return value
 
 

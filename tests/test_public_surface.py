@@ -20,10 +20,16 @@ def run(code: str) -> str:
 def test_the_names() -> None:
     assert penstock.__all__ == [
         "LLM",
+        "BeamSearchParams",
+        "ClassificationRequestOutput",
         "CompletionOutput",
+        "EmbeddingRequestOutput",
         "Logprob",
+        "PoolingParams",
+        "PoolingRequestOutput",
         "RequestOutput",
         "SamplingParams",
+        "ScoringRequestOutput",
         "__version__",
     ]
     for name in penstock.__all__:

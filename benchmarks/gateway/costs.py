@@ -1,6 +1,6 @@
 """How long `penstock costs` takes over a large ledger, and what roll-ups cost when rows are written.
 
-    python -m benchmarks.gateway.costs [--rows 10000000] [--users 0] [--folder DIR]
+    python -m benchmarks.gateway.costs [--rows 10000000] [--users 0] [--folder DIR] [--ledger FILE]
 
 A SQLite ledger of 90 days is filled by SQLite itself: 200 keys of 20 teams, 40 features, 8 routes, 4 models
 in 2 pools, 1,200 series; with `--users N`, a feature for each of N users instead. The roll-ups are then made
@@ -90,7 +90,8 @@ def fill(store: Store, rows: int, users: int) -> dict[str, float]:
             took["index_seconds"] = time.monotonic() - begun
         with connection.begin():
             begun = time.monotonic()
-            import_module("penstock.gateway.ledger.migrations.versions.v0005_rollups")._fill(connection)
+            for version in ("v0005_rollups", "v0008_losses"):
+                import_module(f"penstock.gateway.ledger.migrations.versions.{version}")._fill(connection)
             took["rollup_seconds"] = time.monotonic() - begun
     terms = {"l4": Terms(4, 710_000_000, 4, "L4"), "h100": Terms(2, 3_900_000_000, 2, "H100")}
     claim(store, "w", terms, dict.fromkeys(terms, BEGIN), BEGIN + DAYS * DAY)
@@ -156,13 +157,12 @@ def _entry(number: int) -> Entry:
     return Entry(number, row, {day: 20_000})
 
 
-def measure(rows: int, users: int, folder: Path, runs: int) -> dict[str, Any]:
-    """All of it."""
-    path = folder / "ledger.db"
-    url = f"sqlite:///{path}"
+def measure(rows: int, users: int, path: Path, runs: int) -> dict[str, Any]:
+    """All of it; of a ledger that is there already, the reports alone."""
+    url, there = f"sqlite:///{path}", path.exists()
     store = Store(url)
     store.open()
-    took = fill(store, rows, users)
+    took = {} if there else fill(store, rows, users)
     with store.reading() as connection:
         dollars = connection.execute(sa.select(sa.func.sum(ledger.c.dollars))).scalar_one()
         sizes = {
@@ -195,10 +195,13 @@ def main() -> None:
     parser.add_argument("--users", type=int, default=0)
     parser.add_argument("--runs", type=int, default=3)
     parser.add_argument("--folder", type=Path, help="where the ledger is made (default: a temporary one)")
+    parser.add_argument(
+        "--ledger", type=Path, metavar="FILE", help="one of so many rows; made, if it is not there"
+    )
     args = parser.parse_args()
     with tempfile.TemporaryDirectory(dir=args.folder) as name:
         folder = Path(name)
-        result = measure(args.rows, args.users, folder, args.runs)
+        result = measure(args.rows, args.users, args.ledger or folder / "ledger.db", args.runs)
         result["microseconds_of_a_row_written"] = {
             f"batches of {batch}": write_cost(folder, batch) for batch in (10, 256)
         }

@@ -1,11 +1,13 @@
 """What a request costs in the gateway's event loop, counted: for machines too busy for rates.
 
-    python -m benchmarks.gateway.path --before CHECKOUT [--batches N] [--rounds R]
+    python -m benchmarks.gateway.path [--before CHECKOUT] [--batches N] [--rounds R]
 
-Each version runs in a process of its own, with the door, a meter in memory and a fake upstream in another
-thread, and plain requests one after the other without a socket before the door. Counted are calls of
-functions for a request (exact, whatever else runs), and its CPU time in the loop's thread: the least of the
-batches' means, which is what disturbance adds to.
+`without` has no route that escalates, `beside` one that is not asked, `verified` one that is and whose
+verifier every answer passes; `before` is the code of another checkout, without. Each version runs in a
+process of its own, with the door, a meter in memory and a fake upstream in another thread, and plain requests
+one after the other without a socket before the door. Counted are calls of functions for a request (exact,
+whatever else runs), and its CPU time in the loop's thread: the least of the batches' means, which is what
+disturbance adds to.
 """
 
 from __future__ import annotations
@@ -24,10 +26,12 @@ _SPEC = """
 pools: {box: {hardware: L4, price_per_hour: 3.60}}
 upstreams:
   ours: {url: "%s", kind: openai, pool: box, models: {m: {context: 8192}}}
-routes: {small: {targets: [{model: m, upstream: ours}]%s}}
+routes: {small: {targets: [{model: m, upstream: ours}]%s}%s}
 limits: {requests_per_minute: 100000000, dollars_per_day: 1000000}
 """
 _ROUTE = ", escalate: {to: [{model: m, upstream: ours}], verifiers: [{length: {max_characters: 100000}}]}"
+_BESIDE = f", other: {{targets: [{{model: m, upstream: ours}}]{_ROUTE}}}"
+_SPECS = {"verified": (_ROUTE, ""), "beside": ("", _BESIDE)}
 _BATCH = 50
 
 
@@ -39,12 +43,15 @@ def main() -> None:
     parser.add_argument("--one", help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.one is not None:
-        print(json.dumps(asyncio.run(_one(_ROUTE if args.one == "verified" else "", args.batches))))
+        print(json.dumps(asyncio.run(_one(_SPECS.get(args.one, ("", "")), args.batches))))
         return
     found: dict[str, list[dict[str, float]]] = {}
     here = Path.cwd()
     for _ in range(args.rounds):
-        for name, code in (("without", here), ("before", args.before.resolve()), ("verified", here)):
+        versions = [("without", here), ("beside", here), ("verified", here)]
+        if args.before is not None:
+            versions.append(("before", args.before.resolve()))
+        for name, code in versions:
             done = subprocess.run(
                 [
                     sys.executable,
@@ -68,14 +75,15 @@ def main() -> None:
     print(json.dumps(least))
     from benchmarks.common import save
 
-    sys.argv[1:] = [each.replace(str(args.before), "CHECKOUT") for each in sys.argv[1:]]
+    if args.before is not None:
+        sys.argv[1:] = [each.replace(str(args.before), "CHECKOUT") for each in sys.argv[1:]]
     save(
         "gateway-path",
         {"arguments": {"batches": args.batches, "rounds": args.rounds}, "least": least, "rounds": found},
     )
 
 
-async def _one(route: str, batches: int) -> dict[str, float]:
+async def _one(routes: tuple[str, str], batches: int) -> dict[str, float]:
     from penstock.gateway.door import Door
     from penstock.gateway.endpoints import ENDPOINTS
     from penstock.gateway.records import Principal
@@ -85,7 +93,7 @@ async def _one(route: str, batches: int) -> dict[str, float]:
     from tests.gateway.upstream import Upstream
 
     upstream = Upstream().start()
-    spec = loads(_SPEC % (upstream.url, route))
+    spec = loads(_SPEC % (upstream.url, *routes))
     meter = MemoryMeter()
     door = Door(spec, MemoryKeys({"k": Principal(key_id="k")}), meter, Stations(spec, None, {}))
     body = json.dumps({"model": "small", "messages": [{"role": "user", "content": "Hi"}], "max_tokens": 9})

@@ -22,7 +22,7 @@ SPEC = """
 pools: {{box: {{hardware: L4, price_per_hour: 3.60}}}}
 upstreams:
   ours: {{url: "http://127.0.0.1:{port}", kind: openai, pool: box, models: {{m: {{context: 8192}}}}}}
-routes: {{small: {{targets: [{{model: m, upstream: ours}}]{more}}}}}
+routes: {{small: {{targets: [{{model: m, upstream: ours}}]{more}}}{others}}}
 limits:
   requests_per_minute: 100000000
   tokens_per_minute: 1000000000000
@@ -100,14 +100,17 @@ def upstream(gap: float) -> Iterator[Running]:
 
 
 @contextmanager
-def gateway(port: str, folder: Path, *, route: str = "", code: Path | None = None) -> Iterator[Running]:
+def gateway(
+    port: str, folder: Path, *, route: str = "", others: str = "", code: Path | None = None
+) -> Iterator[Running]:
     """Ours, one worker, in front of an upstream at `port`.
 
     Args:
-        route: more of its only route, as `, retries: 0`.
+        route: more of the route `small`, as `, retries: 0`.
+        others: more routes, as `, large: {…}`.
         code: a checkout of another version; this one if not given.
     """
-    (folder / "penstock.yaml").write_text(SPEC.format(port=port, more=route))
+    (folder / "penstock.yaml").write_text(SPEC.format(port=port, more=route, others=others))
     more = {} if code is None else {"PYTHONPATH": str(code)}
     with _process([sys.executable, "-m", "penstock", "gateway"], folder, more) as process:
         assert process.stdout is not None

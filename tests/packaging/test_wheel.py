@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import json
 import os
-import platform
 import re
 import shutil
 import subprocess
@@ -22,8 +21,7 @@ import torch
 
 from penstock.kernels.cpu import build, prebuilt
 
-ROOT = Path(__file__).parents[2]
-HERE = platform.machine()
+from .wheels import HERE, ROOT, build_wheel, run
 
 #: What a library says of itself.
 ISA = {
@@ -48,24 +46,6 @@ print(json.dumps([penstock.__file__, idle, str(found and found.path), found and 
 """
 
 
-def run(*command: str | Path) -> str:
-    """What a command says."""
-    done = subprocess.run([str(word) for word in command], capture_output=True, text=True)
-    assert done.returncode == 0, done.stdout + done.stderr
-    return done.stdout
-
-
-def build_wheel(machine: str, variants: list[str], out: Path) -> Path:
-    """A wheel for an architecture, with some of its libraries; skips if no compiler makes it."""
-    compiler = build.find_compiler() if machine == HERE else shutil.which(f"{machine}-linux-gnu-g++")
-    if compiler is None:
-        pytest.skip(f"no compiler for {machine}")
-    tool = ROOT / "tools" / "wheel" / "build.py"
-    run(sys.executable, tool, "--quick", "--variants", ",".join(variants), "--out", out, machine)
-    (wheel,) = out.glob("*.whl")
-    return wheel
-
-
 def libraries_of(wheel: Path, to: Path) -> dict[str, Path]:
     """The libraries of a wheel, by the names of their variants."""
     with zipfile.ZipFile(wheel) as archive:
@@ -80,13 +60,10 @@ def compile_self_test(compiler: str, to: Path) -> Path:
 
 
 @pytest.mark.slow
-def test_it_runs_where_nothing_compiles(tmp_path: Path) -> None:
+@pytest.mark.timeout(600)
+def test_it_runs_where_nothing_compiles(wheel: Path, tmp_path: Path) -> None:
     """Installed into an environment with torch and without a compiler, its best library is in use."""
-    fitting = prebuilt.runnable(HERE, build.cpu_features())
-    if not fitting:
-        pytest.skip("no library is compiled ahead for this processor")
-    best, foremost = fitting[0].name, prebuilt.variants(HERE)[0].name
-    wheel = build_wheel(HERE, sorted({best, foremost}), tmp_path / "dist")
+    best, foremost = prebuilt.runnable(HERE, build.cpu_features())[0].name, prebuilt.variants(HERE)[0].name
     assert re.fullmatch(rf"penstock-[^-]+-py3-none-manylinux_2_\d+_{HERE}\.whl", wheel.name)
 
     home = tmp_path / "venv"

@@ -40,6 +40,7 @@ from corpus import (
 )
 from safetensors.torch import save_file
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
+from tool_talk import ToolSampler
 from torch.nn import functional as F
 from transformers import Qwen3Config, Qwen3ForCausalLM
 
@@ -75,13 +76,44 @@ MODEL: dict[str, Any] = {
 }
 
 CHAT_TEMPLATE = """\
-{%- for message in messages %}
-    {%- if message.content is string %}
-        {%- set content = message.content %}
-    {%- else %}
-        {%- set content = message.content | map(attribute='text') | join %}
+{%- macro text(content) -%}
+    {%- if content is string -%}
+        {{- content -}}
+    {%- elif content -%}
+        {{- content | map(attribute='text') | join -}}
+    {%- endif -%}
+{%- endmacro -%}
+{%- set start = 0 %}
+{%- if tools %}
+    {{- '<|im_start|>system\\n' }}
+    {%- if messages[0].role == 'system' %}
+        {%- set start = 1 %}
+        {{- text(messages[0].content) + '\\n\\n' }}
     {%- endif %}
-    {{- '<|im_start|>' + message.role + '\\n' + content + '<|im_end|>\\n' }}
+    {{- 'Tools: ' }}
+    {%- for tool in tools %}
+        {%- set function = tool.function if tool.function is defined else tool %}
+        {%- set properties = (function.parameters or {}).properties or {} %}
+        {{- (', ' if not loop.first else '') + function.name + '(' + properties.keys() | join(', ') + ')' }}
+    {%- endfor %}
+    {{- '<|im_end|>\\n' }}
+{%- endif %}
+{%- for message in messages[start:] %}
+    {%- if message.role == 'tool' %}
+        {{- '<|im_start|>user\\n' if loop.first or loop.previtem.role != 'tool' else '\\n' }}
+        {{- '<tool_response>\\n' + text(message.content) + '\\n</tool_response>' }}
+        {{- '<|im_end|>\\n' if loop.last or loop.nextitem.role != 'tool' }}
+    {%- else %}
+        {{- '<|im_start|>' + message.role + '\\n' + text(message.content) }}
+        {%- for call in message.tool_calls or [] %}
+            {%- set function = call.function if call.function is defined else call %}
+            {{- '\\n' if message.content or not loop.first }}
+            {{- '<tool_call>\\n{"name": "' + function.name + '", "arguments": ' }}
+            {{- (function.arguments if function.arguments is string else function.arguments | tojson) }}
+            {{- '}\\n</tool_call>' }}
+        {%- endfor %}
+        {{- '<|im_end|>\\n' }}
+    {%- endif %}
 {%- endfor %}
 {%- if add_generation_prompt %}
     {{- '<|im_start|>assistant\\n' }}
@@ -140,15 +172,24 @@ def pad(samples: list[tuple[list[int], list[int]]]) -> Batch:
     return ids, labels
 
 
-def batches(sampler: Sampler, tokenizer: Tokenizer, token_budget: int, pool: int = 512) -> Iterator[Batch]:
-    """Endless batches of about ``token_budget`` tokens, each of samples of similar length."""
-    shuffler = random.Random(sampler.rng.random())
-    source = iter(sampler)
+def samples(faq: Faq, seed: int, with_tools: float) -> Iterator[list[Span]]:
+    """Endless chats and texts, of which the share ``with_tools`` has tools."""
+    sampler = Sampler(faq, seed)
+    plain, talks, rng = iter(sampler), ToolSampler(sampler), sampler.rng
     while True:
-        samples = [encode(tokenizer, spans) for spans in islice(source, pool)]
-        samples = sorted((s for s in samples if len(s[0]) <= 1024), key=lambda s: len(s[0]))
+        yield talks.talk() if rng.random() < with_tools else next(plain)
+
+
+def batches(
+    source: Iterator[list[Span]], tokenizer: Tokenizer, token_budget: int, seed: int, pool: int = 512
+) -> Iterator[Batch]:
+    """Endless batches of about ``token_budget`` tokens, each of samples of similar length."""
+    shuffler = random.Random(seed)
+    while True:
+        drawn = [encode(tokenizer, spans) for spans in islice(source, pool)]
+        drawn = sorted((s for s in drawn if len(s[0]) <= 1024), key=lambda s: len(s[0]))
         groups: list[list[tuple[list[int], list[int]]]] = [[]]
-        for sample in samples:
+        for sample in drawn:
             if groups[-1] and len(sample[0]) * (len(groups[-1]) + 1) > token_budget:
                 groups.append([])
             groups[-1].append(sample)
@@ -216,7 +257,7 @@ def train(faq: Faq, tokenizer: Tokenizer, args: argparse.Namespace) -> Any:
         Muon(matrices, args.lr, weight_decay=0.05, dtype=torch.bfloat16 if args.autocast else torch.float32),
         torch.optim.AdamW(rest, lr=args.lr, betas=(0.9, 0.97), weight_decay=0.0),
     ]
-    stream = batches(Sampler(faq, args.seed), tokenizer, args.tokens)
+    stream = batches(samples(faq, args.seed, args.with_tools), tokenizer, args.tokens, args.seed)
     start, recent, seen = time.monotonic(), 0.0, 0
     for step in range(args.steps):
         warm_up = min(1.0, (step + 1) / 60)
@@ -328,7 +369,13 @@ def cases(faq: Faq) -> dict[str, list[Case]]:
 
     facts = [entry.answer.split(" ") for entry in sampler.facts if entry.terms]
     completions = [(" ".join(words[:5]), " " + " ".join(words[5:])) for words in facts]
+    tooled: dict[str, list[Case]] = {}
+    for held_out in (False, True):
+        suffix = ", held out" if held_out else ""
+        for kind, prompt, answer in ToolSampler(sampler, held_out=held_out).cases(60):
+            tooled.setdefault(kind + suffix, []).append((prompt, answer))
     return {
+        **tooled,
         "trained questions, a sample": alone(
             rng.sample([(q, a) for q, a, held_out in answers if not held_out], 600)
         ),
@@ -413,6 +460,7 @@ def main() -> None:
     parser.add_argument("--show-errors", action="store_true", help="print every wrong answer")
     parser.add_argument("--steps", type=int, default=3500)
     parser.add_argument("--tokens", type=int, default=2048, help="tokens per step, padding included")
+    parser.add_argument("--with-tools", type=float, default=0.35, help="share of the chats with tools")
     parser.add_argument("--lr", type=float, default=1e-2, help="highest learning rate")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--threads", type=int, default=1)

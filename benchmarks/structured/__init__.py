@@ -1,0 +1,1 @@
+"""Structured outputs: are all outputs valid (valid), what do masks cost (libraries, throughput)."""

@@ -154,6 +154,9 @@ CHAT_NEUTRAL: dict[str, Rule] = {
     "web_search_options": _never,
 }
 
+#: Of many conversations in one request.
+CHAT_BATCH_NEUTRAL: dict[str, Rule] = {**CHAT_NEUTRAL, "best_of": _number(1)}
+
 COMPLETION_NEUTRAL: dict[str, Rule] = {
     **_NEUTRAL,
     "functions": _empty,
@@ -205,6 +208,9 @@ POOLING_NEUTRAL: dict[str, Rule] = {
     "padding": _one_of("do_not_pad"),
     "rank_fields": _one_of(["text"]),
 }
+
+
+COHERE_NEUTRAL: dict[str, Rule] = {**POOLING_NEUTRAL, "images": _empty}
 
 
 #: Fields that are objects → the names in them.

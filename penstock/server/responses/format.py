@@ -27,6 +27,7 @@ from penstock.server.generation import Generation
 from penstock.server.ignored import Ignored
 from penstock.server.pipeline import Ask, generate
 from penstock.server.protocol import ChatRequest, decode
+from penstock.server.render import render
 from penstock.server.state import State
 
 from .answer import ResponsesWriter
@@ -134,6 +135,11 @@ class ResponsesFormat:
 async def create(state: State, scope: Scope, receive: Receive, send: Send) -> None:
     """An answer to texts and items, whole, as a stream of events or in the background."""
     await generate(ResponsesFormat(owner_of(scope)), state, scope, receive, send)
+
+
+async def render_response(state: State, scope: Scope, receive: Receive, send: Send) -> None:
+    """What the engine would be asked for a response, what it goes on with included."""
+    await render(ResponsesFormat(owner_of(scope)), state, scope, receive, send)
 
 
 async def retrieve(state: State, scope: Scope, receive: Receive, send: Send) -> None:

@@ -29,6 +29,7 @@ URLS = (
     "/v1/rerank",
     "/rerank",
     "/v2/rerank",
+    "/v2/embed",
 )
 """What a line may ask, where the server serves it."""
 MOST_LINE = 16 << 20

@@ -35,6 +35,8 @@ URLS = (
 MOST_LINE = 16 << 20
 """Bytes of a line."""
 _LONGEST_ID = 512
+_WHOLE = {"stream": "answers are whole", "background": "a batch is background, and waits for its answers"}
+_NO_JSON = (b'"bytes"', b'"bytes_only"')
 
 
 class BadLine(Exception):
@@ -95,7 +97,7 @@ def read_line(text: bytes, urls: Collection[str]) -> Line:
         raise BadLine("line_too_long", f"the line has more than {MOST_LINE} bytes.")
     try:
         line = msgspec.json.decode(text, type=_Line)
-        streams = msgspec.json.decode(line.body, type=dict[str, msgspec.Raw]).get("stream")
+        fields = msgspec.json.decode(line.body, type=dict[str, msgspec.Raw])
     except (ValueError, RecursionError) as error:
         raise BadLine("invalid_json_line", f"{brief(str(error), 200)}.", _id(text)) from None
     if not 1 <= len(line.custom_id) <= _LONGEST_ID:
@@ -106,8 +108,12 @@ def read_line(text: bytes, urls: Collection[str]) -> Line:
             f"{quote(f'{line.method} {line.url}')} cannot be asked here: it is POST of {', '.join(urls)}.",
             line.custom_id,
         )
-    if streams is not None and bytes(streams) not in (b"false", b"null"):
-        raise BadLine("invalid_request", "body.stream must be false: answers are whole.", line.custom_id)
+    for name, why in _WHOLE.items():
+        if name in fields and bytes(fields[name]) not in (b"false", b"null"):
+            raise BadLine("invalid_request", f"body.{name} must be false: {why}.", line.custom_id)
+    if bytes(fields.get("encoding_format", b"")) in _NO_JSON:
+        why = "body.encoding_format must be float or base64: answers are lines of JSON."
+        raise BadLine("invalid_request", why, line.custom_id)
     return Line(line.custom_id, line.url, bytes(line.body))
 
 

@@ -33,11 +33,12 @@ class _Usage(Struct, frozen=True):
 
 
 class _Body(Struct, frozen=True):
-    usage: _Usage = _Usage()
+    usage: _Usage | None = None
 
 
 class _Response(Struct):
-    body: _Body
+    body: _Body | str
+    """What is no JSON, is kept as a text."""
 
 
 class _Line(Struct):
@@ -52,7 +53,10 @@ def usage_of(lines: Iterable[bytes]) -> dict[str, Any]:
     given = output = cached = thought = 0
     seconds = 0.0
     for line in lines:
-        used = _LINE.decode(line).response.body.usage
+        body = _LINE.decode(line).response.body
+        used = body.usage if isinstance(body, _Body) else None
+        if used is None:
+            continue
         given += used.prompt_tokens + used.input_tokens
         given += used.cache_read_input_tokens + used.cache_creation_input_tokens
         output += used.completion_tokens + used.output_tokens

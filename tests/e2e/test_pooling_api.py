@@ -1,4 +1,4 @@
-"""A real encoder behind a real server: the official client, Cohere's shape, and batches of all that it does."""
+"""A real encoder behind a real server: the official client, Cohere's shape, batches of all that it does."""
 
 from __future__ import annotations
 

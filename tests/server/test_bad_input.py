@@ -129,6 +129,8 @@ REFUSED: list[tuple[str, dict[str, Any], str | None, str | None]] = [
     (CHAT, {"messages": HI, "bad_words": [1]}, "bad_words[0]", "invalid_type"),
     (CHAT, {"messages": HI, "bad_words": ["x"] * 1025}, "bad_words", None),
     (CHAT, {"messages": HI, "vllm_xargs": {"a": {"b": 1}}}, "vllm_xargs", None),
+    (CHAT, {"messages": HI, "vllm_xargs": {"a": 2**63}}, "vllm_xargs", None),
+    (TEXT, {"prompt": "a", "vllm_xargs": {"a": ["b", -(2**63) - 1]}}, "vllm_xargs", None),
     (CHAT, {"messages": HI, "use_beam_search": True, "top_k": 5}, "top_k", "unsupported_parameter"),
     (CHAT, {"messages": HI, "use_beam_search": 2}, "use_beam_search", "invalid_type"),
     (TEXT, {"prompt": "a", "suffix": "b"}, "suffix", "unsupported_parameter"),

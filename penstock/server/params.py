@@ -335,7 +335,7 @@ def _named_tokens(request: GenerateRequest, logprobs: int | None) -> tuple[int, 
 
 
 def _extra_args(given: dict[str, Any]) -> dict[str, Any]:
-    """vLLM's types: numbers, texts, and lists of them. Whole numbers have 64 bits on their way to the engine."""
+    """vLLM's types: numbers, texts, and lists of them; whole numbers as the engine can be told them."""
     for name, value in given.items():
         values = value if isinstance(value, list) else [value]
         if any(isinstance(each, int) and not -(2**63) <= each < 2**63 for each in values):

@@ -270,7 +270,8 @@ def chats(random: Random) -> dict[str, Any]:
     """A body of /v1/chat/completions/batch."""
     alone = ("stream", "stream_options", "n", "prompt_logprobs", "return_prompt_text")
     request = {name: value for name, value in chat(random).items() if name not in alone}
-    return {**request, "messages": [_messages(random) for _ in range(random.randint(1, 3))]}
+    # a whole conversation may be longer than the context, and three of them are more often
+    return {**request, "messages": [_messages(random)[-1:] for _ in range(random.randint(1, 3))]}
 
 
 def completion(random: Random) -> dict[str, Any]:

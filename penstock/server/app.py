@@ -69,6 +69,7 @@ ROUTES: tuple[tuple[str, str, Handler], ...] = (
     ("/v1/completions/render", "POST", partial(render, CompletionFormat(), several=True)),
     ("/v1/responses", "POST", responses.create),
     ("/v1/responses/render", "POST", responses.render_response),
+    ("/v1/responses/input_tokens", "POST", responses.count_tokens),
     ("/v1/responses/{name}", "GET", responses.retrieve),
     ("/v1/responses/{name}", "DELETE", responses.delete),
     ("/v1/responses/{name}/cancel", "POST", responses.cancel),

@@ -151,6 +151,11 @@ OPERATIONS: Mapping[str, Operation] = {
         gives=shapes.Rendered,
         tag="Anthropic",
     ),
+    "/v1/responses/input_tokens": Operation(
+        summary="How many tokens of input a response would have",
+        takes=(responses.ResponsesRequest,),
+        gives=responses.InputTokens,
+    ),
     "/v1/responses/render": Operation(
         summary="What the engine would be asked for a response",
         takes=(responses.ResponsesRequest,),

@@ -105,6 +105,7 @@ def test_the_public_surface() -> None:
         "POST /v1/messages/render",
         "POST /v1/rerank",
         "POST /v1/responses",
+        "POST /v1/responses/input_tokens",
         "POST /v1/responses/render",
         "POST /v1/responses/{name}/cancel",
         "POST /v1/score",

@@ -25,6 +25,7 @@ from .requests import (
     POOL,
     RANKS,
     RESPONSES,
+    RESPONSES_COUNT,
     SCORES,
     TEXT,
     TOKENIZE,
@@ -127,7 +128,7 @@ def _wrong_success(case: Case, answer: Answer) -> str | None:
         return _wrong_list(body)
     if path == COHERE:
         return _wrong_types(body)
-    if path == COUNT:
+    if path in (COUNT, RESPONSES_COUNT):
         return None if body["input_tokens"] > 0 else "counts no tokens"
     if path == MESSAGES:
         return None if body["stop_reason"] and body["usage"]["output_tokens"] >= 0 else "no stop_reason"

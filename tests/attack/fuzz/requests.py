@@ -40,6 +40,7 @@ INVOCATIONS = "/invocations"
 RESPONSES, MESSAGES, COUNT = "/v1/responses", "/v1/messages", "/v1/messages/count_tokens"
 CHAT_RENDER, TEXT_RENDER = "/v1/chat/completions/render", "/v1/completions/render"
 MESSAGES_RENDER, RESPONSES_RENDER = "/v1/messages/render", "/v1/responses/render"
+RESPONSES_COUNT = "/v1/responses/input_tokens"
 CHAT_BATCH = "/v1/chat/completions/batch"
 FILES, BATCHES = "/v1/files", "/v1/batches"
 EMBEDDINGS, POOL, CLASSIFY = "/v1/embeddings", "/pooling", "/classify"
@@ -73,6 +74,7 @@ SHAPES: dict[str, tuple[type[msgspec.Struct], ...]] = {
     TEXT_RENDER: (CompletionRequest,),
     MESSAGES_RENDER: (MessagesRequest,),
     RESPONSES_RENDER: (ResponsesRequest,),
+    RESPONSES_COUNT: (ResponsesRequest,),
     CHAT_BATCH: (ChatBatchRequest,),
     BATCHES: (BatchRequest,),
 }
@@ -477,6 +479,7 @@ VALID: Bodies = {
     TEXT_RENDER: completion,
     MESSAGES_RENDER: message,
     RESPONSES_RENDER: response,
+    RESPONSES_COUNT: response,
     CHAT_BATCH: chats,
     BATCHES: batch,
 }

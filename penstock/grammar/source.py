@@ -52,6 +52,8 @@ def source(grammar: Grammar, tokens: Tokens) -> str:
         body = writer.ebnf(grammar.text)
     else:
         body = writer.format(json.loads(grammar.text))
+    if grammar.before:
+        body = f"{writer.format(json.loads(grammar.before))} {body}"
     if grammar.after:
         body = f"{writer.free_until([grammar.after])} {body}"
     return writer.finished(body)

@@ -106,7 +106,8 @@ class GrammarCheck:
         worker = self._take()
         keep = False
         try:
-            fields = (grammar.kind.value, grammar.text, grammar.whitespace, grammar.lenient, grammar.after)
+            fields = (grammar.kind.value, grammar.text, grammar.whitespace, grammar.lenient)
+            fields += (grammar.after, grammar.before)
             kind, said, keep = worker.ask(marshal.dumps(fields), Limits(self._seconds))
         except TemplateError as error:
             return self._ended(error)

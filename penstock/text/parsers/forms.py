@@ -27,6 +27,10 @@ class Form:
     after: str = ""
     trigger: str = ""
     """What tells a call from text."""
+    said: str = ""
+    """What text begins with, where it has a mark of its own: then an answer is text or calls, not both."""
+    said_json: str = ""
+    """The same, where the text is JSON."""
     sure: bool = True
     """Nothing but the trigger is read as the beginning of a call."""
     values: Literal["json", "tags"] = "json"
@@ -49,6 +53,8 @@ def calls(form: Form, tools: Mapping[str, Mapping[str, Any]], single: bool) -> F
 
 def text_and_calls(form: Form, tools: Mapping[str, Mapping[str, Any]], single: bool) -> Format:
     """Any text, and calls in it."""
+    if form.said:
+        return either(form, tools, single, {"type": "any_text"})
     tags = [calls(form, tools, single)] if form.before else _tags(form, tools)
     return {
         "type": "triggered_tags",
@@ -56,6 +62,14 @@ def text_and_calls(form: Form, tools: Mapping[str, Mapping[str, Any]], single: b
         "tags": tags,
         "stop_after_first": single,
     }
+
+
+def either(form: Form, tools: Mapping[str, Mapping[str, Any]], single: bool, text: Format) -> Format:
+    """Calls, or text of this format."""
+    if form.said:
+        begin = form.said_json if text["type"] == "json_schema" else form.said
+        text = {"type": "tag", "begin": begin, "content": text, "end": ""}
+    return {"type": "or", "elements": [calls(form, tools, single), text]}
 
 
 def _tags(form: Form, tools: Mapping[str, Mapping[str, Any]]) -> list[Format]:

@@ -8,10 +8,12 @@ line breaks included.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import ClassVar
+from typing import ClassVar, Literal
 
+from .forms import Format
 from .machine import Machine, Run
 from .pieces import Thought
+from .tools import ToolParser
 
 
 class ReasoningParser(Machine):
@@ -31,6 +33,9 @@ class ReasoningParser(Machine):
         self._interrupts = tuple(interrupts) if self.interruptible else ()
         super().__init__()
 
+    together: ClassVar[type[ToolParser] | None] = None
+    """Who reads thoughts, text and calls in one, where they do not come one after the other; it takes `thinking` and
+    `calling`."""
     interruptible: ClassVar[bool] = False
     """Whether the models of the family call tools from within a thought, which ends it."""
 
@@ -52,6 +57,11 @@ class ReasoningParser(Machine):
         if continued and max(last_start, last_end) >= 0:
             return last_start > last_end
         return enabled and not continued
+
+    @classmethod
+    def opening(cls, thinking: bool, header: Literal["", "said", "said_json"]) -> Format | None:
+        """What stands before the grammar of an answer; None where that is any text up to `end`, or nothing."""
+        return None
 
     @classmethod
     def all_marks(cls) -> tuple[str, ...]:
@@ -81,7 +91,3 @@ class Qwen3(ReasoningParser):
     false`)."""
 
     interruptible = True
-
-
-REASONING_PARSERS: dict[str, type[ReasoningParser]] = {"deepseek_r1": DeepSeekR1, "qwen3": Qwen3}
-"""By the name of --reasoning-parser."""

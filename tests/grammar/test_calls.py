@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import json
 import random
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -16,9 +16,9 @@ from tokenizers import AddedToken
 
 import penstock.assets
 from penstock.core.structured import StructuredOutputsParams
-from penstock.grammar.compiler import Compiler
+from penstock.grammar.compiler import Compiled, Compiler
 from penstock.grammar.prepare import prepare
-from penstock.text.parsers.families import TOOL_PARSERS
+from penstock.text.parsers.families import REASONING_PARSERS, TOOL_PARSERS
 from penstock.text.parsers.forms import Form, arguments_schema, calls, not_held, text_and_calls
 from penstock.text.parsers.pieces import Message
 from penstock.text.parsers.tools import Tool
@@ -28,6 +28,7 @@ from penstock.text.vocabulary import vocabulary
 DEMO = Path(str(penstock.assets.__file__)).parent / "demo"
 EOS = 2
 DEEPSEEK = ("calls▁begin", "calls▁end", "call▁begin", "call▁end", "sep")
+CHANNELS = ("start", "channel", "message", "constrain", "end", "call", "return")
 #: Family → its tokens, as published tokenizers have them: (text, whether it is special).
 TOKENS: dict[str, dict[str, bool]] = {
     "hermes": {"<tool_call>": False, "</tool_call>": False, "<think>": False, "</think>": False},
@@ -37,6 +38,7 @@ TOKENS: dict[str, dict[str, bool]] = {
     "mistral": {"[TOOL_CALLS]": True, "[AVAILABLE_TOOLS]": True},
     "mistral, version 13": {"[TOOL_CALLS]": True, "[ARGS]": True, "[CALL_ID]": True},
     "deepseek_v3": {f"<｜tool▁{each}｜>": True for each in DEEPSEEK},
+    "openai": {f"<|{each}|>": True for each in CHANNELS},
     "deepseek_v31": {f"<｜tool▁{each}｜>": False for each in DEEPSEEK},
 }
 KIND = {"type": "string", "enum": ["wet", "dry"]}
@@ -64,6 +66,7 @@ TOOLS = (
     Tool("none"),
     Tool("text.one", {"properties": {"text": {"type": "string", "maxLength": 9}}, "required": ["text"]}),
 )
+HARMONY = TOOL_PARSERS["openai"].form_for(lambda _: True) or Form("", "")
 SCHEMAS = {tool.name: arguments_schema(tool.parameters) for tool in TOOLS}
 CLOSING = ('"', "}", '"}', "]", "\n</parameter>\n", "1", "<|im_end|>")
 
@@ -166,17 +169,12 @@ def test_calls_within_text(writer: tuple[str, Writer]) -> None:
             message = read(family, text)
             check(message)
             called += len(message.calls)
-    assert called or name in ("llama3_json", "pythonic")  # their trigger is an ordinary text
+    # no token leads there, only texts
+    assert called or name in ("llama3_json", "pythonic", "openai")
 
 
-@pytest.mark.parametrize("special", [False, True])
-def test_a_thought_is_free_and_ends_with_its_token(special: bool) -> None:
-    """Qwen's marks of a thought are added tokens that are not special; a model begins with the first one."""
-    marks = {"<think>": special, "</think>": special, "<tool_call>": False}
-    tokenizer = tokenizer_with(marks)
-    compiler = Compiler(vocabulary(tokenizer, tokenizer.vocab_size, (EOS,)))
-    asked = StructuredOutputsParams(json={"type": "integer"}, after="</think>")
-    compiled = compiler.compile(prepare(asked)[0])
+def taking(compiler: Compiler, tokenizer: Tokenizer, compiled: Compiled) -> Callable[[str], bool]:
+    """Whether a text matches, token by token, and may end there."""
 
     def takes(text: str) -> bool:
         matcher, ids = compiled.matcher(), tokenizer.encode(text, add_special_tokens=False)
@@ -189,12 +187,57 @@ def test_a_thought_is_free_and_ends_with_its_token(special: bool) -> None:
         matcher.fill(masks, 0)
         return bool(masks[0, EOS >> 5] >> (EOS & 31) & 1)
 
+    return takes
+
+
+@pytest.mark.parametrize("special", [False, True])
+def test_a_thought_is_free_and_ends_with_its_token(special: bool) -> None:
+    """Qwen's marks of a thought are added tokens that are not special; a model begins with the first one."""
+    marks = {"<think>": special, "</think>": special, "<tool_call>": False}
+    tokenizer = tokenizer_with(marks)
+    compiler = Compiler(vocabulary(tokenizer, tokenizer.vocab_size, (EOS,)))
+    asked = StructuredOutputsParams(json={"type": "integer"}, after="</think>")
+    takes = taking(compiler, tokenizer, compiler.compile(prepare(asked)[0]))
     assert takes("a thought</think>12")
     assert takes("<think>a</think>12") is not special
     assert takes("a <tool_call>{}</think>12")
     assert not takes("a</think>b</think>12")
     assert not takes("a</think>")
     assert not takes("<think>12")
+
+
+ANALYSIS = "<|channel|>analysis<|message|>hm<|end|><|start|>assistant"
+FINAL, CONSTRAINED = "<|channel|>final<|message|>", "<|channel|>final <|constrain|>json<|message|>"
+CALL = '<|channel|>commentary to=functions.none <|constrain|>json<|message|>{}'
+
+
+@pytest.mark.parametrize("thinking", [False, True])
+@pytest.mark.parametrize(
+    ("header", "outputs", "right", "wrong"),
+    [
+        ("said_json", {"json": {"type": "integer"}}, f"{CONSTRAINED}12", f"{FINAL}12"),
+        ("said", {"choice": ["a", "b"]}, f"{FINAL}b", f"{FINAL}c"),
+        ("said", {"regex": "[ab]+"}, f"{FINAL}abba", "abba"),
+        ("", {"structural_tag": {"format": calls(HARMONY, SCHEMAS, True)}}, CALL, f"{FINAL}no"),
+        ("", {"structural_tag": {"format": text_and_calls(HARMONY, SCHEMAS, True)}}, f"{FINAL}no", "no"),
+    ],
+)
+def test_an_answer_stands_in_its_channel(
+    thinking: bool, header: Any, outputs: dict[str, Any], right: str, wrong: str
+) -> None:
+    """As vLLM admits answers of gpt-oss, but for texts before calls: thoughts, and then what was asked for."""
+    model = Writer(TOKENS["openai"])
+    opening = REASONING_PARSERS["openai_gptoss"].opening(thinking, header)
+    asked = StructuredOutputsParams(**outputs, before=opening, whitespace_pattern=" ?")
+    takes = taking(model.compiler, model.tokenizer, model.compiler.compile(prepare(asked)[0]))
+    begun = "hm<|end|><|start|>assistant" if thinking else ""
+    assert takes(f"{begun}{right}")
+    assert takes(f"{begun}{ANALYSIS}{right}")
+    assert takes(f"{begun}{ANALYSIS}{ANALYSIS}{right}")
+    assert takes(right) is not thinking
+    assert not takes(f"{begun}{wrong}")
+    assert not takes(f"{begun}{ANALYSIS}{wrong}")
+    assert not takes(f"{begun}{ANALYSIS}")
 
 
 def test_what_texts_without_quotes_are_not_held_to() -> None:

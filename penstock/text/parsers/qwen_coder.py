@@ -16,7 +16,9 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-from .forms import Form, alternatives
+from penstock.grammar.tagged import alternatives
+
+from .forms import Form
 from .tools import ToolParser, Tried, dump
 
 _HEAD = re.compile(r"(?:<tool_call>\s*)?<function=(?P<name>[A-Za-z0-9_.-]+)>\s*")
@@ -34,7 +36,7 @@ class Qwen3Coder(ToolParser):
         end="</function>\n</tool_call>",
         separator="\n",
         trigger="<tool_call>",
-        values="tags",
+        style="qwen_xml",
     )
     others = (_CALL_END, _FUNCTION_END, "<parameter=", _END)
 

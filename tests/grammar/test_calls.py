@@ -159,6 +159,35 @@ def test_what_must_be_called_is_called(writer: tuple[str, Writer], single: bool)
         ], text
 
 
+#: As the templates of the families have it in their histories: what their models have learnt to write.
+LEARNT = {
+    "hermes": '<tool_call>\n{"name": "look", "arguments": {"at": "New\\nYork", "days": 3}}\n</tool_call>',
+    "qwen3_coder": "<tool_call>\n<function=look>\n<parameter=at>\nNew\nYork </p>\n</parameter>\n"
+    "<parameter=days>\n3\n</parameter>\n</function>\n</tool_call>",
+    "llama3_json": '{"name": "look", "parameters": {"at": "New York", "days": 3}}',
+    "mistral": '[TOOL_CALLS] [{"name": "look", "arguments": {"at": "New York", "days": 3}}]',
+    "mistral, version 13": '[TOOL_CALLS]look[ARGS]{"at": "New York", "days": 3}',
+    "openai": '<|channel|>commentary to=functions.look <|constrain|>json<|message|>{"at":"New York","days":3}',
+    "deepseek_v3": "<｜tool▁calls▁begin｜><｜tool▁call▁begin｜>function<｜tool▁sep｜>look\n```json\n"
+    '{"at": "New York", "days": 3}\n```<｜tool▁call▁end｜><｜tool▁calls▁end｜>',
+    "deepseek_v31": '<｜tool▁calls▁begin｜><｜tool▁call▁begin｜>look<｜tool▁sep｜>{"at": "New York", "days": 3}'
+    "<｜tool▁call▁end｜><｜tool▁calls▁end｜>",
+}
+
+
+@pytest.mark.parametrize("family", sorted(LEARNT))
+@pytest.mark.parametrize("text", [{"type": "string"}, {"type": "string", "maxLength": 14}, {"type": ["string", "null"]}])
+def test_a_grammar_takes_what_models_have_learnt(family: str, text: dict[str, Any]) -> None:
+    model = Writer(TOKENS[family])
+    _, form = model.form(family.split(",")[0])
+    schema = {"properties": {"at": text, "days": {"type": "integer"}}, "required": ["at", "days"]}
+    tag = calls(form, {"look": arguments_schema(schema)}, False)
+    asked = StructuredOutputsParams(structural_tag={"format": tag}, strict=False, whitespace_pattern=" ?")
+    takes = taking(model.compiler, model.tokenizer, model.compiler.compile(prepare(asked)[0]))
+    assert takes(LEARNT[family])
+    assert not takes(LEARNT[family].replace("3", '"three"'))
+
+
 def test_calls_within_text(writer: tuple[str, Writer]) -> None:
     name, model = writer
     family, form = model.form(name)

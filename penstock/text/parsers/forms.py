@@ -101,6 +101,11 @@ _OTHER_PROPERTIES = frozenset(
 )
 
 
+def says_more(parameters: Mapping[str, Any]) -> bool:
+    """Whether a schema allows properties that it does not name."""
+    return bool(_OTHER_PROPERTIES & parameters.keys()) and parameters.get("additionalProperties") is not False
+
+
 def arguments_schema(parameters: Mapping[str, Any]) -> dict[str, Any]:
     """The schema of a tool's arguments: an object, with nothing that it does not name. As in OpenAI's API, a
     tool without parameters takes none."""

@@ -31,10 +31,15 @@ TYPED = Tool(
             "items": {"type": "array"},
             "text": {"type": "string"},
             "maybe": {"anyOf": [{"type": "string"}, {"type": "null"}]},
+            "float": {"type": "float"},
+            "number": {"anyOf": [{"type": "integer"}, {"type": "null"}]},
+            "object": {"anyOf": [{"type": "object"}, {"type": "null"}]},
         },
     },
 )
-TOOLS = (Tool("get_weather", {"type": "object", "properties": {"city": {"type": "string"}}}), TYPED)
+CITY = {"type": "object", "properties": {name: {"type": "string"} for name in ("city", "state", "unit")}}
+FILE = {"type": "object", "properties": {"path": {"type": "string"}, "content": {"type": "string"}}}
+TOOLS = (Tool("get_weather", CITY), Tool("write_file", FILE), TYPED)
 CASES = [
     pytest.param(path.stem, case, id=f"{path.stem}-{case['case'].replace(' ', '_')}")
     for path in sorted(GOLDEN.glob("*.yaml"))

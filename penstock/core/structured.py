@@ -42,7 +42,7 @@ class Grammar:
     after: str = ""
     """The output is free up to the end of this text, such as a reasoning model's "</think>"."""
     before: str = ""
-    """What stands before it, as JSON of a structural tag's format: gpt-oss' thoughts, and the header of its answer."""
+    """What stands before it, as JSON of a structural tag's format: gpt-oss' thoughts, and a header."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

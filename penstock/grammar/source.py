@@ -159,8 +159,8 @@ class _Writer:
             ends: texts.
             text: an any_text that says more of it.
 
-        Raises ValueError for a number of tokens before an end that is none: of a text that is cut in the middle of
-        its end, the library cannot say how much of it is there.
+        Raises ValueError for a number of tokens before an end that is none: of a text that is cut in the
+        middle of its end, the library cannot say how much of it is there.
         """
         text = text or {}
         found = []
@@ -170,7 +170,9 @@ class _Writer:
                 found.append(self._rule(f"{self._any_text(text)} {self.literal(end)}"))
         if texts := [end for end in ends if self._split is None or not self._split.match(end)]:
             if text.get("max_tokens") is not None:
-                raise ValueError(f"max_tokens needs an end that is a token of the model, and not {texts[0]!r}")
+                raise ValueError(
+                    f"max_tokens needs an end that is a token of the model, and not {texts[0]!r}"
+                )
             name = self._name("until")
             pattern = self._regex(f"{_any(text)}({_any_of(texts)})", text.get("excludes", ()))
             self._rules.append(f"{name}[lazy]: {pattern}")

@@ -4,7 +4,8 @@
     Paris
     </parameter>
 
-Texts have no quotes, everything else is JSON. It makes formats of structural tags out of schemas that were checked.
+Texts have no quotes, everything else is JSON. It makes formats of structural tags out of schemas that were
+checked.
 """
 
 from __future__ import annotations
@@ -53,8 +54,8 @@ def _value(schema: Mapping[str, Any], root: Mapping[str, Any]) -> Format:
 
 
 def not_held(schema: Mapping[str, Any]) -> str | None:
-    """What of the schema no grammar enforces: its path in the schema, or None. A text without quotes is held to its
-    length, and to nothing else."""
+    """What of the schema no grammar enforces: its path in the schema, or None. A text without quotes is held
+    to its length, and to nothing else."""
     for name, inner in (schema.get("properties") or {}).items():
         for each in alternatives(inner, schema):
             for keyword in ("pattern", "format", "allOf"):

@@ -167,16 +167,20 @@ LEARNT = {
     "llama3_json": '{"name": "look", "parameters": {"at": "New York", "days": 3}}',
     "mistral": '[TOOL_CALLS] [{"name": "look", "arguments": {"at": "New York", "days": 3}}]',
     "mistral, version 13": '[TOOL_CALLS]look[ARGS]{"at": "New York", "days": 3}',
-    "openai": '<|channel|>commentary to=functions.look <|constrain|>json<|message|>{"at":"New York","days":3}',
+    "openai": "<|channel|>commentary to=functions.look <|constrain|>json<|message|>"
+    '{"at":"New York","days":3}',
     "deepseek_v3": "<｜tool▁calls▁begin｜><｜tool▁call▁begin｜>function<｜tool▁sep｜>look\n```json\n"
     '{"at": "New York", "days": 3}\n```<｜tool▁call▁end｜><｜tool▁calls▁end｜>',
-    "deepseek_v31": '<｜tool▁calls▁begin｜><｜tool▁call▁begin｜>look<｜tool▁sep｜>{"at": "New York", "days": 3}'
+    "deepseek_v31": "<｜tool▁calls▁begin｜><｜tool▁call▁begin｜>look<｜tool▁sep｜>"
+    '{"at": "New York", "days": 3}'
     "<｜tool▁call▁end｜><｜tool▁calls▁end｜>",
 }
 
 
 @pytest.mark.parametrize("family", sorted(LEARNT))
-@pytest.mark.parametrize("text", [{"type": "string"}, {"type": "string", "maxLength": 14}, {"type": ["string", "null"]}])
+@pytest.mark.parametrize(
+    "text", [{"type": "string"}, {"type": "string", "maxLength": 14}, {"type": ["string", "null"]}]
+)
 def test_a_grammar_takes_what_models_have_learnt(family: str, text: dict[str, Any]) -> None:
     model = Writer(TOKENS[family])
     _, form = model.form(family.split(",")[0])
@@ -237,7 +241,7 @@ def test_a_thought_is_free_and_ends_with_its_token(special: bool) -> None:
 
 ANALYSIS = "<|channel|>analysis<|message|>hm<|end|><|start|>assistant"
 FINAL, CONSTRAINED = "<|channel|>final<|message|>", "<|channel|>final <|constrain|>json<|message|>"
-CALL = '<|channel|>commentary to=functions.none <|constrain|>json<|message|>{}'
+CALL = "<|channel|>commentary to=functions.none <|constrain|>json<|message|>{}"
 
 
 @pytest.mark.parametrize("thinking", [False, True])
@@ -254,7 +258,7 @@ CALL = '<|channel|>commentary to=functions.none <|constrain|>json<|message|>{}'
 def test_an_answer_stands_in_its_channel(
     thinking: bool, header: Any, outputs: dict[str, Any], right: str, wrong: str
 ) -> None:
-    """As vLLM admits answers of gpt-oss, but for texts before calls: thoughts, and then what was asked for."""
+    """As vLLM admits answers of gpt-oss, but for texts before calls: thoughts, then what was asked for."""
     model = Writer(TOKENS["openai"])
     opening = REASONING_PARSERS["openai_gptoss"].opening(thinking, header)
     asked = StructuredOutputsParams(**outputs, before=opening, whitespace_pattern=" ?")

@@ -20,13 +20,14 @@ CHANNELS = ("start", "channel", "message", "constrain", "end", "call", "return")
 HARMONY = (
     "<|channel|>analysis<|message|>Two things.<|end|>"
     "<|start|>assistant<|channel|>commentary<|message|>I look.<|end|>"
-    '<|start|>assistant<|channel|>commentary to=functions.get_weather <|constrain|>json<|message|>{"city": "Paris"}'
+    "<|start|>assistant<|channel|>commentary to=functions.get_weather <|constrain|>json<|message|>"
+    '{"city": "Paris"}'
 )
 
 
 @pytest.fixture(scope="module")
 def channels() -> Iterator[LiveServer]:
-    """A server of a model of gpt-oss' family, whose vocabulary has the format's tokens; none is shown as text."""
+    """A server of a model of gpt-oss' family, whose vocabulary has the format's tokens."""
     rust = tooled_tokenizer([f"<|{each}|>" for each in CHANNELS])
     reply = [*rust.encode(HARMONY, add_special_tokens=False)]
     engine = FakeEngine(lambda _: reply, info=replace(INFO, max_model_len=4096))
@@ -65,7 +66,11 @@ def test_channels_without_tools(channels: LiveServer) -> None:
 @pytest.mark.parametrize(
     ("fields", "before", "kind"),
     [
-        ({"response_format": {"type": "json_object"}}, "<|channel|>final <|constrain|>json<|message|>", "json"),
+        (
+            {"response_format": {"type": "json_object"}},
+            "<|channel|>final <|constrain|>json<|message|>",
+            "json",
+        ),
         ({"structured_outputs": {"choice": ["a"]}}, "<|channel|>final<|message|>", "choice"),
         ({"tools": [NOW], "tool_choice": "required"}, None, "structural_tag"),
     ],
@@ -89,7 +94,10 @@ def test_text_of_a_form_or_calls_have_their_channels(channels: LiveServer) -> No
     grammar = channels.engine.adds[-1].spec.grammar
     assert grammar is not None
     calls, said = json.loads(grammar.text)["elements"]
-    assert [tag["begin"].split()[1] for tag in calls["tags"]] == ["to=functions.get_weather", "to=functions.now"]
+    assert [tag["begin"].split()[1] for tag in calls["tags"]] == [
+        "to=functions.get_weather",
+        "to=functions.now",
+    ]
     assert said["begin"] == "<|channel|>final <|constrain|>json<|message|>"
 
 
@@ -126,13 +134,10 @@ def test_thoughts_between_calls_in_every_dialect(channels: LiveServer) -> None:
     assert [item.type for item in whole.output] == [item.type for item in streamed.output]
     tools: Any = [{"name": "now", "input_schema": {"type": "object"}}]
     claude: Any = {"model": "tiny", "max_tokens": 999, "messages": HI, "tools": tools}
-    with anthropic.Anthropic(base_url=channels.url, api_key="x", max_retries=0, timeout=PATIENCE) as client:
-        answer = client.messages.create(**claude)
-        with client.messages.stream(**claude) as stream:
-            final = stream.get_final_message()
+    with anthropic.Anthropic(base_url=channels.url, api_key="x", max_retries=0, timeout=PATIENCE) as other:
+        answer = other.messages.create(**claude)
+        with other.messages.stream(**claude) as told:
+            final = told.get_final_message()
     for each in (answer, final):
-        kinds = [block.type for block in each.content]
-        assert "".join(b.thinking for b in each.content if b.type == "thinking") == "One.\nTwo."
-        assert [b.input for b in each.content if b.type == "tool_use"] == [{"a": 1}]
-        assert "".join(b.text for b in each.content if b.type == "text") == "Done"
-    assert [block.type for block in answer.content] == kinds
+        blocks = [block.model_dump(include={"thinking", "input", "text"}) for block in each.content]
+        assert blocks == [{"thinking": "One."}, {"input": {"a": 1}}, {"thinking": "\nTwo."}, {"text": "Done"}]

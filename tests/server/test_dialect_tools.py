@@ -291,7 +291,7 @@ ONLY_NOW: Any = {"type": "function", "name": "now"}
 def test_a_response_may_call_only_what_is_allowed(
     server: LiveServer, tokenizer: Tokenizer, mode: Any
 ) -> None:
-    """The model is told of all tools, so that its prompt stays the same one, and a grammar leaves it these."""
+    """The model is told of all tools, so that its prompt stays the same, and a grammar leaves it these."""
     choice: Any = allowed(mode, ONLY_NOW)
     with server.client() as client:
         made = client.responses.create(model=MODEL, input="hi", tools=FUNCTIONS, tool_choice=choice)

@@ -6,10 +6,10 @@
 <|start|>assistant to=functions.f<|channel|>commentary json<|message|>{}<|call|>                the same
 <|start|>assistant<|channel|>final<|message|>It rains.<|return|>                                text
 
-<|start|>assistant is the prompt's before the first one. One parser reads thoughts, text and calls, as they come
-in any order. Several messages of a kind are lines of it. The format is OpenAI's (docs/format.md of its library);
-what a recipient means is vLLM's: a function with or without `functions.`, unless it is one of the tools that gpt-oss
-was trained with.
+<|start|>assistant is the prompt's before the first one. One parser reads thoughts, text and calls, as they
+come in any order. Several messages of a kind are lines of it. The format is OpenAI's (docs/format.md of its
+library); what a recipient means is vLLM's: a function with or without `functions.`, unless it is one of the
+tools that gpt-oss was trained with.
 """
 
 from __future__ import annotations
@@ -44,8 +44,8 @@ _THOUGHT = f"{CHANNEL}analysis{MESSAGE}"
 
 
 class Harmony(ToolParser):
-    """Splits an answer into Thoughts, Texts and calls. A header that is none, and what follows it, is text; so is
-    a call of what is no function, or without an object of arguments."""
+    """Splits an answer into Thoughts, Texts and calls. A header that is none, and what follows it, is text;
+    so is a call of what is no function, or without an object of arguments."""
 
     marks = (START, CHANNEL)
     others = (MESSAGE, CONSTRAIN, *ENDS)

@@ -81,12 +81,13 @@ class Qwen3Coder(ToolParser):
     def _ending(
         self, begin: int, others: Collection[str] | None
     ) -> Generator[None, None, tuple[int, int] | None]:
-        """(where the value that begins at a place of the buffer ends, where the next tag begins); None where the
-        output is cut off in it.
+        """(where the value that begins at a place of the buffer ends, where the next tag begins); None where
+        the output is cut off in it.
 
-        A value may have tags in it, as a file about calls has: its end is the first one that belongs to no beginning
-        within it, and that another parameter or the end of the function follows. Models forget ends, too: where the
-        function ends before one is found, the value ends as in vLLM at the next tag that can be one.
+        A value may have tags in it, as a file about calls has: its end is the first one that belongs to no
+        beginning within it, and that another parameter or the end of the function follows. Models forget
+        ends, too: where the function ends before one is found, the value ends as in vLLM at the next tag
+        that can be one.
 
         others: parameters that may follow; None where nobody knows.
         """

@@ -34,8 +34,8 @@ class ReasoningParser(Machine):
         super().__init__()
 
     together: ClassVar[type[ToolParser] | None] = None
-    """Who reads thoughts, text and calls in one, where they do not come one after the other; it takes `thinking` and
-    `calling`."""
+    """Who reads thoughts, text and calls in one, where they do not come one after the other; it takes
+    `thinking` and `calling`."""
     interruptible: ClassVar[bool] = False
     """Whether the models of the family call tools from within a thought, which ends it."""
 
@@ -60,7 +60,12 @@ class ReasoningParser(Machine):
 
     @classmethod
     def opening(cls, thinking: bool, header: Literal["", "said", "said_json"]) -> Format | None:
-        """What stands before the grammar of an answer; None where that is any text up to `end`, or nothing."""
+        """What stands before the grammar of an answer; None where that is a thought up to `end`, or nothing.
+
+        Args:
+            thinking: the answer begins inside of a thought.
+            header: which header of the family's form; "" where the grammar has it.
+        """
         return None
 
     @classmethod

@@ -78,7 +78,8 @@ def together(pieces: list[Piece]) -> list[Any]:
 
 
 HEADERS = re.compile(
-    r"(<\|start\|>assistant)?<\|channel\|>(analysis|commentary|final)( to=[a-z.]+)?( ?<\|constrain\|>)?( ?json| code)?<\|message\|>"
+    r"(<\|start\|>assistant)?<\|channel\|>(analysis|commentary|final)( to=[a-z.]+)?"
+    r"( ?<\|constrain\|>)?( ?json| code)?<\|message\|>"
     r"|<\|(end|return|call)\|>|\s"
 )
 

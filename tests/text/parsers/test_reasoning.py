@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import pytest
 
+from penstock.text.parsers.families import REASONING_PARSERS
 from penstock.text.parsers.harmony import Harmony
 from penstock.text.parsers.message import MessageParser
 from penstock.text.parsers.pieces import Message, Text, Thought
-from penstock.text.parsers.families import REASONING_PARSERS
 
 NAMES = sorted(name for name, family in REASONING_PARSERS.items() if family.together is None)
 
@@ -82,8 +82,16 @@ def test_a_call_ends_the_thought_of_models_that_call_from_it() -> None:
         ("<|start|>user<|message|>hi<|end|><|start|>assistant", False, False),
         ("<|start|>assistant<|channel|>analysis<|message|>", False, True),
         ("<|start|>assistant<|channel|>analysis<|message|>so far", True, True),
-        ("<|channel|>analysis<|message|>a<|end|><|start|>assistant<|channel|>final<|message|>so far", True, False),
-        ("<|start|>user<|message|>what is <|channel|>analysis<|message|>?<|end|><|start|>assistant", True, False),
+        (
+            "<|channel|>analysis<|message|>a<|end|><|start|>assistant<|channel|>final<|message|>so far",
+            True,
+            False,
+        ),
+        (
+            "<|start|>user<|message|>what is <|channel|>analysis<|message|>?<|end|><|start|>assistant",
+            True,
+            False,
+        ),
         ("so far", True, False),
     ],
 )

@@ -56,19 +56,15 @@ class Reading:
 
     def _make(self) -> MessageParser:
         tools, use = None, self.tools
-        together = self.reasoning_parser.together if self.reasoning_parser is not None else None
-        if together is not None:
-            callable = use.callable if use is not None and self.tool_parser is not None else ()
-            single = use is not None and use.single
-            return MessageParser(
-                tools=together(
-                    callable,
-                    trusted=self.trusted,
-                    single=single,
-                    thinking=self.thinking,
-                    calling=self.tool_parser is not None,
-                )
+        if self.reasoning_parser is not None and self.reasoning_parser.together is not None:
+            tools = self.reasoning_parser.whole(
+                () if use is None else use.callable,
+                trusted=self.trusted,
+                single=use is not None and use.single,
+                thinking=self.thinking,
+                calling=self.tool_parser is not None,
             )
+            return MessageParser(tools=tools)
         if self.tool_parser is not None and use is not None:
             tools = self.tool_parser(use.callable, trusted=self.trusted, single=use.single)
         reasoning = None

@@ -183,6 +183,13 @@ class GptOss(ReasoningParser):
     together = Harmony
 
     @classmethod
+    def whole(
+        cls, tools: Sequence[Tool], *, trusted: bool, single: bool, thinking: bool, calling: bool
+    ) -> Harmony:
+        """See ReasoningParser."""
+        return Harmony(tools, trusted=trusted, single=single, thinking=thinking, calling=calling)
+
+    @classmethod
     def begins_thinking(cls, prompt: str, enabled: bool = True, continued: bool = False) -> bool:
         """See ReasoningParser. A model that is told nothing begins with a header."""
         if not continued:

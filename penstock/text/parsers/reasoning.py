@@ -13,7 +13,7 @@ from typing import ClassVar, Literal
 from .forms import Format
 from .machine import Machine, Run
 from .pieces import Thought
-from .tools import ToolParser
+from .tools import Tool, ToolParser
 
 
 class ReasoningParser(Machine):
@@ -34,8 +34,7 @@ class ReasoningParser(Machine):
         super().__init__()
 
     together: ClassVar[type[ToolParser] | None] = None
-    """Who reads thoughts, text and calls in one, where they do not come one after the other; it takes
-    `thinking` and `calling`."""
+    """Who reads thoughts, text and calls in one, where they do not come one after the other (`whole`)."""
     interruptible: ClassVar[bool] = False
     """Whether the models of the family call tools from within a thought, which ends it."""
 
@@ -57,6 +56,19 @@ class ReasoningParser(Machine):
         if continued and max(last_start, last_end) >= 0:
             return last_start > last_end
         return enabled and not continued
+
+    @classmethod
+    def whole(
+        cls, tools: Sequence[Tool], *, trusted: bool, single: bool, thinking: bool, calling: bool
+    ) -> ToolParser:
+        """One of `together`.
+
+        Args:
+            tools, trusted, single: as of every ToolParser.
+            thinking: the answer begins inside of a thought.
+            calling: False leaves calls in the text.
+        """
+        raise NotImplementedError
 
     @classmethod
     def opening(cls, thinking: bool, header: Literal["", "said", "said_json"]) -> Format | None:

@@ -241,6 +241,7 @@ def test_a_thought_is_free_and_ends_with_its_token(special: bool) -> None:
 
 ANALYSIS = "<|channel|>analysis<|message|>hm<|end|><|start|>assistant"
 FINAL, CONSTRAINED = "<|channel|>final<|message|>", "<|channel|>final <|constrain|>json<|message|>"
+ASIDE = "<|channel|>commentary<|message|>I look.<|end|><|start|>assistant"
 CALL = "<|channel|>commentary to=functions.none <|constrain|>json<|message|>{}"
 
 
@@ -253,12 +254,14 @@ CALL = "<|channel|>commentary to=functions.none <|constrain|>json<|message|>{}"
         ("said", {"regex": "[ab]+"}, f"{FINAL}abba", "abba"),
         ("", {"structural_tag": {"format": calls(HARMONY, SCHEMAS, True)}}, CALL, f"{FINAL}no"),
         ("", {"structural_tag": {"format": text_and_calls(HARMONY, SCHEMAS, True)}}, f"{FINAL}no", "no"),
+        ("", {"structural_tag": {"format": text_and_calls(HARMONY, SCHEMAS, True)}}, f"{ASIDE}{CALL}", ASIDE),
+        ("", {"structural_tag": {"format": calls(HARMONY, SCHEMAS, True)}}, CALL, f"{ASIDE}{CALL}"),
     ],
 )
 def test_an_answer_stands_in_its_channel(
     thinking: bool, header: Any, outputs: dict[str, Any], right: str, wrong: str
 ) -> None:
-    """As vLLM admits answers of gpt-oss, but for texts before calls: thoughts, then what was asked for."""
+    """As vLLM admits answers of gpt-oss, but for texts before calls that have to come."""
     model = Writer(TOKENS["openai"])
     opening = REASONING_PARSERS["openai_gptoss"].opening(thinking, header)
     asked = StructuredOutputsParams(**outputs, before=opening, whitespace_pattern=" ?")

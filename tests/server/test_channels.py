@@ -94,7 +94,7 @@ def test_text_of_a_form_or_calls_have_their_channels(channels: LiveServer) -> No
     grammar = channels.engine.adds[-1].spec.grammar
     assert grammar is not None
     calls, said = json.loads(grammar.text)["elements"]
-    assert [tag["begin"].split()[1] for tag in calls["tags"]] == [
+    assert [tag["begin"].split()[1] for tag in calls["elements"][1]["tags"]] == [
         "to=functions.get_weather",
         "to=functions.now",
     ]

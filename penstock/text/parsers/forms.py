@@ -30,9 +30,11 @@ class Form:
     trigger: str = ""
     """What tells a call from text."""
     said: str = ""
-    """What text begins with, where it has a mark of its own: then an answer is text or calls, not both."""
+    """What text begins with, where it has a mark of its own: then an answer is text, or calls."""
     said_json: str = ""
     """The same, where the text is JSON."""
+    aside: str = ""
+    """What a text before calls begins with there; the separator ends it."""
     sure: bool = True
     """Nothing but the trigger is read as the beginning of a call."""
     style: Literal["json", "qwen_xml"] = "json"
@@ -68,10 +70,14 @@ def text_and_calls(form: Form, tools: Mapping[str, Mapping[str, Any]], single: b
 
 def either(form: Form, tools: Mapping[str, Mapping[str, Any]], single: bool, text: Format) -> Format:
     """Calls, or text of this format."""
+    called = calls(form, tools, single)
+    if form.aside:
+        aside = {"type": "tag", "begin": form.aside, "content": {"type": "any_text"}, "end": form.separator}
+        called = {"type": "sequence", "elements": [{"type": "optional", "content": aside}, called]}
     if form.said:
         begin = form.said_json if text["type"] == "json_schema" else form.said
         text = {"type": "tag", "begin": begin, "content": text, "end": ""}
-    return {"type": "or", "elements": [calls(form, tools, single), text]}
+    return {"type": "or", "elements": [called, text]}
 
 
 def _tags(form: Form, tools: Mapping[str, Mapping[str, Any]]) -> list[Format]:

@@ -55,6 +55,7 @@ class Harmony(ToolParser):
         separator=f"{ENDS[0]}{START}{_ROLE}",
         said=f"{CHANNEL}final{MESSAGE}",
         said_json=f"{CHANNEL}final {CONSTRAIN}json{MESSAGE}",
+        aside=f"{CHANNEL}commentary{MESSAGE}",
     )
 
     def __init__(

@@ -276,6 +276,24 @@ def test_an_answer_stands_in_its_channel(
     assert not takes(f"{begun}{ANALYSIS}")
 
 
+def test_the_tokens_that_end_calls_end_their_grammars() -> None:
+    """`<|call|>` and `<|return|>` are ends of sequence of gpt-oss; no form has them in it."""
+    tokenizer = tokenizer_with(TOKENS["openai"])
+    ends = [tokenizer.token_id(text) for text in ("<|call|>", "<|return|>")]
+    found = [end for end in ends if end is not None]
+    compiler = Compiler(vocabulary(tokenizer, tokenizer.vocab_size, tuple(found)))
+    tag = {"format": calls(HARMONY, SCHEMAS, True)}
+    asked = StructuredOutputsParams(structural_tag=tag, whitespace_pattern=" ?", strict=False)
+    matcher = compiler.compile(prepare(asked)[0]).matcher()
+    ids, masks = tokenizer.encode(CALL, add_special_tokens=False), compiler.masks(1)
+    allowed = []
+    for count in (len(ids) - 1, len(ids)):
+        matcher.follow(ids[:count])
+        matcher.fill(masks, 0)
+        allowed.append([bool(masks[0, end >> 5] >> (end & 31) & 1) for end in found])
+    assert allowed == [[False, False], [True, True]]
+
+
 def test_what_texts_without_quotes_are_not_held_to() -> None:
     form = TOOL_PARSERS["qwen3_coder"].form
     hermes = TOOL_PARSERS["hermes"].form

@@ -78,10 +78,11 @@ def main() -> None:
                     results.append({"model": model, **compare(columns, depth, rows, dtype)})
                     print({key: results[-1][key] for key in ("columns", "depth", "rows", "dtype", "ratio")})
     library = available()
+    assert library is not None
     save(
-        "batch_invariance",
+        f"batch_invariance_{library.isa.lower().replace('-', '_')}",
         {
-            "isa": library.isa if library else None,
+            "isa": library.isa,
             "threads": 1,
             "turns": TURNS,
             "unit": "processor time of one thread",

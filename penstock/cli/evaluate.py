@@ -185,20 +185,34 @@ def run(args: argparse.Namespace) -> int:
 
 
 async def _until_told(work: Any) -> Any:
-    """Let SIGTERM, which CI sends, end the work as Ctrl-C does: engines are ended, too."""
+    """Let Ctrl-C, and SIGTERM, which CI sends, end the work: engines are ended, too. A second one ends the
+    process as it would any other.
+
+    Both are heard between two callbacks of the loop; asyncio's own answer to Ctrl-C cancels in the middle of
+    whatever is being done.
+    """
     import asyncio
     import signal
 
     task = asyncio.ensure_future(work)
     loop = asyncio.get_running_loop()
+    heard = (signal.SIGINT, signal.SIGTERM)
+
+    def stop() -> None:
+        task.cancel()
+        for number in heard:
+            loop.remove_signal_handler(number)
+
     try:
-        loop.add_signal_handler(signal.SIGTERM, task.cancel)
+        for number in heard:
+            loop.add_signal_handler(number, stop)
     except (NotImplementedError, RuntimeError, ValueError):  # not the main thread
         return await task
     try:
         return await task
     finally:
-        loop.remove_signal_handler(signal.SIGTERM)
+        for number in heard:
+            loop.remove_signal_handler(number)
 
 
 # ---- from flags to what is run ----

@@ -41,6 +41,8 @@ class Grammar:
     """Of JSON: keywords that cannot be enforced are skipped, instead of refused."""
     after: str = ""
     """The output is free up to the end of this text, such as a reasoning model's "</think>"."""
+    before: str = ""
+    """What stands before it, as JSON of a structural tag's format: gpt-oss' thoughts, and a header."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -75,6 +77,8 @@ class StructuredOutputsParams:
     clients are told what was skipped."""
     after: str = ""
     """Penstock's own: where the grammar begins, see `Grammar.after`."""
+    before: dict[str, Any] | None = None
+    """Penstock's own: what stands before it, see `Grammar.before`."""
     field: str = "structured_outputs"
     """Penstock's own: where it came from, for errors, such as "response_format"."""
 
@@ -133,6 +137,7 @@ _TYPES: Mapping[str, tuple[Any, str]] = {
     "whitespace_pattern": (str, "a regular expression"),
     "strict": (bool, "true or false"),
     "after": (str, "a text"),
+    "before": (dict, "a format"),
     "field": (str, "a text"),
 }
 

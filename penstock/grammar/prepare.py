@@ -5,6 +5,7 @@ It reads JSON and its schemas; it compiles nothing. What it lets through may sti
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 from penstock.core.errors import InvalidRequest
@@ -28,24 +29,24 @@ def prepare(params: StructuredOutputsParams) -> tuple[Grammar, list[str]]:
     lenient = params.strict is False
     if kind in ("json", "json_object"):
         schema, skipped = _schema(params, field)
-        grammar = Grammar(GrammarKind.JSON, dumps(schema, field), whitespace, lenient, params.after)
+        grammar = Grammar(GrammarKind.JSON, dumps(schema, field), whitespace, lenient)
     elif kind == "structural_tag":
         given = params.structural_tag
         tags, skipped = examine_tags(
             loads(given, field) if isinstance(given, str) else given, params.strict, field
         )
-        grammar = Grammar(GrammarKind.TAG, dumps(tags, field), whitespace, lenient, params.after)
+        grammar = Grammar(GrammarKind.TAG, dumps(tags, field), whitespace, lenient)
     elif kind == "choice":
         choices = list(dict.fromkeys(params.choice or ()))
         if len(choices) > MOST_CHOICES:
             raise InvalidRequest(
                 f"{field} must have at most {MOST_CHOICES} choices, got {len(choices)}.", param=field
             )
-        grammar = Grammar(GrammarKind.CHOICE, dumps(choices, field), after=params.after)
+        grammar = Grammar(GrammarKind.CHOICE, dumps(choices, field))
     elif kind == "regex":
-        grammar = Grammar(GrammarKind.REGEX, params.regex or "", after=params.after)
+        grammar = Grammar(GrammarKind.REGEX, params.regex or "")
     else:
-        grammar = Grammar(GrammarKind.EBNF, params.grammar or "", after=params.after)
+        grammar = Grammar(GrammarKind.EBNF, params.grammar or "")
     if len(grammar.text) > MOST_CHARACTERS:
         raise InvalidRequest(
             f"{field} must have at most {MOST_CHARACTERS} characters, got {len(grammar.text)}.", param=field
@@ -56,7 +57,8 @@ def prepare(params: StructuredOutputsParams) -> tuple[Grammar, list[str]]:
         grammar.text.encode()
     except UnicodeEncodeError as error:
         raise InvalidRequest(f"{field} is no valid Unicode: {error.reason}.", param=field) from None
-    return grammar, skipped
+    before = "" if params.before is None else dumps(examine_tags(params.before, None, field)[0], field)
+    return replace(grammar, after=params.after, before=before), skipped
 
 
 def _schema(params: StructuredOutputsParams, field: str) -> tuple[Any, list[str]]:

@@ -52,6 +52,8 @@ def source(grammar: Grammar, tokens: Tokens) -> str:
         body = writer.ebnf(grammar.text)
     else:
         body = writer.format(json.loads(grammar.text))
+    if grammar.before:
+        body = f"{writer.format(json.loads(grammar.before))} {body}"
     if grammar.after:
         body = f"{writer.free_until([grammar.after])} {body}"
     return writer.finished(body)
@@ -137,7 +139,7 @@ class _Writer:
             "json_schema": lambda: self.schema(value["json_schema"]),
             "regex": lambda: self.regex(value["pattern"]),
             "grammar": lambda: self.ebnf(value["grammar"]),
-            "any_text": lambda: self._free(value.get("excludes", ())),
+            "any_text": lambda: self._any_text(value),
             "sequence": lambda: self._rule(" ".join(map(self.format, value["elements"]))),
             "or": lambda: self.either(list(map(self.format, value["elements"]))),
             "optional": lambda: f"({self.format(value['content'])})?",
@@ -150,28 +152,48 @@ class _Writer:
         }
         return texts[value["type"]]()
 
-    def free_until(self, ends: Sequence[str], excluded: Sequence[str] = ()) -> str:
+    def free_until(self, ends: Sequence[str], text: Format | None = None) -> str:
         """Any text up to one of these, with it, where one begins for the first time.
 
-        excluded: texts that are not in it.
+        Args:
+            ends: texts.
+            text: an any_text that says more of it.
+
+        Raises ValueError for a number of tokens before an end that is none: of a text that is cut in the
+        middle of its end, the library cannot say how much of it is there.
         """
+        text = text or {}
         found = []
         for end in ends:
             head = self._split.search(end) if self._split else None
             if head is not None and head.start() == 0:
-                found.append(self._rule(f"{self._free(excluded)} {self.literal(end)}"))
+                found.append(self._rule(f"{self._any_text(text)} {self.literal(end)}"))
         if texts := [end for end in ends if self._split is None or not self._split.match(end)]:
+            if text.get("max_tokens") is not None:
+                raise ValueError(
+                    f"max_tokens needs an end that is a token of the model, and not {texts[0]!r}"
+                )
             name = self._name("until")
-            pattern = self._regex(f"(.|\\n)*({_any_of(texts)})", excluded)
+            pattern = self._regex(f"{_any(text)}({_any_of(texts)})", text.get("excludes", ()))
             self._rules.append(f"{name}[lazy]: {pattern}")
             found.append(name)
         return found[0] if len(found) == 1 else self.either(found)
+
+    def _any_text(self, text: Format) -> str:
+        """Free text; with bounds, of nothing but text."""
+        tokens = text.get("max_tokens")
+        if tokens is None and not text.keys() & _BOUNDS:
+            return self._free(text.get("excludes", ()))
+        pattern = self._regex(_any(text), text.get("excludes", ()))
+        name = self._name("bounded")
+        self._rules.append(f"{name}{'' if tokens is None else f'[max_tokens={tokens}]'}: {pattern}")
+        return name
 
     def _free(self, excluded: Sequence[str] = ()) -> str:
         """Any text, without the excluded ones."""
         if not excluded:
             return "free"
-        return self._rule(self._regex("(.|\\n)*", excluded))
+        return self._rule(self._regex(_any(), excluded))
 
     def _regex(self, pattern: str, excluded: Sequence[str]) -> str:
         """A terminal: what matches the pattern and has none of the excluded texts in it."""
@@ -183,14 +205,15 @@ class _Writer:
 
     # ---- parts ----
     def _repeat(self, value: Format) -> str:
-        return f"({self.format(value['content'])}){{{value['min']},{value['max']}}}"
+        most = "" if value["max"] is None else value["max"]
+        return f"({self.format(value['content'])}){{{value['min']},{most}}}"
 
     def _tag(self, value: Format, begin: str) -> str:
         """A tag whose `begin` is still to come as far as it says."""
         parts = [self.literal(begin)] if begin else []
         content = value["content"]
         if content["type"] == "any_text" and all(value["end"]):  # text that is free would go on for ever
-            parts.append(self.free_until(value["end"], content.get("excludes", ())))
+            parts.append(self.free_until(value["end"], content))
             return self._rule(" ".join(parts))
         parts.append(self.format(content))
         ends = [self.literal(each) for each in value["end"]]
@@ -207,7 +230,8 @@ class _Writer:
                 if _trigger_of(tag["begin"], value["triggers"]) == trigger
             ]
             if tags:
-                calls.append(self._rule(f"{self.free_until([trigger], excluded)} {self.either(tags)}"))
+                said = self.free_until([trigger], {"excludes": excluded})
+                calls.append(self._rule(f"{said} {self.either(tags)}"))
         tagged, text = self.either(calls), self._free(excluded)
         if value["stop_after_first"]:
             return tagged if value["at_least_one"] else self.either([tagged, text])
@@ -242,6 +266,17 @@ def _trigger_of(begin: str, triggers: list[str]) -> str:
 
 def _quoted(text: str) -> str:
     return json.dumps(text, ensure_ascii=False)
+
+
+_BOUNDS = frozenset({"min_chars", "max_chars"})
+
+
+def _any(text: Format | None = None) -> str:
+    """Any text, of as many characters as it may have."""
+    text = text or {}
+    if not text.keys() & _BOUNDS:
+        return "(.|\\n)*"
+    return f"(.|\\n){{{text.get('min_chars', 0)},{text.get('max_chars', '')}}}"
 
 
 def _any_of(texts: Sequence[str]) -> str:

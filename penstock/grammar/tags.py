@@ -6,10 +6,11 @@ takes.
     {"format": F}, or F alone                                           the newer one, where F is one of
 
     {"type": "const_string", "value"}               {"type": "sequence" | "or", "elements": [F]}
-    {"type": "json_schema", "json_schema"}          {"type": "optional" | "star" | "plus", "content": F}
+    {"type": "json_schema", "json_schema", "style"} {"type": "optional" | "star" | "plus", "content": F}
+    {"type": "qwen_xml_parameter", "json_schema"}   an older name of style qwen_xml
     {"type": "regex", "pattern"}                    {"type": "repeat", "content": F, "min", "max"}
     {"type": "grammar", "grammar"}                  {"type": "tag", "begin", "content": F, "end": text(s)}
-    {"type": "any_text", "excludes": texts}
+    {"type": "any_text", "excludes": texts, "max_tokens", "max_chars"}
     {"type": "triggered_tags", "triggers", "tags": [tag], "excludes", "at_least_one", "stop_after_first"}
     {"type": "tags_with_separator", "tags": [tag], "separator", "at_least_one", "stop_after_first"}
 
@@ -24,9 +25,15 @@ from typing import Any
 from penstock.core.errors import InvalidRequest, UnsupportedParameter, quote
 
 from .schema import check_depth, examine
+from .tagged import not_held, tagged
 
 MOST_PARTS = 2_000
 """Formats in a structural tag."""
+_MOST_TIMES = 10_000
+_MOST_CHARACTERS = 100_000
+"""Of free text, and tokens."""
+_STYLES = ("json", "qwen_xml")
+"""How values of a schema are written: as JSON, or in a tag for each property."""
 
 Format = dict[str, Any]
 
@@ -87,18 +94,32 @@ class _Reader:
                 f"{field}.type must be one of {', '.join(_READERS)}, got {quote(kind)}.",
                 param=f"{field}.type",
             )
-        return {"type": kind, **reading(self, value, field)}
+        return {"type": kind, **reading(self, value, field)}  # qwen_xml says what it became
 
     def schema(self, value: Format, field: str) -> Format:
-        if value.get("style", "json") != "json":
+        style = value.get("style", "json")
+        if style not in _STYLES:
             raise UnsupportedParameter(
-                f"{field}.style must be json, got {quote(value['style'])}.", param=f"{field}.style"
+                f"{field}.style must be one of {', '.join(_STYLES)}, got {quote(style)}.",
+                param=f"{field}.style",
             )
+        _no_more(value, field, "any_order")
         where = f"{field}.json_schema"
         schema = value.get("json_schema")
         schema, skipped = examine({} if schema is None else schema, self._strict, where)
         self.skipped += skipped
-        return {"json_schema": schema}
+        return {"json_schema": schema} if style == "json" else self._tagged(schema, where)
+
+    def _tagged(self, schema: Any, where: str) -> Format:
+        """A tag for each property, in place of the schema."""
+        if not isinstance(schema, dict) or schema.get("type", "object") != "object":
+            raise InvalidRequest(f"{where} must be of an object, where style is qwen_xml.", param=where)
+        loose = not_held(schema)
+        if loose and self._strict is not False:
+            raise UnsupportedParameter(
+                f"{where}.{loose} cannot be enforced: texts have no quotes there.", param=f"{where}.{loose}"
+            )
+        return self.read(tagged(schema), where)
 
     def elements(self, value: Format, field: str) -> Format:
         found = _listed(value, "elements", field)
@@ -108,11 +129,10 @@ class _Reader:
         return {"content": self.read(value.get("content"), f"{field}.content")}
 
     def repeat(self, value: Format, field: str) -> Format:
-        low, high = value.get("min"), value.get("max")
-        for name, bound in (("min", low), ("max", high)):
-            if not isinstance(bound, int) or isinstance(bound, bool) or not 0 <= bound <= 10_000:
-                raise _wrong(f"{field}.{name}", "a whole number in [0, 10000]", bound)
-        if low > high:  # type: ignore[operator]
+        low, high = _whole(value.get("min"), f"{field}.min", _MOST_TIMES), value.get("max")
+        if high == -1 and not isinstance(high, float):  # as often as it likes
+            return {"min": low, "max": None, **self.content(value, field)}
+        if low > _whole(high, f"{field}.max", _MOST_TIMES):
             raise InvalidRequest(f"{field}.min={low} is over max={high}.", param=f"{field}.min")
         return {"min": low, "max": high, **self.content(value, field)}
 
@@ -157,8 +177,17 @@ class _Reader:
 
 
 def _any_text(_: _Reader, value: Format, field: str) -> Format:
-    _no_more(value, field, "max_tokens", "max_chars")
-    return _excludes(value, field)
+    bounds = {}
+    for name in ("max_tokens", "max_chars", "min_chars"):  # the last one is our own
+        if (bound := value.get(name)) is not None:
+            bounds[name] = _whole(bound, f"{field}.{name}", _MOST_CHARACTERS)
+    return {**_excludes(value, field), **bounds}
+
+
+def _whole(value: Any, field: str, most: int) -> int:
+    if not isinstance(value, int) or isinstance(value, bool) or not 0 <= value <= most:
+        raise _wrong(field, f"a whole number in [0, {most}]", value)
+    return value
 
 
 def _excludes(value: Format, field: str) -> Format:
@@ -172,6 +201,7 @@ def _excludes(value: Format, field: str) -> Format:
 _READERS: Mapping[str, Callable[[_Reader, Format, str], Format]] = {
     "const_string": lambda _, value, field: {"value": _text(value, "value", field)},
     "json_schema": _Reader.schema,
+    "qwen_xml_parameter": lambda reader, value, field: reader.schema({**value, "style": "qwen_xml"}, field),
     "regex": lambda _, value, field: {"pattern": _text(value, "pattern", field)},
     "grammar": lambda _, value, field: {"grammar": _text(value, "grammar", field)},
     "any_text": _any_text,

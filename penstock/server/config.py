@@ -13,8 +13,7 @@ from typing import Any
 from penstock.core.errors import StartupError
 from penstock.http.config import as_tuple, at_least, option
 from penstock.observe.names import parse_version
-from penstock.text.parsers.families import TOOL_PARSERS
-from penstock.text.parsers.reasoning import REASONING_PARSERS
+from penstock.text.parsers.families import REASONING_PARSERS, TOOL_PARSERS
 
 from .limits import LimitConfig
 
@@ -143,6 +142,7 @@ class ServerConfig(LimitConfig):
                 param="--enable-auto-tool-choice",
                 advice=f"Parsers are {', '.join(TOOL_PARSERS)}.",
             )
+        _check_family(self)
         _check_structured_outputs(self.structured_outputs_config or {})
         _check_reasoning(self.reasoning_config or {}, self.reasoning_parser)
         at_least("--api-server-count", self.api_server_count, 1)
@@ -172,6 +172,23 @@ class ServerConfig(LimitConfig):
 def _known(flag: str, name: str | None, names: Collection[str]) -> None:
     if name is not None and name not in names:
         raise StartupError(f"{flag} has no {name!r}.", param=flag, advice=f"It has {', '.join(names)}.")
+
+
+def _check_family(config: ServerConfig) -> None:
+    """Calls and thoughts that are read in one go together. Raises StartupError."""
+    calls, thoughts = config.tool_call_parser, config.reasoning_parser
+    families = {
+        family.together: name for name, family in REASONING_PARSERS.items() if family.together is not None
+    }
+    own = families.get(TOOL_PARSERS[calls]) if calls else None
+    if own is not None and thoughts is None:  # as vLLM does for gpt-oss
+        object.__setattr__(config, "reasoning_parser", own)
+    elif own != thoughts and (own is not None or (calls and thoughts in families.values())):
+        raise StartupError(
+            f"--tool-call-parser {calls} does not go with --reasoning-parser {thoughts}.",
+            param="--reasoning-parser",
+            advice="Models of the harmony format have openai and openai_gptoss, others neither.",
+        )
 
 
 _BACKENDS = {

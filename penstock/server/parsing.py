@@ -17,10 +17,10 @@ from penstock.core.errors import InvalidRequest, UnsupportedParameter
 from penstock.core.sampling_params import SamplingParams
 from penstock.core.structured import StructuredOutputsParams
 from penstock.grammar.schema import examine, loads
-from penstock.text.parsers.families import TOOL_PARSERS
-from penstock.text.parsers.forms import Format, arguments_schema, calls, not_held, text_and_calls
+from penstock.text.parsers.families import REASONING_PARSERS, TOOL_PARSERS
+from penstock.text.parsers.forms import Format, arguments_schema, calls, either, not_held, text_and_calls
 from penstock.text.parsers.message import MessageParser
-from penstock.text.parsers.reasoning import REASONING_PARSERS, ReasoningParser
+from penstock.text.parsers.reasoning import ReasoningParser
 from penstock.text.parsers.tools import ToolParser
 from penstock.text.thoughts import thought_limit
 from penstock.text.tokenizer import Tokenizer
@@ -30,6 +30,8 @@ from .tools import ToolUse
 
 _WHITESPACE = " ?"
 """Between the parts of arguments: as models write them, on one line."""
+_TOOLS = "tools"
+"""The field that a grammar of calls comes from."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,6 +56,15 @@ class Reading:
 
     def _make(self) -> MessageParser:
         tools, use = None, self.tools
+        if self.reasoning_parser is not None and self.reasoning_parser.together is not None:
+            tools = self.reasoning_parser.whole(
+                () if use is None else use.callable,
+                trusted=self.trusted,
+                single=use is not None and use.single,
+                thinking=self.thinking,
+                calling=self.tool_parser is not None,
+            )
+            return MessageParser(tools=tools)
         if self.tool_parser is not None and use is not None:
             tools = self.tool_parser(use.callable, trusted=self.trusted, single=use.single)
         reasoning = None
@@ -96,10 +107,23 @@ def reading(
     thinker = REASONING_PARSERS[config.reasoning_parser] if config.reasoning_parser else None
     enabled = all(template_kwargs.get(name) is not False for name in ("enable_thinking", "thinking"))
     thinking = thinker is not None and thinker.begins_thinking(prompt, enabled, continued)
-    settings = config.structured_outputs_config or {}
-    if thinker is not None and thinking and outputs is not None and not settings.get("enable_in_reasoning"):
-        outputs = replace(outputs, after=thinker.end)
+    if thinker is not None and outputs is not None:
+        outputs = _placed(outputs, thinker, thinking, config)
     return Reading(tools, parser, thinker, thinking, outputs, trusted)
+
+
+def _placed(
+    outputs: StructuredOutputsParams, thinker: type[ReasoningParser], thinking: bool, config: ServerConfig
+) -> StructuredOutputsParams:
+    """Behind the thought."""
+    called = outputs.field == _TOOLS
+    if opening := thinker.opening(
+        thinking, "" if called else "said_json" if outputs.kind in ("json", "json_object") else "said"
+    ):
+        return replace(outputs, before=opening)
+    if thinking and not (config.structured_outputs_config or {}).get("enable_in_reasoning"):
+        return replace(outputs, after=thinker.end)
+    return outputs
 
 
 def with_budget(
@@ -173,9 +197,9 @@ def _held(
         said = _said(outputs)
         if said is None:  # a structural tag says all of it
             return own, outputs, False
-        tag = {"type": "or", "elements": [calls(form, schemas, tools.single), said]}
+        tag = either(form, schemas, tools.single, said)
     held = StructuredOutputsParams(
-        structural_tag={"format": tag}, strict=False, whitespace_pattern=_WHITESPACE, field="tools"
+        structural_tag={"format": tag}, strict=False, whitespace_pattern=_WHITESPACE, field=_TOOLS
     )
     return parser, held, tools.must or form.sure
 

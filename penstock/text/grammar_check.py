@@ -106,7 +106,8 @@ class GrammarCheck:
         worker = self._take()
         keep = False
         try:
-            fields = (grammar.kind.value, grammar.text, grammar.whitespace, grammar.lenient, grammar.after)
+            settings = (grammar.whitespace, grammar.lenient, grammar.after, grammar.before)
+            fields = (grammar.kind.value, grammar.text, *settings)
             kind, said, keep = worker.ask(marshal.dumps(fields), Limits(self._seconds))
         except TemplateError as error:
             return self._ended(error)

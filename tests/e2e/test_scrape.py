@@ -10,7 +10,6 @@ from __future__ import annotations
 import json
 import re
 import shutil
-import socket
 import subprocess
 import urllib.parse
 import urllib.request
@@ -28,6 +27,7 @@ from tests.deploy.monitoring import specs
 from tests.e2e.server import serving
 from tests.gateway.local.processes import eventually
 from tests.gateway.process import gateway
+from tests.ports import free_port
 
 PROMETHEUS = shutil.which("prometheus")
 pytestmark = [
@@ -113,9 +113,7 @@ class _prometheus:
         (folder / "rules.json").write_text(json.dumps(specs.rules()))
         targets = {"engine": engine.removeprefix("http://"), "gateway": gateway.removeprefix("http://")}
         (folder / "prometheus.yml").write_text(CONFIG.format(**targets))
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            address = f"127.0.0.1:{probe.getsockname()[1]}"
+        address = f"127.0.0.1:{free_port()}"
         assert PROMETHEUS is not None
         self.found = Prometheus(f"http://{address}")
         with (folder / "prometheus.log").open("wb") as log:

@@ -360,6 +360,7 @@ def test_interrupted_and_begun_again(serve: Serve, tmp_path: Path, how: signal.S
         _, err = process.communicate(timeout=60)
     finally:
         process.kill()
+        process.wait()
         go_on.set()
     if how == signal.SIGKILL:
         assert process.returncode == -9

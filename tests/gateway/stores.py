@@ -18,6 +18,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.ports import free_port
+
 _shared = ExitStack()
 
 
@@ -116,13 +118,6 @@ def redis() -> Iterator[str]:
     """The URL of one."""
     with redis_server() as server:
         yield server.url
-
-
-def free_port() -> int:
-    """One that nobody listens on."""
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        return int(listener.getsockname()[1])
 
 
 def await_port(process: subprocess.Popen[bytes], port: int, log: Path) -> None:

@@ -28,8 +28,9 @@ from penstock.gateway.policy.bank import Bank
 from penstock.gateway.policy.leases import TTL, Ask, Grant
 from penstock.gateway.policy.shares import REMEMBER
 from penstock.gateway.tasks import ended
+from tests.ports import free_port
 
-from .stores import free_port, postgres, redis
+from .stores import postgres, redis
 
 NOON = datetime(2040, 1, 31, 12, tzinfo=UTC).timestamp()
 REQUESTS = Limit("key:k", "requests", "minute", 3)

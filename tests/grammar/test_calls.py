@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import json
 import random
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -16,9 +16,9 @@ from tokenizers import AddedToken
 
 import penstock.assets
 from penstock.core.structured import StructuredOutputsParams
-from penstock.grammar.compiler import Compiler
+from penstock.grammar.compiler import Compiled, Compiler
 from penstock.grammar.prepare import prepare
-from penstock.text.parsers.families import TOOL_PARSERS
+from penstock.text.parsers.families import REASONING_PARSERS, TOOL_PARSERS
 from penstock.text.parsers.forms import Form, arguments_schema, calls, not_held, text_and_calls
 from penstock.text.parsers.pieces import Message
 from penstock.text.parsers.tools import Tool
@@ -28,6 +28,7 @@ from penstock.text.vocabulary import vocabulary
 DEMO = Path(str(penstock.assets.__file__)).parent / "demo"
 EOS = 2
 DEEPSEEK = ("calls▁begin", "calls▁end", "call▁begin", "call▁end", "sep")
+CHANNELS = ("start", "channel", "message", "constrain", "end", "call", "return")
 #: Family → its tokens, as published tokenizers have them: (text, whether it is special).
 TOKENS: dict[str, dict[str, bool]] = {
     "hermes": {"<tool_call>": False, "</tool_call>": False, "<think>": False, "</think>": False},
@@ -37,6 +38,7 @@ TOKENS: dict[str, dict[str, bool]] = {
     "mistral": {"[TOOL_CALLS]": True, "[AVAILABLE_TOOLS]": True},
     "mistral, version 13": {"[TOOL_CALLS]": True, "[ARGS]": True, "[CALL_ID]": True},
     "deepseek_v3": {f"<｜tool▁{each}｜>": True for each in DEEPSEEK},
+    "openai": {f"<|{each}|>": True for each in CHANNELS},
     "deepseek_v31": {f"<｜tool▁{each}｜>": False for each in DEEPSEEK},
 }
 KIND = {"type": "string", "enum": ["wet", "dry"]}
@@ -64,6 +66,7 @@ TOOLS = (
     Tool("none"),
     Tool("text.one", {"properties": {"text": {"type": "string", "maxLength": 9}}, "required": ["text"]}),
 )
+HARMONY = TOOL_PARSERS["openai"].form_for(lambda _: True) or Form("", "")
 SCHEMAS = {tool.name: arguments_schema(tool.parameters) for tool in TOOLS}
 CLOSING = ('"', "}", '"}', "]", "\n</parameter>\n", "1", "<|im_end|>")
 
@@ -156,6 +159,39 @@ def test_what_must_be_called_is_called(writer: tuple[str, Writer], single: bool)
         ], text
 
 
+#: As the templates of the families have it in their histories: what their models have learnt to write.
+LEARNT = {
+    "hermes": '<tool_call>\n{"name": "look", "arguments": {"at": "New\\nYork", "days": 3}}\n</tool_call>',
+    "qwen3_coder": "<tool_call>\n<function=look>\n<parameter=at>\nNew\nYork </p>\n</parameter>\n"
+    "<parameter=days>\n3\n</parameter>\n</function>\n</tool_call>",
+    "llama3_json": '{"name": "look", "parameters": {"at": "New York", "days": 3}}',
+    "mistral": '[TOOL_CALLS] [{"name": "look", "arguments": {"at": "New York", "days": 3}}]',
+    "mistral, version 13": '[TOOL_CALLS]look[ARGS]{"at": "New York", "days": 3}',
+    "openai": "<|channel|>commentary to=functions.look <|constrain|>json<|message|>"
+    '{"at":"New York","days":3}',
+    "deepseek_v3": "<｜tool▁calls▁begin｜><｜tool▁call▁begin｜>function<｜tool▁sep｜>look\n```json\n"
+    '{"at": "New York", "days": 3}\n```<｜tool▁call▁end｜><｜tool▁calls▁end｜>',
+    "deepseek_v31": "<｜tool▁calls▁begin｜><｜tool▁call▁begin｜>look<｜tool▁sep｜>"
+    '{"at": "New York", "days": 3}'
+    "<｜tool▁call▁end｜><｜tool▁calls▁end｜>",
+}
+
+
+@pytest.mark.parametrize("family", sorted(LEARNT))
+@pytest.mark.parametrize(
+    "text", [{"type": "string"}, {"type": "string", "maxLength": 14}, {"type": ["string", "null"]}]
+)
+def test_a_grammar_takes_what_models_have_learnt(family: str, text: dict[str, Any]) -> None:
+    model = Writer(TOKENS[family])
+    _, form = model.form(family.split(",")[0])
+    schema = {"properties": {"at": text, "days": {"type": "integer"}}, "required": ["at", "days"]}
+    tag = calls(form, {"look": arguments_schema(schema)}, False)
+    asked = StructuredOutputsParams(structural_tag={"format": tag}, strict=False, whitespace_pattern=" ?")
+    takes = taking(model.compiler, model.tokenizer, model.compiler.compile(prepare(asked)[0]))
+    assert takes(LEARNT[family])
+    assert not takes(LEARNT[family].replace("3", '"three"'))
+
+
 def test_calls_within_text(writer: tuple[str, Writer]) -> None:
     name, model = writer
     family, form = model.form(name)
@@ -166,17 +202,12 @@ def test_calls_within_text(writer: tuple[str, Writer]) -> None:
             message = read(family, text)
             check(message)
             called += len(message.calls)
-    assert called or name in ("llama3_json", "pythonic")  # their trigger is an ordinary text
+    # no token leads there, only texts
+    assert called or name in ("llama3_json", "pythonic", "openai")
 
 
-@pytest.mark.parametrize("special", [False, True])
-def test_a_thought_is_free_and_ends_with_its_token(special: bool) -> None:
-    """Qwen's marks of a thought are added tokens that are not special; a model begins with the first one."""
-    marks = {"<think>": special, "</think>": special, "<tool_call>": False}
-    tokenizer = tokenizer_with(marks)
-    compiler = Compiler(vocabulary(tokenizer, tokenizer.vocab_size, (EOS,)))
-    asked = StructuredOutputsParams(json={"type": "integer"}, after="</think>")
-    compiled = compiler.compile(prepare(asked)[0])
+def taking(compiler: Compiler, tokenizer: Tokenizer, compiled: Compiled) -> Callable[[str], bool]:
+    """Whether a text matches, token by token, and may end there."""
 
     def takes(text: str) -> bool:
         matcher, ids = compiled.matcher(), tokenizer.encode(text, add_special_tokens=False)
@@ -189,12 +220,78 @@ def test_a_thought_is_free_and_ends_with_its_token(special: bool) -> None:
         matcher.fill(masks, 0)
         return bool(masks[0, EOS >> 5] >> (EOS & 31) & 1)
 
+    return takes
+
+
+@pytest.mark.parametrize("special", [False, True])
+def test_a_thought_is_free_and_ends_with_its_token(special: bool) -> None:
+    """Qwen's marks of a thought are added tokens that are not special; a model begins with the first one."""
+    marks = {"<think>": special, "</think>": special, "<tool_call>": False}
+    tokenizer = tokenizer_with(marks)
+    compiler = Compiler(vocabulary(tokenizer, tokenizer.vocab_size, (EOS,)))
+    asked = StructuredOutputsParams(json={"type": "integer"}, after="</think>")
+    takes = taking(compiler, tokenizer, compiler.compile(prepare(asked)[0]))
     assert takes("a thought</think>12")
     assert takes("<think>a</think>12") is not special
     assert takes("a <tool_call>{}</think>12")
     assert not takes("a</think>b</think>12")
     assert not takes("a</think>")
     assert not takes("<think>12")
+
+
+ANALYSIS = "<|channel|>analysis<|message|>hm<|end|><|start|>assistant"
+FINAL, CONSTRAINED = "<|channel|>final<|message|>", "<|channel|>final <|constrain|>json<|message|>"
+ASIDE = "<|channel|>commentary<|message|>I look.<|end|><|start|>assistant"
+CALL = "<|channel|>commentary to=functions.none <|constrain|>json<|message|>{}"
+
+
+@pytest.mark.parametrize("thinking", [False, True])
+@pytest.mark.parametrize(
+    ("header", "outputs", "right", "wrong"),
+    [
+        ("said_json", {"json": {"type": "integer"}}, f"{CONSTRAINED}12", f"{FINAL}12"),
+        ("said", {"choice": ["a", "b"]}, f"{FINAL}b", f"{FINAL}c"),
+        ("said", {"regex": "[ab]+"}, f"{FINAL}abba", "abba"),
+        ("", {"structural_tag": {"format": calls(HARMONY, SCHEMAS, True)}}, CALL, f"{FINAL}no"),
+        ("", {"structural_tag": {"format": text_and_calls(HARMONY, SCHEMAS, True)}}, f"{FINAL}no", "no"),
+        ("", {"structural_tag": {"format": text_and_calls(HARMONY, SCHEMAS, True)}}, f"{ASIDE}{CALL}", ASIDE),
+        ("", {"structural_tag": {"format": calls(HARMONY, SCHEMAS, True)}}, CALL, f"{ASIDE}{CALL}"),
+    ],
+)
+def test_an_answer_stands_in_its_channel(
+    thinking: bool, header: Any, outputs: dict[str, Any], right: str, wrong: str
+) -> None:
+    """As vLLM admits answers of gpt-oss, but for texts before calls that have to come."""
+    model = Writer(TOKENS["openai"])
+    opening = REASONING_PARSERS["openai_gptoss"].opening(thinking, header)
+    asked = StructuredOutputsParams(**outputs, before=opening, whitespace_pattern=" ?")
+    takes = taking(model.compiler, model.tokenizer, model.compiler.compile(prepare(asked)[0]))
+    begun = "hm<|end|><|start|>assistant" if thinking else ""
+    assert takes(f"{begun}{right}")
+    assert takes(f"{begun}{ANALYSIS}{right}")
+    assert takes(f"{begun}{ANALYSIS}{ANALYSIS}{right}")
+    assert takes(right) is not thinking
+    assert not takes(f"{begun}{wrong}")
+    assert not takes(f"{begun}{ANALYSIS}{wrong}")
+    assert not takes(f"{begun}{ANALYSIS}")
+
+
+def test_the_tokens_that_end_calls_end_their_grammars() -> None:
+    """`<|call|>` and `<|return|>` are ends of sequence of gpt-oss; no form has them in it."""
+    tokenizer = tokenizer_with(TOKENS["openai"])
+    ends = [tokenizer.token_id(text) for text in ("<|call|>", "<|return|>")]
+    found = [end for end in ends if end is not None]
+    compiler = Compiler(vocabulary(tokenizer, tokenizer.vocab_size, tuple(found)))
+    tag = {"format": calls(HARMONY, SCHEMAS, True)}
+    asked = StructuredOutputsParams(structural_tag=tag, whitespace_pattern=" ?", strict=False)
+    matcher = compiler.compile(prepare(asked)[0]).matcher()
+    ids, masks = tokenizer.encode(CALL, add_special_tokens=False), compiler.masks(1)
+    allowed = []
+    for count in (len(ids) - 1, len(ids)):
+        matcher.follow(ids[:count])
+        matcher.fill(masks, 0)
+        allowed.append([bool(masks[0, end >> 5] >> (end & 31) & 1) for end in found])
+    assert allowed == [[False, False], [True, True]]
 
 
 def test_what_texts_without_quotes_are_not_held_to() -> None:

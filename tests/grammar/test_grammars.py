@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from penstock.core.errors import InvalidRequest, StartupError, UnsupportedParameter
+from penstock.core.errors import InvalidRequest, StartupError
 from penstock.core.structured import Grammar, GrammarKind, StructuredOutputsParams
 from penstock.grammar import cache
 from penstock.grammar.cache import Grammars
@@ -35,6 +35,7 @@ CALL = {
     "content": {"type": "json_schema", "json_schema": ARGUMENTS},
     "end": "</call>",
 }
+DATE = {"type": "string", "format": "date"}
 WRITTEN = '<call:f>{"a": 1}</call>'
 OLDER = {"structures": [{"begin": "<call:f>", "schema": ARGUMENTS, "end": "</call>"}], "triggers": ["<call:"]}
 
@@ -148,7 +149,19 @@ def test_structural_tags(judge: Make, tag: dict[str, Any], right: list[str], wro
         ({"format": {"type": "tag", "content": text("a"), "end": ""}}, "structural_tag.format.begin"),
         ({"format": {"type": "or", "elements": []}}, "structural_tag.format.elements"),
         ({"format": {"type": "any_text", "excludes": [""]}}, "structural_tag.format.excludes"),
-        ({"format": {"type": "any_text", "max_tokens": 5}}, "structural_tag.format.max_tokens"),
+        ({"format": {"type": "any_text", "max_tokens": -1}}, "structural_tag.format.max_tokens"),
+        ({"format": {"type": "any_text", "max_tokens": True}}, "structural_tag.format.max_tokens"),
+        ({"format": {"type": "any_text", "max_chars": 1e3}}, "structural_tag.format.max_chars"),
+        ({"format": {"type": "json_schema", "style": "glm_xml"}}, "structural_tag.format.style"),
+        ({"format": {"type": "json_schema", "any_order": True}}, "structural_tag.format.any_order"),
+        (
+            {"format": {"type": "json_schema", "style": "qwen_xml", "json_schema": {"type": "array"}}},
+            "structural_tag.format.json_schema",
+        ),
+        (
+            {"format": {"type": "qwen_xml_parameter", "json_schema": {"properties": {"on": DATE}}}},
+            "structural_tag.format.json_schema.properties.on.format",
+        ),
         (
             {"format": {"type": "repeat", "min": 3, "max": 2, "content": text("a")}},
             "structural_tag.format.min",
@@ -271,6 +284,57 @@ def test_what_is_needed_stays_and_the_rest_is_bounded(
     grammars.close()
 
 
-def test_formats_that_the_library_lacks_are_named() -> None:
-    with pytest.raises(UnsupportedParameter, match="style"):
-        prepare(StructuredOutputsParams(structural_tag={"type": "json_schema", "style": "qwen_xml"}))
+def test_a_tag_for_each_argument(judge: Make) -> None:
+    """Qwen's: in the order of the schema, texts without quotes."""
+    schema = {
+        "type": "object",
+        "properties": {"city": {"type": "string"}, "days": {"type": "integer"}, "unit": {"enum": ["c", "f"]}},
+        "required": ["city"],
+    }
+    city, days, unit = (
+        f"<parameter={name}>\n{value}\n</parameter>\n"
+        for name, value in (("city", "New\nYork"), ("days", "3"), ("unit", "f"))
+    )
+    for content in (
+        {"type": "json_schema", "style": "qwen_xml", "json_schema": schema},
+        {"type": "qwen_xml_parameter", "json_schema": schema},
+    ):
+        tag = {"type": "tag", "begin": "<function=f>\n", "content": content, "end": "</function>"}
+        judged = judge(structural_tag={"format": tag})
+        for right in (city, city + days, city + days + unit, city + unit):
+            assert judged.takes(f"<function=f>\n{right}</function>"), right
+        for wrong in ("", days, days + city, city.replace("city", "town"), city + days.replace("3", "three")):
+            assert not judged.takes(f"<function=f>\n{wrong}</function>"), wrong
+
+
+def test_free_text_has_so_many_tokens(judge: Make, demo: Tokenizer) -> None:
+    text_of = [demo.decode(demo.encode("one two three four")[:count]) for count in range(5)]
+    bounded = {"type": "any_text", "max_tokens": 3}
+    for tag, end in (
+        ({"type": "tag", "begin": "so:", "content": bounded, "end": "<|im_start|>"}, "<|im_start|>"),
+        ({"type": "tag", "begin": "so:", "content": bounded, "end": ["", "<|im_start|>"]}, ""),
+    ):
+        judged = judge(structural_tag=tag)
+        assert [judged.takes(f"so:{each}{end}") for each in text_of] == [True, True, True, True, False]
+    with pytest.raises(InvalidRequest, match="max_tokens needs an end that is a token"):
+        judge(structural_tag={"type": "tag", "begin": "", "content": bounded, "end": "END"})
+    none = judge(structural_tag={"type": "sequence", "elements": [{**bounded, "max_tokens": 0}, text("a")]})
+    assert [none.takes(each) for each in ("a", "ba")] == [True, False]
+
+
+@pytest.mark.parametrize("end", ["END", "<|im_start|>"])
+def test_free_text_has_so_many_characters(judge: Make, end: str) -> None:
+    content = {"type": "any_text", "max_chars": 4, "excludes": ["no"]}
+    judged = judge(structural_tag={"type": "tag", "begin": "<", "content": content, "end": end})
+    for right in ("", "a", "abcd", "a\nb", "éàü!", "1EN"):
+        assert judged.takes(f"<{right}{end}"), right
+    for wrong in ("abcde", "éàü!!", "no", "a no"):
+        assert not judged.takes(f"<{wrong}{end}"), wrong
+    both = {**content, "max_chars": 9, "max_tokens": 1}
+    judged = judge(structural_tag={"type": "tag", "begin": "<", "content": both, "end": "<|im_start|>"})
+    assert [judged.takes(f"<{each}<|im_start|>") for each in ("a", "a b c d e")] == [True, False]
+
+
+def test_as_often_as_it_likes(judge: Make) -> None:
+    judged = judge(structural_tag={"type": "repeat", "min": 2, "max": -1, "content": text("ab")})
+    assert [judged.takes("ab" * times) for times in (1, 2, 30)] == [False, True, True]

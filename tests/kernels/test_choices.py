@@ -33,10 +33,11 @@ def processor(isa: str = "AVX2", *, bf16: bool = False) -> Library:
         ("AVX2", False, False, BF16, True),
         ("AVX2", False, True, BF16, True),  # no such processor; AMX is asked for with bfloat16 products only
         ("AVX512", False, False, BF16, False),
-        ("AVX512", False, False, F32, False),
+        ("AVX512", False, False, F32, True),
         ("AVX512", True, False, BF16, True),
         ("AVX512", True, True, BF16, False),
-        ("AVX512", True, False, F32, False),
+        ("AVX512-BF16", True, False, BF16, True),
+        ("AVX512-BF16", True, True, F32, True),  # AMX multiplies bfloat16 and integers only
         ("NEON", False, False, F32, False),
     ],
 )

@@ -11,12 +11,13 @@ import contextlib
 import json
 import os
 import shutil
-import socket
 import subprocess
 import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
+
+from tests.ports import free_port
 
 NAMES = ("etcd", "kube-apiserver", "kube-controller-manager", "kube-scheduler", "kubectl", "openssl")
 _TOKEN = "test-0123456789"
@@ -47,7 +48,7 @@ class Cluster:
 
     def _start(self) -> None:
         folder = self._folder
-        clients, peers, api = _ports(3)
+        clients, peers, api = free_port(), free_port(), free_port()
         etcd = f"http://127.0.0.1:{clients}"
         peer = f"http://127.0.0.1:{peers}"
         self._run(
@@ -153,13 +154,3 @@ class Cluster:
             self._processes.append(
                 subprocess.Popen([self._binaries[name], *flags], stdout=log, stderr=log, cwd=self._folder)
             )
-
-
-def _ports(count: int) -> list[int]:
-    with contextlib.ExitStack() as stack:
-        found = []
-        for _ in range(count):
-            sock = stack.enter_context(socket.socket())
-            sock.bind(("127.0.0.1", 0))
-            found.append(sock.getsockname()[1])
-        return found

@@ -56,7 +56,8 @@ class World:
             client.start()
 
     def _ask(self) -> None:
-        while not self._over.is_set() and len(self.statuses) < 5000:
+        # paced and without a number: a candidate whose circuit is open gets its next request seconds later
+        while not self._over.wait(0.005):
             with contextlib.suppress(OSError):
                 self.statuses.append(self.process.post("/v1/chat/completions", BODY).status)
 

@@ -18,7 +18,8 @@ from typing import Any
 import pytest
 
 from tests.deploy.machine import tools
-from tests.e2e.server import eventually, free_port
+from tests.e2e.server import eventually
+from tests.ports import free_port
 
 from .wheels import ROOT, environment_of, needed
 

@@ -278,3 +278,56 @@ def test_calls_of_the_past_have_arguments_that_are_json(server: LiveServer) -> N
     refused = server.post("/v1/responses", {"model": MODEL, "input": items})
     assert refused.status == 400
     assert "not valid JSON" in refused.json["error"]["message"]
+
+
+def allowed(mode: Any, *tools: Any) -> dict[str, Any]:
+    return {"type": "allowed_tools", "mode": mode, "tools": list(tools)}
+
+
+ONLY_NOW: Any = {"type": "function", "name": "now"}
+
+
+@pytest.mark.parametrize("mode", ["auto", "required"])
+def test_a_response_may_call_only_what_is_allowed(
+    server: LiveServer, tokenizer: Tokenizer, mode: Any
+) -> None:
+    """The model is told of all tools, so that its prompt stays the same, and a grammar leaves it these."""
+    choice: Any = allowed(mode, ONLY_NOW)
+    with server.client() as client:
+        made = client.responses.create(model=MODEL, input="hi", tools=FUNCTIONS, tool_choice=choice)
+    assert made.tool_choice.model_dump() == choice
+    assert prompt(server, tokenizer).startswith("[get_weather][now]user:hi|")
+    grammar = server.engine.adds[-1].spec.grammar
+    assert grammar is not None
+    tag = json.loads(grammar.text)
+    assert [each["begin"].split('"')[3] for each in tag["tags"]] == ["now"]
+    assert tag["type"] == ("tags_with_separator" if mode == "required" else "triggered_tags")
+    assert not tag["stop_after_first"]
+
+
+@pytest.mark.parametrize(
+    ("choice", "param"),
+    [
+        (allowed(None, ONLY_NOW), "tool_choice.mode"),
+        (allowed("none", ONLY_NOW), "tool_choice.mode"),
+        (allowed("auto"), "tool_choice.tools"),
+        ({"type": "allowed_tools", "mode": "auto"}, "tool_choice.tools"),
+        ({"type": "allowed_tools", "mode": "auto", "tools": "now"}, "tool_choice.tools"),
+        (allowed("auto", ONLY_NOW, "now"), "tool_choice.tools[1]"),
+        (allowed("auto", {"type": "mcp", "server_label": "x"}), "tool_choice.tools[0].type"),
+        (allowed("auto", {"type": "function"}), "tool_choice.tools[0].name"),
+        (allowed("auto", ONLY_NOW, {"type": "function", "name": "absent"}), "tool_choice.tools[1].name"),
+        ({"type": "allowed_tools", "allowed_tools": {"mode": "auto"}}, "tool_choice.mode"),  # a chat's form
+    ],
+)
+def test_what_is_allowed_is_checked_under_its_own_names(server: LiveServer, choice: Any, param: str) -> None:
+    body = {"model": MODEL, "input": "hi", "tools": FUNCTIONS, "tool_choice": choice}
+    refused = server.post("/v1/responses", body)
+    assert (refused.status, refused.json["error"]["param"]) == (400, param)
+    assert not server.engine.adds
+
+
+def test_nothing_is_allowed_where_there_are_no_tools(server: LiveServer) -> None:
+    body = {"model": MODEL, "input": "hi", "tool_choice": allowed("auto", ONLY_NOW)}
+    refused = server.post("/v1/responses", body)
+    assert (refused.status, refused.json["error"]["param"]) == (400, "tool_choice")

@@ -292,6 +292,8 @@ def test_a_server_without_a_parser_takes_tools_that_are_not_to_be_called(server:
         ({"tool_call_parser": "hermess"}, "--tool-call-parser"),
         ({"reasoning_parser": "none"}, "--reasoning-parser"),
         ({"tool_call_parser": "hermes", "tool_strict_level": "all"}, "--tool-strict-level"),
+        ({"tool_call_parser": "openai", "reasoning_parser": "qwen3"}, "--reasoning-parser"),
+        ({"tool_call_parser": "hermes", "reasoning_parser": "openai_gptoss"}, "--reasoning-parser"),
     ],
 )
 def test_flags_that_cannot_be(flags: dict[str, Any], flag: str) -> None:

@@ -16,7 +16,7 @@ from penstock.core.errors import Unavailable
 from penstock.text.template_pool import WORKERS, Limits, TemplateError, TemplatePool, Worker
 from penstock.text.template_worker import ANSWER, FAILED, NO_MEMORY, REFUSED, TEXT, TOO_LONG
 
-LIMITS = Limits(seconds=5.0, characters=1000)
+LIMITS = Limits(seconds=30.0, characters=1000)
 
 
 @pytest.fixture

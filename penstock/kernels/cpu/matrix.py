@@ -53,12 +53,14 @@ def matrix(
 def is_free(library: Library, dtype: torch.dtype) -> bool:
     """Whether nothing is known to be faster than the invariant form of a weight of this dtype.
 
-    Measured on AVX2, where ours are faster than oneDNN's for both dtypes (docs/performance.md); with
-    AVX512-BF16 they are used anyway, unless there is AMX. Other processors have not been measured.
+    Measured (docs/performance.md): on AVX2 ours are faster than what there is otherwise, for both dtypes; on
+    AVX-512 they are as fast in float32 as oneDNN's, which cannot be refused memory either: its primitives
+    are copied to a null pointer then. With AVX512-BF16 ours are used for bfloat16 anyway, unless there is
+    AMX. Other processors have not been measured.
     """
     if dtype == torch.bfloat16 and library.multiplies_bf16:
         return not has_amx()
-    return library.isa == "AVX2"
+    return library.isa == "AVX2" or (dtype == torch.float32 and library.isa.startswith("AVX512"))
 
 
 @functools.cache

@@ -13,6 +13,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 from dataclasses import replace
+from itertools import groupby
 from typing import Any
 from uuid import uuid4
 
@@ -53,16 +54,11 @@ class MessagesWriter:
         """See Writer."""
         (choice,) = generation.choices
         blocks: list[dict[str, Any]] = []
-        parts: dict[tuple[str, int], list[str]] = {}
-        for piece in self._told(choice):
-            key = (piece.kind, piece.call)
-            if key not in parts:
-                parts[key] = []
-                blocks.append(_block(piece))
-            parts[key].append(piece.text)
-        for block, texts in zip(blocks, parts.values(), strict=True):
-            _fill(block, "".join(texts))
-            self._calls |= block["type"] == "tool_use"
+        for _, run in groupby(self._told(choice), key=lambda piece: (piece.kind, piece.call)):
+            told = list(run)
+            blocks.append(_block(told[0]))
+            _fill(blocks[-1], "".join(piece.text for piece in told))
+            self._calls |= blocks[-1]["type"] == "tool_use"
         end = self._end(choice)
         yield encode({**self._head, "content": blocks, **end, "usage": _usage(generation.usage())})
 

@@ -12,7 +12,7 @@ and no answers.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from typing import Any
 from uuid import uuid4
 
@@ -93,7 +93,8 @@ def chat_fields(
     if request.tools:
         fields["tools"] = [_tool(tool, where) for where, tool in objects(request.tools, "tools")]
         fields["parallel_tool_calls"] = request.parallel_tool_calls
-    if (choice := _tool_choice(request.tool_choice)) != "auto":
+    names = [tool["function"]["name"] for tool in fields.get("tools", ())]
+    if (choice := _tool_choice(request.tool_choice, names)) != "auto":
         fields["tool_choice"] = choice
     return {name: value for name, value in fields.items() if value is not None}
 
@@ -260,11 +261,12 @@ def _tool(tool: Mapping[str, Any], where: str) -> dict[str, Any]:
     return {"type": "function", "function": function}
 
 
-def _tool_choice(given: str | Mapping[str, Any]) -> str | dict[str, Any]:
+def _tool_choice(given: str | Mapping[str, Any], names: Collection[str]) -> str | dict[str, Any]:
+    """As a chat says it. names: of the request's tools."""
     if isinstance(given, str):
         return chosen(given, ("auto", "none", "required"), "tool_choice")
     if given.get("type") == "allowed_tools":
-        return {"type": "allowed_tools", "allowed_tools": _allowed(given)}
+        return {"type": "allowed_tools", "allowed_tools": _allowed(given, names)}
     if given.get("type") != "function":
         raise UnsupportedParameter(
             f"tool_choice.type {quote(given.get('type'))} is not supported.",
@@ -274,14 +276,21 @@ def _tool_choice(given: str | Mapping[str, Any]) -> str | dict[str, Any]:
     return {"type": "function", "function": {"name": field(given, "name", str, "tool_choice")}}
 
 
-def _allowed(given: Mapping[str, Any]) -> dict[str, Any]:
-    """As a chat says it; what is wrong in it, the chat finds."""
-    tools = [
-        {"type": tool.get("type"), "function": {"name": tool.get("name")}}
-        for tool in field(given, "tools", list, "tool_choice")
-        if isinstance(tool, Mapping)
-    ]
-    return {"mode": given.get("mode"), "tools": tools}
+def _allowed(given: Mapping[str, Any], names: Collection[str]) -> dict[str, Any]:
+    """Without the object around it that a chat has."""
+    where = "tool_choice.tools"
+    mode = chosen(given.get("mode"), ("auto", "required"), "tool_choice.mode")
+    tools = field(given, "tools", list, "tool_choice")
+    if not tools:
+        raise InvalidRequest(f"{where} must not be empty.", param=where)
+    found = []
+    for place, tool in objects(tools, where):
+        chosen(tool.get("type"), ("function",), f"{place}.type")
+        name = field(tool, "name", str, place)
+        if names:  # else the chat says that there are none
+            chosen(name, names, f"{place}.name")
+        found.append({"type": "function", "function": {"name": name}})
+    return {"mode": mode, "tools": found}
 
 
 def _reasoning(given: Mapping[str, Any], ignored: Ignored) -> dict[str, Any]:

@@ -2,6 +2,8 @@
 
 deltas ─▶ ReasoningParser ─▶ Thought …
                 └─ Text ─▶ ToolParser ─▶ Text, CallBegin, Arguments, CallEnd …
+
+gpt-oss thinks between calls as well: its ToolParser reads all of it.
 """
 
 from __future__ import annotations
@@ -30,7 +32,7 @@ class MessageParser:
     @property
     def thinking(self) -> bool:
         """Whether the answer is inside of a thought."""
-        return self._reasoning is not None and self._reasoning.thinking
+        return any(part is not None and part.thinking for part in (self._reasoning, self._tools))
 
     @property
     def calls(self) -> int:

@@ -106,6 +106,18 @@ def read_calls(text: str) -> list[tuple[str, str]]:
         return []
 
 
+def literal(text: str) -> Any:
+    """A value of Python's that JSON has, too. Raises ValueError."""
+    if len(text) > _LONGEST:
+        raise ValueError("too long")
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            return _value(ast.parse(text.strip(), mode="eval").body)
+    except (SyntaxError, RecursionError, MemoryError) as error:
+        raise ValueError(str(error)) from None
+
+
 def _read(call: ast.expr) -> tuple[str, str]:
     if not isinstance(call, ast.Call) or call.args:
         raise ValueError("no call with named arguments")

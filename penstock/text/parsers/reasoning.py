@@ -8,10 +8,12 @@ line breaks included.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import ClassVar
+from typing import ClassVar, Literal
 
+from .forms import Format
 from .machine import Machine, Run
 from .pieces import Thought
+from .tools import Tool, ToolParser
 
 
 class ReasoningParser(Machine):
@@ -31,6 +33,8 @@ class ReasoningParser(Machine):
         self._interrupts = tuple(interrupts) if self.interruptible else ()
         super().__init__()
 
+    together: ClassVar[type[ToolParser] | None] = None
+    """Who reads thoughts, text and calls in one, where they do not come one after the other (`whole`)."""
     interruptible: ClassVar[bool] = False
     """Whether the models of the family call tools from within a thought, which ends it."""
 
@@ -52,6 +56,29 @@ class ReasoningParser(Machine):
         if continued and max(last_start, last_end) >= 0:
             return last_start > last_end
         return enabled and not continued
+
+    @classmethod
+    def whole(
+        cls, tools: Sequence[Tool], *, trusted: bool, single: bool, thinking: bool, calling: bool
+    ) -> ToolParser:
+        """One of `together`.
+
+        Args:
+            tools, trusted, single: as of every ToolParser.
+            thinking: the answer begins inside of a thought.
+            calling: False leaves calls in the text.
+        """
+        raise NotImplementedError
+
+    @classmethod
+    def opening(cls, thinking: bool, header: Literal["", "said", "said_json"]) -> Format | None:
+        """What stands before the grammar of an answer; None where that is a thought up to `end`, or nothing.
+
+        Args:
+            thinking: the answer begins inside of a thought.
+            header: which header of the family's form; "" where the grammar has it.
+        """
+        return None
 
     @classmethod
     def all_marks(cls) -> tuple[str, ...]:
@@ -81,7 +108,3 @@ class Qwen3(ReasoningParser):
     false`)."""
 
     interruptible = True
-
-
-REASONING_PARSERS: dict[str, type[ReasoningParser]] = {"deepseek_r1": DeepSeekR1, "qwen3": Qwen3}
-"""By the name of --reasoning-parser."""

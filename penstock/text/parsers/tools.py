@@ -56,6 +56,8 @@ class ToolParser(Machine):
     forced: ClassVar[type[ToolParser] | None] = None
     others: ClassVar[tuple[str, ...]] = ()
     """What else calls are marked with."""
+    thinking: bool = False
+    """Whether the answer is inside of a thought: only where calls and thoughts are read in one."""
 
     def __init__(
         self,

@@ -21,8 +21,8 @@ from penstock.deploy.objects import dump
 from penstock.spec import loads
 from tests.e2e.server import eventually
 from tests.gateway.process import Process, gateway
-from tests.gateway.stores import free_port
 from tests.gateway.upstream import TOKENS, Upstream, Wire, events
+from tests.ports import free_port
 
 from . import tools
 from .conftest import make_certificate

@@ -18,8 +18,9 @@ from penstock.cli import gateway as gateway_command
 from penstock.cli import models, serve, up
 from penstock.cli.flags import Parser
 from penstock.deploy.machine import files
-from tests.e2e.server import eventually, free_port
+from tests.e2e.server import eventually
 from tests.gateway.process import gateway
+from tests.ports import free_port
 
 from .specs import SPECS, bundle
 

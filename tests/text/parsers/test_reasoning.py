@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import pytest
 
+from penstock.text.parsers.families import REASONING_PARSERS
+from penstock.text.parsers.harmony import Harmony
 from penstock.text.parsers.message import MessageParser
 from penstock.text.parsers.pieces import Message, Text, Thought
-from penstock.text.parsers.reasoning import REASONING_PARSERS
 
-NAMES = sorted(REASONING_PARSERS)
+NAMES = sorted(name for name, family in REASONING_PARSERS.items() if family.together is None)
 
 #: What follows the prompt → thought and answer: vLLM 0.32's of qwen3, for all of these but the last.
 ANSWERS = {
@@ -73,3 +74,42 @@ def test_a_call_ends_the_thought_of_models_that_call_from_it() -> None:
         Text("<tool_call>x"),
     ]
     assert REASONING_PARSERS["deepseek_r1"](interrupts=mark).push(text) == [Thought(text)]
+
+
+@pytest.mark.parametrize(
+    ("prompt", "continued", "thinking"),
+    [
+        ("<|start|>user<|message|>hi<|end|><|start|>assistant", False, False),
+        ("<|start|>assistant<|channel|>analysis<|message|>", False, True),
+        ("<|start|>assistant<|channel|>analysis<|message|>so far", True, True),
+        (
+            "<|channel|>analysis<|message|>a<|end|><|start|>assistant<|channel|>final<|message|>so far",
+            True,
+            False,
+        ),
+        (
+            "<|start|>user<|message|>what is <|channel|>analysis<|message|>?<|end|><|start|>assistant",
+            True,
+            False,
+        ),
+        ("so far", True, False),
+    ],
+)
+def test_what_a_prompt_of_channels_says(prompt: str, continued: bool, thinking: bool) -> None:
+    assert REASONING_PARSERS["openai_gptoss"].begins_thinking(prompt, True, continued) is thinking
+
+
+def test_calls_stay_text_where_nothing_may_be_called() -> None:
+    text = "<|channel|>commentary to=functions.f <|constrain|>json<|message|>{}<|call|>"
+    parser = Harmony(calling=False)
+    message = Message.of(parser.push(f"<|channel|>analysis<|message|>a<|end|><|start|>assistant{text}"))
+    assert (message.reasoning, message.content) == ("a", f"<|start|>assistant{text}")
+
+
+def test_a_parser_of_channels_says_whether_it_thinks() -> None:
+    parser = MessageParser(tools=Harmony())
+    seen = []
+    for token in ("<|channel|>", "analysis", "<|message|>", "a", "<|end|>", "<|start|>", "assistant"):
+        parser.push(token)
+        seen.append(parser.thinking)
+    assert seen == [False, False, True, True, False, False, False]

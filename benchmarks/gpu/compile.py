@@ -17,6 +17,7 @@ has changed and was not compiled again.
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import os
 import re
@@ -42,6 +43,8 @@ RESULTS = ROOT / "benchmarks" / "results" / "gpu_kernels.json"
 PAGE = ROOT / "docs" / "gpu.md"
 SECONDS = 120
 """Of one compilation, at most."""
+_BATCH = 20
+"""Results that are written down together: so many are lost when the command is stopped."""
 _REGISTERS = 1 << 16
 """Of a multiprocessor. CUDA C++ Programming Guide, "Technical Specifications per Compute Capability"."""
 
@@ -333,6 +336,20 @@ def run_worker(
     only_usual: bool = False,
 ) -> tuple[str, list[dict[str, Any]]]:
     """(Triton's version, results), by a process with that Triton; kernels must not be interpreted in it."""
+    first, *made = stream_worker(triton, targets, kernels, most, again=again, only_usual=only_usual)
+    return first["triton"], made
+
+
+def stream_worker(
+    triton: Path | None,
+    targets: Sequence[str],
+    kernels: Sequence[str],
+    most: int | None,
+    *,
+    again: bool,
+    only_usual: bool,
+) -> Iterator[dict[str, Any]]:
+    """The same one by one, as they are made: Triton's version first."""
     environment = {key: value for key, value in os.environ.items() if key != "TRITON_INTERPRET"}
     before = [str(triton)] if triton else []
     after = [path for path in environment.get("PYTHONPATH", "").split(os.pathsep) if path]
@@ -342,11 +359,11 @@ def run_worker(
     command += ["--kernel", *kernels] if kernels else []
     command += ["--most", str(most)] if most else []
     command += ["--all"] * again + ["--usual"] * only_usual
-    said = subprocess.run(command, env=environment, cwd=ROOT, stdout=subprocess.PIPE, text=True)
-    lines = [json.loads(line) for line in said.stdout.splitlines() if line.startswith("{")]
-    if said.returncode or not lines:
-        raise SystemExit(f"{' '.join(command)} ended with {said.returncode}")
-    return lines[0]["triton"], lines[1:]
+    with subprocess.Popen(command, env=environment, cwd=ROOT, stdout=subprocess.PIPE, text=True) as worker:
+        assert worker.stdout is not None
+        yield from (json.loads(line) for line in worker.stdout if line.startswith("{"))
+    if worker.returncode:
+        raise SystemExit(f"{' '.join(command)} ended with {worker.returncode}")
 
 
 def keep(version: str, made: Sequence[dict[str, Any]], targets: Sequence[str]) -> None:
@@ -399,7 +416,7 @@ def main() -> None:
             print(json.dumps(result), flush=True)
         return
     for target in () if arguments.page else arguments.target:
-        version, made = run_worker(
+        rows = stream_worker(
             arguments.triton,
             [target],
             arguments.kernel,
@@ -407,7 +424,11 @@ def main() -> None:
             again=arguments.all,
             only_usual=arguments.usual,
         )
-        keep(version, made, [target])
+        version, made = next(rows)["triton"], list[dict[str, Any]]()
+        keep(version, made, [target])  # what no host chooses any more goes, whatever is compiled
+        while some := list(itertools.islice(rows, _BATCH)):
+            keep(version, some, [target])
+            made += some
         wrong = [row for row in made if row["faults"]]
         seconds = sum(row["cpu"] for row in made)
         print(

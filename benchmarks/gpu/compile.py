@@ -45,8 +45,6 @@ SECONDS = 120
 """Of one compilation, at most."""
 _BATCH = 20
 """Results that are written down together: so many are lost when the command is stopped."""
-_REGISTERS = 1 << 16
-"""Of a multiprocessor. CUDA C++ Programming Guide, "Technical Specifications per Compute Capability"."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -239,9 +237,7 @@ def compile_one(kernel: Kernel, configuration: Configuration, target: Target) ->
     options["enable_fp_fusion"] = True
     made = triton.compile(source, target=GPUTarget(*target.backend), options=options)
     text = made.asm["amdgcn" if target.known.is_amd else "ptx"]
-    registers, spilled = (
-        _amd_usage(text) if target.known.is_amd else _cuda_usage(made.asm["cubin"], configuration.num_warps)
-    )
+    registers, spilled = _amd_usage(text) if target.known.is_amd else _cuda_usage(made.asm["cubin"], text)
     result = Compiled(
         configuration.label,
         key(kernel, configuration),
@@ -254,21 +250,39 @@ def compile_one(kernel: Kernel, configuration: Configuration, target: Target) ->
     return replace(result, faults=faults(kernel, configuration, target, result))
 
 
-def _cuda_usage(cubin: bytes, num_warps: int) -> tuple[int, int]:
-    """(registers, spilled bytes) of a thread, by cuobjdump, which Triton brings. A stack is spills where
-    there is no register left; calls of functions (division of float64) have one, too."""
+def _cuda_usage(cubin: bytes, ptx: str) -> tuple[int, int]:
+    """(registers, bytes of the stack, if anything is spilled to it) of a thread, by tools that Triton brings.
+
+    A stack is what spills, or what calls of functions need (division of float64): ptxas says which. How many
+    registers are in use does not: it may give up with most of them free.
+    """
     import triton
 
-    program = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
-    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
-        file.write(cubin)
-        file.flush()
-        said = subprocess.run([program, "-res-usage", file.name], capture_output=True, text=True, check=True)
-    found = re.search(r"REG:(\d+) STACK:(\d+)", said.stdout)
+    tools = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
+    with tempfile.TemporaryDirectory() as folder:
+        program, text = Path(folder, "kernel.cubin"), Path(folder, "kernel.ptx")
+        program.write_bytes(cubin)
+        used = _said(r"REG:(\d+) STACK:(\d+)", tools / "cuobjdump", "-res-usage", program)
+        registers, stack = int(used[1]), int(used[2])
+        if not stack:
+            return registers, 0
+        text.write_text(ptx)
+        target = re.search(r"^\.target (\w+)", ptx, re.MULTILINE)
+        assert target is not None
+        found = _said(
+            r"(\d+) bytes spill stores, (\d+) bytes spill loads",
+            *(tools / "ptxas", "-v", f"--gpu-name={target[1]}", text, "-o", Path(folder, "again")),
+        )
+        return registers, stack if int(found[1]) or int(found[2]) else 0
+
+
+def _said(pattern: str, *command: str | Path) -> re.Match[str]:
+    """Where this pattern is found in what a command says."""
+    said = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=True)
+    found = re.search(pattern, said.stdout)
     if found is None:
-        raise RuntimeError(f"cuobjdump said {said.stdout[:200]!r}")
-    registers, stack = int(found[1]), int(found[2])
-    return registers, stack if registers > min(255, _REGISTERS // (32 * num_warps)) - 8 else 0
+        raise RuntimeError(f"{Path(command[0]).name} said {said.stdout[:200]!r}")
+    return found
 
 
 def _amd_usage(text: str) -> tuple[int, int]:

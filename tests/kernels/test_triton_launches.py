@@ -21,6 +21,7 @@ from penstock.kernels.attention import KVCache, KVCacheSpec, Span, StepLayout
 from penstock.kernels.capability import has_products
 from penstock.kernels.operations import Draw
 from penstock.kernels.triton import attention, gates, norms, quantized, rotation, sampling
+from penstock.kernels.triton.launch import OPTIONS
 from penstock.kernels.triton.registry import KERNELS, TRITON_TYPES, Configuration, Kernel, device_kind
 
 from .triton import needs_triton
@@ -67,7 +68,7 @@ class Started:
         return types, dict(each.constants), whole, each.num_warps, each.num_stages
 
     def _start(self, *args: Any, num_warps: int = 4, num_stages: int = 3, **more: Any) -> None:
-        assert more.pop("enable_fp_fusion", True)
+        assert {name: more.pop(name, None) for name in OPTIONS} == OPTIONS
         given = dict(zip(self._parameters, args, strict=False)) | more
         assert list(given) == self._parameters, "an argument is missing"
         self.calls += 1

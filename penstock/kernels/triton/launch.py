@@ -9,10 +9,7 @@ import functools
 import importlib.util
 import os
 
-import numpy as np
-import numpy.typing as npt
 import torch
-from torch import Tensor
 
 #: What every kernel is compiled with. Fused products and sums round once instead of twice; Triton 3.10 would
 #: do without them.
@@ -52,11 +49,3 @@ def shared_bytes(device: torch.device) -> int:
         if hasattr(properties, name):
             return int(getattr(properties, name))
     return 48 << 10
-
-
-def on_device(array: npt.NDArray[np.generic], device: torch.device) -> Tensor:
-    """The array on the device; nothing waits for the copy, and it is ordered on the current stream."""
-    tensor = torch.from_numpy(array)
-    if device.type == "cpu":
-        return tensor
-    return tensor.pin_memory().to(device, non_blocking=True)

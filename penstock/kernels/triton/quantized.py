@@ -4,7 +4,7 @@
     1 to 16       64 x 16                   as many as fill the device, each of four groups of inputs or more
     17 to 32      64 x 32                   likewise
     33 to 64      128 x 64                  likewise
-    65 and more   128 x 128                 one; 128 x 64 for int4 where registers run out
+    65 and more   128 x 128                 one; 128 x 64 before Hopper, where registers run out
 
 The weight's way from memory is the limit up to some hundred rows; then it is arithmetic. What a tile has
 under way from memory (its stages) is what fits into a multiprocessor's shared memory. Nothing of this is
@@ -27,6 +27,7 @@ from torch import Tensor
 from penstock.kernels.quantization import FP8, GROUP, quantize, quantize_fp8
 
 from .fallback import Fallback
+from .launch import OPTIONS
 from .registry import Configuration
 
 SCHEMES = ("int8", "int4")
@@ -87,10 +88,8 @@ def choose(rows: int, outs: int, groups: int, bits: int, where: str, processors:
         shape = (64, 16, 4)
     elif rows <= 32:
         shape = (64, 32, 4)
-    elif rows <= 64:
-        shape = (128, 64, 8)  # with four warps, registers run out
-    elif bits == 4 and where in ("sm_80", "sm_86", "sm_89"):
-        shape = (128, 64, 8)
+    elif rows <= 64 or where in ("sm_80", "sm_86", "sm_89"):
+        shape = (128, 64, 8)  # with four warps, or with more rows before Hopper, registers run out
     else:
         shape = (128, 128, 8)
     height, width, warps = shape
@@ -181,11 +180,20 @@ class QuantizedMatrix:
             PARTS=partial,
             num_warps=tile.warps,
             num_stages=tile.stages,
+            **OPTIONS,
         )
         if partial:
             size = out.numel()
             kernels.sum_of_parts[(math.ceil(size / _SUM_BLOCK),)](
-                sums, bias, out, size, self._outs, tile.parts, BLOCK=_SUM_BLOCK, BIASED=bias is not None
+                sums,
+                bias,
+                out,
+                size,
+                self._outs,
+                tile.parts,
+                BLOCK=_SUM_BLOCK,
+                BIASED=bias is not None,
+                **OPTIONS,
             )
         return out
 
@@ -225,7 +233,8 @@ def round_to_fp8(x: Tensor) -> tuple[Tensor, Tensor]:
     scales = torch.empty(rows, device=x.device)
     size = _row_block(n)
     if rows:
-        kernels.round_to_fp8[(rows,)](x, out, scales, n, x.stride(0), BLOCK=size, num_warps=_row_warps(size))
+        warps = _row_warps(size)
+        kernels.round_to_fp8[(rows,)](x, out, scales, n, x.stride(0), BLOCK=size, num_warps=warps, **OPTIONS)
     return out, scales
 
 

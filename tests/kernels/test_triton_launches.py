@@ -22,12 +22,22 @@ from penstock.kernels.capability import has_products
 from penstock.kernels.operations import Draw
 from penstock.kernels.triton import attention, gates, norms, quantized, rotation, sampling
 from penstock.kernels.triton.launch import OPTIONS
-from penstock.kernels.triton.registry import KERNELS, TRITON_TYPES, Configuration, Kernel, device_kind
+from penstock.kernels.triton.registry import KERNELS, Configuration, Kernel, device_kind
 
 from .triton import needs_triton
 
 pytestmark = needs_triton
-NAMES = {**TRITON_TYPES, torch.float8_e4m3fn: "fp8e4nv"}
+NAMES = {
+    torch.bfloat16: "bf16",
+    torch.float16: "fp16",
+    torch.float32: "fp32",
+    torch.float64: "fp64",
+    torch.float8_e4m3fn: "fp8e4nv",
+    torch.int64: "i64",
+    torch.int32: "i32",
+    torch.int8: "i8",
+    torch.uint8: "u8",
+}
 Call = tuple[str, Configuration]
 
 #: hidden, inner, query heads, heads of keys, head, rotated, whether heads have norms, vocabulary

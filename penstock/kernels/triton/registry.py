@@ -16,20 +16,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-import torch
-
-#: Dtypes of activations that kernels are compiled for, by Triton's names.
-TRITON_TYPES: Mapping[torch.dtype, str] = {
-    torch.bfloat16: "bf16",
-    torch.float16: "fp16",
-    torch.float32: "fp32",
-    torch.float64: "fp64",
-    torch.int32: "i32",
-    torch.int64: "i64",
-    torch.int8: "i8",
-    torch.uint8: "u8",
-}
-#: Of those, the ones that a table may have.
+#: Types of activations that kernels are compiled for, by Triton's names.
 ACTIVATION_TYPES = ("bf16", "fp16", "fp32")
 #: Sizes of heads of the supported architectures' published models; any other works, compiled when it is met.
 HEAD_DIMS = (64, 80, 96, 128, 256)

@@ -43,6 +43,11 @@ RESULTS = ROOT / "benchmarks" / "results" / "gpu_kernels.json"
 PAGE = ROOT / "docs" / "gpu.md"
 SECONDS = 120
 """Of one compilation, at most."""
+_REGISTERS = 1 << 16
+"""Of a multiprocessor. CUDA C++ Programming Guide, "Technical Specifications per Compute Capability"."""
+_FEW = 32
+"""Bytes of a thread that are no fault where registers are left: ptxas spills some values so that one more
+program fits a multiprocessor."""
 _BATCH = 20
 """Results that are written down together: so many are lost when the command is stopped."""
 
@@ -205,7 +210,8 @@ def faults(kernel: Kernel, configuration: Configuration, target: Target, made: C
     found = []
     if made.shared > target.shared:
         found.append(f"{made.shared} bytes of shared memory, of {target.shared}")
-    if made.spilled:
+    most = min(255, _REGISTERS // (32 * configuration.num_warps))
+    if made.spilled > (_FEW if made.registers <= most - 8 and not target.known.is_amd else 0):
         found.append(f"{made.spilled} {'registers' if target.known.is_amd else 'bytes'} spilled")
     if kernel.multiplies and configuration.traits.get("dtype") != "fp32":
         if not made.units:
@@ -237,7 +243,7 @@ def compile_one(kernel: Kernel, configuration: Configuration, target: Target) ->
     options["enable_fp_fusion"] = True
     made = triton.compile(source, target=GPUTarget(*target.backend), options=options)
     text = made.asm["amdgcn" if target.known.is_amd else "ptx"]
-    registers, spilled = _amd_usage(text) if target.known.is_amd else _cuda_usage(made.asm["cubin"], text)
+    registers, spilled = _amd_usage(text) if target.known.is_amd else _cuda_usage(made.asm["cubin"])
     result = Compiled(
         configuration.label,
         key(kernel, configuration),
@@ -250,39 +256,21 @@ def compile_one(kernel: Kernel, configuration: Configuration, target: Target) ->
     return replace(result, faults=faults(kernel, configuration, target, result))
 
 
-def _cuda_usage(cubin: bytes, ptx: str) -> tuple[int, int]:
-    """(registers, bytes of the stack, if anything is spilled to it) of a thread, by tools that Triton brings.
-
-    A stack is what spills, or what calls of functions need (division of float64): ptxas says which. How many
-    registers are in use does not: it may give up with most of them free.
-    """
+def _cuda_usage(cubin: bytes) -> tuple[int, int]:
+    """(registers, spilled bytes) of a thread, by cuobjdump, which Triton brings. These kernels keep nothing on
+    the stack but what has no register. How many registers are in use says little of that: ptxas may give up
+    with most of them free."""
     import triton
 
-    tools = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
-    with tempfile.TemporaryDirectory() as folder:
-        program, text = Path(folder, "kernel.cubin"), Path(folder, "kernel.ptx")
-        program.write_bytes(cubin)
-        used = _said(r"REG:(\d+) STACK:(\d+)", tools / "cuobjdump", "-res-usage", program)
-        registers, stack = int(used[1]), int(used[2])
-        if not stack:
-            return registers, 0
-        text.write_text(ptx)
-        target = re.search(r"^\.target (\w+)", ptx, re.MULTILINE)
-        assert target is not None
-        found = _said(
-            r"(\d+) bytes spill stores, (\d+) bytes spill loads",
-            *(tools / "ptxas", "-v", f"--gpu-name={target[1]}", text, "-o", Path(folder, "again")),
-        )
-        return registers, stack if int(found[1]) or int(found[2]) else 0
-
-
-def _said(pattern: str, *command: str | Path) -> re.Match[str]:
-    """Where this pattern is found in what a command says."""
-    said = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=True)
-    found = re.search(pattern, said.stdout)
+    program = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
+    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
+        file.write(cubin)
+        file.flush()
+        said = subprocess.run([program, "-res-usage", file.name], capture_output=True, text=True, check=True)
+    found = re.search(r"REG:(\d+) STACK:(\d+)", said.stdout)
     if found is None:
-        raise RuntimeError(f"{Path(command[0]).name} said {said.stdout[:200]!r}")
-    return found
+        raise RuntimeError(f"cuobjdump said {said.stdout[:200]!r}")
+    return int(found[1]), int(found[2])
 
 
 def _amd_usage(text: str) -> tuple[int, int]:

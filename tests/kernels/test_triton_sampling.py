@@ -67,6 +67,13 @@ def test_rows_without_a_distribution_say_so(value: float) -> None:
 )  # equal ones, cut among themselves
 @example([Draw(0.999, 3.0, top_k=40, top_p=0.95, min_p=0.02)], 1301, 1, 0.125, 5.0, 0.7, torch.bfloat16)
 @example([Draw(0.3, 1.0, top_p=1e-9), Draw(0.99, 1.0, top_k=1)], 700, 2, 2.0, 1.0, 0.0, torch.float16)
+@example(
+    [Draw(0.97, 0.8, top_k=4, top_p=0.9), Draw(0.4, 1.0, top_k=30)], 9000, 3, 1e-6, 5.0, 0.0, torch.float32
+)
+@example(
+    [Draw(0.9995, 1.0, top_p=0.9995), Draw(0.8, 0.5, top_p=0.99)], 9000, 4, 0.125, 1.0, 0.3, torch.bfloat16
+)
+@example([Draw(LAST, 2.0, top_k=8999), Draw(0.2, 1e-6, top_p=0.99)], 9000, 5, 1e-6, 1.0, 0.99, torch.float32)
 def test_the_tokens_that_the_specification_chooses(
     draws: list[Draw],
     vocabulary: int,

@@ -257,9 +257,9 @@ def compile_one(kernel: Kernel, configuration: Configuration, target: Target) ->
 
 
 def _cuda_usage(cubin: bytes) -> tuple[int, int]:
-    """(registers, spilled bytes) of a thread, by cuobjdump, which Triton brings. These kernels keep nothing on
-    the stack but what has no register. How many registers are in use says little of that: ptxas may give up
-    with most of them free."""
+    """(registers, spilled bytes) of a thread, by cuobjdump, which Triton brings. These kernels keep nothing
+    on the stack but what has no register. How many registers are in use says little of that: ptxas may give
+    up with most of them free."""
     import triton
 
     program = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"

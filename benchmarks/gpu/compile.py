@@ -2,7 +2,6 @@
 
     python -m benchmarks.gpu.compile                         what has changed since, with the installed Triton
     python -m benchmarks.gpu.compile --triton .tools/triton-3.6             the same, with another one
-    python -m benchmarks.gpu.compile --usual                 of bfloat16 alone (float16 where there is none)
     python -m benchmarks.gpu.compile --all                   everything again (half an hour of a core)
     python -m benchmarks.gpu.compile --page                  docs/gpu.md from what was kept
 
@@ -119,18 +118,14 @@ def reachable(kernel: Kernel, target: Target) -> list[Configuration]:
     return [each for each in kernel.configurations() if chosen(kernel, each, target)]
 
 
-def usual(configurations: list[Configuration], target: Target) -> list[Configuration]:
-    """Those of the type that most models are computed in there; all, if there are none."""
-    name = "bf16" if has_bfloat16(target.known) else "fp16"
-    return [each for each in configurations if each.traits["dtype"] == name] or configurations
-
-
 def sample(kernel: Kernel, target: Target, most: int | None) -> list[Configuration]:
-    """All configurations, or `most` of them, spread over those of the usual type."""
+    """All configurations, or `most` of them, spread over those of the type that most models are computed in
+    there; over all, if there are none."""
     every = reachable(kernel, target)
     if most is None or len(every) <= most:
         return every
-    first = usual(every, target)
+    name = "bf16" if has_bfloat16(target.known) else "fp16"
+    first = [each for each in every if each.traits["dtype"] == name] or every
     step = max(1.0, (len(first) - 1) / max(1, most - 1))
     places = sorted({min(len(first) - 1, round(number * step)) for number in range(most)})
     return [first[place] for place in places]
@@ -288,11 +283,11 @@ def _late(*_: object) -> None:
 
 
 def compile_all(
-    targets: Sequence[str], kernels: Sequence[str], most: int | None, *, again: bool, only_usual: bool
+    targets: Sequence[str], kernels: Sequence[str], most: int | None, *, again: bool
 ) -> Iterator[dict[str, Any]]:
     """Results as plain data, one by one; a compilation that fails, or takes SECONDS, is a result, too.
 
-    again: also what was kept, and has not changed since. only_usual: of the usual types.
+    again: also what was kept, and has not changed since.
     """
     import triton
 
@@ -304,8 +299,6 @@ def compile_all(
             if kernels and kernel.name not in kernels:
                 continue
             wanted = sample(kernel, target, most)
-            if only_usual:
-                wanted = usual(wanted, target)
             if not again:
                 wanted = stale(kept, kernel, target, wanted)
             for configuration in wanted:
@@ -335,10 +328,9 @@ def run_worker(
     most: int | None,
     *,
     again: bool = True,
-    only_usual: bool = False,
 ) -> tuple[str, list[dict[str, Any]]]:
     """(Triton's version, results), by a process with that Triton; kernels must not be interpreted in it."""
-    first, *made = stream_worker(triton, targets, kernels, most, again=again, only_usual=only_usual)
+    first, *made = stream_worker(triton, targets, kernels, most, again=again)
     return first["triton"], made
 
 
@@ -349,7 +341,6 @@ def stream_worker(
     most: int | None,
     *,
     again: bool,
-    only_usual: bool,
 ) -> Iterator[dict[str, Any]]:
     """The same one by one, as they are made: Triton's version first."""
     environment = {key: value for key, value in os.environ.items() if key != "TRITON_INTERPRET"}
@@ -360,7 +351,7 @@ def stream_worker(
     command = [sys.executable, "-m", "benchmarks.gpu.compile", "--worker", "--target", *targets]
     command += ["--kernel", *kernels] if kernels else []
     command += ["--most", str(most)] if most else []
-    command += ["--all"] * again + ["--usual"] * only_usual
+    command += ["--all"] * again
     with subprocess.Popen(command, env=environment, cwd=ROOT, stdout=subprocess.PIPE, text=True) as worker:
         assert worker.stdout is not None
         yield from (json.loads(line) for line in worker.stdout if line.startswith("{"))
@@ -398,7 +389,6 @@ def main() -> None:
     parser.add_argument(
         "--all", action="store_true", help="also what was compiled, and has not changed since"
     )
-    parser.add_argument("--usual", action="store_true", help="only bfloat16; float16 where there is none")
     parser.add_argument(
         "--page", action="store_true", help="write docs/gpu.md from the results that are kept"
     )
@@ -413,7 +403,6 @@ def main() -> None:
             arguments.kernel,
             arguments.most,
             again=arguments.all,
-            only_usual=arguments.usual,
         ):
             print(json.dumps(result), flush=True)
         return
@@ -424,7 +413,6 @@ def main() -> None:
             arguments.kernel,
             arguments.most,
             again=arguments.all,
-            only_usual=arguments.usual,
         )
         version, made = next(rows)["triton"], list[dict[str, Any]]()
         keep(version, made, [target])  # what no host chooses any more goes, whatever is compiled

@@ -192,12 +192,19 @@ def loads(text: str) -> dict[int, int]:
     return dict(Counter(sizes))
 
 
+_UNITS = {
+    "tcgen05": r"\btcgen05\.mma",
+    "wgmma": r"\bwgmma\.mma_async",
+    "mma": r"\bmma\.sync",
+    "mfma": r"\bv_mfma",
+}
+"""Best first."""
+
+
 def units(text: str) -> str:
     """The tensor cores' instruction, the best one that occurs."""
-    for name, pattern in (("wgmma", r"wgmma\.mma_async"), ("mma", r"\bmma\.sync"), ("mfma", r"\bv_mfma")):
-        if re.search(pattern, text):
-            return name
-    return ""
+    found = (name for name, pattern in _UNITS.items() if re.search(pattern, text))
+    return next(found, "")
 
 
 def faults(kernel: Kernel, configuration: Configuration, target: Target, made: Compiled) -> tuple[str, ...]:

@@ -58,8 +58,8 @@ COMPILED = """## What the compilers made of the kernels
 
 For each kernel and architecture, over the configurations that a host may choose there (bfloat16, float16 and
 float32): how many were compiled of how many there are, registers of a thread and shared memory of a program
-(least to most), the most bytes that a thread spills, the tensor cores' instruction, and how many have loads of
-16 bytes.
+(least to most), the most bytes that a thread spills, the tensor cores' instruction, and how many have loads
+of 16 bytes.
 
 Where registers are left, ptxas spills a few values so that one more program fits a multiprocessor; up to 32
 bytes of a thread are no fault then. Any byte is one where registers have run out, and any register on AMD.

@@ -77,6 +77,8 @@ TARGETS = {
         ("sm_86", "A10, RTX 3090", (8, 6), SHARED_MEMORY["sm_86"]),
         ("sm_89", "L4, L40S, RTX 4090", (8, 9), SHARED_MEMORY["sm_89"]),
         ("sm_90", "H100, H200", (9, 0), SHARED_MEMORY["sm_90"]),
+        ("sm_100", "B200", (10, 0), SHARED_MEMORY["sm_100"]),
+        ("sm_120", "RTX PRO 6000, RTX 5090", (12, 0), SHARED_MEMORY["sm_120"]),
         ("gfx942", "MI300X", None, SHARED_MEMORY["gfx942"]),
     )
 }
@@ -108,7 +110,7 @@ def chosen(kernel: Kernel, configuration: Configuration, target: Target) -> bool
         return False
     if traits.get("dtype") == "bf16" and not has_bfloat16(target.known):
         return False
-    if configuration.device_kind is not None and configuration.device_kind != device_kind(target.shared):
+    if configuration.device_kind not in (None, device_kind(target.shared, target.known.capability)):
         return False
     return target.name in traits.get("targets", (target.name,))
 
@@ -219,8 +221,9 @@ def faults(kernel: Kernel, configuration: Configuration, target: Target, made: C
         if not made.units:
             found.append("no tensor cores")
         rows = configuration.traits.get("tile", (0, 0))[0]
-        if target.name == "sm_90" and rows >= 64 and configuration.num_warps >= 4 and made.units != "wgmma":
-            found.append(f"{made.units or 'no units'} for a tile of {rows} rows, not wgmma")
+        best = {"sm_90": "wgmma", "sm_100": "tcgen05"}.get(target.name, made.units)
+        if rows >= 64 and configuration.num_warps >= 4 and made.units != best:
+            found.append(f"{made.units or 'no units'} for a tile of {rows} rows, not {best}")
     if kernel.name == "attend" and made.widest < 16:
         found.append("no loads of 16 bytes")
     return tuple(found)

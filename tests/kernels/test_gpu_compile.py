@@ -129,7 +129,12 @@ def test_what_a_device_does_not_have_is_not_compiled_for_it(target: str) -> None
 
 def test_fp8_is_for_those_who_have_it() -> None:
     rounding = next(kernel for kernel in KERNELS if kernel.name == "round_to_fp8")
-    assert [name for name in TARGETS if reachable(rounding, TARGETS[name])] == ["sm_89", "sm_90"]
+    assert [name for name in TARGETS if reachable(rounding, TARGETS[name])] == [
+        "sm_89",
+        "sm_90",
+        "sm_100",
+        "sm_120",
+    ]
 
 
 @pytest.mark.parametrize("most", [1, 2, 5, 1000])
@@ -164,6 +169,7 @@ def test_loads_by_their_width() -> None:
 
 def test_the_best_unit_is_named() -> None:
     assert units(PTX) == "mma"
+    assert units(PTX + "tcgen05.mma.cta_group::1.kind::f16 [ %r1 ]") == "tcgen05"
     assert units(PTX + "wgmma.mma_async.sync.aligned.m64n16k16.f32.bf16.bf16") == "wgmma"
     assert units("v_mfma_f32_32x32x8_bf16_1k") == "mfma"
     assert units("fma.rn.f32") == ""
@@ -182,6 +188,8 @@ def configuration(**traits: Any) -> Configuration:
         (PRODUCT, "sm_90", {"dtype": "bf16", "tile": (64, 16)}, {"units": "mma"}, ("mma for a tile of 64",)),
         (PRODUCT, "sm_90", {"dtype": "bf16", "tile": (64, 16)}, {"units": "wgmma"}, ()),
         (PRODUCT, "sm_90", {"dtype": "bf16", "tile": (32, 16)}, {"units": "mma"}, ()),
+        (PRODUCT, "sm_100", {"dtype": "bf16", "tile": (64, 16)}, {"units": "wgmma"}, ("not tcgen05",)),
+        (PRODUCT, "sm_100", {"dtype": "bf16", "tile": (64, 16)}, {"units": "tcgen05"}, ()),
         (
             PRODUCT,
             "sm_86",

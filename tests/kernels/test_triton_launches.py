@@ -18,7 +18,7 @@ from torch import Tensor
 
 from benchmarks.gpu.compile import TARGETS, Target, reachable
 from penstock.kernels.attention import KVCache, KVCacheSpec, Span, StepLayout
-from penstock.kernels.capability import has_products
+from penstock.kernels.capability import has_fp8, has_products
 from penstock.kernels.operations import Draw
 from penstock.kernels.triton import attention, gates, norms, quantized, rotation, sampling
 from penstock.kernels.triton.launch import OPTIONS
@@ -117,8 +117,8 @@ def started(target: Target, monkeypatch: pytest.MonkeyPatch) -> dict[str, Starte
     for kernel in KERNELS:
         module = importlib.import_module(f"penstock.kernels.triton.{kernel.module}")
         monkeypatch.setattr(module, kernel.function_name, made[kernel.name])
-    kind = device_kind(target.shared)
-    monkeypatch.setattr(attention, "device_kind", lambda shared: kind)
+    kind = device_kind(target.shared, target.known.capability)
+    monkeypatch.setattr(attention, "device_kind", lambda *of: kind)
     where = quantized.architecture(target.known.capability)
     monkeypatch.setattr(quantized, "_device", lambda device: (where, 108))
     return made
@@ -194,7 +194,7 @@ def test_quantised_products_that_are_started_are_known(
 
 
 def test_rows_in_fp8_that_are_started_are_known(target: Target, started: dict[str, Started]) -> None:
-    if target.name not in ("sm_89", "sm_90"):
+    if not has_fp8(target.known):
         pytest.skip("has no fp8")
     for width in (896, 1024, 4096, 14_336, 25_600):
         for rows in (1, 16):

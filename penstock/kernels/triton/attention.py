@@ -21,16 +21,22 @@ from torch import Tensor
 from penstock.kernels.attention import KVCacheSpec, StepLayout
 from penstock.kernels.transfer import on_device
 
-from .launch import OPTIONS, programs, shared_bytes
-from .registry import ACTIVATION_TYPES, HEAD_DIMS, Configuration, device_kind
+from .launch import OPTIONS, capability, programs, shared_bytes
+from .registry import ACTIVATION_TYPES, HEAD_DIMS, TENSOR_MEMORY, Configuration, device_kind
 from .rotation import check_heads, power, write_kv
 from .schedule import MERGED, PART, WORKSPACE_BYTES, Shape, Spans, TaskMap, task_map
 
 #: The widest heads that tiles are made for.
 MOST_DIM = 256
 
-#: Of shared memory, for kinds of devices; see registry.DEVICE_KINDS.
-_BUDGETS = {"small": 60 << 10, "medium": 96 << 10, "large": 160 << 10, "largest": 160 << 10}
+#: Of shared memory, for kinds of devices; see registry.device_kind.
+_BUDGETS = {
+    "small": 60 << 10,
+    "medium": 96 << 10,
+    "large": 160 << 10,
+    "largest": 160 << 10,
+    TENSOR_MEMORY: 160 << 10,
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,8 +56,10 @@ def decode_tile(kind: str, group: int, dim: int, itemsize: int) -> Tile:
         return Tile(queries, 32, 4, 1)
     if itemsize == 4:
         return Tile(16, _FLOAT32_KEYS, 4, 3)
-    warps = 8 if queries == 64 and dim > 64 else 4  # with four, registers run out
-    return _fit(queries, warps, min(_BUDGETS[kind], 110 << 10), power(dim))
+    wide = dim > 64 or kind == "medium"
+    warps = 8 if queries == 64 and wide else 4  # with four, registers run out
+    room = 96 if queries == 64 and kind == TENSOR_MEMORY else 110  # as they do there, of two stages of 256
+    return _fit(queries, warps, min(_BUDGETS[kind], room << 10), power(dim))
 
 
 def chunk_tile(kind: str, dim: int, itemsize: int) -> Tile:
@@ -61,9 +69,10 @@ def chunk_tile(kind: str, dim: int, itemsize: int) -> Tile:
     if itemsize == 4:
         rows = 16 if kind == "small" and dim > 128 else 32
         return Tile(rows, _FLOAT32_KEYS, 4 if dim <= 64 else 8, 2)
-    many = kind in ("large", "largest") and dim <= 128
-    warps = 8 if many or dim > 64 else 4  # with four, registers run out
-    most_keys = 32 if kind == "large" and many and dim > 64 else 64  # and so they do on an A100 with 128 x 64
+    many = kind in ("large", "largest", TENSOR_MEMORY) and dim <= 128
+    warps = 8 if many or dim > 64 or kind == "medium" else 4  # with four, registers run out
+    # and so they do with 128 x 64, but on Hopper
+    most_keys = 32 if many and dim > 64 and kind != "largest" else 64
     return _fit(128 if many else 64, warps, _BUDGETS[kind], power(dim), most_keys)
 
 
@@ -92,7 +101,7 @@ class TritonAttention:
             raise ValueError(f"heads of {spec.head_dim} elements; these kernels take {MOST_DIM} at most")
         self.spec = spec
         self.device = device
-        self._kind = device_kind(shared_bytes(device))
+        self._kind = device_kind(shared_bytes(device), capability(device))
         self._launchers: dict[int, _Launcher] = {}
         self._parts = _Parts(device)
 

@@ -39,6 +39,13 @@ def programs(device: torch.device) -> int:
     return _RESIDENT * torch.cuda.get_device_properties(device).multi_processor_count
 
 
+def capability(device: torch.device) -> tuple[int, int] | None:
+    """CUDA's compute capability; None on a CPU and on AMD."""
+    if device.type == "cpu" or torch.version.hip is not None:
+        return None
+    return torch.cuda.get_device_capability(device)
+
+
 @functools.cache
 def shared_bytes(device: torch.device) -> int:
     """Shared memory that one program may have."""

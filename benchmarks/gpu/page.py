@@ -39,6 +39,8 @@ runs the engine, and prints its figures beside the targets, in under ten minutes
 | A10, RTX 3090 | 8.6 | bfloat16 | yes | no | Triton |
 | L4, L40S, RTX 4090 | 8.9 | bfloat16 | yes | yes | Triton |
 | H100, H200 | 9.0 | bfloat16 | yes | yes | Triton |
+| B200 | 10.0 | bfloat16 | yes | yes | Triton |
+| RTX PRO 6000, RTX 5090 | 12.0 | bfloat16 | yes | yes | Triton |
 | MI300X | gfx942 | bfloat16 | yes | no: its fp8 is of another kind | Triton |
 
 - **fp8**: weights are rounded while they are read, a scale for each output channel; activations in each

@@ -27,7 +27,7 @@ from torch import Tensor
 from penstock.kernels.quantization import FP8, GROUP, quantize, quantize_fp8
 
 from .fallback import Fallback
-from .launch import OPTIONS
+from .launch import OPTIONS, capability
 from .registry import Configuration
 
 SCHEMES = ("int8", "int4")
@@ -68,13 +68,13 @@ class Tile:
     stages: int
 
 
-def architecture(capability: tuple[int, int] | None) -> str:
+def architecture(known: tuple[int, int] | None) -> str:
     """The one of SHARED_MEMORY whose choices a device gets, by the memory that it has. None is AMD's."""
-    if capability is None:
+    if known is None:
         return "gfx942"
-    if capability[0] in (9, 10, 12):
-        return f"sm_{capability[0]}0"
-    return "sm_80" if capability in ((8, 0), (8, 7)) else "sm_86"
+    if known[0] in (9, 10, 12):
+        return f"sm_{known[0]}0"
+    return "sm_80" if known in ((8, 0), (8, 7)) else "sm_86"
 
 
 def stages(outs: int, rows: int, bits: int, where: str) -> int:
@@ -256,8 +256,7 @@ def _device(device: torch.device) -> tuple[str, int]:
     if device.type != "cuda":
         return "sm_80", 4
     properties = torch.cuda.get_device_properties(device)
-    capability = None if torch.version.hip is not None else (properties.major, properties.minor)
-    return architecture(capability), properties.multi_processor_count
+    return architecture(capability(device)), properties.multi_processor_count
 
 
 def product_configurations() -> Iterator[Configuration]:

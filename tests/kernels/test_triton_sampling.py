@@ -89,6 +89,26 @@ def test_the_tokens_that_the_specification_chooses(
     agree("triton", logits.to(DEVICE), draws)
 
 
+def test_the_last_of_the_most_probable() -> None:
+    """In as many parts, fewer, and more of them than there are."""
+    logits = random_logits(1, 9000, 6).repeat(3, 1)
+    draws = [Draw(0.9999, 5.0, top_k=count) for count in (4, 9, 30)]
+    order = logits[0].argsort(descending=True, stable=True)
+    tokens, _ = table(torch.float32).sample(logits.to(DEVICE), draws)
+    assert tokens == [int(order[draw.top_k - 1]) for draw in draws]
+
+
+def test_what_is_far_below_the_largest_is_drawn_too() -> None:
+    """Each of 8,999 tokens has a weight of 4e-8: together 0.04 % of the mass. (The largest one is the last:
+    the interpreter adds them up one by one.)"""
+    logits = torch.zeros(3, 9000)
+    logits[:, -1] = 17.0
+    draws = [Draw(uniform, 1.0, top_p=0.99999) for uniform in (0.9995, 0.9997, 0.9999)]
+    agree("triton", logits.to(DEVICE), draws)
+    tokens, _ = table(torch.float32).sample(logits.to(DEVICE), draws)
+    assert tokens[1] < tokens[2] < tokens[0] == 8999
+
+
 def test_a_row_does_not_depend_on_its_company() -> None:
     logits = random_logits(4, 300).half().to(DEVICE)
     operations = table(torch.float16)

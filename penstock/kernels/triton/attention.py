@@ -35,7 +35,7 @@ _BUDGETS = {
     "medium": 96 << 10,
     "large": 160 << 10,
     "largest": 160 << 10,
-    TENSOR_MEMORY: 96 << 10,  # with more of it, two stages of heads of 256: registers run out
+    TENSOR_MEMORY: 160 << 10,
 }
 
 
@@ -58,7 +58,8 @@ def decode_tile(kind: str, group: int, dim: int, itemsize: int) -> Tile:
         return Tile(16, _FLOAT32_KEYS, 4, 3)
     wide = dim > 64 or kind == "medium"
     warps = 8 if queries == 64 and wide else 4  # with four, registers run out
-    return _fit(queries, warps, min(_BUDGETS[kind], 110 << 10), power(dim))
+    most = 120 if kind == TENSOR_MEMORY else 110  # there, two stages of 64 rows spill, and three do not
+    return _fit(queries, warps, min(_budget(kind, dim), most << 10), power(dim))
 
 
 def chunk_tile(kind: str, dim: int, itemsize: int) -> Tile:
@@ -72,7 +73,14 @@ def chunk_tile(kind: str, dim: int, itemsize: int) -> Tile:
     warps = 8 if many or dim > 64 or kind == "medium" else 4  # with four, registers run out
     # and so they do with 128 x 64, but on Hopper
     most_keys = 32 if many and dim > 64 and kind != "largest" else 64
-    return _fit(128 if many else 64, warps, _BUDGETS[kind], power(dim), most_keys)
+    return _fit(128 if many else 64, warps, _budget(kind, dim), power(dim), most_keys)
+
+
+def _budget(kind: str, dim: int) -> int:
+    """Bytes of shared memory that a tile may take."""
+    if kind == TENSOR_MEMORY and dim > 128:
+        return 96 << 10  # one stage of 64 rows; for two, there are not enough registers
+    return _BUDGETS[kind]
 
 
 #: Without tensor cores, threads hold their rows and columns of both operands, a whole head long: of twice as

@@ -2,7 +2,6 @@
 
     python -m benchmarks.gpu.compile                         what has changed since, with the installed Triton
     python -m benchmarks.gpu.compile --triton .tools/triton-3.6             the same, with another one
-    python -m benchmarks.gpu.compile --usual                 of bfloat16 alone (float16 where there is none)
     python -m benchmarks.gpu.compile --all                   everything again (half an hour of a core)
     python -m benchmarks.gpu.compile --page                  docs/gpu.md from what was kept
 
@@ -17,6 +16,7 @@ has changed and was not compiled again.
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import os
 import re
@@ -44,6 +44,11 @@ SECONDS = 120
 """Of one compilation, at most."""
 _REGISTERS = 1 << 16
 """Of a multiprocessor. CUDA C++ Programming Guide, "Technical Specifications per Compute Capability"."""
+_FEW = 32
+"""Bytes of a thread that are no fault where registers are left: ptxas spills some values so that one more
+program fits a multiprocessor."""
+_BATCH = 20
+"""Results that are written down together: so many are lost when the command is stopped."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,6 +77,8 @@ TARGETS = {
         ("sm_86", "A10, RTX 3090", (8, 6), SHARED_MEMORY["sm_86"]),
         ("sm_89", "L4, L40S, RTX 4090", (8, 9), SHARED_MEMORY["sm_89"]),
         ("sm_90", "H100, H200", (9, 0), SHARED_MEMORY["sm_90"]),
+        ("sm_100", "B200", (10, 0), SHARED_MEMORY["sm_100"]),
+        ("sm_120", "RTX PRO 6000, RTX 5090", (12, 0), SHARED_MEMORY["sm_120"]),
         ("gfx942", "MI300X", None, SHARED_MEMORY["gfx942"]),
     )
 }
@@ -103,7 +110,7 @@ def chosen(kernel: Kernel, configuration: Configuration, target: Target) -> bool
         return False
     if traits.get("dtype") == "bf16" and not has_bfloat16(target.known):
         return False
-    if configuration.device_kind is not None and configuration.device_kind != device_kind(target.shared):
+    if configuration.device_kind not in (None, device_kind(target.shared, target.known.capability)):
         return False
     return target.name in traits.get("targets", (target.name,))
 
@@ -113,18 +120,14 @@ def reachable(kernel: Kernel, target: Target) -> list[Configuration]:
     return [each for each in kernel.configurations() if chosen(kernel, each, target)]
 
 
-def usual(configurations: list[Configuration], target: Target) -> list[Configuration]:
-    """Those of the type that most models are computed in there; all, if there are none."""
-    name = "bf16" if has_bfloat16(target.known) else "fp16"
-    return [each for each in configurations if each.traits["dtype"] == name] or configurations
-
-
 def sample(kernel: Kernel, target: Target, most: int | None) -> list[Configuration]:
-    """All configurations, or `most` of them, spread over those of the usual type."""
+    """All configurations, or `most` of them, spread over those of the type that most models are computed in
+    there; over all, if there are none."""
     every = reachable(kernel, target)
     if most is None or len(every) <= most:
         return every
-    first = usual(every, target)
+    name = "bf16" if has_bfloat16(target.known) else "fp16"
+    first = [each for each in every if each.traits["dtype"] == name] or every
     step = max(1.0, (len(first) - 1) / max(1, most - 1))
     places = sorted({min(len(first) - 1, round(number * step)) for number in range(most)})
     return [first[place] for place in places]
@@ -191,12 +194,19 @@ def loads(text: str) -> dict[int, int]:
     return dict(Counter(sizes))
 
 
+_UNITS = {
+    "tcgen05": r"\btcgen05\.mma",
+    "wgmma": r"\bwgmma\.mma_async",
+    "mma": r"\bmma\.sync",
+    "mfma": r"\bv_mfma",
+}
+"""Best first."""
+
+
 def units(text: str) -> str:
     """The tensor cores' instruction, the best one that occurs."""
-    for name, pattern in (("wgmma", r"wgmma\.mma_async"), ("mma", r"\bmma\.sync"), ("mfma", r"\bv_mfma")):
-        if re.search(pattern, text):
-            return name
-    return ""
+    found = (name for name, pattern in _UNITS.items() if re.search(pattern, text))
+    return next(found, "")
 
 
 def faults(kernel: Kernel, configuration: Configuration, target: Target, made: Compiled) -> tuple[str, ...]:
@@ -204,14 +214,16 @@ def faults(kernel: Kernel, configuration: Configuration, target: Target, made: C
     found = []
     if made.shared > target.shared:
         found.append(f"{made.shared} bytes of shared memory, of {target.shared}")
-    if made.spilled:
+    most = min(255, _REGISTERS // (32 * configuration.num_warps))
+    if made.spilled > (_FEW if made.registers <= most - 8 and not target.known.is_amd else 0):
         found.append(f"{made.spilled} {'registers' if target.known.is_amd else 'bytes'} spilled")
     if kernel.multiplies and configuration.traits.get("dtype") != "fp32":
         if not made.units:
             found.append("no tensor cores")
         rows = configuration.traits.get("tile", (0, 0))[0]
-        if target.name == "sm_90" and rows >= 64 and configuration.num_warps >= 4 and made.units != "wgmma":
-            found.append(f"{made.units or 'no units'} for a tile of {rows} rows, not wgmma")
+        best = {"sm_90": "wgmma", "sm_100": "tcgen05"}.get(target.name, made.units)
+        if rows >= 64 and configuration.num_warps >= 4 and made.units != best:
+            found.append(f"{made.units or 'no units'} for a tile of {rows} rows, not {best}")
     if kernel.name == "attend" and made.widest < 16:
         found.append("no loads of 16 bytes")
     return tuple(found)
@@ -236,9 +248,7 @@ def compile_one(kernel: Kernel, configuration: Configuration, target: Target) ->
     options["enable_fp_fusion"] = True
     made = triton.compile(source, target=GPUTarget(*target.backend), options=options)
     text = made.asm["amdgcn" if target.known.is_amd else "ptx"]
-    registers, spilled = (
-        _amd_usage(text) if target.known.is_amd else _cuda_usage(made.asm["cubin"], configuration.num_warps)
-    )
+    registers, spilled = _amd_usage(text) if target.known.is_amd else _cuda_usage(made.asm["cubin"])
     result = Compiled(
         configuration.label,
         key(kernel, configuration),
@@ -251,9 +261,10 @@ def compile_one(kernel: Kernel, configuration: Configuration, target: Target) ->
     return replace(result, faults=faults(kernel, configuration, target, result))
 
 
-def _cuda_usage(cubin: bytes, num_warps: int) -> tuple[int, int]:
-    """(registers, spilled bytes) of a thread, by cuobjdump, which Triton brings. A stack is spills where
-    there is no register left; calls of functions (division of float64) have one, too."""
+def _cuda_usage(cubin: bytes) -> tuple[int, int]:
+    """(registers, spilled bytes) of a thread, by cuobjdump, which Triton brings. These kernels keep nothing
+    on the stack but what has no register. How many registers are in use says little of that: ptxas may give
+    up with most of them free."""
     import triton
 
     program = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
@@ -264,8 +275,7 @@ def _cuda_usage(cubin: bytes, num_warps: int) -> tuple[int, int]:
     found = re.search(r"REG:(\d+) STACK:(\d+)", said.stdout)
     if found is None:
         raise RuntimeError(f"cuobjdump said {said.stdout[:200]!r}")
-    registers, stack = int(found[1]), int(found[2])
-    return registers, stack if registers > min(255, _REGISTERS // (32 * num_warps)) - 8 else 0
+    return int(found[1]), int(found[2])
 
 
 def _amd_usage(text: str) -> tuple[int, int]:
@@ -283,11 +293,11 @@ def _late(*_: object) -> None:
 
 
 def compile_all(
-    targets: Sequence[str], kernels: Sequence[str], most: int | None, *, again: bool, only_usual: bool
+    targets: Sequence[str], kernels: Sequence[str], most: int | None, *, again: bool
 ) -> Iterator[dict[str, Any]]:
     """Results as plain data, one by one; a compilation that fails, or takes SECONDS, is a result, too.
 
-    again: also what was kept, and has not changed since. only_usual: of the usual types.
+    again: also what was kept, and has not changed since.
     """
     import triton
 
@@ -299,8 +309,6 @@ def compile_all(
             if kernels and kernel.name not in kernels:
                 continue
             wanted = sample(kernel, target, most)
-            if only_usual:
-                wanted = usual(wanted, target)
             if not again:
                 wanted = stale(kept, kernel, target, wanted)
             for configuration in wanted:
@@ -330,9 +338,21 @@ def run_worker(
     most: int | None,
     *,
     again: bool = True,
-    only_usual: bool = False,
 ) -> tuple[str, list[dict[str, Any]]]:
     """(Triton's version, results), by a process with that Triton; kernels must not be interpreted in it."""
+    first, *made = stream_worker(triton, targets, kernels, most, again=again)
+    return first["triton"], made
+
+
+def stream_worker(
+    triton: Path | None,
+    targets: Sequence[str],
+    kernels: Sequence[str],
+    most: int | None,
+    *,
+    again: bool,
+) -> Iterator[dict[str, Any]]:
+    """The same one by one, as they are made: Triton's version first."""
     environment = {key: value for key, value in os.environ.items() if key != "TRITON_INTERPRET"}
     before = [str(triton)] if triton else []
     after = [path for path in environment.get("PYTHONPATH", "").split(os.pathsep) if path]
@@ -341,12 +361,12 @@ def run_worker(
     command = [sys.executable, "-m", "benchmarks.gpu.compile", "--worker", "--target", *targets]
     command += ["--kernel", *kernels] if kernels else []
     command += ["--most", str(most)] if most else []
-    command += ["--all"] * again + ["--usual"] * only_usual
-    said = subprocess.run(command, env=environment, cwd=ROOT, stdout=subprocess.PIPE, text=True)
-    lines = [json.loads(line) for line in said.stdout.splitlines() if line.startswith("{")]
-    if said.returncode or not lines:
-        raise SystemExit(f"{' '.join(command)} ended with {said.returncode}")
-    return lines[0]["triton"], lines[1:]
+    command += ["--all"] * again
+    with subprocess.Popen(command, env=environment, cwd=ROOT, stdout=subprocess.PIPE, text=True) as worker:
+        assert worker.stdout is not None
+        yield from (json.loads(line) for line in worker.stdout if line.startswith("{"))
+    if worker.returncode:
+        raise SystemExit(f"{' '.join(command)} ended with {worker.returncode}")
 
 
 def keep(version: str, made: Sequence[dict[str, Any]], targets: Sequence[str]) -> None:
@@ -379,7 +399,6 @@ def main() -> None:
     parser.add_argument(
         "--all", action="store_true", help="also what was compiled, and has not changed since"
     )
-    parser.add_argument("--usual", action="store_true", help="only bfloat16; float16 where there is none")
     parser.add_argument(
         "--page", action="store_true", help="write docs/gpu.md from the results that are kept"
     )
@@ -394,20 +413,22 @@ def main() -> None:
             arguments.kernel,
             arguments.most,
             again=arguments.all,
-            only_usual=arguments.usual,
         ):
             print(json.dumps(result), flush=True)
         return
     for target in () if arguments.page else arguments.target:
-        version, made = run_worker(
+        rows = stream_worker(
             arguments.triton,
             [target],
             arguments.kernel,
             arguments.most,
             again=arguments.all,
-            only_usual=arguments.usual,
         )
-        keep(version, made, [target])
+        version, made = next(rows)["triton"], list[dict[str, Any]]()
+        keep(version, made, [target])  # what no host chooses any more goes, whatever is compiled
+        while some := list(itertools.islice(rows, _BATCH)):
+            keep(version, some, [target])
+            made += some
         wrong = [row for row in made if row["faults"]]
         seconds = sum(row["cpu"] for row in made)
         print(

@@ -39,6 +39,8 @@ runs the engine, and prints its figures beside the targets, in under ten minutes
 | A10, RTX 3090 | 8.6 | bfloat16 | yes | no | Triton |
 | L4, L40S, RTX 4090 | 8.9 | bfloat16 | yes | yes | Triton |
 | H100, H200 | 9.0 | bfloat16 | yes | yes | Triton |
+| B200 | 10.0 | bfloat16 | yes | yes | Triton |
+| RTX PRO 6000, RTX 5090 | 12.0 | bfloat16 | yes | yes | Triton |
 | MI300X | gfx942 | bfloat16 | yes | no: its fp8 is of another kind | Triton |
 
 - **fp8**: weights are rounded while they are read, a scale for each output channel; activations in each
@@ -56,14 +58,17 @@ torch's there.
 
 COMPILED = """## What the compilers made of the kernels
 
-For each kernel and architecture, over the configurations that a host may choose there: how many were compiled
-of how many there are, registers of a thread and shared memory of a program (least to most), bytes that are
-spilled, the tensor cores' instruction, and how many have loads of 16 bytes.
+For each kernel and architecture, over the configurations that a host may choose there (bfloat16, float16 and
+float32): how many were compiled of how many there are, registers of a thread and shared memory of a program
+(least to most), the most bytes that a thread spills, the tensor cores' instruction, and how many have loads
+of 16 bytes.
 
-A test fails where a kernel has changed, or a configuration of the type that most models are computed in
-(bfloat16; on a T4 float16), and was not compiled again
-(`test_every_usual_configuration_was_compiled_as_it_is`). Another one starts the hosts with shapes of
-published models, and finds no kernel that is not among the configurations (`test_what_is_started_is_known`).
+Where registers are left, ptxas spills a few values so that one more program fits a multiprocessor; up to 32
+bytes of a thread are no fault then. Any byte is one where registers have run out, and any register on AMD.
+
+A test fails where a kernel or a configuration has changed, and was not compiled again
+(`test_every_configuration_was_compiled_as_it_is`). Another one starts the hosts with shapes of published
+models, and finds no kernel that is not among the configurations (`test_what_is_started_is_known`).
 
 Not among them, and compiled when they are met: heads and rotations of other sizes than published models have,
 vocabularies of over 524,288 tokens, rows whose length is no multiple of 16, and blocks of another size than a

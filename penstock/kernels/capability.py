@@ -7,6 +7,7 @@
     A100    8.0       yes        yes      yes                 no
     L4      8.9       yes        yes      yes                 yes
     H100    9.0       yes        yes      yes                 yes
+    B200    10.0      yes        yes      yes                 yes
     MI300X  gfx942    yes        yes      yes                 no: of another kind
 
 bfloat16: CUDA C++ Programming Guide, "Arithmetic instructions": native from 8.0, emulated before.

@@ -26,6 +26,7 @@ import torch
 from . import dense
 from .attention import KVCacheSpec, Span, StepLayout, check_window
 from .limits import DECODE_GROUP_BYTES, DECODE_PADDING
+from .transfer import on_device
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,7 +74,7 @@ class TorchAttention:
 
     def tensor(self, array: npt.NDArray[np.int64] | npt.NDArray[np.bool_]) -> torch.Tensor:
         """The array on the device."""
-        return torch.from_numpy(array).to(self._device, non_blocking=True)
+        return on_device(array, self._device)
 
     def groups(self, spans: Sequence[Span], window: int | None) -> list[_Group]:
         """Cut decode rows, sorted by context, into groups of bounded bytes and padding."""

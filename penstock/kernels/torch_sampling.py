@@ -21,6 +21,7 @@ import torch
 from torch import Tensor
 
 from .operations import Draw, Likelihood
+from .transfer import on_device
 
 _BLOCK = 512  # tokens whose weights are summed first: the cumulative sum then runs over V / 512 numbers
 _CANDIDATES = 256  # tokens looked at before the whole row is
@@ -53,7 +54,7 @@ def choose(logits: Tensor, draws: Sequence[Draw]) -> _Choice:
     tokens = torch.zeros(len(draws), dtype=torch.int64, device=logits.device)
     checks = torch.zeros(len(draws), dtype=torch.float32, device=logits.device)
     for kind, indices in groups.items():
-        where = torch.tensor(indices).to(logits.device, non_blocking=True)
+        where = on_device(torch.tensor(indices), logits.device)
         tokens[where], checks[where] = kind(logits[where], [draws[i] for i in indices])
     return tokens, checks
 
@@ -69,7 +70,7 @@ def logprobs(logits: Tensor, tokens: Sequence[int], counts: Sequence[int]) -> li
 def _likelihoods(logits: Tensor, tokens: Sequence[int], counts: Sequence[int]) -> list[Likelihood]:
     vocabulary = logits.shape[1]
     logprobs = logits.float().log_softmax(-1)
-    own = torch.tensor(tokens, device=logits.device)[:, None]
+    own = on_device(torch.tensor(tokens), logits.device)[:, None]
     ranks = (logits >= logits.gather(1, own)).sum(1).tolist()
     values = logprobs.gather(1, own)[:, 0].tolist()
     best: list[tuple[list[int], list[float]]] = [([], [])] * len(tokens)
@@ -113,7 +114,7 @@ def choose_cut(logits: Tensor, draws: Sequence[Draw]) -> _Choice:
     tokens = ids.gather(1, place)[:, 0]
     rest = [i for i, sure in enumerate(certain.tolist()) if not sure]
     if rest:
-        where = torch.tensor(rest, device=logits.device)
+        where = on_device(torch.tensor(rest), logits.device)
         tokens[where] = _choose_from_all(logits[where], [draws[i] for i in rest])[0]
     return tokens, values[:, 0]
 
@@ -194,11 +195,11 @@ def _cut(logits: Tensor, values: Tensor, draws: Sequence[Draw]) -> tuple[Tensor,
     exhausted = last == -float("inf")  # then the candidates are all that is possible
     settled = torch.ones_like(exhausted)
     if any(draw.top_k for draw in draws):
-        kth = torch.tensor([min(draw.top_k or width, width) - 1 for draw in draws], device=values.device)
-        least = values.gather(1, kth[:, None])
+        kth = torch.tensor([min(draw.top_k or width, width) - 1 for draw in draws])
+        least = values.gather(1, on_device(kth, values.device)[:, None])
         keep &= values >= least
-        has_top_k = torch.tensor([draw.top_k > 0 for draw in draws], device=values.device)[:, None]
-        settled = exhausted | ~has_top_k | (least > last) | ~peaks.isfinite()
+        without = torch.tensor([draw.top_k <= 0 for draw in draws])
+        settled = exhausted | on_device(without, values.device)[:, None] | (least > last) | ~peaks.isfinite()
     if any(draw.min_p > 0 for draw in draws):
         keep &= weights >= _column(weights, [draw.min_p for draw in draws])
     weights = weights.masked_fill_(~keep, 0.0).double()
@@ -212,7 +213,7 @@ def _cut(logits: Tensor, values: Tensor, draws: Sequence[Draw]) -> tuple[Tensor,
             if open_end and not complete and draws[i].top_p < 1 and not draws[i].top_k
         ]
         if partial:
-            where = torch.tensor(partial, device=values.device)
+            where = on_device(torch.tensor(partial), values.device)
             part = logits if len(partial) == len(logits) else logits[where]
             probabilities = _probabilities(part, [draws[i] for i in partial])
             mass = probabilities.sum(-1, keepdim=True) / probabilities.amax(-1, keepdim=True)
@@ -232,4 +233,4 @@ def _first_above(cumulative: Tensor, target: Tensor) -> Tensor:
 
 
 def _column(like: Tensor, values: Sequence[float]) -> Tensor:
-    return torch.tensor(values, dtype=like.dtype).to(like.device, non_blocking=True)[:, None]
+    return on_device(torch.tensor(values, dtype=like.dtype), like.device)[:, None]

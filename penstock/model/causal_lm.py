@@ -12,6 +12,7 @@ import torch
 
 from penstock.kernels.attention import AttentionStep, KVCache, KVCacheSpec
 from penstock.kernels.operations import LayerCache, Stack, ascending
+from penstock.kernels.transfer import on_device
 
 from .layers import Embedding, LayerNorm, Linear, RMSNorm, Rotary, Step
 from .model_config import ModelConfig
@@ -108,7 +109,7 @@ class CausalLM:
         if wanted is not None:
             rows = ascending(wanted, len(x))
             if len(rows) < len(x):
-                x = x.index_select(0, torch.from_numpy(rows).to(x.device))
+                x = x.index_select(0, on_device(rows, x.device))
         return step.seen("the final norm", self._norm(x))
 
     @torch.inference_mode()

@@ -18,6 +18,7 @@ from torch import Tensor
 from penstock.core.errors import ModelLoadError
 from penstock.core.pooling import Activation, Pooling, PoolingInfo, Vectors
 from penstock.files import check, shown
+from penstock.kernels.transfer import on_device
 
 from .model_config import ModelConfig
 from .pooling import PoolingPlan
@@ -123,7 +124,7 @@ def plain_pooler(config: ModelConfig) -> Pooler:
 
 def _pooled(kind: str, hidden: Tensor, lengths: Sequence[int]) -> Tensor:
     """[T, H] → [P, H], float32."""
-    count = torch.tensor(lengths, device=hidden.device)
+    count = on_device(torch.tensor(lengths), hidden.device)
     ends = count.cumsum(0)
     if kind == "mean":
         return torch.segment_reduce(hidden.float(), "mean", lengths=count)

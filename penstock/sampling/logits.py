@@ -14,6 +14,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from penstock.kernels.transfer import on_device
+
 from .state import SamplingState
 
 _INF = float("inf")
@@ -33,7 +35,7 @@ def edit(logits: Tensor, states: Sequence[SamplingState], indices: Sequence[int]
         if state.holds_back_stop and state.grammar is None:  # else its mask holds them back
             forbidden.append((i, edits.forbidden))
         if state.params.bad_words_ids and (bad := state.bad):
-            forbidden.append((i, torch.tensor(bad, device=logits.device)))
+            forbidden.append((i, on_device(torch.tensor(bad), logits.device)))
         if len(edits.biased):
             biased.append((i, edits.biased))
             biases.append(edits.biases)
@@ -52,7 +54,7 @@ def _places(entries: Sequence[tuple[int, Tensor]]) -> tuple[Tensor, Tensor]:
     lengths = torch.tensor([len(tokens) for _, tokens in entries])
     tokens = torch.cat([tokens for _, tokens in entries])
     rows = torch.tensor([row for row, _ in entries]).repeat_interleave(lengths)
-    return rows.to(tokens.device, non_blocking=True), tokens
+    return on_device(rows, tokens.device), tokens
 
 
 def _penalise(logits: Tensor, states: Sequence[SamplingState], indices: Sequence[int]) -> None:
@@ -71,8 +73,8 @@ def _penalise(logits: Tensor, states: Sequence[SamplingState], indices: Sequence
     if not ids:
         return
     device = logits.device
-    token = torch.frombuffer(ids, dtype=torch.int64).to(device)
-    count = torch.frombuffer(counts, dtype=torch.float32).to(device)
+    token = on_device(torch.frombuffer(ids, dtype=torch.int64), device)
+    count = on_device(torch.frombuffer(counts, dtype=torch.float32), device)
     per_row = torch.tensor(
         [
             (params.repetition_penalty, params.frequency_penalty, params.presence_penalty)
@@ -81,8 +83,8 @@ def _penalise(logits: Tensor, states: Sequence[SamplingState], indices: Sequence
         dtype=torch.float32,
     )
     spread = torch.tensor(lengths)
-    row_of = torch.tensor(indices).repeat_interleave(spread).to(device)
-    repetition, frequency, presence = per_row.repeat_interleave(spread, dim=0).to(device).unbind(1)
+    row_of = on_device(torch.tensor(indices).repeat_interleave(spread), device)
+    repetition, frequency, presence = on_device(per_row.repeat_interleave(spread, dim=0), device).unbind(1)
     value = logits[row_of, token]
     value = torch.where(value > 0, value / repetition, value * repetition)
     value -= frequency * count

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from penstock.grammar.compiler import MOST_SECONDS, Masks, Matcher
+from penstock.kernels.transfer import on_device
 
 from .state import SamplingState
 
@@ -56,7 +57,7 @@ def constrain(logits: Tensor, states: Sequence[SamplingState], rows: Sequence[in
     if len(rows) == len(logits):
         logits.masked_fill_(forbidden, -_INF)
     else:
-        places = torch.tensor(rows, device=logits.device)
+        places = on_device(torch.tensor(rows), logits.device)
         logits[places] = logits[places].masked_fill_(forbidden, -_INF)
     return failed
 
@@ -77,6 +78,6 @@ def _forbidden(masks: Masks, logits: Tensor) -> Tensor:
     if logits.device.type == "cpu":
         bits = np.unpackbits(masks.view(np.uint8), axis=1, count=vocabulary, bitorder="little")
         return torch.from_numpy(bits == 0)
-    words = torch.from_numpy(masks).to(logits.device, non_blocking=True)
+    words = on_device(masks, logits.device)
     each = torch.arange(32, dtype=torch.int32, device=logits.device)
     return ((words.unsqueeze(-1) >> each) & 1).flatten(1)[:, :vocabulary] == 0

@@ -16,6 +16,7 @@ from torch import Tensor
 from penstock.core.sampling_params import Sampling
 from penstock.grammar.compiler import Matcher
 from penstock.kernels.operations import Draw
+from penstock.kernels.transfer import on_device
 
 from .random import uniform
 from .thought import Thought
@@ -50,10 +51,11 @@ class Edits:
             params = self._params
             stops = sorted({*self._eos_ids, *params.stop_token_ids})
             allowed = params.allowed_token_ids
-            self.allowed = None if allowed is None else torch.tensor(allowed, device=device)
-            self.forbidden = torch.tensor(stops, dtype=torch.int64, device=device)
-            self.biased = torch.tensor(list(params.logit_bias), dtype=torch.int64, device=device)
-            self.biases = torch.tensor(list(params.logit_bias.values()), dtype=torch.float32, device=device)
+            biased, biases = list(params.logit_bias), list(params.logit_bias.values())
+            self.allowed = None if allowed is None else on_device(torch.tensor(allowed), device)
+            self.forbidden = on_device(torch.tensor(stops, dtype=torch.int64), device)
+            self.biased = on_device(torch.tensor(biased, dtype=torch.int64), device)
+            self.biases = on_device(torch.tensor(biases, dtype=torch.float32), device)
             self._made = True
         return self
 

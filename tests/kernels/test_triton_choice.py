@@ -16,7 +16,7 @@ from penstock.kernels.create import create_operations, why_no_triton
 from penstock.kernels.limits import DECODE_GROUP_BYTES
 from penstock.kernels.triton import launch, schedule
 from penstock.kernels.triton.attention import chunk_tile, decode_tile
-from penstock.kernels.triton.registry import DEVICE_KINDS, KERNELS, device_kind
+from penstock.kernels.triton.registry import DEVICE_KINDS, KERNELS, TENSOR_MEMORY, device_kind
 
 from .triton import needs_triton
 
@@ -111,10 +111,11 @@ print(sum(1 for kernel in registry.KERNELS for _ in kernel.configurations()) > 5
 
 
 def test_tiles_fit_the_device_that_they_are_for() -> None:
-    assert [device_kind(size << 10) for size in (0, 48, 64, 99, 100, 163, 227)] == [
+    assert device_kind(227 << 10, (10, 0)) == TENSOR_MEMORY
+    assert [device_kind(size << 10, None) for size in (0, 48, 64, 99, 100, 163, 227)] == [
         "interpreted", "small", "small", "medium", "medium", "large", "largest",
     ]  # fmt: skip
-    for kind in list(DEVICE_KINDS)[1:]:
+    for kind in (*list(DEVICE_KINDS)[1:], TENSOR_MEMORY):
         for dim in (8, 64, 80, 128, 256):
             for itemsize in (2, 4):
                 for tile in (decode_tile(kind, 4, dim, itemsize), chunk_tile(kind, dim, itemsize)):

@@ -18,15 +18,26 @@ from torch import Tensor
 
 from benchmarks.gpu.compile import TARGETS, Target, reachable
 from penstock.kernels.attention import KVCache, KVCacheSpec, Span, StepLayout
-from penstock.kernels.capability import has_products
+from penstock.kernels.capability import has_fp8, has_products
 from penstock.kernels.operations import Draw
 from penstock.kernels.triton import attention, gates, norms, quantized, rotation, sampling
-from penstock.kernels.triton.registry import KERNELS, TRITON_TYPES, Configuration, Kernel, device_kind
+from penstock.kernels.triton.launch import OPTIONS
+from penstock.kernels.triton.registry import KERNELS, Configuration, Kernel, device_kind
 
 from .triton import needs_triton
 
 pytestmark = needs_triton
-NAMES = {**TRITON_TYPES, torch.float8_e4m3fn: "fp8e4nv"}
+NAMES = {
+    torch.bfloat16: "bf16",
+    torch.float16: "fp16",
+    torch.float32: "fp32",
+    torch.float64: "fp64",
+    torch.float8_e4m3fn: "fp8e4nv",
+    torch.int64: "i64",
+    torch.int32: "i32",
+    torch.int8: "i8",
+    torch.uint8: "u8",
+}
 Call = tuple[str, Configuration]
 
 #: hidden, inner, query heads, heads of keys, head, rotated, whether heads have norms, vocabulary
@@ -67,7 +78,7 @@ class Started:
         return types, dict(each.constants), whole, each.num_warps, each.num_stages
 
     def _start(self, *args: Any, num_warps: int = 4, num_stages: int = 3, **more: Any) -> None:
-        assert more.pop("enable_fp_fusion", True)
+        assert {name: more.pop(name, None) for name in OPTIONS} == OPTIONS
         given = dict(zip(self._parameters, args, strict=False)) | more
         assert list(given) == self._parameters, "an argument is missing"
         self.calls += 1
@@ -106,8 +117,8 @@ def started(target: Target, monkeypatch: pytest.MonkeyPatch) -> dict[str, Starte
     for kernel in KERNELS:
         module = importlib.import_module(f"penstock.kernels.triton.{kernel.module}")
         monkeypatch.setattr(module, kernel.function_name, made[kernel.name])
-    kind = device_kind(target.shared)
-    monkeypatch.setattr(attention, "device_kind", lambda shared: kind)
+    kind = device_kind(target.shared, target.known.capability)
+    monkeypatch.setattr(attention, "device_kind", lambda *of: kind)
     where = quantized.architecture(target.known.capability)
     monkeypatch.setattr(quantized, "_device", lambda device: (where, 108))
     return made
@@ -183,7 +194,7 @@ def test_quantised_products_that_are_started_are_known(
 
 
 def test_rows_in_fp8_that_are_started_are_known(target: Target, started: dict[str, Started]) -> None:
-    if target.name not in ("sm_89", "sm_90"):
+    if not has_fp8(target.known):
         pytest.skip("has no fp8")
     for width in (896, 1024, 4096, 14_336, 25_600):
         for rows in (1, 16):

@@ -67,6 +67,13 @@ def test_rows_without_a_distribution_say_so(value: float) -> None:
 )  # equal ones, cut among themselves
 @example([Draw(0.999, 3.0, top_k=40, top_p=0.95, min_p=0.02)], 1301, 1, 0.125, 5.0, 0.7, torch.bfloat16)
 @example([Draw(0.3, 1.0, top_p=1e-9), Draw(0.99, 1.0, top_k=1)], 700, 2, 2.0, 1.0, 0.0, torch.float16)
+@example(
+    [Draw(0.97, 0.8, top_k=4, top_p=0.9), Draw(0.4, 1.0, top_k=30)], 9000, 3, 1e-6, 5.0, 0.0, torch.float32
+)
+@example(
+    [Draw(0.9995, 1.0, top_p=0.9995), Draw(0.8, 0.5, top_p=0.99)], 9000, 4, 0.125, 1.0, 0.3, torch.bfloat16
+)
+@example([Draw(LAST, 2.0, top_k=8999), Draw(0.2, 1e-6, top_p=0.99)], 9000, 5, 1e-6, 1.0, 0.99, torch.float32)
 def test_the_tokens_that_the_specification_chooses(
     draws: list[Draw],
     vocabulary: int,
@@ -80,6 +87,26 @@ def test_the_tokens_that_the_specification_chooses(
     logits = ((random_logits(len(draws), vocabulary, seed, scale) / grid).round() * grid).to(dtype)
     logits[:, : int(masked * vocabulary)] = -math.inf
     agree("triton", logits.to(DEVICE), draws)
+
+
+def test_the_last_of_the_most_probable() -> None:
+    """In as many parts, fewer, and more of them than there are."""
+    logits = random_logits(1, 9000, 6).repeat(3, 1)
+    draws = [Draw(0.9999, 5.0, top_k=count) for count in (4, 9, 30)]
+    order = logits[0].argsort(descending=True, stable=True)
+    tokens, _ = table(torch.float32).sample(logits.to(DEVICE), draws)
+    assert tokens == [int(order[draw.top_k - 1]) for draw in draws]
+
+
+def test_what_is_far_below_the_largest_is_drawn_too() -> None:
+    """Each of 8,999 tokens has a weight of 4e-8: together 0.04 % of the mass. (The largest one is the last:
+    the interpreter adds them up one by one.)"""
+    logits = torch.zeros(3, 9000)
+    logits[:, -1] = 17.0
+    draws = [Draw(uniform, 1.0, top_p=0.99999) for uniform in (0.9995, 0.9997, 0.9999)]
+    agree("triton", logits.to(DEVICE), draws)
+    tokens, _ = table(torch.float32).sample(logits.to(DEVICE), draws)
+    assert tokens[1] < tokens[2] < tokens[0] == 8999
 
 
 def test_a_row_does_not_depend_on_its_company() -> None:

@@ -9,9 +9,10 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-import numpy as np
 import numpy.typing as npt
 import torch
+
+from penstock.kernels.transfer import on_device
 
 from .stream import Fetched, Mark
 
@@ -27,7 +28,7 @@ class CudaStream:
 
     def send(self, array: npt.NDArray[Any]) -> torch.Tensor:
         """See Stream."""
-        return torch.from_numpy(np.ascontiguousarray(array)).pin_memory().to(self._device, non_blocking=True)
+        return on_device(array, self._device)
 
     def fetch(self, tensor: torch.Tensor) -> Fetched:
         """See Stream."""

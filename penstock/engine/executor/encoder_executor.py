@@ -27,6 +27,7 @@ from penstock.core.request_spec import Prompt
 from penstock.engine.clock import Clock, MonotonicClock
 from penstock.engine.encoder_budget import BLOCK_SIZE
 from penstock.kernels.attention import AttentionBackend, KVCache, Span, StepLayout
+from penstock.kernels.transfer import on_device
 from penstock.model.bert import Encoder
 from penstock.model.pooler import Pooler
 
@@ -138,8 +139,8 @@ class EncoderExecutor:
         layout = StepLayout(_spans(items), BLOCK_SIZE, causal=False)
         ids = np.fromiter(chain.from_iterable(each.prompt.token_ids for each in kept), np.int64)
         hidden = self._model.forward(
-            self._on_device(ids),
-            self._on_device(layout.positions),
+            on_device(ids, self._model.device),
+            on_device(layout.positions, self._model.device),
             self._attention.prepare(layout),
             self._cache,
             self._types(kept, layout),
@@ -165,10 +166,7 @@ class EncoderExecutor:
         for each, first, last in zip(kept, layout.query_starts, layout.query_starts[1:], strict=False):
             if each.prompt.second is not None:
                 types[first + each.prompt.second : last] = 1
-        return self._on_device(types)
-
-    def _on_device(self, array: np.ndarray[tuple[int, ...], np.dtype[np.int64]]) -> torch.Tensor:
-        return torch.from_numpy(array).to(self._model.device, non_blocking=True)
+        return on_device(types, self._model.device)
 
 
 _PROBE = ""

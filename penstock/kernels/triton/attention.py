@@ -19,17 +19,24 @@ import torch
 from torch import Tensor
 
 from penstock.kernels.attention import KVCacheSpec, StepLayout
+from penstock.kernels.transfer import on_device
 
-from .launch import OPTIONS, on_device, programs, shared_bytes
-from .registry import ACTIVATION_TYPES, HEAD_DIMS, Configuration, device_kind
+from .launch import OPTIONS, capability, programs, shared_bytes
+from .registry import ACTIVATION_TYPES, HEAD_DIMS, TENSOR_MEMORY, Configuration, device_kind
 from .rotation import check_heads, power, write_kv
 from .schedule import MERGED, PART, WORKSPACE_BYTES, Shape, Spans, TaskMap, task_map
 
 #: The widest heads that tiles are made for.
 MOST_DIM = 256
 
-#: Of shared memory, for kinds of devices; see registry.DEVICE_KINDS.
-_BUDGETS = {"small": 60 << 10, "medium": 96 << 10, "large": 160 << 10, "largest": 160 << 10}
+#: Of shared memory, for kinds of devices; see registry.device_kind.
+_BUDGETS = {
+    "small": 60 << 10,
+    "medium": 96 << 10,
+    "large": 160 << 10,
+    "largest": 160 << 10,
+    TENSOR_MEMORY: 160 << 10,
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,28 +54,45 @@ def decode_tile(kind: str, group: int, dim: int, itemsize: int) -> Tile:
     queries = 16 if group <= 16 else 64
     if kind == "interpreted":
         return Tile(queries, 32, 4, 1)
-    warps = 8 if queries == 64 and dim > 64 else 4  # with four, registers run out
-    return _fit(queries, warps, min(_BUDGETS[kind], 110 << 10), power(dim), itemsize)
+    if itemsize == 4:
+        return Tile(16, _FLOAT32_KEYS, 4, 3)
+    wide = dim > 64 or kind == "medium"
+    warps = 8 if queries == 64 and wide else 4  # with four, registers run out
+    most = 120 if kind == TENSOR_MEMORY else 110  # there, two stages of 64 rows spill, and three do not
+    return _fit(queries, warps, min(_budget(kind, dim), most << 10), power(dim))
 
 
 def chunk_tile(kind: str, dim: int, itemsize: int) -> Tile:
     """For longer spans."""
     if kind == "interpreted":
         return Tile(32, 32, 4, 1)
-    if itemsize == 4:  # no tensor cores: operands lie in registers
-        return _fit(32, 4, _BUDGETS[kind], power(dim), itemsize)
-    many = kind in ("large", "largest") and dim <= 128
-    warps = 8 if many or dim > 64 else 4  # with four, registers run out
-    most_keys = 32 if kind == "large" and many and dim > 64 else 64  # and so they do on an A100 with 128 x 64
-    return _fit(128 if many else 64, warps, _BUDGETS[kind], power(dim), itemsize, most_keys)
+    if itemsize == 4:
+        rows = 16 if kind == "small" and dim > 128 else 32
+        return Tile(rows, _FLOAT32_KEYS, 4 if dim <= 64 else 8, 2)
+    many = kind in ("large", "largest", TENSOR_MEMORY) and dim <= 128
+    warps = 8 if many or dim > 64 or kind == "medium" else 4  # with four, registers run out
+    # and so they do with 128 x 64, but on Hopper
+    most_keys = 32 if many and dim > 64 and kind != "largest" else 64
+    return _fit(128 if many else 64, warps, _budget(kind, dim), power(dim), most_keys)
 
 
-def _fit(queries: int, warps: int, budget: int, width: int, itemsize: int, most_keys: int = 64) -> Tile:
-    """The first of these tiles, most wanted first, that the budget of shared memory has room for."""
-    for keys, stages in ((64, 3), (64, 2), (32, 2), (64, 1), (32, 1), (16, 2), (16, 1)):
-        if keys > (32 if itemsize == 4 else most_keys):
-            continue
-        if ((2 * keys * stages + queries) * width + queries * keys) * itemsize <= budget:
+def _budget(kind: str, dim: int) -> int:
+    """Bytes of shared memory that a tile may take."""
+    if kind == TENSOR_MEMORY and dim > 128:
+        return 96 << 10  # one stage of 64 rows; for two, there are not enough registers
+    return _BUDGETS[kind]
+
+
+#: Without tensor cores, threads hold their rows and columns of both operands, a whole head long: of twice as
+#: many keys, hundreds of bytes per thread are spilled.
+_FLOAT32_KEYS = 16
+
+
+def _fit(queries: int, warps: int, budget: int, width: int, most_keys: int = 64) -> Tile:
+    """The first of these tiles, most wanted first, that the budget of shared memory has room for, in 16
+    bits."""
+    for keys, stages in ((64, 3), (64, 2), (32, 2), (64, 1), (32, 1), (16, 1)):
+        if keys <= most_keys and ((2 * keys * stages + queries) * width + queries * keys) * 2 <= budget:
             return Tile(queries, keys, warps, stages)
     return Tile(16, 16, 4, 1)
 
@@ -84,7 +108,7 @@ class TritonAttention:
             raise ValueError(f"heads of {spec.head_dim} elements; these kernels take {MOST_DIM} at most")
         self.spec = spec
         self.device = device
-        self._kind = device_kind(shared_bytes(device))
+        self._kind = device_kind(shared_bytes(device), capability(device))
         self._launchers: dict[int, _Launcher] = {}
         self._parts = _Parts(device)
 

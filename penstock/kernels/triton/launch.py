@@ -9,10 +9,7 @@ import functools
 import importlib.util
 import os
 
-import numpy as np
-import numpy.typing as npt
 import torch
-from torch import Tensor
 
 #: What every kernel is compiled with. Fused products and sums round once instead of twice; Triton 3.10 would
 #: do without them.
@@ -42,6 +39,13 @@ def programs(device: torch.device) -> int:
     return _RESIDENT * torch.cuda.get_device_properties(device).multi_processor_count
 
 
+def capability(device: torch.device) -> tuple[int, int] | None:
+    """CUDA's compute capability; None on a CPU and on AMD."""
+    if device.type == "cpu" or torch.version.hip is not None:
+        return None
+    return torch.cuda.get_device_capability(device)
+
+
 @functools.cache
 def shared_bytes(device: torch.device) -> int:
     """Shared memory that one program may have."""
@@ -52,11 +56,3 @@ def shared_bytes(device: torch.device) -> int:
         if hasattr(properties, name):
             return int(getattr(properties, name))
     return 48 << 10
-
-
-def on_device(array: npt.NDArray[np.generic], device: torch.device) -> Tensor:
-    """The array on the device; nothing waits for the copy, and it is ordered on the current stream."""
-    tensor = torch.from_numpy(array)
-    if device.type == "cpu":
-        return tensor
-    return tensor.pin_memory().to(device, non_blocking=True)

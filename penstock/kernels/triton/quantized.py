@@ -4,7 +4,7 @@
     1 to 16       64 x 16                   as many as fill the device, each of four groups of inputs or more
     17 to 32      64 x 32                   likewise
     33 to 64      128 x 64                  likewise
-    65 and more   128 x 128                 one; 128 x 64 for int4 where registers run out
+    65 and more   128 x 128                 one; 128 x 64 where it is mma that multiplies, out of registers
 
 The weight's way from memory is the limit up to some hundred rows; then it is arithmetic. What a tile has
 under way from memory (its stages) is what fits into a multiprocessor's shared memory. Nothing of this is
@@ -27,6 +27,7 @@ from torch import Tensor
 from penstock.kernels.quantization import FP8, GROUP, quantize, quantize_fp8
 
 from .fallback import Fallback
+from .launch import OPTIONS, capability
 from .registry import Configuration
 
 SCHEMES = ("int8", "int4")
@@ -37,10 +38,14 @@ SHARED_MEMORY = {
     "sm_86": 99 << 10,
     "sm_89": 99 << 10,
     "sm_90": 227 << 10,
+    "sm_100": 227 << 10,
+    "sm_120": 99 << 10,
     "gfx942": 64 << 10,
 }
 """Architecture → bytes that one block may have. CUDA C++ Programming Guide, "Technical Specifications per
 Compute Capability"; AMD CDNA 3 ISA, "LDS"."""
+_FEW_REGISTERS = ("sm_80", "sm_86", "sm_89", "sm_120")
+"""Where products come from registers (mma), and are added up in them."""
 _MOST_PARTS = 16
 _LEAST_GROUPS = 4
 """Of a part: fewer inputs would be summed faster than their sums are written and read again."""
@@ -63,13 +68,13 @@ class Tile:
     stages: int
 
 
-def architecture(capability: tuple[int, int] | None) -> str:
+def architecture(known: tuple[int, int] | None) -> str:
     """The one of SHARED_MEMORY whose choices a device gets, by the memory that it has. None is AMD's."""
-    if capability is None:
+    if known is None:
         return "gfx942"
-    if capability[0] in (9, 10):
-        return "sm_90"
-    return "sm_80" if capability in ((8, 0), (8, 7)) else "sm_86"
+    if known[0] in (9, 10, 12):
+        return f"sm_{known[0]}0"
+    return "sm_80" if known in ((8, 0), (8, 7)) else "sm_86"
 
 
 def stages(outs: int, rows: int, bits: int, where: str) -> int:
@@ -87,10 +92,8 @@ def choose(rows: int, outs: int, groups: int, bits: int, where: str, processors:
         shape = (64, 16, 4)
     elif rows <= 32:
         shape = (64, 32, 4)
-    elif rows <= 64:
-        shape = (128, 64, 8)  # with four warps, registers run out
-    elif bits == 4 and where in ("sm_80", "sm_86", "sm_89"):
-        shape = (128, 64, 8)
+    elif rows <= 64 or where in _FEW_REGISTERS:
+        shape = (128, 64, 8)  # with four warps, or with more rows, registers run out
     else:
         shape = (128, 128, 8)
     height, width, warps = shape
@@ -181,11 +184,20 @@ class QuantizedMatrix:
             PARTS=partial,
             num_warps=tile.warps,
             num_stages=tile.stages,
+            **OPTIONS,
         )
         if partial:
             size = out.numel()
             kernels.sum_of_parts[(math.ceil(size / _SUM_BLOCK),)](
-                sums, bias, out, size, self._outs, tile.parts, BLOCK=_SUM_BLOCK, BIASED=bias is not None
+                sums,
+                bias,
+                out,
+                size,
+                self._outs,
+                tile.parts,
+                BLOCK=_SUM_BLOCK,
+                BIASED=bias is not None,
+                **OPTIONS,
             )
         return out
 
@@ -225,7 +237,8 @@ def round_to_fp8(x: Tensor) -> tuple[Tensor, Tensor]:
     scales = torch.empty(rows, device=x.device)
     size = _row_block(n)
     if rows:
-        kernels.round_to_fp8[(rows,)](x, out, scales, n, x.stride(0), BLOCK=size, num_warps=_row_warps(size))
+        warps = _row_warps(size)
+        kernels.round_to_fp8[(rows,)](x, out, scales, n, x.stride(0), BLOCK=size, num_warps=warps, **OPTIONS)
     return out, scales
 
 
@@ -243,8 +256,7 @@ def _device(device: torch.device) -> tuple[str, int]:
     if device.type != "cuda":
         return "sm_80", 4
     properties = torch.cuda.get_device_properties(device)
-    capability = None if torch.version.hip is not None else (properties.major, properties.minor)
-    return architecture(capability), properties.multi_processor_count
+    return architecture(capability(device)), properties.multi_processor_count
 
 
 def product_configurations() -> Iterator[Configuration]:
@@ -336,5 +348,5 @@ def fp8_configurations() -> Iterator[Configuration]:
             constants={"BLOCK": size},
             num_warps=_row_warps(size),
             divisible=("n", "x_stride"),
-            traits={"dtype": "bf16", "row": size, "targets": ("sm_89", "sm_90")},
+            traits={"dtype": "bf16", "row": size, "targets": ("sm_89", "sm_90", "sm_100", "sm_120")},
         )

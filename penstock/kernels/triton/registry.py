@@ -16,32 +16,23 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-import torch
-
-#: Dtypes of activations that kernels are compiled for, by Triton's names.
-TRITON_TYPES: Mapping[torch.dtype, str] = {
-    torch.bfloat16: "bf16",
-    torch.float16: "fp16",
-    torch.float32: "fp32",
-    torch.float64: "fp64",
-    torch.int32: "i32",
-    torch.int64: "i64",
-    torch.int8: "i8",
-    torch.uint8: "u8",
-}
-#: Of those, the ones that a table may have.
+#: Types of activations that kernels are compiled for, by Triton's names.
 ACTIVATION_TYPES = ("bf16", "fp16", "fp32")
 #: Sizes of heads of the supported architectures' published models; any other works, compiled when it is met.
 HEAD_DIMS = (64, 80, 96, 128, 256)
 
 #: Shared memory per program of kinds of devices: Turing and AMD's have 64 KiB; Ada, small Ampere and consumer
 #: Blackwell 99; A100 163; Hopper and newer data centre devices 227. Kernels that keep much of it have tiles
-#: for each kind. The interpreter has none.
+#: for each kind. The interpreter has none. A kind of its own are data centre Blackwells, whose tensor cores
+#: add up in a memory of theirs: what is read from there takes registers all at once.
 DEVICE_KINDS = {"interpreted": 0, "small": 1, "medium": 96 << 10, "large": 160 << 10, "largest": 220 << 10}
+TENSOR_MEMORY = "tensor memory"
 
 
-def device_kind(shared: int) -> str:
-    """Of a device with so many bytes of shared memory per program."""
+def device_kind(shared: int, capability: tuple[int, int] | None) -> str:
+    """Of a device with so many bytes of shared memory per program; AMD's have no compute capability."""
+    if capability is not None and capability[0] == 10:
+        return TENSOR_MEMORY
     return [name for name, least in DEVICE_KINDS.items() if shared >= least][-1]
 
 
@@ -60,7 +51,7 @@ class Configuration:
     divisible: tuple[str, ...] = ()
     """Integers that are multiples of 16 at run time (pointers are, always)."""
     device_kind: str | None = None
-    """The only kind of device (see DEVICE_KINDS) for which a host chooses it; None for all."""
+    """The only kind of device (see device_kind) for which a host chooses it; None for all."""
     traits: Mapping[str, Any] = field(default_factory=dict)
     """What checks and tables want to know: "dtype", "head_dim", "rows" …"""
 

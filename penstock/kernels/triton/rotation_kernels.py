@@ -83,13 +83,13 @@ def rotate(
     to_out = here
     if WRITE:
         to_out = here & (head < query_heads)
-        slot = tl.load(slots + token).to(tl.int64)
+        slot = tl.load(slots + token)
         if slot >= 0:
-            block = slot // block_size
+            block = slot // block_size  # of 32 bits: one of 64 is a call of a hundred instructions
             offset = slot - block * block_size
             is_key = here & (head >= query_heads) & (head < query_heads + kv_heads)
             is_value = here & (head >= query_heads + kv_heads)
-            key_head = (block * kv_heads + head - query_heads) * block_size + offset
+            key_head = (block.to(tl.int64) * kv_heads + head - query_heads) * block_size + offset
             to_key = key_cache + (key_head * D)[:, None]
             to_value = value_cache + ((key_head - kv_heads * block_size) * D)[:, None]
             key_mask = is_key[:, None] & in_half[None, :]
@@ -126,7 +126,7 @@ def write_kv(
     HEADS: tl.constexpr,
 ):
     token = tl.program_id(0).to(tl.int64)
-    slot = tl.load(slots + token).to(tl.int64)
+    slot = tl.load(slots + token)
     if slot >= 0:
         block = slot // block_size
         offset = slot - block * block_size
@@ -134,6 +134,6 @@ def write_kv(
         at = tl.arange(0, BLOCK_D)
         mask = (head < kv_heads)[:, None] & (at < D)[None, :]
         source = (head * D)[:, None] + at[None, :]
-        to = (((block * kv_heads + head) * block_size + offset) * D)[:, None] + at[None, :]
+        to = (((block.to(tl.int64) * kv_heads + head) * block_size + offset) * D)[:, None] + at[None, :]
         tl.store(key_cache + to, tl.load(k + token * k_stride + source, mask=mask), mask=mask)
         tl.store(value_cache + to, tl.load(v + token * v_stride + source, mask=mask), mask=mask)

@@ -17,8 +17,9 @@ from torch import Tensor
 
 from penstock.kernels.operations import Draw, Likelihood
 from penstock.kernels.torch_sampling import candidates, ranked
+from penstock.kernels.transfer import on_device
 
-from .launch import OPTIONS, on_device
+from .launch import OPTIONS
 from .registry import ACTIVATION_TYPES, Configuration
 from .rotation import power
 

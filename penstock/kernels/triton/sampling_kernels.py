@@ -4,8 +4,10 @@ A row of V logits is cut into parts of PART. What is drawn by id needs their mas
 the order of probability (top_k, top_p) needs no sorted row either: it asks for the key κ at which a sum
 over all tokens of at least κ passes a bound (a count for top_k, a mass for top_p and for the draw itself).
 Keys are logits as integers of the same order, so κ is found exactly, in passes over the row that each leave
-an eighth of the interval; parts whose largest key is below it are not read any more. Equal logits have
-equal weights: which of them is drawn is a division.
+an eighth of the interval; parts whose largest key is below it are not read any more. The first pass need not
+begin at the bottom: the k-th largest maximum of a part is a bound for top_k, and tokens whose weights
+together are less than what may be missing are one for masses. Equal logits have equal weights: which of them
+is drawn is a division.
 """
 
 from __future__ import annotations
@@ -154,43 +156,48 @@ def _part(logits, part, V, PART: tl.constexpr, SHIFT: tl.constexpr):
 
 
 @triton.jit
+def _next_part(tops, part, least, PARTS: tl.constexpr):
+    """The first part behind this one whose largest key is at least so large; PARTS if there is none."""
+    number = tl.arange(0, PARTS)
+    return tl.min(tl.where((number > part) & (tops >= least), number, PARTS), 0)
+
+
+@triton.jit
 def _search(
     logits,
-    maxima,
+    tops,
     V,
-    parts,
     low,
     high,
     bound,
-    least,
     largest,
     temperature,
     min_p,
     COUNT: tl.constexpr,
     STRICT: tl.constexpr,
     PART: tl.constexpr,
+    PARTS: tl.constexpr,
     SHIFT: tl.constexpr,
 ):
-    """The largest κ in [low, high] whose sum over tokens of key ≥ max(κ, least) passes a bound, or low.
+    """The largest κ in [low, high] whose sum over tokens of key ≥ κ passes a bound, or low.
 
     The sum is of weights, or with COUNT of ones. To pass is to be at least the bound, STRICT: more than it.
     """
     number = tl.arange(0, 8)
     while low < high:
         step = (high.to(tl.int64) - low) // 8 + 1
-        pivot = low + number * step
+        pivot = (low + number * step).to(tl.int32)  # at most high + 7: finite numbers end long before
         total = tl.zeros([8], tl.float64)
-        for part in range(parts):
-            top = tl.load(maxima + part)
-            if _key(top, SHIFT) >= tl.maximum(low, least):
-                _, value, key = _part(logits, part, V, PART, SHIFT)
-                if COUNT:
-                    amount = tl.where(value == value, 1.0, 0.0)
-                else:
-                    amount = _weight(value, largest, temperature, min_p)
-                amount = tl.where(key >= least, amount, 0.0)
-                share = tl.where(key[:, None] >= pivot[None, :], amount[:, None], 0.0)
-                total += tl.sum(share, 0).to(tl.float64)
+        part = _next_part(tops, -1, low, PARTS)
+        while part < PARTS:
+            _, value, key = _part(logits, part, V, PART, SHIFT)
+            part = _next_part(tops, part, low, PARTS)
+            if COUNT:
+                amount = tl.full([PART], 1.0, tl.float32)
+            else:
+                amount = _weight(value, largest, temperature, min_p)
+            share = tl.where(key[:, None] >= pivot[None, :], amount[:, None], 0.0)
+            total += tl.sum(share, 0).to(tl.float64)
         passes = total > bound if STRICT else total >= bound
         passes = (passes & (pivot <= high)) | (number == 0)
         found = tl.max(tl.where(passes, number, 0), 0)
@@ -200,31 +207,52 @@ def _search(
 
 
 @triton.jit
+def _largest_of_many(tops, wanted, low, high):
+    """The largest key in [low, high] that so many parts' largest are not below; low if there is none."""
+    while low < high:
+        middle = low + ((high.to(tl.int64) - low + 1) // 2).to(tl.int32)
+        if tl.sum((tops >= middle).to(tl.int32), 0) >= wanted:
+            low = middle
+        else:
+            high = middle - 1
+    return low
+
+
+@triton.jit
+def _negligible(missing, least, largest, temperature, V, SHIFT: tl.constexpr):
+    """A key, at least `least`: all tokens below it have together at most half of `missing`, a share of a mass
+    of 1 or more (the largest weight). Where that is near what rounding leaves of the mass, `least`."""
+    missing = missing.to(tl.float32)
+    value = largest + temperature * tl.log(tl.maximum(missing, 1e-3) / (2.0 * V))
+    return tl.where(missing < 1e-3, least, tl.maximum(_key(value, SHIFT), least))
+
+
+@triton.jit
 def _around(
     logits,
-    maxima,
+    tops,
     V,
-    parts,
     key_at,
     largest,
     temperature,
     min_p,
     PART: tl.constexpr,
+    PARTS: tl.constexpr,
     SHIFT: tl.constexpr,
 ):
     """Around a key: (mass of tokens above it, number of tokens that have it, the weight of one of these)."""
     above = tl.full([], 0.0, tl.float64)
     equal = tl.full([], 0, tl.int32)
     weight_at = tl.full([], 0.0, tl.float32)
-    for part in range(parts):
-        top = tl.load(maxima + part)
-        if _key(top, SHIFT) >= key_at:
-            at, value, key = _part(logits, part, V, PART, SHIFT)
-            weight = _weight(value, largest, temperature, min_p)
-            above += tl.sum(tl.where(key > key_at, weight, 0.0), 0).to(tl.float64)
-            same = (key == key_at) & (at < V)
-            equal += tl.sum(same.to(tl.int32), 0)
-            weight_at = tl.maximum(weight_at, tl.max(tl.where(same, weight, 0.0), 0))
+    part = _next_part(tops, -1, key_at, PARTS)
+    while part < PARTS:
+        at, value, key = _part(logits, part, V, PART, SHIFT)
+        part = _next_part(tops, part, key_at, PARTS)
+        weight = _weight(value, largest, temperature, min_p)
+        above += tl.sum(tl.where(key > key_at, weight, 0.0), 0).to(tl.float64)
+        same = (key == key_at) & (at < V)
+        equal += tl.sum(same.to(tl.int32), 0)
+        weight_at = tl.maximum(weight_at, tl.max(tl.where(same, weight, 0.0), 0))
     return above, equal, weight_at
 
 
@@ -243,7 +271,7 @@ def choose_in_order(
 ):
     """Rows with top_k or top_p."""
     row = tl.program_id(0).to(tl.int64)
-    _own, largest = _row_maximum(maxima, row, parts, PARTS)
+    own, largest = _row_maximum(maxima, row, parts, PARTS)
     draw = draws + row * 5
     uniform = tl.load(draw)
     temperature = tl.load(draw + 1).to(tl.float32)
@@ -252,17 +280,17 @@ def choose_in_order(
     top_p = tl.load(draw + 4)
     if _is_finite(largest) & (temperature > 0) & ((top_k > 0) | (top_p < 1)):
         logits += row * stride
-        maxima += row * parts
+        tops = tl.where(tl.arange(0, PARTS) < parts, _key(own, SHIFT), -(1 << 31))  # below all keys
         high = _key(largest, SHIFT)
         lowest = _key(tl.full([], float("-inf"), tl.float32), SHIFT)
         least = lowest
         if (top_k > 0) & (top_k < V):
             least = _search(
-                logits, maxima, V, parts, lowest, high, top_k, lowest,
-                largest, temperature, min_p, True, False, PART, SHIFT,
+                logits, tops, V, _largest_of_many(tops, top_k.to(tl.int32), lowest, high), high, top_k,
+                largest, temperature, min_p, True, False, PART, PARTS, SHIFT,
             )  # fmt: skip
         above, equal, weight = _around(
-            logits, maxima, V, parts, least, largest, temperature, min_p, PART, SHIFT
+            logits, tops, V, least, largest, temperature, min_p, PART, PARTS, SHIFT
         )
         kept = above + equal * weight.to(tl.float64)
         end = least
@@ -270,11 +298,11 @@ def choose_in_order(
         if top_p < 1:
             bound = top_p * kept
             end = _search(
-                logits, maxima, V, parts, least, high, bound, least,
-                largest, temperature, min_p, False, False, PART, SHIFT,
+                logits, tops, V, _negligible(1.0 - top_p, least, largest, temperature, V, SHIFT), high, bound,
+                largest, temperature, min_p, False, False, PART, PARTS, SHIFT,
             )  # fmt: skip
             above, equal, weight = _around(
-                logits, maxima, V, parts, end, largest, temperature, min_p, PART, SHIFT
+                logits, tops, V, end, largest, temperature, min_p, PART, PARTS, SHIFT
             )
             # of equal ones, those before which there is less than the bound
             wide = tl.maximum(weight, 1e-38).to(tl.float64)
@@ -283,11 +311,11 @@ def choose_in_order(
             kept = above + last * weight.to(tl.float64)
         target = uniform * kept
         drawn = _search(
-            logits, maxima, V, parts, end, high, target, least,
-            largest, temperature, min_p, False, True, PART, SHIFT,
+            logits, tops, V, _negligible(1.0 - uniform, end, largest, temperature, V, SHIFT), high, target,
+            largest, temperature, min_p, False, True, PART, PARTS, SHIFT,
         )  # fmt: skip
         above, equal, weight = _around(
-            logits, maxima, V, parts, drawn, largest, temperature, min_p, PART, SHIFT
+            logits, tops, V, drawn, largest, temperature, min_p, PART, PARTS, SHIFT
         )
         if drawn == end:
             equal = tl.minimum(equal, last)
@@ -296,12 +324,12 @@ def choose_in_order(
         wanted = tl.maximum(wanted, 0.0).to(tl.int32)
         token = tl.full([], 0, tl.int32)
         seen = tl.full([], 0, tl.int32)
-        for part in range(parts):
-            top = tl.load(maxima + part)
-            if (_key(top, SHIFT) >= drawn) & (seen <= wanted):
-                at, _value, key = _part(logits, part, V, PART, SHIFT)
-                same = ((key == drawn) & (at < V)).to(tl.int32)
-                count = seen + tl.cumsum(same, 0)
-                token = tl.maximum(token, tl.max(tl.where((same > 0) & (count == wanted + 1), at, 0), 0))
-                seen += tl.sum(same, 0)
+        part = _next_part(tops, -1, drawn, PARTS)
+        while part < PARTS:
+            at, _value, key = _part(logits, part, V, PART, SHIFT)
+            same = ((key == drawn) & (at < V)).to(tl.int32)
+            count = seen + tl.cumsum(same, 0)
+            token = tl.maximum(token, tl.max(tl.where((same > 0) & (count == wanted + 1), at, 0), 0))
+            seen += tl.sum(same, 0)
+            part = tl.where(seen > wanted, PARTS, _next_part(tops, part, drawn, PARTS))
         tl.store(tokens + row, token.to(tl.int64))

@@ -15,11 +15,11 @@ from torch import Tensor
 
 from penstock.kernels.attention import AttentionStep
 from penstock.kernels.operations import LayerCache, LayerWeights, Rotation, ascending
+from penstock.kernels.transfer import on_device
 
 from . import gates, norms, rotation
 from .attention import Step
 from .fallback import Fallback, GuardedStep
-from .launch import on_device
 
 
 class TritonStack:

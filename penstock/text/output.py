@@ -63,6 +63,8 @@ class Pending:
     """The end-of-sequence or stop token included."""
     logprobs: list[DecodedLogprob] = field(default_factory=list)
     """One for each of `token_ids`, where the request asked for them."""
+    parsed_before: list[int] = field(default_factory=list)
+    """With a parser, for each of `logprobs` how many of `parsed` there were before its token."""
     finish_reason: str | None = None
     """"stop", "length", "abort" or "error", once the sequence has ended."""
     stop_reason: int | str | None = None
@@ -90,6 +92,7 @@ class Pending:
             self.parsed = []
         self.token_ids.clear()
         self.logprobs.clear()
+        self.parsed_before.clear()
 
 
 class OutputProcessor:
@@ -146,6 +149,8 @@ class OutputProcessor:
                 pending.logprobs.append(
                     decode_logprob(self._tokenizer, self._detokenizer, event.logprobs[taken])
                 )
+                if pending.parsed is not None:
+                    pending.parsed_before.append(len(pending.parsed))
             taken += 1
             if by_token and taken == len(event.tokens) and not self._keep_stop_token:
                 break

@@ -264,6 +264,25 @@ def test_a_form_reaches_the_engine(server: LiveServer, says: Any) -> None:
     assert server.engine.adds[-1].spec.grammar is not None
 
 
+def test_logprobs_are_those_of_texts(server: LiveServer, says: Any) -> None:
+    """Not of thoughts, marks and calls; and a token without text ends no call that is being written."""
+    then(says, server, CALLS + "\n<b> It is.")
+    fields: dict[str, Any] = {"model": MODEL, "input": "hi", "tools": FUNCTIONS}
+    included: Any = ["message.output_text.logprobs"]
+    with server.client() as client:
+        whole = client.responses.create(**fields, include=included)
+        with client.responses.stream(**fields, include=included) as stream:
+            deltas = [event for event in stream if event.type == "response.output_text.delta"]
+            streamed = stream.get_final_response()
+    for made in (whole, streamed):
+        kinds = ["reasoning", "message", "function_call", "function_call", "message"]
+        assert [item.type for item in made.output] == kinds
+        texts: list[Any] = [item.content[0] for item in made.output if item.type == "message"]
+        assert [text.text for text in texts] == ["I look.", "\n<b> It is."]
+        assert ["".join(each.token for each in text.logprobs) for text in texts] == ["I look.", "\n<b> It is."]
+    assert all("".join(each.token for each in delta.logprobs) == delta.delta for delta in deltas)
+
+
 def test_bad_tools_are_refused_in_the_dialects_shape(server: LiveServer) -> None:
     twice = {"model": MODEL, "max_tokens": 9, "messages": HI, "tools": [TOOLS[0], TOOLS[0]]}
     refused = server.post("/v1/messages", twice)

@@ -27,6 +27,7 @@ from .parsing import reading, with_budget
 from .pipeline import Ask, Told
 from .protocol import ChatRequest, TokenizeChatRequest
 from .state import State
+from .structured import skip
 from .tools import ToolUse, read_tools
 
 
@@ -66,6 +67,7 @@ class ChatFormat(OpenAIFormat):
             continued=request.continue_final_message,
         )
         params = params.with_(structured_outputs=read.outputs)
+        skip(read.skipped, ignored)
         params = with_budget(params, state.config, state.tokenizer, begun=read.thinking)
         default = state.default_sampling.get("max_tokens")
         return Ask(

@@ -27,6 +27,7 @@ from penstock.server.generation import Generation
 from penstock.server.ignored import Ignored
 from penstock.server.pipeline import Ask, generate
 from penstock.server.protocol import ChatRequest, decode
+from penstock.server.renamed import Renamed
 from penstock.server.state import State
 
 from .answer import ResponsesWriter
@@ -36,6 +37,14 @@ from .shapes import DeletedResponse, ResponsesRequest
 from .store import ResponseNotFound, ResponseStore
 
 _NUMBER = re.compile(r"-1|[0-9]{1,9}", re.ASCII)
+_NAMES = Renamed(
+    (
+        (r"\btools\[(\d*)\]\.function\b", r"tools[\1]"),
+        (r"\bresponse_format\.json_schema\b", "text.format"),
+        (r"\bresponse_format\b", "text.format"),
+        (r"\breasoning_effort\b", "reasoning.effort"),
+    )
+)
 _OFF = "Start the server with --max-stored-responses, and with one API process."
 
 
@@ -58,6 +67,7 @@ class ResponsesFormat:
 
     async def ask(self, state: State, request: ResponsesRequest, ignored: Ignored) -> Ask:
         """See Format."""
+        ignored.renamed = _NAMES.text
         store = state.responses
         history: tuple[Mapping[str, Any], ...] = ()
         if request.previous_response_id is not None:
@@ -79,7 +89,7 @@ class ResponsesFormat:
 
     def error(self, error: PenstockError) -> bytes:
         """See Format."""
-        return error_bytes(error)
+        return error_bytes(_NAMES.error(error))
 
     def writer(
         self, state: State, request: ResponsesRequest, id: str, generation: Generation

@@ -34,6 +34,13 @@ URLS = (
 MOST_LINE = 16 << 20
 """Bytes of a line."""
 _LONGEST_ID = 512
+_FORM = "encoding_format"
+_NO_ANSWER = {
+    "stream": "false: answers are whole",
+    "background": "false: the answer is what is waited for",
+    _FORM: "float or base64: answers are JSON",
+}
+"""Fields of a body with which the answer would not be one that a line can have, and what they must be."""
 
 
 class BadLine(Exception):
@@ -94,7 +101,8 @@ def read_line(text: bytes, urls: Collection[str]) -> Line:
         raise BadLine("line_too_long", f"the line has more than {MOST_LINE} bytes.")
     try:
         line = msgspec.json.decode(text, type=_Line)
-        streams = msgspec.json.decode(line.body, type=dict[str, msgspec.Raw]).get("stream")
+        fields = msgspec.json.decode(line.body, type=dict[str, msgspec.Raw])
+        asked = {name: msgspec.json.decode(fields[name]) for name in _NO_ANSWER if name in fields}
     except (ValueError, RecursionError) as error:
         raise BadLine("invalid_json_line", f"{brief(str(error), 200)}.", _id(text)) from None
     if not 1 <= len(line.custom_id) <= _LONGEST_ID:
@@ -105,8 +113,9 @@ def read_line(text: bytes, urls: Collection[str]) -> Line:
             f"{quote(f'{line.method} {line.url}')} cannot be asked here: it is POST of {', '.join(urls)}.",
             line.custom_id,
         )
-    if streams is not None and bytes(streams) not in (b"false", b"null"):
-        raise BadLine("invalid_request", "body.stream must be false: answers are whole.", line.custom_id)
+    for name, value in asked.items():
+        if value is not None and (value not in ("float", "base64") if name == _FORM else value is not False):
+            raise BadLine("invalid_request", f"body.{name} must be {_NO_ANSWER[name]}.", line.custom_id)
     return Line(line.custom_id, line.url, bytes(line.body))
 
 

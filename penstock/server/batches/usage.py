@@ -6,11 +6,16 @@ Anthropic           input_tokens, and beside it what the cache had or was given
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterable
 from typing import Any
 
 import msgspec
 from msgspec import Struct
+
+from penstock.core.errors import brief
+
+logger = logging.getLogger("penstock.server")
 
 
 class _Details(Struct, frozen=True):
@@ -48,11 +53,16 @@ _LINE = msgspec.json.Decoder(_Line)
 
 
 def usage_of(lines: Iterable[bytes]) -> dict[str, Any]:
-    """The sum over lines of an output, as `lines.answered` writes them; those are answers of this server."""
+    """The sum over lines of an output, as `lines.answered` writes them; those are answers of this server. One
+    that says nothing of what it has used adds nothing: a batch must not fail at its end."""
     given = output = cached = thought = 0
     seconds = 0.0
     for line in lines:
-        used = _LINE.decode(line).response.body.usage
+        try:
+            used = _LINE.decode(line).response.body.usage
+        except msgspec.ValidationError:
+            logger.warning("a line of a batch does not say what it has used: %s", brief(repr(line[:200]), 200))
+            continue
         given += used.prompt_tokens + used.input_tokens
         given += used.cache_read_input_tokens + used.cache_creation_input_tokens
         output += used.completion_tokens + used.output_tokens

@@ -109,7 +109,7 @@ def test_a_batch(client: openai.OpenAI, serving: LiveServer) -> None:
 
 
 def test_broken_lines_go_to_the_error_file_and_the_rest_runs(client: openai.OpenAI) -> None:
-    content = jsonl(
+    content = b"\xef\xbb\xbf" + jsonl(  # some editors begin files with a byte order mark
         chat("good"),
         b"{broken",
         b"",

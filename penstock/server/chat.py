@@ -277,8 +277,9 @@ class ChatWriter(OpenAIWriter):
         }
 
     def _finish_reason(self, pending: Pending) -> str | None:
-        """As in OpenAI's API, a function that the request has named is no reason of its own."""
-        if pending.finish_reason == "stop" and pending.calls and not self._named:
+        """As in OpenAI's API, a function that the request has named is no reason of its own. A call that is cut
+        off by a stop string is not to be run."""
+        if pending.finish_reason == "stop" and pending.calls and not (self._named or pending.cut):
             return "tool_calls"
         return pending.finish_reason
 

@@ -57,6 +57,8 @@ class Pending:
     """What a parser made of it; None without one."""
     calls: int = 0
     """How many calls of tools have begun, those that were taken included."""
+    cut: bool = False
+    """Whether the last of them is not whole."""
     reasoning_tokens: int = 0
     """How many tokens were a thought's, those that were taken included."""
     token_ids: list[int] = field(default_factory=list)
@@ -178,7 +180,8 @@ class OutputProcessor:
         if self._parser is not None and pending.parsed is not None:
             if self.finished:
                 pending.parsed += self._parser.finish()
-            pending.calls, pending.reasoning_tokens = self._parser.calls, self._thought
+            pending.calls, pending.cut = self._parser.calls, self._parser.cut
+            pending.reasoning_tokens = self._thought
         return pending
 
     def _emit(self, text: str, pending: Pending) -> str | None:

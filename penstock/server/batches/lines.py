@@ -61,7 +61,7 @@ class _Line(msgspec.Struct):
 
 
 def numbered(file: IO[bytes]) -> Iterator[tuple[int, bytes]]:
-    """(number from 1, line) of a file; empty lines count, and are left out. What is too long is cut, and a byte
+    """(number from 1, line) of a file; empty lines count, and are left out. What is too long is cut. A byte
     order mark is skipped, as in a body."""
     number = 0
     while text := file.readline(MOST_LINE + 2):

@@ -61,7 +61,9 @@ def usage_of(lines: Iterable[bytes]) -> dict[str, Any]:
         try:
             used = _LINE.decode(line).response.body.usage
         except msgspec.ValidationError:
-            logger.warning("a line of a batch does not say what it has used: %s", brief(repr(line[:200]), 200))
+            logger.warning(
+                "a line of a batch does not say what it has used: %s", brief(repr(line[:200]), 200)
+            )
             continue
         given += used.prompt_tokens + used.input_tokens
         given += used.cache_read_input_tokens + used.cache_creation_input_tokens

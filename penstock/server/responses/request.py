@@ -6,8 +6,8 @@
                                  function_call_output ─▶ a message of the role tool
     tools, tool_choice, text.format, reasoning.effort ─▶ the chat's
 
-What a chat cannot do is refused by the chat; `format` puts this dialect's names into what it says. It knows both dialects' requests
-and no answers.
+What a chat cannot do is refused by the chat; `format` puts this dialect's names into what it says. It knows
+both dialects' requests and no answers.
 """
 
 from __future__ import annotations

@@ -26,7 +26,7 @@ class Told:
         """Of tokens of which nothing has been given out."""
 
     def pieces(self, choice: Choice) -> Iterator[tuple[Piece, list[DecodedLogprob]]]:
-        """What is pending. Where nothing is told apart all of it is text, tokens without characters as well."""
+        """What is pending. Where nothing is told apart all of it is text, tokens without characters, too."""
         pending = choice.pending
         if pending.parsed is None:
             if pending.pieces or pending.logprobs:

@@ -13,6 +13,7 @@ from __future__ import annotations
 import sys
 
 from penstock.server import protocol, protocol_pooling
+from penstock.server.chat_batch import ALONE
 from penstock.server.fields import HARMLESS, IGNORED, OTHERS, REPLACED
 from penstock.server.messages.shapes import CountTokensRequest, MessagesRequest
 from penstock.server.responses.shapes import ResponsesRequest
@@ -88,6 +89,18 @@ FIELDS: dict[str, str] = {
         "mm_processor_kwargs model padding priority query request_id top_n truncate_prompt_tokens "
         "truncation_side use_activation user"
     ),
+    "/v1/chat/completions/batch": (
+        "add_generation_prompt best_of cache_salt chat_template chat_template_kwargs "
+        "continue_final_message early_stopping echo frequency_penalty guided_decoding_backend "
+        "include_reasoning include_stop_str_in_output length_penalty logit_bias logprob_token_ids logprobs "
+        "max_completion_tokens max_tokens media_io_kwargs messages min_p mm_processor_kwargs model n "
+        "presence_penalty priority repetition_penalty request_id response_format return_token_ids "
+        "return_tokens_as_token_ids seed stop structured_outputs temperature tool_choice top_k "
+        "top_logprobs top_p use_beam_search user watermarking"
+    ),
+    "/v2/embed": (
+        "embedding_types images input_type inputs max_tokens model output_dimension priority texts truncate"
+    ),
     "/tokenize": (
         "add_generation_prompt add_special_tokens chat_template chat_template_kwargs "
         "continue_final_message media_io_kwargs messages mm_processor_kwargs model prompt "
@@ -107,6 +120,8 @@ SHAPES: dict[str, tuple[type[protocol.Body], ...]] = {
     "/classify": (protocol_pooling.ClassifyRequest,),
     "/score": (protocol_pooling.ScoreRequest,),
     "/rerank": (protocol_pooling.RerankRequest,),
+    "/v1/chat/completions/batch": (protocol.ChatBatchRequest,),
+    "/v2/embed": (protocol_pooling.CohereEmbedRequest,),
     "/tokenize": (protocol.TokenizeCompletionRequest, protocol.TokenizeChatRequest),
     "/detokenize": (protocol.DetokenizeRequest,),
 }
@@ -118,19 +133,21 @@ ALIKE = {"/score": ("/v1/score",), "/rerank": ("/v1/rerank", "/v2/rerank")}
 SERVED = (
     *("/health", "/ping", "/load", "/version", "/metrics", "/v1/models", "/invocations", "/tokenizer_info"),
     *("/v1/chat/completions/render", "/v1/completions/render", "/v1/responses/{response_id}"),
-    "/v1/responses/{response_id}/cancel",
+    *("/v1/responses/{response_id}/cancel", "/v1/messages/render", "/v1/responses/render"),
 )
 """Without fields of their own."""
 
 #: Endpoints that are not here: a 404. (what they are for, the paths)
 ELSEWHERE: tuple[tuple[str, str], ...] = (
-    ("many conversations in one request: send them beside each other", "/v1/chat/completions/batch"),
     (
         "prompts and answers made apart from the engine",
-        "/v1/messages/render /v1/responses/render /v1/chat/completions/derender /v1/completions/derender "
+        "/v1/chat/completions/derender /v1/completions/derender "
         "/inference/v1/generate /inference/v1/abort_requests",
     ),
-    ("Cohere's own shapes; `/v2/rerank` is here", "/cohere/v2/chat /cohere/v2/chat/render /v2/embed"),
+    (
+        "Cohere's chats; `/v2/embed` and `/v2/rerank` are here",
+        "/cohere/v2/chat /cohere/v2/chat/render",
+    ),
     ("scores by generation, decisions", "/generative_scoring /v1/systemone"),
     (
         "sound: models here read text",
@@ -170,6 +187,8 @@ without effect, and in `X-Penstock-Ignored`. Refused: a 400 that names it, unles
 
 def fate(path: str, name: str) -> str:
     """What becomes of a field of vLLM's: done, named or refused."""
+    if protocol.ChatBatchRequest in SHAPES[path] and name in ALONE:
+        return "refused"
     if any(name in shape.__struct_fields__ for shape in SHAPES[path]):
         return "done"
     rule = any(name in shape.neutral for shape in SHAPES[path])

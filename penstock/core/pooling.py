@@ -97,6 +97,8 @@ class PoolingInfo:
     pairs: Literal["segments", "plain", "template"] = "segments"
     """How a query and a document become one prompt for a cross-encoder: with the tokenizer's separators, one
     text behind the other, or by the chat template (roles query and document)."""
+    instructions: dict[str, str] | None = None
+    """What texts are for → what they begin with then, as the model was trained."""
     max_length: int | None = None
     """Longest prompt, by sentence-transformers' setting; texts are cut there, as it does."""
 

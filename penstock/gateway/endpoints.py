@@ -38,6 +38,12 @@ class Endpoint:
     """Whether it uses a model. If not, there is no row."""
     lists: bool = False
     """Whether a list in `prompt` is as many prompts."""
+    others: tuple[str, ...] = ()
+    """Fields that may hold the prompts instead, for a chat template to write."""
+    starts: bytes = b'"['
+    """What an entry of these lists begins with that is a prompt; others are tokens, or messages, of one."""
+    templated: bool = False
+    """Whether a template, or words of the model's own, surround each prompt."""
     pairs: bool = False
     """Whether a text is read again with each one of a list."""
     usage_option: bool = False
@@ -91,6 +97,15 @@ _CHAT_CAPS = ("max_completion_tokens", "max_tokens")
 
 ENDPOINTS = (
     Endpoint("/v1/chat/completions", "messages", _CHAT_CAPS, "max_tokens", usage_option=True),
+    Endpoint(
+        "/v1/chat/completions/batch",
+        "messages",
+        _CHAT_CAPS,
+        "max_tokens",
+        lists=True,
+        templated=True,
+        streams=False,
+    ),
     Endpoint("/v1/completions", "prompt", ("max_tokens",), "max_tokens", lists=True, usage_option=True),
     _Responses(
         "/v1/responses",
@@ -102,8 +117,13 @@ ENDPOINTS = (
     ),
     _Messages("/v1/messages", "messages", ("max_tokens",), "max_tokens"),
     _Messages("/v1/messages/count_tokens", "messages", metered=False, streams=False),
-    Endpoint("/v1/embeddings", "input", lists=True, streams=False),
-    *(Endpoint(path, "input", lists=True, streams=False) for path in ("/pooling", "/classify")),
+    *(
+        Endpoint(path, "input", lists=True, others=("messages",), streams=False)
+        for path in ("/v1/embeddings", "/pooling", "/classify")
+    ),
+    Endpoint(
+        "/v2/embed", "texts", lists=True, others=("inputs",), starts=b'"{', templated=True, streams=False
+    ),
     *(Endpoint(path, "text_1", pairs=True, streams=False) for path in ("/v1/score", "/score")),
     *(Endpoint(path, "query", pairs=True, streams=False) for path in ("/v1/rerank", "/v2/rerank", "/rerank")),
     Endpoint("/tokenize", "prompt", metered=False, streams=False),

@@ -123,9 +123,10 @@ class Envelope:
             repeated, prompts = self._pairs()
             prompt += repeated
         elif self.endpoint.lists:
-            prompts = _prompts(self.prompt)
+            prompts, templated = self._listed()
+            prompt += _TEMPLATE * max(templated - 1, 0)
         if self.endpoint.caps and self._points_elsewhere():
-            prompt = max(prompt, UNBOUNDED if context is None else context)
+            prompt = max(prompt, (UNBOUNDED if context is None else context) * prompts)
         if context is not None:
             prompt = min(prompt, context * prompts)
         if not self.endpoint.caps:
@@ -207,13 +208,24 @@ class Envelope:
         if not 1 <= count <= 4096:
             raise InvalidRequest(f"n must be from 1 to 4096, got {quote(count)}.", param="n")
         # a list of prompts is as many requests, and a prompt takes a byte and a comma at least
-        return count * _prompts(self.prompt) if self.endpoint.lists else count
+        return count * self._listed()[0] if self.endpoint.lists else count
 
     def _pairs(self) -> tuple[int, int]:
         """Of texts that are compared with each of a list: the tokens of all repetitions, and how many."""
         lists = [bytes(raw) for raw in self._fields.values() if bytes(raw)[:1] == b"["]
         pairs = max((len(_LIST.decode(raw)) for raw in lists), default=1) or 1
         return pairs * (self.size - sum(map(len, lists)) + _MARKS), pairs
+
+    def _listed(self) -> tuple[int, int]:
+        """How many prompts there are, and how many of them something is written around."""
+        endpoint = self.endpoint
+        plain, others = (
+            sum(
+                _prompts(bytes(self._fields[name]), endpoint.starts) for name in names if name in self._fields
+            )
+            for names in ((endpoint.prompt,), endpoint.others)
+        )
+        return max(1, plain + others), others + (plain if endpoint.templated else 0)
 
     def _points_elsewhere(self) -> bool:
         """Whether a prompt is longer than its bytes: it continues something, or has images or files."""
@@ -289,12 +301,12 @@ def _says(value: Any, name: str) -> bool:
     return isinstance(value, dict) and bool(value.get(name))
 
 
-def _prompts(raw: bytes) -> int:
-    """How many prompts a list holds: its texts or lists; numbers are the tokens of one."""
+def _prompts(raw: bytes, starts: bytes) -> int:
+    """How many prompts a list holds: entries that begin with one of `starts`; all others together are one."""
     if raw[:1] != b"[":
         return 1
     entries = _LIST.decode(raw)
-    return max(1, sum(bytes(entry)[:1] in (b'"', b"[") for entry in entries))
+    return max(1, sum(bytes(entry)[:1] in starts for entry in entries))
 
 
 def _read(body: bytes) -> dict[str, Any]:

@@ -46,7 +46,9 @@ _OPERATIONS = {
     "/v1/responses": "chat",
     "/v1/messages": "chat",
     "/v1/completions": "text_completion",
+    "/v1/chat/completions/batch": "chat",
     "/v1/embeddings": "embeddings",
+    "/v2/embed": "embeddings",
 }
 """OpenTelemetry's names; others are called after their paths."""
 

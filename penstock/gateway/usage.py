@@ -4,6 +4,7 @@
     Responses   usage.input_tokens · output_tokens · input_tokens_details (response.usage of events)
     Anthropic   usage.input_tokens + cache_read_input_tokens + cache_creation_input_tokens · output_tokens
                 (message.usage in the first event, usage in the last but one)
+    Cohere      meta.billed_units.input_tokens, where there is no usage
     ours        usage.device_seconds
 
 Of an answer only these fields are decoded. What is no number, or none that can be, is as if it was not said.
@@ -50,6 +51,7 @@ class _Plain(msgspec.Struct):
     """A whole answer: only its usage is of interest, and whether all of it is JSON."""
 
     usage: _Usage | None = None
+    meta: Any = None
 
 
 _EVENT = msgspec.json.Decoder(Event)
@@ -117,6 +119,8 @@ def read_answer(body: bytes, tally: Tally) -> bool:
         return False
     if answer.usage is not None:
         tally.take(answer.usage)
+    elif isinstance(answer.meta, dict) and isinstance(billed := answer.meta.get("billed_units"), dict):
+        tally.take(_Usage(total_tokens=billed.get("input_tokens")))
     return True
 
 

@@ -38,6 +38,7 @@ _OPENAI_CODES = frozenset(
         "invalid_api_key",
         "invalid_type",
         "model_not_found",
+        "previous_response_not_found",
         "rate_limit_exceeded",
         "unknown_parameter",
         "unsupported_parameter",

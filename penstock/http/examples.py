@@ -10,11 +10,15 @@ _BODIES = {
     "/v1/chat/completions": (
         '{"model": "MODEL", "messages": [{"role": "user", "content": "Hello"}], "max_tokens": 16}'
     ),
+    "/v1/chat/completions/batch": (
+        '{"model": "MODEL", "messages": [[{"role": "user", "content": "Hello"}]], "max_tokens": 16}'
+    ),
     "/v1/responses": '{"model": "MODEL", "input": "Hello", "max_output_tokens": 16}',
     "/v1/messages": (
         '{"model": "MODEL", "messages": [{"role": "user", "content": "Hello"}], "max_tokens": 16}'
     ),
     "/v1/embeddings": '{"model": "MODEL", "input": "Hello"}',
+    "/v2/embed": '{"model": "MODEL", "texts": ["Hello"]}',
     "/pooling": '{"model": "MODEL", "input": "Hello"}',
     "/classify": '{"model": "MODEL", "input": "Hello"}',
     "/score": '{"model": "MODEL", "text_1": "Hello", "text_2": ["Hi", "Bye"]}',

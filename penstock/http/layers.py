@@ -46,7 +46,7 @@ def application(
     dialect of their own.
     """
     paths = Paths(routes, config.root_path)
-    app: ASGIApp = Router(routes, default=_no_route, redirect_slashes=False)
+    app: ASGIApp = Router(routes, default=_nowhere(paths), redirect_slashes=False)
     if config.api_key or trusted_keys:
         app = AuthMiddleware(app, config.api_key, trusted_keys)
     if error_bodies:
@@ -95,6 +95,13 @@ def _reserved(app: ASGIApp) -> ASGIApp:
     return reserved
 
 
-async def _no_route(scope: Scope, receive: Receive, send: Send) -> None:
-    if scope["type"] == "http":
-        raise RouteNotFound(f"There is no {scope['method']} {brief(scope['path'])}.")
+def _nowhere(paths: Paths) -> ASGIApp:
+    async def no_route(scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "http":
+            near = paths.near(scope["path"])
+            raise RouteNotFound(
+                f"There is no {scope['method']} {brief(scope['path'])}.",
+                advice=f"Did you mean {near}? Look at the base URL of the client." if near else "",
+            )
+
+    return no_route

@@ -15,6 +15,9 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 #: What probes and scrapers read: without a key, also on connections beyond the limit, and not logged.
 PROBES = frozenset({"/health", "/livez", "/readyz", "/ping", "/metrics"})
 
+_LONGEST_MISTAKE = 200
+"""Characters of a path that is compared with routes."""
+
 
 class Paths:
     """The routes of an application that a proxy publishes under `root_path`."""
@@ -35,6 +38,14 @@ class Paths:
         if path in self._exact:
             return path
         return next((route.path for route in self._others if route.path_regex.match(path)), None)
+
+    def near(self, path: str) -> str | None:
+        """The route of a client whose base URL lacks /v1, has it twice, or ends with a route already."""
+        if len(path) > _LONGEST_MISTAKE:
+            return None
+        parts = path.split("/")
+        ends = ("/" + "/".join(parts[first:]) for first in range(1, len(parts)))
+        return next((known for end in ends for known in (end, f"/v1{end}") if known in self._exact), None)
 
 
 def normalised(app: ASGIApp, paths: Paths) -> ASGIApp:

@@ -1,11 +1,11 @@
 """Whether a model pools, and how: from its configuration, sentence-transformers' files and the flags.
 
-    config.json                        architecture and labels; matryoshka_dimensions
+    config.json                        architecture and labels; matryoshka_dimensions, task_instructions
     modules.json                       sentence-transformers' parts in order, of which these are served:
       1_Pooling/config.json              cls, mean or lasttoken
       2_Normalize                        embeddings of length 1
       1_LogitScore/config.json           of rerankers that answer with a token
-    config_sentence_transformers.json  the activation of a cross-encoder
+    config_sentence_transformers.json  the activation of a cross-encoder; what texts begin with (prompts)
     sentence_bert_config.json          max_seq_length, the longest prompt
     sparse_linear.pt, colbert_linear.pt  BGE-M3's heads
 
@@ -123,6 +123,7 @@ def _embedder(config: ModelConfig, files: _Files) -> PoolingPlan:
         activate=normalize,
         dimension=config.hidden_size,
         matryoshka=_matryoshka(config),
+        instructions=files.instructions(),
         max_length=files.longest(),
     )
     return PoolingPlan(info, bge_m3=bge)
@@ -306,6 +307,17 @@ class _Files:
                     )
                 return value
         return None
+
+    def instructions(self) -> dict[str, str] | None:
+        """What texts begin with, by what they are for; None where they all begin alike. Entries that are no
+        texts do not count, as in vLLM."""
+        own = self.directory / "config_sentence_transformers.json"
+        given = self._config.raw.get("task_instructions")
+        if not (isinstance(given, dict) and given):
+            given = read_json(own).get("prompts") if exists(own) else None
+        found = given.items() if isinstance(given, dict) else ()
+        texts = {name: words for name, words in found if isinstance(words, str)}
+        return texts if any(texts.values()) else None
 
     def activation(self) -> Activation | None:
         """Of a cross-encoder."""

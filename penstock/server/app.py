@@ -40,12 +40,14 @@ from .batches.store import BatchStore
 from .batches.worker import BatchWorker
 from .bills import Bills
 from .chat import ChatFormat
+from .chat_batch import ChatBatchFormat
+from .cohere import CohereEmbedFormat
 from .completions import CompletionFormat
 from .config import ServerConfig
 from .docs import DOCS, Document
 from .ignored import IgnoredLog
 from .invocations import invoke
-from .messages.format import count_tokens
+from .messages.format import MessagesFormat, count_tokens
 from .messages.format import create as create_message
 from .pipeline import generate
 from .render import render
@@ -62,9 +64,12 @@ Handler = Callable[[State, Scope, Receive, Send], Awaitable[None]]
 ROUTES: tuple[tuple[str, str, Handler], ...] = (
     ("/v1/chat/completions", "POST", partial(generate, ChatFormat())),
     ("/v1/completions", "POST", partial(generate, CompletionFormat())),
+    ("/v1/chat/completions/batch", "POST", partial(generate, ChatBatchFormat())),
     ("/v1/chat/completions/render", "POST", partial(render, ChatFormat())),
-    ("/v1/completions/render", "POST", partial(render, CompletionFormat())),
+    ("/v1/completions/render", "POST", partial(render, CompletionFormat(), several=True)),
     ("/v1/responses", "POST", responses.create),
+    ("/v1/responses/render", "POST", responses.render_response),
+    ("/v1/responses/input_tokens", "POST", responses.count_tokens),
     ("/v1/responses/{name}", "GET", responses.retrieve),
     ("/v1/responses/{name}", "DELETE", responses.delete),
     ("/v1/responses/{name}/cancel", "POST", responses.cancel),
@@ -80,6 +85,7 @@ ROUTES: tuple[tuple[str, str, Handler], ...] = (
     ("/v1/batches/{name}/cancel", "POST", batches.cancel),
     ("/v1/messages", "POST", create_message),
     ("/v1/messages/count_tokens", "POST", count_tokens),
+    ("/v1/messages/render", "POST", partial(render, MessagesFormat())),
     ("/invocations", "POST", invoke),
     ("/v1/embeddings", "POST", partial(generate, EmbeddingFormat())),
     ("/pooling", "POST", partial(generate, PoolingFormat())),
@@ -89,6 +95,7 @@ ROUTES: tuple[tuple[str, str, Handler], ...] = (
     ("/rerank", "POST", partial(generate, RerankFormat())),
     ("/v1/rerank", "POST", partial(generate, RerankFormat())),
     ("/v2/rerank", "POST", partial(generate, RerankFormat(cohere=True))),
+    ("/v2/embed", "POST", partial(generate, CohereEmbedFormat())),
     ("/v1/models", "GET", models.list_models),
     ("/v1/models/{name:path}", "GET", models.get_model),
     ("/v1/bills", "GET", behalf.list_bills),

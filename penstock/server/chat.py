@@ -41,53 +41,84 @@ class ChatFormat(OpenAIFormat):
 
     async def ask(self, state: State, request: ChatRequest, ignored: Ignored) -> Ask:
         """See Format."""
-        check_generate(request, state.config, ignored)
-        top = _logprobs(request, state.config.max_logprobs, state.engine.info.vocab_size)
-        limit = "max_tokens" if request.max_completion_tokens is None else "max_completion_tokens"
-        asked = getattr(request, limit)
-        if asked is not None and asked < 1:
-            raise InvalidRequest(f"{limit} must be at least 1, got {asked}.", param=limit)
-        params = sampling_params(
-            state, request, max_tokens=asked, logprobs=top, prompt_logprobs=_prompt_logprobs(request)
-        )
-        check_messages(request.messages, state.config)
-        messages = read_messages(state, request, ignored)
-        tools = read_tools(
-            request.tools, request.tool_choice, request.parallel_tool_calls, state.config, ignored
-        )
-        variables = template_variables(state, request)
-        text = await render(state, request, messages, variables, tools)
-        read = reading(
-            state.config,
-            state.tokenizer,
-            tools,
-            text,
-            variables,
-            params.structured_outputs,
-            continued=request.continue_final_message,
-        )
-        params = params.with_(structured_outputs=read.outputs)
-        skip(read.skipped, ignored)
-        params = with_budget(params, state.config, state.tokenizer, begun=read.thinking)
-        default = state.default_sampling.get("max_tokens")
-        return Ask(
-            beams=beams(request, params),
-            inputs=[text],
-            params=params,
-            max_tokens=asked,
-            limit=limit,
-            default=None if default is None else int(default),
-            parser=read.parser,
-            told=Told(
-                logprobs=told_logprobs(_prompt_logprobs(request), state.engine.info.vocab_size),
-                ids=int(request.return_token_ids),
-                text=int(request.return_prompt_text),
-            ),
+        return await ask_chats(
+            state, request, {"messages": request.messages}, ignored, prompt_logprobs=_prompt_logprobs(request)
         )
 
     def writer(self, state: State, request: ChatRequest, id: str, generation: Generation) -> ChatWriter:
         """See Format."""
         return ChatWriter(state, request, id)
+
+
+async def ask_chats(
+    state: State,
+    request: ChatRequest,
+    conversations: Mapping[str, Sequence[Mapping[str, Any]]],
+    ignored: Ignored,
+    *,
+    prompt_logprobs: int | None,
+) -> Ask:
+    """What a request asks for of each of these conversations. Raises InvalidRequest, naming the place.
+
+    Args:
+        conversations: place in the request → messages; one at least.
+        prompt_logprobs: that are told; None for none.
+    """
+    check_generate(request, state.config, ignored)
+    top = _logprobs(request, state.config.max_logprobs, state.engine.info.vocab_size)
+    limit = "max_tokens" if request.max_completion_tokens is None else "max_completion_tokens"
+    asked = getattr(request, limit)
+    if asked is not None and asked < 1:
+        raise InvalidRequest(f"{limit} must be at least 1, got {asked}.", param=limit)
+    params = sampling_params(state, request, max_tokens=asked, logprobs=top, prompt_logprobs=prompt_logprobs)
+    check_messages([message for messages in conversations.values() for message in messages], state.config)
+    known = _words_of(state, request)
+    read = {
+        place: normalise(messages, ignored, as_parts=state.content_parts, words=known, where=place)
+        for place, messages in conversations.items()
+    }
+    tools = read_tools(request.tools, request.tool_choice, request.parallel_tool_calls, state.config, ignored)
+    variables = template_variables(state, request)
+    texts, ways = [], []
+    for messages in read.values():
+        texts.append(await render(state, request, messages, variables, tools))
+        ways.append(
+            reading(
+                state.config,
+                state.tokenizer,
+                tools,
+                texts[-1],
+                variables,
+                params.structured_outputs,
+                continued=request.continue_final_message,
+            )
+        )
+    way = ways[0]
+    if any(each.thinking != way.thinking for each in ways):
+        raise InvalidRequest(
+            "Some of the conversations end within a thought and others do not: their answers are not read "
+            "alike.",
+            param="messages",
+            advice="Send them as requests of their own.",
+        )
+    params = params.with_(structured_outputs=way.outputs)
+    skip(way.skipped, ignored)
+    params = with_budget(params, state.config, state.tokenizer, begun=way.thinking)
+    default = state.default_sampling.get("max_tokens")
+    return Ask(
+        beams=beams(request, params),
+        inputs=texts,
+        params=params,
+        max_tokens=asked,
+        limit=limit,
+        default=None if default is None else int(default),
+        parser=way.parser,
+        told=Told(
+            logprobs=told_logprobs(prompt_logprobs, state.engine.info.vocab_size),
+            ids=int(request.return_token_ids),
+            text=int(request.return_prompt_text),
+        ),
+    )
 
 
 _LOOKED_AT = 1 << 18
@@ -98,18 +129,22 @@ def read_messages(
     state: State, request: ChatRequest | TokenizeChatRequest, ignored: Ignored
 ) -> list[dict[str, Any]]:
     """The messages as the template reads them. Raises InvalidRequest, naming the place."""
+    known = _words_of(state, request)
+    return normalise(request.messages, ignored, as_parts=state.content_parts, words=known)
+
+
+def _words_of(state: State, request: ChatRequest | TokenizeChatRequest) -> Collection[str]:
+    """Those of the template that writes the prompt. Raises InvalidRequest for one that must not be."""
     own, template = request.chat_template, state.chat_template
     if own is None or own in template.sources:
-        known: Collection[str] = template.words
-    elif state.config.trust_request_chat_template:
-        known = words(own[:_LOOKED_AT])
-    else:
-        raise InvalidRequest(
-            "chat_template is not accepted from requests by this server.",
-            param="chat_template",
-            advice="Start it with --trust-request-chat-template to allow that.",
-        )
-    return normalise(request.messages, ignored, as_parts=state.content_parts, words=known)
+        return template.words
+    if state.config.trust_request_chat_template:
+        return words(own[:_LOOKED_AT])
+    raise InvalidRequest(
+        "chat_template is not accepted from requests by this server.",
+        param="chat_template",
+        advice="Start it with --trust-request-chat-template to allow that.",
+    )
 
 
 def template_variables(state: State, request: ChatRequest | TokenizeChatRequest) -> dict[str, Any]:
@@ -164,7 +199,14 @@ class ChatWriter(OpenAIWriter):
     object = "chat.completion"
     chunk_object = "chat.completion.chunk"
 
-    def __init__(self, state: State, request: ChatRequest, id: str) -> None:
+    def __init__(
+        self,
+        state: State,
+        request: ChatRequest,
+        id: str,
+        conversations: Sequence[Sequence[Mapping[str, Any]]] | None = None,
+    ) -> None:
+        """conversations: that are answered, each with n choices; by default, the request's one."""
         super().__init__(state, request, id)
         self._state = state
         self._request = request
@@ -172,7 +214,8 @@ class ChatWriter(OpenAIWriter):
         self._tells_thoughts = request.include_reasoning or state.config.reasoning_parser is None
         choice = request.tool_choice
         self._named = isinstance(choice, dict) and choice.get("type") == "function"
-        self._echoed = _echoed(request, self._role)
+        conversations = [request.messages] if conversations is None else conversations
+        self._echoes = [_echoed(request, messages, self._role) for messages in conversations]
 
     @property
     def stream(self) -> ChatWriter | None:
@@ -204,8 +247,8 @@ class ChatWriter(OpenAIWriter):
             top["prompt_text"] = choice.prompt.text
         body = b'"delta":' + encode({"role": self._role, "content": ""})
         opened = self._form.chunk(choice.index, body, usage=usage, top=top)
-        if self._echoed:
-            opened += self._form.chunk(choice.index, _content(self._echoed), usage=usage)
+        if echo := self._echo(choice):
+            opened += self._form.chunk(choice.index, _content(echo), usage=usage)
         return opened
 
     def chunks(self, choice: Choice) -> bytes:
@@ -254,7 +297,7 @@ class ChatWriter(OpenAIWriter):
         output = choice.pending
         written = Message.of(output.parts)
         message: dict[str, Any] = {"role": self._role, "refusal": None}
-        content = self._echoed + written.content
+        content = self._echo(choice) + written.content
         message["content"] = content if content or not (written.calls or written.reasoning) else None
         if written.reasoning and self._tells_thoughts:
             message |= _reasoning(written.reasoning)
@@ -276,9 +319,13 @@ class ChatWriter(OpenAIWriter):
             "token_ids": output.token_ids if self._wants_ids else None,
         }
 
+    def _echo(self, choice: Choice) -> str:
+        """What the answer repeats before its own text."""
+        return self._echoes[choice.index // self._request.n]
+
     def _finish_reason(self, pending: Pending) -> str | None:
-        """As in OpenAI's API, a function that the request has named is no reason of its own. A call that is cut
-        off by a stop string is not to be run."""
+        """As in OpenAI's API, a function that the request has named is no reason of its own. Nor is a call
+        that a stop string cuts off: it is not to be run."""
         if pending.finish_reason == "stop" and pending.calls and not (self._named or pending.cut):
             return "tool_calls"
         return pending.finish_reason
@@ -345,9 +392,9 @@ def _logprobs(request: ChatRequest, most: int, vocab_size: int) -> int | None:
     return top if request.logprobs else None
 
 
-def _echoed(request: ChatRequest, role: str) -> str:
+def _echoed(request: ChatRequest, messages: Sequence[Mapping[str, Any]], role: str) -> str:
     """Text of the last message, if the answer goes on with it and echo asks for it."""
-    last = request.messages[-1] if request.messages else {}
+    last = messages[-1] if messages else {}
     if not request.echo or last.get("role") != role:
         return ""
     content = normalise([last])[0]["content"]

@@ -51,6 +51,7 @@ def normalise(
     *,
     as_parts: bool = False,
     words: Collection[str] = (),
+    where: str = "messages",
 ) -> list[dict[str, Any]]:
     """Messages for the template.
 
@@ -58,13 +59,14 @@ def normalise(
         ignored: takes the names that nobody reads.
         as_parts: whether the template wants contents as lists of parts.
         words: those of the template.
+        where: they stand in the request.
 
     Raises InvalidRequest, naming the place (`messages[2].content`).
     """
     if not messages:
-        raise InvalidRequest("messages must not be empty.", param="messages")
+        raise InvalidRequest(f"{where} must not be empty.", param=where)
     reader = _Reader(ignored or Ignored(), as_parts, words)
-    return [reader.message(message, f"messages[{i}]") for i, message in enumerate(messages)]
+    return [reader.message(message, f"{where}[{i}]") for i, message in enumerate(messages)]
 
 
 @dataclass(frozen=True, slots=True)

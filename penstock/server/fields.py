@@ -2,6 +2,7 @@
 
     implemented    a field of the request's Struct in `protocol`
     ignored        served; nothing here depends on it (IGNORED)
+    moved          known under another name at this endpoint: a 400 that says which (Moved)
     neutral only   known to OpenAI's or vLLM's API but not served here: accepted where the value changes
                    nothing, else a 400 `unsupported_parameter` that names the field (*_NEUTRAL), or served and
                    ignored as vLLM does (HARMLESS)
@@ -14,6 +15,7 @@ What is ignored is named each time (`ignored`). `null` means "not given" everywh
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 from penstock.core.errors import InvalidRequest, UnsupportedParameter, quote
@@ -93,8 +95,28 @@ REPLACED = {
     "normalize": "use_activation",
 }
 
+#: Fields of older OpenAI clients → what does it today.
+INSTEAD = {
+    "functions": "Send them as tools.",
+    "function_call": "Send it as tool_choice.",
+}
+
 Rule = Callable[[Any, Mapping[str, Any]], bool]
 """(value, whole request) → whether the value changes nothing."""
+
+
+@dataclass(frozen=True, slots=True)
+class Moved:
+    """A rule: the field has another name at this endpoint, and changes nothing only beside that one."""
+
+    to: str
+    """With dots, within objects."""
+
+    def __call__(self, _value: Any, request: Mapping[str, Any]) -> bool:
+        given: Any = request
+        for name in self.to.split("."):
+            given = given.get(name) if isinstance(given, dict) else None
+        return given is not None
 
 
 def _one_of(*values: Any) -> Rule:
@@ -147,6 +169,7 @@ CHAT_NEUTRAL: dict[str, Rule] = {
     "audio": _never,
     "function_call": _one_of("none", "auto"),
     "functions": _empty,
+    "max_output_tokens": Moved("max_completion_tokens"),
     "media_io_kwargs": _empty,
     "mm_processor_kwargs": _empty,
     "modalities": _one_of(["text"]),
@@ -154,6 +177,9 @@ CHAT_NEUTRAL: dict[str, Rule] = {
     "verbosity": _one_of("medium"),
     "web_search_options": _never,
 }
+
+#: Of many conversations in one request.
+CHAT_BATCH_NEUTRAL: dict[str, Rule] = {**CHAT_NEUTRAL, "best_of": _number(1)}
 
 COMPLETION_NEUTRAL: dict[str, Rule] = {
     **_NEUTRAL,
@@ -168,9 +194,12 @@ MESSAGES_NEUTRAL: dict[str, Rule] = {
     "ec_transfer_params": _empty,
     "inference_geo": _one_of("global"),
     "kv_transfer_params": _empty,
+    "max_completion_tokens": Moved("max_tokens"),
+    "max_output_tokens": Moved("max_tokens"),
     "mcp_servers": _empty,
     "return_mm_kwargs": _flag(True),
     "speed": _one_of("standard"),
+    "stop": Moved("stop_sequences"),
     "vllm_xargs": _empty,
     "watermarking": _flag(False),
 }
@@ -181,11 +210,16 @@ RESPONSES_NEUTRAL: dict[str, Rule] = {
     "ec_transfer_params": _empty,
     "enable_response_messages": _flag(False),
     "kv_transfer_params": _empty,
+    "max_completion_tokens": Moved("max_output_tokens"),
+    "max_tokens": Moved("max_output_tokens"),
     "max_tool_calls": _never,
     "media_io_kwargs": _empty,
+    "messages": Moved("input"),
     "mm_processor_kwargs": _empty,
     "previous_input_messages": _empty,
     "prompt": _never,
+    "reasoning_effort": Moved("reasoning.effort"),
+    "response_format": Moved("text.format"),
     "return_mm_kwargs": _flag(True),
     "vllm_xargs": _empty,
     "watermarking": _flag(False),
@@ -206,6 +240,9 @@ POOLING_NEUTRAL: dict[str, Rule] = {
     "padding": _one_of("do_not_pad"),
     "rank_fields": _one_of(["text"]),
 }
+
+
+COHERE_NEUTRAL: dict[str, Rule] = {**POOLING_NEUTRAL, "images": _empty}
 
 
 #: Fields that are objects → the names in them.
@@ -253,12 +290,16 @@ def check(
                 param=name,
                 advice=f"Use {new}.",
             )
+        elif isinstance(rule, Moved) and not rule(value, request):
+            raise UnsupportedParameter(
+                f"{name} is not a field of this endpoint.", param=name, advice=f"It is {rule.to} here."
+            )
         elif not rule(value, request):
             if name not in HARMLESS or ignored.strict:
                 raise UnsupportedParameter(
                     f"{name} is not supported by this server (got {quote(value)}).",
                     param=name,
-                    advice="Leave it out.",
+                    advice=INSTEAD.get(name, "Leave it out."),
                 )
             ignored.add(name)
         if name in _INSIDE and isinstance(value, dict):

@@ -104,6 +104,17 @@ OPERATIONS: Mapping[str, Operation] = {
     "/rerank": _RERANK,
     "/v1/rerank": _RERANK,
     "/v2/rerank": _RERANK,
+    "/v1/chat/completions/batch": Operation(
+        summary="The next message of each of many conversations",
+        takes=(protocol.ChatBatchRequest,),
+        gives=shapes.ChatCompletion,
+    ),
+    "/v2/embed": Operation(
+        summary="The embeddings of texts, in Cohere's shape",
+        takes=(pooling.CohereEmbedRequest,),
+        gives=shapes.CohereEmbeddings,
+        tag="Pooling",
+    ),
     "/v1/responses": Operation(
         summary="An answer to texts and items, whole, as a stream of events or in the background",
         takes=(responses.ResponsesRequest,),
@@ -132,6 +143,22 @@ OPERATIONS: Mapping[str, Operation] = {
     "/v1/chat/completions/render": Operation(
         summary="What the engine would be asked for a chat",
         takes=(protocol.ChatRequest,),
+        gives=shapes.Rendered,
+    ),
+    "/v1/messages/render": Operation(
+        summary="What the engine would be asked for a conversation in Anthropic's dialect",
+        takes=(messages.MessagesRequest,),
+        gives=shapes.Rendered,
+        tag="Anthropic",
+    ),
+    "/v1/responses/input_tokens": Operation(
+        summary="How many tokens of input a response would have",
+        takes=(responses.ResponsesRequest,),
+        gives=responses.InputTokens,
+    ),
+    "/v1/responses/render": Operation(
+        summary="What the engine would be asked for a response",
+        takes=(responses.ResponsesRequest,),
         gives=shapes.Rendered,
     ),
     "/v1/completions/render": Operation(
@@ -300,6 +327,8 @@ def _schemas() -> dict[str, Any]:
     completion = schemas[protocol.CompletionRequest.__name__]
     completion["properties"]["prompt"] = _COMPLETION_PROMPT
     completion["required"] = ["prompt"]
+    conversations = {"type": "array", "minItems": 1, "items": _PROPERTIES["messages"]}
+    schemas[protocol.ChatBatchRequest.__name__]["properties"]["messages"] = conversations
     return schemas
 
 

@@ -335,11 +335,15 @@ def _named_tokens(request: GenerateRequest, logprobs: int | None) -> tuple[int, 
 
 
 def _extra_args(given: dict[str, Any]) -> dict[str, Any]:
-    """vLLM's types: numbers, texts, and lists of them."""
+    """vLLM's types: numbers, texts, and lists of them; whole numbers as the engine can be told them."""
     for name, value in given.items():
-        if not all(
-            isinstance(each, str | int | float) for each in (value if isinstance(value, list) else [value])
-        ):
+        values = value if isinstance(value, list) else [value]
+        if any(isinstance(each, int) and not -(2**63) <= each < 2**63 for each in values):
+            raise InvalidRequest(
+                f"vllm_xargs: whole numbers must fit in 64 bits, got {quote(value)} for {quote(name)}.",
+                param="vllm_xargs",
+            )
+        if not all(isinstance(each, str | int | float) for each in values):
             raise InvalidRequest(
                 f"vllm_xargs must map names to numbers, texts or lists of them, got {quote(value)} for "
                 f"{quote(name)}.",

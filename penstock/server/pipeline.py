@@ -99,6 +99,8 @@ class Ask:
     """Makes what reads the text of a choice; None where all of it is text."""
     told: Told = Told()
     """What the answer repeats of each prompt."""
+    longest: int | None = None
+    """Most tokens of a prompt that is pooled, where the client would rather have a longer one refused."""
     beams: BeamParams | None = None
     """Its n sequences are searched for, not sampled."""
 
@@ -205,7 +207,7 @@ async def _serve(
     grammar = None
     if isinstance(ask.params, Pooling):
         ignored.tell(scope, state.ignored_log)
-        prompts = await pooled_prompts(state, request, ask.inputs, format.prompt, format.empty)
+        prompts = await pooled_prompts(state, request, ask.inputs, format.prompt, format.empty, ask.longest)
         check_answer(_vector_bytes(state, ask.params, prompts), state.config, format.prompt)
         asked_max_tokens = None
     else:

@@ -29,17 +29,27 @@ class Pair(NamedTuple):
     most_second: int = 0
 
 
+class Written(str):
+    """A text that the chat template has written: what special tokens it needs are in it, as in vLLM."""
+
+
 Input: TypeAlias = str | list[int] | Pair
 
 
 async def pooled_prompts(
-    state: State, request: Request, inputs: Sequence[Input], field: str, empty: str
+    state: State,
+    request: Request,
+    inputs: Sequence[Input],
+    field: str,
+    empty: str,
+    most: int | None = None,
 ) -> list[Prompt]:
     """The prompts as token ids. Raises InvalidRequest, or ContextLengthExceeded, for one that is too long.
 
     Args:
         field: name of the prompts' field.
         empty: what to say of a prompt without tokens.
+        most: tokens of a prompt, by the request's max_tokens, beyond which it is refused.
     """
     check_choices(len(inputs), 1, None, state.config, prompt=field)
     longest = state.engine.info.max_model_len
@@ -47,7 +57,8 @@ async def pooled_prompts(
     usable = Usable(longest, None, field) if keep is None else Usable(keep, side, field)
     texts = [text for given in inputs for text in _texts(given)]
     encoded = iter(await encode_texts(state, texts, False, usable))
-    frame = state.tokenizer.frame if request.add_special_tokens is not False else None
+    wanted: bool | None = request.add_special_tokens  # requests that pool leave it open
+    frame = state.tokenizer.frame if wanted is not False else None
     prompts = []
     for given in inputs:
         second = None
@@ -57,12 +68,19 @@ async def pooled_prompts(
             other = other[: given.most_second] if given.most_second else other
             ids, second = joined(state.tokenizer.frame, first, other, keep, side)
         elif isinstance(given, str):
-            ids = framed(frame, next(encoded), keep, side)
+            whole = isinstance(given, Written) and not wanted
+            ids = framed(None if whole else frame, next(encoded), keep, side)
         else:
             ids = cut(given, keep, side)
         if not ids:
             raise InvalidRequest(empty, param=field)
         check_length(len(ids), longest, prompt=field)
+        if most is not None and len(ids) > most:
+            raise InvalidRequest(
+                f"A prompt has {len(ids)} tokens, which is more than max_tokens, {most}.",
+                param=field,
+                advice="Shorten it, or have it cut: truncate END or START.",
+            )
         text = given if isinstance(given, str) else ""
         prompts.append(Prompt(ids=tuple(ids), text=text, max_tokens=0, second=second))
     return prompts

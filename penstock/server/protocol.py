@@ -16,6 +16,7 @@ import msgspec
 from penstock.core.errors import InvalidRequest, quote
 
 from .fields import (
+    CHAT_BATCH_NEUTRAL,
     CHAT_NEUTRAL,
     COMPLETION_NEUTRAL,
     IGNORED,
@@ -52,6 +53,8 @@ class Body(msgspec.Struct, frozen=True, kw_only=True):
     """Fields that the API has and this server does not, and what must be true of their values (`fields`)."""
     numbers_only: ClassVar[frozenset[str]] = frozenset()
     """Fields in which vLLM reads no text as a number."""
+    foreign: ClassVar[bool] = False
+    """Whether its names are of an API that nobody mixes with the others: there they are typing errors."""
 
 
 class Request(Body, frozen=True, kw_only=True):
@@ -164,6 +167,15 @@ class ChatRequest(GenerateRequest, frozen=True, kw_only=True):
     return_prompt_text: bool = False
 
 
+class ChatBatchRequest(ChatRequest, frozen=True, kw_only=True):
+    """POST /v1/chat/completions/batch."""
+
+    neutral: ClassVar[Mapping[str, Rule]] = CHAT_BATCH_NEUTRAL
+
+    messages: list[list[dict[str, Any]]]  # type: ignore[assignment]
+    """Conversations."""
+
+
 class TokenizeCompletionRequest(Body, frozen=True, kw_only=True):
     """POST /tokenize with a text."""
 
@@ -203,7 +215,8 @@ class DetokenizeRequest(Body, frozen=True, kw_only=True):
 def _names(shape: type[Body]) -> Names:
     """What may be meant by a name that is none of the shape's; the names of other shapes are not."""
     shapes = _shapes(Body)
-    elsewhere = {name for each in shapes for name in (*each.__struct_fields__, *each.neutral)}
+    known = [each for each in shapes if not each.foreign]
+    elsewhere = {name for each in known for name in (*each.__struct_fields__, *each.neutral)}
     own = {*shape.__struct_fields__, *IGNORED, *shape.neutral}
     return Names(own, OTHERS | elsewhere - own)
 

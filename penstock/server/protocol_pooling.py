@@ -9,10 +9,11 @@ from collections.abc import Mapping
 from typing import Any, ClassVar, Literal
 
 from msgspec import field
+from msgspec.structs import force_setattr
 
 from penstock.core.pooling import Task
 
-from .fields import POOLING_NEUTRAL, Rule
+from .fields import COHERE_NEUTRAL, POOLING_NEUTRAL, Rule
 from .protocol import Request
 
 
@@ -62,6 +63,34 @@ class PoolingRequest(EmbeddingRequest, frozen=True, kw_only=True):
 
 class ClassifyRequest(InputRequest, frozen=True, kw_only=True):
     """POST /classify."""
+
+
+class CohereEmbedRequest(PooledRequest, frozen=True, kw_only=True):
+    """POST /v2/embed. Either texts or inputs."""
+
+    neutral: ClassVar[Mapping[str, Rule]] = COHERE_NEUTRAL
+    foreign: ClassVar[bool] = True
+
+    texts: list[str] | None = None
+    inputs: list[dict[str, Any]] | None = None
+    """Each with a `content`: a list of parts, as a user's message has them."""
+    input_type: str | None = None
+    """What the texts are for, which says what they begin with."""
+    embedding_types: list[str] | None = None
+    """By default, float."""
+    output_dimension: int | None = None
+    truncate: Literal["NONE", "START", "END"] = "END"
+    """Which end is cut off of a text that is too long."""
+    max_tokens: int | None = None
+    """Of a text; by default, as many as fit."""
+
+    def __post_init__(self) -> None:
+        if self.truncate == "NONE":
+            return
+        if self.truncate_prompt_tokens is None:  # what the pipeline knows it as
+            force_setattr(self, "truncate_prompt_tokens", -1 if self.max_tokens is None else self.max_tokens)
+        if self.truncation_side is None:
+            force_setattr(self, "truncation_side", "left" if self.truncate == "START" else "right")
 
 
 class PairRequest(PooledRequest, frozen=True, kw_only=True):

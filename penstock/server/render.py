@@ -1,6 +1,7 @@
-"""/v1/chat/completions/render and /v1/completions/render: the way of a request up to the engine.
+"""…/render of chats, completions, Messages and Responses: the way of a request up to the engine.
 
-Their answers have vLLM's shape: token ids and sampling parameters, of a chat one, of completions a list.
+Their answers and errors have vLLM's shape, whatever the dialect: token ids and sampling parameters, of
+completions a list with an entry for each prompt.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from typing import Any
 from msgspec.json import encode
 from starlette.types import Receive, Scope, Send
 
+from penstock.core.errors import UnsupportedParameter
 from penstock.core.sampling_params import SamplingParams
 from penstock.http.exchange import respond
 from penstock.http.ids import response_id
@@ -19,16 +21,32 @@ from .pipeline import Format, decoded, prepared, whole_body
 from .shapes import Rendered
 from .state import State
 
-_CHAT = "messages"
 
+async def render(
+    format: Format[Any],
+    state: State,
+    scope: Scope,
+    receive: Receive,
+    send: Send,
+    *,
+    several: bool = False,
+) -> None:
+    """What the engine would be asked.
 
-async def render(format: Format[Any], state: State, scope: Scope, receive: Receive, send: Send) -> None:
-    """What the engine would be asked."""
+    several: whether the answer is a list, as requests have any number of prompts.
+    """
+    scope["error_body"] = format.error
     body = await whole_body(state, scope, receive)
     request, ignored = await decoded(state, body, lambda _: format.shape)
     state.check_model(request.model)
+    state.check_runner(format.pools)
     check_common(request, state.scheduling_policy)
     ask = await format.ask(state, request, ignored)
+    if ask.beams is not None:
+        raise UnsupportedParameter(
+            "use_beam_search is not supported here: a search asks the engine for each token anew.",
+            param="use_beam_search",
+        )
     ignored.tell(scope, state.ignored_log)
     prompts = await prepared(format, state, request, ask)
     assert isinstance(ask.params, SamplingParams)
@@ -45,7 +63,7 @@ async def render(format: Format[Any], state: State, scope: Scope, receive: Recei
         )
         for prompt in prompts
     ]
-    await respond(send, encode(rendered[0] if format.prompt == _CHAT else rendered))
+    await respond(send, encode(rendered if several else rendered[0]))
 
 
 def _told(params: SamplingParams) -> dict[str, Any]:

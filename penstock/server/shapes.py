@@ -170,6 +170,26 @@ class PooledInputs(_Vectors, kw_only=True):
     data: list[Pooled]
 
 
+class EmbeddingsByType(Struct, rename={"floats": "float"}, omit_defaults=True):
+    """In the order of the inputs; what was asked for."""
+
+    floats: list[list[float]] | None = None
+    base64: Annotated[list[str] | None, Meta(description="Of float32, little-endian.")] = None
+    binary: Annotated[list[list[int]] | None, Meta(description="Bytes with a sign, of 8 numbers.")] = None
+    ubinary: list[list[int]] | None = None
+
+
+class CohereEmbeddings(Struct, kw_only=True, omit_defaults=True):
+    """Cohere's, of /v2/embed."""
+
+    id: str
+    embeddings: EmbeddingsByType
+    texts: list[str] | None = None
+    meta: dict[str, Any]
+    response_type: Literal["embeddings_by_type"]
+    usage: Usage
+
+
 class Classification(Struct):
     """Of one input: the most probable label, and the numbers of all."""
 

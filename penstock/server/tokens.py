@@ -19,6 +19,7 @@ from typing import Any
 
 from penstock.core.errors import ContextLengthExceeded, InvalidRequest, quote
 
+from .limits import too_much
 from .state import State
 from .work import IN_THREAD
 
@@ -40,6 +41,15 @@ class Usable:
     """Where it is cut off: left or right. None: a text with more is refused."""
     field: str
     """The text's, for the refusal."""
+
+
+async def count_tokens(state: State, text: str, add_special_tokens: bool, field: str) -> int:
+    """How many a prompt has. Raises InvalidRequest for one over --max-tokenize-length, naming its field."""
+    if len(text) > state.config.max_tokenize_length:
+        what = "The number of characters to count the tokens of"
+        raise too_much(what, len(text), state.config, "max_tokenize_length", field)
+    (ids,) = await state.work.do(len(text), state.tokenizer.encode_batch, [text], add_special_tokens)
+    return len(ids)
 
 
 async def encode_texts(

@@ -24,7 +24,7 @@ from .limits import check_messages
 from .openai import OpenAIFormat
 from .params import text_or_ids
 from .pipeline import Ask
-from .pooled import Input
+from .pooled import Input, Written
 from .protocol import TokenizeChatRequest
 from .protocol_pooling import ClassifyRequest, EmbeddingRequest, InputRequest, PoolingRequest
 from .state import State
@@ -51,7 +51,7 @@ class VectorFormat(OpenAIFormat):
             )
         conversations = _conversations(request)
         if conversations is not None:
-            return [await _rendered(state, request, each, ignored) for each in conversations]
+            return [await written(state, request, each, ignored) for each in conversations]
         assert given is not None
         size = len(given) if isinstance(given, list) else 0
         if size <= IN_THREAD and isinstance(given, list):
@@ -285,9 +285,10 @@ def _no_messages(given: object) -> list[list[dict[str, Any]]]:
     raise InvalidRequest("messages must be a list of messages, or of such lists.", param="messages")
 
 
-async def _rendered(
+async def written(
     state: State, request: InputRequest, messages: list[dict[str, Any]], ignored: Ignored
-) -> str:
+) -> Written:
+    """The prompt of a conversation."""
     chat = TokenizeChatRequest(
         messages=messages,
         add_generation_prompt=request.add_generation_prompt,
@@ -296,7 +297,7 @@ async def _rendered(
         chat_template_kwargs=request.chat_template_kwargs,
     )
     check_messages(messages, state.config)
-    return await render(state, chat, read_messages(state, chat, ignored))
+    return Written(await render(state, chat, read_messages(state, chat, ignored)))
 
 
 def _texts_or_ids(state: State, request: InputRequest) -> list[Input]:

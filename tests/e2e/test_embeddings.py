@@ -38,14 +38,15 @@ def test_embeddings_and_ranks_are_relayed_metered_and_priced(tmp_path: Path) -> 
             "/v2/rerank": {"query": "w1", "documents": ["w2", "w1"]},
             "/score": {"text_1": "w1", "text_2": "w1"},
             "/pooling": {"input": "w1", "task": "token_embed"},
+            "/v2/embed": {"texts": ["w1", "w2"], "embedding_types": ["base64"]},
         }
         told = {path: up.post(path, {"model": "embed", **body}) for path, body in asks.items()}
-        assert [status for status, _ in told.values()] == [200, 200, 200], told
+        assert [status for status, _ in told.values()] == [200] * 4, told
         assert told["/v2/rerank"][1]["results"][0]["index"] == 1  # type: ignore[index]
         status, refused = up.post("/v1/chat/completions", {"model": "embed", "messages": []})
         assert status == 400, refused
         deadline = time.monotonic() + 5.0
-        while len(rows(up)) < 5 and time.monotonic() < deadline:
+        while len(rows(up)) < 6 and time.monotonic() < deadline:
             time.sleep(0.01)
         paid = [row for row in rows(up) if row["status"] == 200]
         assert [(row["input_tokens"], row["output_tokens"]) for row in paid] == [
@@ -53,6 +54,7 @@ def test_embeddings_and_ranks_are_relayed_metered_and_priced(tmp_path: Path) -> 
             (9, 0),
             (6, 0),
             (3, 0),
+            (6, 0),
         ]
         assert all(row["settlement"] == "settled" and row["device_seconds"] for row in paid)
         for row in paid:

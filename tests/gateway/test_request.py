@@ -223,6 +223,14 @@ def test_the_worst_case_is_reserved(make: Make) -> None:
         ("/v1/embeddings", {"input": "a" * 100}, 50, 50),
         ("/pooling", {"input": ["a" * 100] * 9}, 50, 9 * 50),
         ("/classify", {"input": [[1, 2], [3]]}, 50, 2 * 50),
+        ("/v1/embeddings", {"messages": [{"content": "a" * 100}] * 9}, 50, 50),
+        ("/v1/embeddings", {"messages": [[{"content": "a" * 100}]] * 9}, 50, 9 * 50),
+        ("/v2/embed", {"texts": ["a" * 100] * 9}, 50, 9 * 50),
+        ("/v2/embed", {"inputs": [{"content": []}] * 9}, 50, 9 * 50),
+        ("/v2/embed", {"texts": ["a"] * 9}, None, 9 * 256),
+        ("/v1/chat/completions/batch", {"messages": [[{"content": "a"}]] * 9}, 50, 9 * 50),
+        ("/v1/chat/completions/batch", {"messages": [[{"content": "a"}]] * 9}, None, 9 * 256),
+        ("/v1/chat/completions/batch", {"messages": [[{"content": [{"type": "image"}]}]] * 2}, 5000, 10000),
         ("/score", {"queries": "q" * 100, "documents": ["a"] * 9}, None, 9 * 100 + 9),
         ("/v2/rerank", {"query": "q" * 100, "documents": ["a"] * 9}, 50, 9 * 50),
         ("/v1/score", {"text_1": "q" * 100, "text_2": ["a"] * 9}, None, 9 * 100 + 9),
@@ -241,7 +249,39 @@ def test_no_prompt_is_longer_than_what_is_reserved(
     (endpoint,) = (each for each in ENDPOINTS if each.path == path)
     raw = json.dumps({"model": "small", **body}).encode()
     most = Envelope(raw, endpoint).worst(context).input
-    assert least <= most <= (least if context == 50 or least == 5000 else 3 * least + len(raw) + 256)
+    assert least <= most <= (least if context == 50 or least % 5000 == 0 else 3 * least + len(raw) + 256)
+
+
+def test_every_conversation_of_a_batch_may_be_as_long_as_its_cap() -> None:
+    (endpoint,) = (each for each in ENDPOINTS if each.path == "/v1/chat/completions/batch")
+    body = {"model": "small", "messages": [[{"content": "a"}]] * 9, "max_tokens": 20}
+    assert Envelope(json.dumps(body).encode(), endpoint).worst(None).output == 9 * 20
+
+
+def test_a_batch_of_chats_has_one_row_and_the_tokens_of_all(gateway: Gateway) -> None:
+    path = f"{CHAT}/batch"
+    body = {**BODY, "messages": [BODY["messages"]] * 3}
+    assert gateway.post(body, path=path).status == 200
+    assert (gateway.upstream.asked[-1].path, len(only(gateway)["messages"])) == (path, 3)
+    row = gateway.row()
+    assert (row.endpoint, row.input_tokens, row.settlement) == (path, 7, "settled")
+
+
+def test_embeddings_in_coheres_shape_are_metered_by_what_they_bill(make: Make) -> None:
+    async def embeds(wire: Wire) -> None:
+        meta = {"api_version": {"version": "2"}, "billed_units": {"input_tokens": 6}}
+        await wire.whole(200, {"id": "e", "embeddings": {"float": [[1.0]]}, "meta": meta})
+
+    gateway = make(embeds)
+    assert gateway.post({"model": "small", "texts": ["Hi!"]}, path="/v2/embed").status == 200
+    row = gateway.row()
+    assert (row.endpoint, row.input_tokens, row.output_tokens, row.settlement) == (
+        "/v2/embed",
+        6,
+        0,
+        "settled",
+    )
+    assert row.dollars
 
 
 def test_a_stream_is_always_asked_for_its_usage(gateway: Gateway) -> None:

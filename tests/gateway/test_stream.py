@@ -157,6 +157,27 @@ def test_usage_that_cannot_be_is_as_if_it_was_not_said(usage: Any, expected: tup
     assert tally.device_seconds is None
 
 
+@pytest.mark.parametrize(
+    ("meta", "expected"),
+    [
+        ({"billed_units": {"input_tokens": 5}}, (5, True)),
+        ({"billed_units": {"search_units": 1}}, (0, False)),
+        ({"billed_units": {"input_tokens": -1}}, (0, True)),
+        ({"billed_units": 5}, (0, False)),
+        ([], (0, False)),
+    ],
+)
+def test_what_cohere_bills_is_the_usage_where_there_is_no_other(
+    meta: Any, expected: tuple[int, bool]
+) -> None:
+    tally = Tally()
+    assert read_answer(json.dumps({"meta": meta}).encode(), tally)
+    assert (tally.input, tally.final) == expected
+    tally = Tally()
+    assert read_answer(json.dumps({"meta": meta, "usage": {"total_tokens": 9}}).encode(), tally)
+    assert (tally.input, tally.final) == (9, True)
+
+
 @pytest.mark.parametrize("body", [b"", b"<html>", b'{"a":', b"[]", b"null", b"[" * 100_000, b'{"a":1} x'])
 def test_what_is_no_json_object_is_no_answer(body: bytes) -> None:
     assert not read_answer(body, Tally())

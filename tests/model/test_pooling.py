@@ -264,6 +264,27 @@ def test_flags_that_the_model_is_not_made_for(
         pooling_plan(path, load_config(path), **flags)
 
 
+@pytest.mark.parametrize(
+    ("prompts", "options", "known"),
+    [
+        ({"query": "Q: ", "document": ""}, {}, {"query": "Q: ", "document": ""}),
+        ({"query": "", "document": ""}, {}, None),  # what sentence-transformers writes where there are none
+        ({"query": "Q: ", "other": 5}, {}, {"query": "Q: "}),
+        ({"query": "Q: "}, {"task_instructions": {"retrieval.query": "R: "}}, {"retrieval.query": "R: "}),
+        ([], {}, None),
+        (None, {}, None),
+    ],
+)
+def test_what_texts_begin_with_is_as_the_files_say(
+    tmp_path: Path, prompts: Any, options: dict[str, Any], known: dict[str, str] | None
+) -> None:
+    files = {**modules(), "config_sentence_transformers.json": {"prompts": prompts}}
+    path = make_encoder(tmp_path, "bert", files=files, **options)
+    plan = pooling_plan(path, load_config(path))
+    assert plan is not None
+    assert plan.info.instructions == known
+
+
 def test_what_generates_still_does(made: Any, tmp_path: Path) -> None:
     path = made("qwen3-lm")
     assert pooling_plan(path, load_config(path)) is None

@@ -129,6 +129,8 @@ REFUSED: list[tuple[str, dict[str, Any], str | None, str | None]] = [
     (CHAT, {"messages": HI, "bad_words": [1]}, "bad_words[0]", "invalid_type"),
     (CHAT, {"messages": HI, "bad_words": ["x"] * 1025}, "bad_words", None),
     (CHAT, {"messages": HI, "vllm_xargs": {"a": {"b": 1}}}, "vllm_xargs", None),
+    (CHAT, {"messages": HI, "vllm_xargs": {"a": 2**63}}, "vllm_xargs", None),
+    (TEXT, {"prompt": "a", "vllm_xargs": {"a": ["b", -(2**63) - 1]}}, "vllm_xargs", None),
     (CHAT, {"messages": HI, "use_beam_search": True, "top_k": 5}, "top_k", "unsupported_parameter"),
     (CHAT, {"messages": HI, "use_beam_search": 2}, "use_beam_search", "invalid_type"),
     (TEXT, {"prompt": "a", "suffix": "b"}, "suffix", "unsupported_parameter"),
@@ -407,3 +409,27 @@ def test_a_body_over_the_limit(tokenizer: Tokenizer, says: Any, path: str) -> No
     with running(tokenizer, says(REPLY), max_body_bytes=1000) as server:
         answer = server.post(path, b'{"messages": "' + b"x" * 1000 + b'"}')
         assert (answer.status, answer.error["reason"]) == (413, "payload_too_large")
+
+
+@pytest.mark.parametrize(
+    ("path", "meant"),
+    [
+        ("/chat/completions", CHAT),
+        (f"/v1{CHAT}", CHAT),
+        (f"{CHAT}/chat/completions", CHAT),
+        ("/api/v1/responses", "/v1/responses"),
+        ("/v1/v1/messages", "/v1/messages"),
+        ("/llm/health", "/health"),
+        ("/embeddings", "/v1/embeddings"),
+        ("/v1/moderations", None),
+        ("/v1/threads/runs", None),
+        ("/", None),
+        ("/x" * 200 + CHAT, None),
+    ],
+)
+def test_a_base_url_that_is_nearly_right_is_told(server: LiveServer, path: str, meant: str | None) -> None:
+    answer = server.post(path, {"messages": HI})
+    assert answer.status == 404
+    message = answer.error["message"]
+    assert (f"Did you mean {meant}?" in message) if meant else message.endswith((".", "..."))
+    assert ("base URL" in message) == (meant is not None)

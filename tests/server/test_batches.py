@@ -10,14 +10,16 @@ from typing import Any
 
 import openai
 import pytest
+from msgspec.structs import replace
 
+from penstock.core.pooling import PoolingInfo
 from penstock.server.batches.lines import BadLine, answered, read_line
 from penstock.server.batches.store import BatchStore, File
 from penstock.server.batches.usage import usage_of
 from penstock.text.tokenizer import Tokenizer
 
 from .conftest import LiveServer, running
-from .fake_engine import PATIENCE, FakeEngine
+from .fake_engine import INFO, PATIENCE, FakeEngine
 from .tiny import MODEL, REPLY
 
 CHAT, TEXT = "/v1/chat/completions", "/v1/completions"
@@ -106,6 +108,89 @@ def test_a_batch(client: openai.OpenAI, serving: LiveServer) -> None:
     assert [each.id for each in client.batches.list()] == [batch.id]
     file = client.files.retrieve(batch.output_file_id or "")
     assert (file.purpose, file.bytes) == ("batch_output", len(client.files.content(file.id).read()))
+
+
+POOLED: dict[str, list[dict[str, Any]]] = {
+    "/v1/embeddings": [
+        {"input": ["a", "bc"]},
+        {"input": "abc", "encoding_format": "base64"},
+        {"input": [5, 6], "dimensions": 1},
+    ],
+    "/v1/score": [{"text_1": "a", "text_2": ["b", "cd"]}, {"queries": ["a", "b"], "documents": ["c", "d"]}],
+    "/v1/rerank": [{"query": "a", "documents": ["b", "cd", "efg"], "top_n": 2}],
+    "/v2/rerank": [{"query": "a", "documents": [{"text": "b"}, "cd"]}],
+    "/v2/embed": [{"texts": ["a", "bc"], "embedding_types": ["float", "base64"]}],
+}
+
+
+@pytest.fixture
+def embedding(tokenizer: Tokenizer, folder: Path) -> Iterator[LiveServer]:
+    info = PoolingInfo(dimension=2, matryoshka=True, type="cls")
+    engine = FakeEngine(lambda _: [], info=replace(INFO, pooling=info))
+    with running(tokenizer, engine.reply, engine=engine, batch_dir=str(folder)) as server:
+        yield server
+
+
+@pytest.mark.parametrize("url", POOLED)
+def test_lines_of_a_model_that_pools_have_the_answers_of_their_endpoint(
+    embedding: LiveServer, url: str
+) -> None:
+    """But for what is of the request: its id and its times."""
+
+    def without(body: dict[str, Any]) -> dict[str, Any]:
+        return {name: value for name, value in body.items() if name not in ("id", "created")}
+
+    bodies = POOLED[url]
+    asked = [{"custom_id": str(i), "url": url, "body": body} for i, body in enumerate(bodies)]
+    with embedding.client() as client:
+        batch = ended(client, begin(client, jsonl(*asked), endpoint=url).id)
+        assert (batch.status, batch.error_file_id) == ("completed", None)
+        output = lines(client, batch.output_file_id)
+    assert {add.spec.service_class for add in embedding.engine.adds} == {"background"}
+    plain = [embedding.post(url, body).json for body in bodies]
+    assert [without(line["response"]["body"]) for line in output] == [without(body) for body in plain]
+    used = [body["usage"] for body in plain]
+    assert batch.usage is not None
+    assert batch.usage.input_tokens == sum(each["prompt_tokens"] for each in used) > 0
+    assert (batch.usage.output_tokens, batch.usage.total_tokens) == (0, batch.usage.input_tokens)
+    assert batch.usage.to_dict()["device_seconds"] == pytest.approx(
+        sum(each["device_seconds"] for each in used), abs=1e-9
+    )
+
+
+def test_an_answer_that_says_no_usage_ends_a_batch_all_the_same() -> None:
+    """The usage of a batch is the last thing that it waits for."""
+    answers = (b"\xffno JSON", b'{"usage": null}', b"{}", b'{"usage": {"prompt_tokens": 5}}')
+    used = usage_of([answered("b", "c", 200, "r", body) for body in answers])
+    assert (used["input_tokens"], used["total_tokens"]) == (5, 5)
+
+
+def test_what_a_model_that_pools_refuses_is_in_the_error_file(embedding: LiveServer) -> None:
+    url = "/v1/embeddings"
+    bodies: list[Any] = [
+        {"input": "a"},
+        {"input": ""},
+        {"input": "x" * 300},
+        {"input": "a", "encoding_format": "bytes"},
+        {"input": "a", "encoding_format": "bytes_only"},
+        {"input": "a", "dimensions": 9},
+    ]
+    asked = [{"custom_id": str(i), "url": url, "body": body} for i, body in enumerate(bodies)]
+    with embedding.client() as client:
+        batch = ended(client, begin(client, jsonl(*asked), endpoint=url).id)
+        assert [line["custom_id"] for line in lines(client, batch.output_file_id)] == ["0"]
+        errors = lines(client, batch.error_file_id)
+        none = ended(client, begin(client, jsonl(chat("a"))).id)
+        (refused,) = lines(client, none.error_file_id)
+    assert [line["response"] and line["response"]["status_code"] for line in errors] == [
+        400,
+        400,
+        None,
+        None,
+        400,
+    ]
+    assert errors[2]["error"]["message"].startswith("body.encoding_format")
+    assert refused["response"]["body"]["error"]["code"] == "unsupported_parameter"
 
 
 def test_broken_lines_go_to_the_error_file_and_the_rest_runs(client: openai.OpenAI) -> None:
@@ -417,6 +502,7 @@ def test_a_server_without_a_folder_says_so(server: LiveServer) -> None:
         (b'{"custom_id": "a", "url": "/v1/completions", "body": []}', "invalid_json_line"),
         (b'{"custom_id": "a", "url": "/v1/completions", "body": {}, "method": "GET"}', "invalid_url"),
         (b"x" * (17 << 20), "line_too_long"),
+        (b'{"custom_id": "a", "url": "/v1/completions", "body": {"background": true}}', "invalid_request"),
     ],
 )
 def test_lines_that_are_none(text: bytes, code: str) -> None:

@@ -49,6 +49,7 @@ VALUES: dict[str, tuple[list[Any], list[Any]]] = {
     "guided_whitespace_pattern": ([], [" "]),
     "kv_transfer_params": ([{}], [{"a": 1}]),
     "logits_processors": ([[]], [["f"]]),
+    "max_output_tokens": ([], [5]),
     "media_io_kwargs": ([{}], [{"image": {}}]),
     "mm_processor_kwargs": ([{}], [{"a": 1}]),
     "modalities": ([["text"]], [["audio"], ["text", "audio"], [], "text"]),

@@ -5,11 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+import msgspec
 import openai
 import pytest
 from tokenizers import AddedToken
 
 from penstock.core.plan import Event
+from penstock.server import shapes
 from penstock.text.infill import Infill
 from penstock.text.tokenizer import Tokenizer
 
@@ -207,3 +209,49 @@ def test_a_chat_is_rendered(server: LiveServer, tokenizer: Tokenizer) -> None:
     several = server.post(f"{TEXT}/render", {"prompt": ["a", [1, 2]]}).json
     assert [each["token_ids"] for each in several] == [tokenizer.encode("a"), [1, 2]]
     assert server.post(f"{CHAT}/render", {"messages": []}).status == 400
+    searched = server.post(f"{CHAT}/render", {**body, "use_beam_search": True, "n": 2, "stop": []})
+    assert searched.json["error"]["param"] == "use_beam_search"
+
+
+@pytest.mark.parametrize(
+    ("path", "body", "said"),
+    [
+        ("/v1/messages", {"system": "Be brief.", "messages": HI, "stop_sequences": ["x"]}, {"top_k": 3}),
+        ("/v1/responses", {"instructions": "Be brief.", "input": "Hi"}, {"seed": 5, "stop": ["x"]}),
+    ],
+)
+def test_dialects_are_rendered(server: LiveServer, path: str, body: Any, said: dict[str, Any]) -> None:
+    most = {"/v1/messages": "max_tokens", "/v1/responses": "max_output_tokens"}[path]
+    asking = {"model": MODEL, **body, **said, most: 7, "temperature": 0.5, "cache_salt": "s"}
+    answer = server.post(f"{path}/render", asking)
+    rendered = msgspec.json.decode(answer.body, type=shapes.Rendered)
+    assert server.engine.adds == []
+    assert server.post(path, asking).status == 200
+    (asked,) = server.engine.adds
+    assert rendered.token_ids == list(asked.prompt)
+    assert (rendered.model, rendered.cache_salt, rendered.stream) == (MODEL, "s", False)
+    params = rendered.sampling_params
+    assert (params["max_tokens"], params["temperature"], params["stop"]) == (7, 0.5, ["x"])
+    for name in said.keys() - {"stop"}:
+        assert params[name] == said[name]
+
+
+def test_what_a_response_goes_on_with_is_rendered(server: LiveServer) -> None:
+    first = server.post("/v1/responses", {"input": "Hi"}).json["id"]
+    asking = {"input": "And?", "previous_response_id": first}
+    rendered = server.post("/v1/responses/render", asking).json
+    server.post("/v1/responses", asking)
+    assert rendered["token_ids"] == list(server.engine.adds[-1].prompt)
+    assert len(rendered["token_ids"]) > len(server.engine.adds[0].prompt)
+    gone = server.post("/v1/responses/render", {**asking, "previous_response_id": "resp_0"})
+    assert gone.json["error"]["code"] == "previous_response_not_found"
+
+
+@pytest.mark.parametrize("path", ["/v1/messages/render", "/v1/responses/render"])
+def test_errors_of_what_is_rendered_have_one_shape(server: LiveServer, path: str) -> None:
+    body = {"model": MODEL, "messages": HI, "input": "Hi", "max_tokens": 7, "temperature": -1}
+    body.pop("input" if "messages" in path else "messages")
+    body.pop("max_tokens" if "responses" in path else "", None)
+    refused = server.post(path, body)
+    assert (refused.status, refused.json["error"]["param"]) == (400, "temperature")
+    assert server.post(path, {**body, "model": "other"}).json["error"]["code"] == "model_not_found"

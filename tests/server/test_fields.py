@@ -19,6 +19,7 @@ from .conftest import LiveServer, running
 from .tiny import MODEL, REPLY
 
 CHAT, TEXT, TOKENIZE, DETOKENIZE = "/v1/chat/completions", "/v1/completions", "/tokenize", "/detokenize"
+RESPONSES, MESSAGES = "/v1/responses", "/v1/messages"
 HI: list[Any] = [{"role": "user", "content": "Hi"}]
 LEAST: dict[str, dict[str, Any]] = {
     CHAT: {"messages": HI},
@@ -69,6 +70,48 @@ def test_served_and_named(server: LiveServer, path: str, fields: dict[str, Any])
     answer = server.post(path, LEAST[path] | fields)
     assert answer.status == 200, answer.body
     assert answer.headers[HEADER] == next(iter(fields))
+
+
+@pytest.mark.parametrize(
+    ("path", "body", "moved", "to"),
+    [
+        (CHAT, {"messages": HI}, {"max_output_tokens": 5}, "max_completion_tokens"),
+        (RESPONSES, {"input": "Hi"}, {"max_tokens": 5}, "max_output_tokens"),
+        (RESPONSES, {"input": "Hi"}, {"max_completion_tokens": 5}, "max_output_tokens"),
+        (RESPONSES, {"input": "Hi"}, {"response_format": {"type": "json_object"}}, "text.format"),
+        (RESPONSES, {"input": "Hi", "text": {}}, {"response_format": {"type": "text"}}, "text.format"),
+        (RESPONSES, {"input": "Hi"}, {"reasoning_effort": "low"}, "reasoning.effort"),
+        (RESPONSES, {}, {"messages": HI}, "input"),
+        (MESSAGES, {"messages": HI, "max_tokens": 5, "model": MODEL}, {"stop": ["a"]}, "stop_sequences"),
+        (MESSAGES, {"messages": HI, "model": MODEL}, {"max_completion_tokens": 5}, "max_tokens"),
+    ],
+)
+def test_what_another_endpoint_calls_otherwise(
+    server: LiveServer, path: str, body: Any, moved: dict[str, Any], to: str
+) -> None:
+    """It would change the answer, and OpenAI and Anthropic refuse it, too."""
+    answer = server.post(path, body | moved)
+    assert answer.status == 400
+    assert f"It is {to} here" in answer.json["error"]["message"]
+    assert not server.engine.adds
+
+
+def test_both_names_are_one_limit(server: LiveServer) -> None:
+    """Load generators send both, to all endpoints."""
+    assert (
+        server.post(CHAT, {**LEAST[CHAT], "max_completion_tokens": 3, "max_output_tokens": 3}).status == 200
+    )
+    assert server.post(RESPONSES, {"input": "Hi", "max_output_tokens": 3, "max_tokens": 3}).status == 200
+    assert [add.max_tokens for add in server.engine.adds] == [3, 3]
+
+
+@pytest.mark.parametrize(
+    ("fields", "words"),
+    [({"functions": [{"name": "f"}]}, "as tools"), ({"function_call": {"name": "f"}}, "as tool_choice")],
+)
+def test_what_was_before_tools_says_what_came_after(server: LiveServer, fields: Any, words: str) -> None:
+    error = server.post(CHAT, LEAST[CHAT] | fields).error
+    assert (error["code"], words in error["message"]) == ("unsupported_parameter", True)
 
 
 def test_nothing_is_named_where_nothing_is_ignored(server: LiveServer) -> None:

@@ -182,10 +182,12 @@ def test_messages_are_written_by_the_template(embeds: LiveServer) -> None:
     talk = [{"role": "user", "content": "hi"}]
     for body in ({"messages": talk}, {"input": talk}):
         assert embeds.post(EMBEDDINGS, body).status == 200
-        assert [prompt for prompt, _ in asked(embeds)] == [[START, *ids("user:hi;"), END]]
-    two = {"messages": [talk, [{"role": "system", "content": "x"}]], "add_special_tokens": False}
+        assert [prompt for prompt, _ in asked(embeds)] == [ids("user:hi;")]
+    two = {"messages": [talk, [{"role": "system", "content": "x"}]], "add_special_tokens": True}
     assert embeds.post(EMBEDDINGS, two).status == 200
-    assert [prompt for prompt, _ in asked(embeds)] == [ids("user:hi;"), ids("system:x;")]
+    assert [prompt for prompt, _ in asked(embeds)] == [
+        [START, *ids(f"{said};"), END] for said in ("user:hi", "system:x")
+    ]
 
 
 @pytest.mark.parametrize(

@@ -226,6 +226,23 @@ def test_input_items_are_told_as_openai_does(client: openai.OpenAI) -> None:
     assert [(part.type, part.text) for part in told] == [("input_text", "Hi"), ("output_text", "Hello")]
 
 
+def test_input_is_counted_as_it_would_be_read(client: openai.OpenAI, server: LiveServer) -> None:
+    first = client.responses.create(model=MODEL, input="Hi", instructions="Be brief.")
+    server.engine.adds.clear()
+    asked: list[dict[str, Any]] = [
+        {"input": "Hi", "instructions": "Be brief."},
+        {"input": [{"role": "user", "content": "And?"}], "previous_response_id": first.id},
+    ]
+    counted = [client.responses.input_tokens.count(model=MODEL, **each) for each in asked]
+    assert server.engine.adds == []
+    assert counted[0].object == "response.input_tokens"
+    used = [client.responses.create(model=MODEL, **each).usage for each in asked]
+    assert [each.input_tokens for each in counted] == [each.input_tokens for each in used if each]
+    for body, param in (({"input": ""}, "input"), ({"input": "x" * 600_000}, "input"), ({}, "input")):
+        refused = server.post("/v1/responses/input_tokens", body)
+        assert (refused.status, refused.json["error"]["param"]) == (400, param)
+
+
 def test_input_items_come_in_pages(server: LiveServer) -> None:
     items = [{"role": "user", "content": str(i)} for i in range(5)]
     id = server.post(RESPONSES, ask(input=items)).json["id"]

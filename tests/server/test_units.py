@@ -94,6 +94,7 @@ def test_the_public_surface() -> None:
         "POST /v1/batches",
         "POST /v1/batches/{name}/cancel",
         "POST /v1/chat/completions",
+        "POST /v1/chat/completions/batch",
         "POST /v1/chat/completions/render",
         "POST /v1/completions",
         "POST /v1/completions/render",
@@ -101,10 +102,14 @@ def test_the_public_surface() -> None:
         "POST /v1/files",
         "POST /v1/messages",
         "POST /v1/messages/count_tokens",
+        "POST /v1/messages/render",
         "POST /v1/rerank",
         "POST /v1/responses",
+        "POST /v1/responses/input_tokens",
+        "POST /v1/responses/render",
         "POST /v1/responses/{name}/cancel",
         "POST /v1/score",
+        "POST /v2/embed",
         "POST /v2/rerank",
     ]
 

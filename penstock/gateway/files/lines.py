@@ -30,9 +30,8 @@ if TYPE_CHECKING:
     from penstock.gateway.door import Door
     from penstock.gateway.request import Caller
 
-BATCHED = {
-    each.path: each for each in ENDPOINTS if each.metered and each.path not in ("/pooling", "/classify")
-}
+_NO_LINES = ("/pooling", "/classify", "/v1/chat/completions/batch")
+BATCHED = {each.path: each for each in ENDPOINTS if each.metered and each.path not in _NO_LINES}
 """Endpoints of which batches are made: those of an engine's own batches."""
 _PIECE = 64 << 10
 """Bytes of lines that are dealt with before others get a turn."""

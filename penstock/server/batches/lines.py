@@ -30,18 +30,14 @@ URLS = (
     "/v1/rerank",
     "/rerank",
     "/v2/rerank",
+    "/v2/embed",
 )
 """What a line may ask, where the server serves it."""
 MOST_LINE = 16 << 20
 """Bytes of a line."""
 _LONGEST_ID = 512
-_FORM = "encoding_format"
-_NO_ANSWER = {
-    "stream": "false: answers are whole",
-    "background": "false: the answer is what is waited for",
-    _FORM: "float or base64: answers are JSON",
-}
-"""Fields of a body with which the answer would not be one that a line can have, and what they must be."""
+_WHOLE = {"stream": "answers are whole", "background": "a batch is background, and waits for its answers"}
+_NO_JSON = (b'"bytes"', b'"bytes_only"')
 
 
 class BadLine(Exception):
@@ -106,7 +102,6 @@ def read_line(text: bytes, urls: Collection[str]) -> Line:
     try:
         line = msgspec.json.decode(text, type=_Line)
         fields = msgspec.json.decode(line.body, type=dict[str, msgspec.Raw])
-        asked = {name: msgspec.json.decode(fields[name]) for name in _NO_ANSWER if name in fields}
     except (ValueError, RecursionError) as error:
         raise BadLine("invalid_json_line", f"{brief(str(error), 200)}.", _id(text)) from None
     if not 1 <= len(line.custom_id) <= _LONGEST_ID:
@@ -117,9 +112,12 @@ def read_line(text: bytes, urls: Collection[str]) -> Line:
             f"{quote(f'{line.method} {line.url}')} cannot be asked here: it is POST of {', '.join(urls)}.",
             line.custom_id,
         )
-    for name, value in asked.items():
-        if value is not None and (value not in ("float", "base64") if name == _FORM else value is not False):
-            raise BadLine("invalid_request", f"body.{name} must be {_NO_ANSWER[name]}.", line.custom_id)
+    for name, why in _WHOLE.items():
+        if name in fields and bytes(fields[name]) not in (b"false", b"null"):
+            raise BadLine("invalid_request", f"body.{name} must be false: {why}.", line.custom_id)
+    if bytes(fields.get("encoding_format", b"")) in _NO_JSON:
+        why = "body.encoding_format must be float or base64: answers are lines of JSON."
+        raise BadLine("invalid_request", why, line.custom_id)
     return Line(line.custom_id, line.url, bytes(line.body))
 
 

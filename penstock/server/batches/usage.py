@@ -6,16 +6,11 @@ Anthropic           input_tokens, and beside it what the cache had or was given
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Iterable
 from typing import Any
 
 import msgspec
 from msgspec import Struct
-
-from penstock.core.errors import brief
-
-logger = logging.getLogger("penstock.server")
 
 
 class _Details(Struct, frozen=True):
@@ -38,11 +33,12 @@ class _Usage(Struct, frozen=True):
 
 
 class _Body(Struct, frozen=True):
-    usage: _Usage = _Usage()
+    usage: _Usage | None = None
 
 
 class _Response(Struct):
-    body: _Body
+    body: _Body | str
+    """What is no JSON, is kept as a text."""
 
 
 class _Line(Struct):
@@ -53,17 +49,13 @@ _LINE = msgspec.json.Decoder(_Line)
 
 
 def usage_of(lines: Iterable[bytes]) -> dict[str, Any]:
-    """The sum over lines of an output, as `lines.answered` writes them; those are answers of this server. One
-    that says nothing of what it has used adds nothing: a batch must not fail at its end."""
+    """The sum over lines of an output, as `lines.answered` writes them; those are answers of this server."""
     given = output = cached = thought = 0
     seconds = 0.0
     for line in lines:
-        try:
-            used = _LINE.decode(line).response.body.usage
-        except msgspec.ValidationError:
-            logger.warning(
-                "a line of a batch does not say what it has used: %s", brief(repr(line[:200]), 200)
-            )
+        body = _LINE.decode(line).response.body
+        used = body.usage if isinstance(body, _Body) else None
+        if used is None:
             continue
         given += used.prompt_tokens + used.input_tokens
         given += used.cache_read_input_tokens + used.cache_creation_input_tokens

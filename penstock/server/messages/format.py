@@ -14,10 +14,11 @@ from penstock.core.errors import InvalidRequest, PenstockError, UnsupportedParam
 from penstock.core.sampling_params import SamplingParams
 from penstock.http.dialects import messages_error
 from penstock.http.exchange import header, respond
+from penstock.server import tokens
 from penstock.server.chat import ChatFormat, read_messages, render, template_variables
 from penstock.server.generation import Generation
 from penstock.server.ignored import Ignored
-from penstock.server.limits import check_messages, too_much
+from penstock.server.limits import check_messages
 from penstock.server.parsing import with_budget
 from penstock.server.pipeline import Ask, decoded, generate, whole_body
 from penstock.server.protocol import ChatRequest, decode
@@ -103,11 +104,8 @@ async def count_tokens(state: State, scope: Scope, receive: Receive, send: Send)
     messages = read_messages(state, chat, ignored)
     text = await render(state, chat, messages, template_variables(state, chat), tools)
     ignored.tell(scope, state.ignored_log)
-    if len(text) > state.config.max_tokenize_length:
-        what = "The number of characters to count the tokens of"
-        raise too_much(what, len(text), state.config, "max_tokenize_length", "messages")
-    (ids,) = await state.work.do(len(text), state.tokenizer.encode_batch, [text], chat.add_special_tokens)
-    await respond(send, encode(TokenCount(len(ids))))
+    count = await tokens.count_tokens(state, text, chat.add_special_tokens, "messages")
+    await respond(send, encode(TokenCount(count)))
 
 
 def _holds_budgets(state: State) -> bool:

@@ -21,19 +21,21 @@ from starlette.types import Receive, Scope, Send
 from penstock.core.errors import InvalidRequest, PenstockError, UnsupportedParameter, quote
 from penstock.http.errors import error_bytes
 from penstock.http.exchange import respond
+from penstock.server import tokens
 from penstock.server.behalf import owner_of
 from penstock.server.chat import ChatFormat
 from penstock.server.generation import Generation
 from penstock.server.ignored import Ignored
-from penstock.server.pipeline import Ask, generate
+from penstock.server.pipeline import Ask, decoded, generate, whole_body
 from penstock.server.protocol import ChatRequest, decode
 from penstock.server.renamed import Renamed
+from penstock.server.render import render
 from penstock.server.state import State
 
 from .answer import ResponsesWriter
 from .background import BackgroundWriter, follow
 from .request import chat_fields, referenced, turns
-from .shapes import DeletedResponse, ResponsesRequest
+from .shapes import DeletedResponse, InputTokens, ResponsesRequest
 from .store import ResponseNotFound, ResponseStore
 
 _NUMBER = re.compile(r"-1|[0-9]{1,9}", re.ASCII)
@@ -144,6 +146,27 @@ class ResponsesFormat:
 async def create(state: State, scope: Scope, receive: Receive, send: Send) -> None:
     """An answer to texts and items, whole, as a stream of events or in the background."""
     await generate(ResponsesFormat(owner_of(scope)), state, scope, receive, send)
+
+
+async def render_response(state: State, scope: Scope, receive: Receive, send: Send) -> None:
+    """What the engine would be asked for a response, what it goes on with included."""
+    await render(ResponsesFormat(owner_of(scope)), state, scope, receive, send)
+
+
+async def count_tokens(state: State, scope: Scope, receive: Receive, send: Send) -> None:
+    """How many tokens of input a response would have, what it goes on with included."""
+    format = ResponsesFormat(owner_of(scope))
+    scope["error_body"] = format.error
+    body = await whole_body(state, scope, receive)
+    request, ignored = await decoded(state, body, lambda _: ResponsesRequest)
+    state.check_model(request.model)
+    state.check_runner(False)
+    ask = await format.ask(state, request, ignored)
+    ignored.tell(scope, state.ignored_log)
+    (text,) = ask.inputs
+    assert isinstance(text, str)  # as the chat template has written it
+    count = await tokens.count_tokens(state, text, request.add_special_tokens, "input")
+    await respond(send, encode(InputTokens(input_tokens=count)))
 
 
 async def retrieve(state: State, scope: Scope, receive: Receive, send: Send) -> None:

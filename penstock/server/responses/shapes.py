@@ -146,6 +146,13 @@ class DeletedResponse(msgspec.Struct):
     deleted: bool = True
 
 
+class InputTokens(msgspec.Struct):
+    """Of what a response would be an answer to, as the chat template writes it."""
+
+    input_tokens: Count
+    object: Literal["response.input_tokens"] = "response.input_tokens"
+
+
 class InputItems(msgspec.Struct):
     """A page of what a response was asked."""
 

@@ -15,6 +15,8 @@ import msgspec
 from .cases import GETS, Case
 from .requests import (
     CHAT,
+    CHAT_BATCH,
+    COHERE,
     COUNT,
     DETOKENIZE,
     EMBEDDINGS,
@@ -23,6 +25,7 @@ from .requests import (
     POOL,
     RANKS,
     RESPONSES,
+    RESPONSES_COUNT,
     SCORES,
     TEXT,
     TOKENIZE,
@@ -119,11 +122,13 @@ def _wrong_success(case: Case, answer: Answer) -> str | None:
         return None if b"vllm:" in answer.body else "plain text"
     body = msgspec.json.decode(answer.body)
     path = "/" + unquote(case.path).removeprefix("http://fuzz").strip("/")
-    if path in (CHAT, TEXT, INVOCATIONS) and "choices" in body:
+    if path in (CHAT, CHAT_BATCH, TEXT, INVOCATIONS) and "choices" in body:
         return _wrong_generation(body)
     if path in _LISTS or (path == INVOCATIONS and {"data", "results"} & set(body)):
         return _wrong_list(body)
-    if path == COUNT:
+    if path == COHERE:
+        return _wrong_types(body)
+    if path in (COUNT, RESPONSES_COUNT):
         return None if body["input_tokens"] > 0 else "counts no tokens"
     if path == MESSAGES:
         return None if body["stop_reason"] and body["usage"]["output_tokens"] >= 0 else "no stop_reason"
@@ -143,6 +148,13 @@ def _wrong_list(body: Any) -> str | None:
     indices = [each["index"] for each in entries]
     if not indices or sorted(set(indices)) != sorted(indices):
         return "indices of a list"
+    return _wrong_usage(body["usage"])
+
+
+def _wrong_types(body: Any) -> str | None:
+    lengths = {len(vectors) for vectors in body["embeddings"].values()}
+    if len(lengths) != 1 or (body.get("texts") is not None and lengths != {len(body["texts"])}):
+        return "embeddings that are not as many as texts"
     return _wrong_usage(body["usage"])
 
 

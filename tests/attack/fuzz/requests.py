@@ -15,6 +15,7 @@ import msgspec
 from penstock.server.fields import HARMLESS, IGNORED, OTHERS
 from penstock.server.messages.shapes import CountTokensRequest, MessagesRequest
 from penstock.server.protocol import (
+    ChatBatchRequest,
     ChatRequest,
     CompletionRequest,
     DetokenizeRequest,
@@ -24,6 +25,7 @@ from penstock.server.protocol import (
 )
 from penstock.server.protocol_pooling import (
     ClassifyRequest,
+    CohereEmbedRequest,
     EmbeddingRequest,
     PoolingRequest,
     RerankRequest,
@@ -37,10 +39,14 @@ CHAT, TEXT, TOKENIZE, DETOKENIZE = "/v1/chat/completions", "/v1/completions", "/
 INVOCATIONS = "/invocations"
 RESPONSES, MESSAGES, COUNT = "/v1/responses", "/v1/messages", "/v1/messages/count_tokens"
 CHAT_RENDER, TEXT_RENDER = "/v1/chat/completions/render", "/v1/completions/render"
+MESSAGES_RENDER, RESPONSES_RENDER = "/v1/messages/render", "/v1/responses/render"
+RESPONSES_COUNT = "/v1/responses/input_tokens"
+CHAT_BATCH = "/v1/chat/completions/batch"
 FILES, BATCHES = "/v1/files", "/v1/batches"
 EMBEDDINGS, POOL, CLASSIFY = "/v1/embeddings", "/pooling", "/classify"
 SCORES = ("/score", "/v1/score")
 RANKS = ("/rerank", "/v1/rerank", "/v2/rerank")
+COHERE = "/v2/embed"
 
 
 class BatchRequest(msgspec.Struct):
@@ -66,6 +72,10 @@ SHAPES: dict[str, tuple[type[msgspec.Struct], ...]] = {
     COUNT: (CountTokensRequest,),
     CHAT_RENDER: (ChatRequest,),
     TEXT_RENDER: (CompletionRequest,),
+    MESSAGES_RENDER: (MessagesRequest,),
+    RESPONSES_RENDER: (ResponsesRequest,),
+    RESPONSES_COUNT: (ResponsesRequest,),
+    CHAT_BATCH: (ChatBatchRequest,),
     BATCHES: (BatchRequest,),
 }
 #: Of a model that pools.
@@ -75,6 +85,7 @@ POOLING_SHAPES: dict[str, tuple[type[msgspec.Struct], ...]] = {
     CLASSIFY: (ClassifyRequest,),
     **dict.fromkeys(SCORES, (ScoreRequest,)),
     **dict.fromkeys(RANKS, (RerankRequest,)),
+    COHERE: (CohereEmbedRequest,),
     INVOCATIONS: (EmbeddingRequest, ScoreRequest, RerankRequest),
     TOKENIZE: (TokenizeCompletionRequest,),
 }
@@ -257,6 +268,14 @@ def chat(random: Random) -> dict[str, Any]:
     return request
 
 
+def chats(random: Random) -> dict[str, Any]:
+    """A body of /v1/chat/completions/batch."""
+    alone = ("stream", "stream_options", "n", "prompt_logprobs", "return_prompt_text")
+    request = {name: value for name, value in chat(random).items() if name not in alone}
+    # a whole conversation may be longer than the context, and three of them are more often
+    return {**request, "messages": [_messages(random)[-1:] for _ in range(random.randint(1, 3))]}
+
+
 def completion(random: Random) -> dict[str, Any]:
     """A body of /v1/completions."""
     request = {"prompt": _prompt(random), **_generating(random, _TEXT)}
@@ -408,6 +427,19 @@ def embedding(random: Random) -> dict[str, Any]:
     return {"input": given(random), **_some(random, _VECTORS)}
 
 
+def cohere(random: Random) -> dict[str, Any]:
+    """A body of /v2/embed."""
+    fields: dict[str, Make] = {
+        "model": _among("demo", None),
+        "embedding_types": _among(["float"], ["base64", "ubinary", "binary"], [], None),
+        "input_type": _among("search_query", "x", None),
+        "truncate": _among("START", "END", None),
+        "max_tokens": _among(5, 60, None),
+        "priority": _among(0, None),
+    }
+    return {"texts": _several(random), **_some(random, fields)}
+
+
 def pooling(random: Random) -> dict[str, Any]:
     """A body of /pooling."""
     return {**embedding(random), **_some(random, {"task": _among("embed", "token_embed", None)})}
@@ -445,6 +477,10 @@ VALID: Bodies = {
     COUNT: count,
     CHAT_RENDER: chat,
     TEXT_RENDER: completion,
+    MESSAGES_RENDER: message,
+    RESPONSES_RENDER: response,
+    RESPONSES_COUNT: response,
+    CHAT_BATCH: chats,
     BATCHES: batch,
 }
 POOLING_VALID: Bodies = {
@@ -453,6 +489,7 @@ POOLING_VALID: Bodies = {
     CLASSIFY: lambda random: {"input": _several(random), **_some(random, _POOLED)},
     **dict.fromkeys(SCORES, score),
     **dict.fromkeys(RANKS, rank),
+    COHERE: cohere,
     INVOCATIONS: lambda random: random.choice((embedding, score, rank))(random),
     TOKENIZE: lambda random: {"prompt": random.choice(_WORDS)},
 }

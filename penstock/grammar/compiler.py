@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import os
 import random
+import re
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -31,6 +32,8 @@ _MOST_MESSAGE = 400
 MOST_SECONDS = 0.5
 """Of a processor's time, for one mask."""
 _FAILED = "the grammar of the output failed: "
+_LISTING = re.compile(r"^at \d+\(\d+\): |\n +\d+ \| .*", re.DOTALL)
+"""Where in the library's text an error is, and those lines of it: only who has sent a grammar knows them."""
 _NAMES = {
     GrammarKind.JSON: "the JSON schema",
     GrammarKind.REGEX: "the regular expression",
@@ -96,7 +99,8 @@ class Compiler:
             raise _refused(name, str(error)) from None
         matcher = self._library.LLMatcher(self._tokenizer, text, log_level=0, limits=self._limits)
         if matcher.is_error():
-            raise _refused(name, matcher.get_error())
+            said = matcher.get_error()
+            raise _refused(name, said if grammar.kind is GrammarKind.EBNF else _LISTING.sub("", said))
         found = Compiled(grammar, matcher, tuple(matcher.get_grammar_warnings()), self)
         if why := self._tried(found, steps):
             raise _refused(name, why)

@@ -27,6 +27,7 @@ from .parsing import reading, with_budget
 from .pipeline import Ask, Told
 from .protocol import ChatRequest, TokenizeChatRequest
 from .state import State
+from .structured import skip
 from .tools import ToolUse, read_tools
 
 
@@ -101,6 +102,7 @@ async def ask_chats(
             advice="Send them as requests of their own.",
         )
     params = params.with_(structured_outputs=way.outputs)
+    skip(way.skipped, ignored)
     params = with_budget(params, state.config, state.tokenizer, begun=way.thinking)
     default = state.default_sampling.get("max_tokens")
     return Ask(
@@ -322,8 +324,9 @@ class ChatWriter(OpenAIWriter):
         return self._echoes[choice.index // self._request.n]
 
     def _finish_reason(self, pending: Pending) -> str | None:
-        """As in OpenAI's API, a function that the request has named is no reason of its own."""
-        if pending.finish_reason == "stop" and pending.calls and not self._named:
+        """As in OpenAI's API, a function that the request has named is no reason of its own. Nor is a call
+        that a stop string cuts off: it is not to be run."""
+        if pending.finish_reason == "stop" and pending.calls and not (self._named or pending.cut):
             return "tool_calls"
         return pending.finish_reason
 

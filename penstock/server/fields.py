@@ -92,6 +92,7 @@ REPLACED = {
     "guided_decoding_backend": "--structured-outputs-config.backend when the server starts",
     "guided_whitespace_pattern": 'structured_outputs: {…, "whitespace_pattern": …}',
     "structural_tag": 'structured_outputs: {"structural_tag": …}',
+    "normalize": "use_activation",
 }
 
 #: Fields of older OpenAI clients → what does it today.

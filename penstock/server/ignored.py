@@ -42,10 +42,12 @@ class Ignored:
         self.strict = strict
         self.names: dict[str, None] = {}
         """In the order of the request, each once."""
+        self.renamed: Callable[[str], str] = str
+        """What the dialect calls a field that a chat's code finds."""
 
     def add(self, name: str) -> None:
         """A name that is known to change nothing here; of a field in a list, such as `messages[].audio`."""
-        self.names[name] = None
+        self.names[self.renamed(name)] = None
 
     def unknown(self, name: str, names: Names, where: str = "") -> None:
         """A name that is none of `names`, in the object `where` ("" for the request itself).
@@ -53,7 +55,7 @@ class Ignored:
         Raises InvalidRequest, naming it, if it is a typing error for one of them, if the server is strict, or
         if the request makes up too many.
         """
-        full = f"{where}.{made_up(name)}" if where else made_up(name)
+        full = self.renamed(f"{where}.{made_up(name)}" if where else made_up(name))
         if full in self.names:
             return
         near = names.near(name)

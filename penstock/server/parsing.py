@@ -26,12 +26,11 @@ from penstock.text.thoughts import thought_limit
 from penstock.text.tokenizer import Tokenizer
 
 from .config import ServerConfig
+from .structured import TOOLS
 from .tools import ToolUse
 
 _WHITESPACE = " ?"
 """Between the parts of arguments: as models write them, on one line."""
-_TOOLS = "tools"
-"""The field that a grammar of calls comes from."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,6 +47,8 @@ class Reading:
     """What the model must write: what the request asks for, and calls."""
     trusted: bool
     """Whether that leaves nothing but whole calls."""
+    skipped: tuple[str, ...] = ()
+    """Keywords of tools' schemas that it does not enforce."""
 
     @property
     def parser(self) -> Callable[[], MessageParser] | None:
@@ -101,22 +102,22 @@ def reading(
     parser = None
     if tools is not None and tools.choice != "none" and config.tool_call_parser:
         parser = TOOL_PARSERS[config.tool_call_parser]
-    trusted = False
+    trusted, skipped = False, list[str]()
     if parser is not None and tools is not None:
-        parser, outputs, trusted = _held(config, tokenizer, parser, tools, outputs)
+        parser, outputs, trusted = _held(config, tokenizer, parser, tools, outputs, skipped)
     thinker = REASONING_PARSERS[config.reasoning_parser] if config.reasoning_parser else None
     enabled = all(template_kwargs.get(name) is not False for name in ("enable_thinking", "thinking"))
     thinking = thinker is not None and thinker.begins_thinking(prompt, enabled, continued)
     if thinker is not None and outputs is not None:
         outputs = _placed(outputs, thinker, thinking, config)
-    return Reading(tools, parser, thinker, thinking, outputs, trusted)
+    return Reading(tools, parser, thinker, thinking, outputs, trusted, tuple(skipped))
 
 
 def _placed(
     outputs: StructuredOutputsParams, thinker: type[ReasoningParser], thinking: bool, config: ServerConfig
 ) -> StructuredOutputsParams:
     """Behind the thought."""
-    called = outputs.field == _TOOLS
+    called = outputs.field == TOOLS
     if opening := thinker.opening(
         thinking, "" if called else "said_json" if outputs.kind in ("json", "json_object") else "said"
     ):
@@ -156,8 +157,10 @@ def _held(
     parser: type[ToolParser],
     tools: ToolUse,
     outputs: StructuredOutputsParams | None,
+    skipped: list[str],
 ) -> tuple[type[ToolParser], StructuredOutputsParams | None, bool]:
-    """(who reads the calls, what the model must write, whether that leaves only whole calls)"""
+    """(who reads the calls, what the model must write, whether that leaves only whole calls); what is not
+    enforced goes into `skipped`"""
     # a model that is told of all tools calls some of them only where it cannot call others
     strict = any(tool.strict for tool in tools.callable) or tools.allowed is not None
     if tools.choice == "auto" and not strict and config.tool_strict_level == "auto" and outputs is None:
@@ -188,6 +191,9 @@ def _held(
                 )
         elif tools.choice == "auto" and config.tool_strict_level != "parameter":
             schema = {"type": "object"}
+        else:
+            schema, loosened = examine(schema, False, where)
+            skipped += loosened
         schemas[tool.name] = schema
     if tools.must:  # as in vLLM, that wins over the form of what would be said instead
         tag: Format = calls(form, schemas, tools.single)
@@ -199,7 +205,7 @@ def _held(
             return own, outputs, False
         tag = either(form, schemas, tools.single, said)
     held = StructuredOutputsParams(
-        structural_tag={"format": tag}, strict=False, whitespace_pattern=_WHITESPACE, field=_TOOLS
+        structural_tag={"format": tag}, strict=False, whitespace_pattern=_WHITESPACE, field=TOOLS
     )
     return parser, held, tools.must or form.sure
 

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from penstock.text.parsers.pieces import Arguments, CallBegin, Text, Thought
+from penstock.text.parsers.pieces import Piece as Part
 
 from .generation import Choice
 
@@ -31,11 +32,18 @@ class Piece:
 def pieces(choice: Choice) -> Iterator[Piece]:
     """What is pending, in order."""
     for part in choice.pending.parts:
-        if isinstance(part, Text):
-            yield Piece("text", part.text)
-        elif isinstance(part, Thought):
-            yield Piece("thought", part.text)
-        elif isinstance(part, CallBegin):
-            yield Piece("call", "", part.index, part.id, part.name)
-        elif isinstance(part, Arguments):
-            yield Piece("call", part.text, part.index)
+        if (piece := piece_of(part)) is not None:
+            yield piece
+
+
+def piece_of(part: Part) -> Piece | None:
+    """What a part of the parser's adds; None for the end of a call."""
+    if isinstance(part, Text):
+        return Piece("text", part.text)
+    if isinstance(part, Thought):
+        return Piece("thought", part.text)
+    if isinstance(part, CallBegin):
+        return Piece("call", "", part.index, part.id, part.name)
+    if isinstance(part, Arguments):
+        return Piece("call", part.text, part.index)
+    return None

@@ -35,6 +35,7 @@ async def render(
 
     several: whether the answer is a list, as requests have any number of prompts.
     """
+    scope["error_body"] = format.error
     body = await whole_body(state, scope, receive)
     request, ignored = await decoded(state, body, lambda _: format.shape)
     state.check_model(request.model)

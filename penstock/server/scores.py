@@ -42,7 +42,7 @@ class PairFormat(OpenAIFormat):
         self, state: State, request: PairRequest, left: Sequence[str], right: Sequence[str], field: str
     ) -> Ask:
         """What the engine is asked for each left text with its right one. Raises InvalidRequest."""
-        if not left or not right or (len(left) > 1 and len(left) != len(right)):
+        if len(left) > 1 and len(left) != len(right):
             raise InvalidRequest(
                 f"The texts must be one and any number, or as many on both sides, got {len(left)} and "
                 f"{len(right)}.",
@@ -223,6 +223,8 @@ def _texts(request: PairRequest, field: str) -> list[str]:
         if not text:
             raise InvalidRequest(f"{where} must not be empty.", param=where)
         texts.append(text)
+    if not texts:
+        raise InvalidRequest(f"{field} must not be empty.", param=field)
     return texts
 
 

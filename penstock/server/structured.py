@@ -7,7 +7,7 @@ of OpenAI and vLLM; whether a grammar can be compiled, `penstock.text.grammar_ch
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -19,6 +19,8 @@ from .ignored import Ignored
 from .protocol import GenerateRequest
 from .state import State
 
+TOOLS = "tools"
+"""The field that a grammar for calls comes from."""
 FORMATS = ("text", "json_object", "json_schema", "structural_tag")
 
 
@@ -47,14 +49,24 @@ async def grammar_of(
         len(str(getattr(params, params.kind))) if params.kind != "choice" else len(params.choice or ()) * 16
     )
     grammar, skipped = await state.work.do(size, prepare, params)
-    warnings = await state.grammars.check(grammar, params.field)
-    if ignored.strict and skipped:
-        raise UnsupportedParameter(f"{skipped[0]} cannot be enforced.", param=skipped[0])
-    for name in skipped:
-        ignored.add(name)
+    try:
+        warnings = await state.grammars.check(grammar, params.field)
+    except InvalidRequest as error:
+        if params.field == TOOLS:  # nobody has sent a structural tag
+            error.message = error.message.replace("the structural tag", "a grammar for calls of the tools")
+        raise
+    skip(skipped, ignored)
     if any("oneOf" in warning for warning in warnings):
         ignored.add(f"{params.field}.oneOf")
     return grammar
+
+
+def skip(names: Iterable[str], ignored: Ignored) -> None:
+    """Tell of keywords that are not enforced, or refuse them with --strict-fields."""
+    for name in names:
+        if ignored.strict:
+            raise UnsupportedParameter(f"{name} cannot be enforced.", param=name)
+        ignored.add(name)
 
 
 def _outputs(given: Mapping[str, Any] | None) -> StructuredOutputsParams | None:

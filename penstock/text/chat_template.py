@@ -237,7 +237,7 @@ class ChatTemplate:
         raise InvalidRequest(
             "the model has no chat template, so chat messages cannot be turned into a prompt.",
             param="messages",
-            advice="Use /v1/completions, or start the server with --chat-template FILE.",
+            advice="Send a text (prompt, input), or start the server with --chat-template FILE.",
         )
 
 

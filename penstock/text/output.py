@@ -57,12 +57,16 @@ class Pending:
     """What a parser made of it; None without one."""
     calls: int = 0
     """How many calls of tools have begun, those that were taken included."""
+    cut: bool = False
+    """Whether the last of them is not whole."""
     reasoning_tokens: int = 0
     """How many tokens were a thought's, those that were taken included."""
     token_ids: list[int] = field(default_factory=list)
     """The end-of-sequence or stop token included."""
     logprobs: list[DecodedLogprob] = field(default_factory=list)
     """One for each of `token_ids`, where the request asked for them."""
+    parsed_before: list[int] = field(default_factory=list)
+    """With a parser, for each of `logprobs` how many of `parsed` there were before its token."""
     finish_reason: str | None = None
     """"stop", "length", "abort" or "error", once the sequence has ended."""
     stop_reason: int | str | None = None
@@ -90,6 +94,7 @@ class Pending:
             self.parsed = []
         self.token_ids.clear()
         self.logprobs.clear()
+        self.parsed_before.clear()
 
 
 class OutputProcessor:
@@ -146,6 +151,8 @@ class OutputProcessor:
                 pending.logprobs.append(
                     decode_logprob(self._tokenizer, self._detokenizer, event.logprobs[taken])
                 )
+                if pending.parsed is not None:
+                    pending.parsed_before.append(len(pending.parsed))
             taken += 1
             if by_token and taken == len(event.tokens) and not self._keep_stop_token:
                 break
@@ -173,7 +180,8 @@ class OutputProcessor:
         if self._parser is not None and pending.parsed is not None:
             if self.finished:
                 pending.parsed += self._parser.finish()
-            pending.calls, pending.reasoning_tokens = self._parser.calls, self._thought
+            pending.calls, pending.cut = self._parser.calls, self._parser.cut
+            pending.reasoning_tokens = self._thought
         return pending
 
     def _emit(self, text: str, pending: Pending) -> str | None:

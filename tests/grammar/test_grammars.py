@@ -231,6 +231,15 @@ def test_what_cannot_be_compiled(judge: Make, asked: dict[str, Any], what: str) 
         judge(**asked).takes("aa")
 
 
+@pytest.mark.parametrize("asked", [{"regex": "(?=a)b"}, {"json": {"type": "string", "pattern": "a{2"}}])
+def test_a_refusal_shows_nothing_that_the_client_has_not_sent(judge: Make, asked: dict[str, Any]) -> None:
+    with pytest.raises(InvalidRequest) as refused:
+        judge(**asked).takes("aa")
+    assert "start:" not in refused.value.message
+    assert "%llguidance" not in refused.value.message
+    assert " at 3(" not in refused.value.message
+
+
 def test_a_model_without_an_end_has_no_grammars(demo: Tokenizer) -> None:
     without = Compiler(vocabulary(demo, demo.vocab_size, ()))
     with pytest.raises(InvalidRequest, match="end-of-sequence"):

@@ -194,7 +194,7 @@ def test_what_a_model_that_pools_refuses_is_in_the_error_file(embedding: LiveSer
 
 
 def test_broken_lines_go_to_the_error_file_and_the_rest_runs(client: openai.OpenAI) -> None:
-    content = jsonl(
+    content = b"\xef\xbb\xbf" + jsonl(  # some editors begin files with a byte order mark
         chat("good"),
         b"{broken",
         b"",
@@ -231,6 +231,26 @@ def test_broken_lines_go_to_the_error_file_and_the_rest_runs(client: openai.Open
     ]
     refused = errors[5]["response"]
     assert (refused["status_code"], refused["body"]["error"]["param"]) == (400, "temperature")
+
+
+@pytest.mark.parametrize(
+    ("url", "fields", "why"),
+    [
+        ("/v1/responses", {"background": True}, "body.background must be false"),
+        ("/v1/responses", {"background": False, "stream": None}, None),
+        ("/v1/embeddings", {"encoding_format": "bytes_only"}, "body.encoding_format must be float or base64"),
+        ("/v1/embeddings", {"encoding_format": "base64"}, None),
+    ],
+)
+def test_a_line_has_an_answer_that_a_line_can_have(url: str, fields: dict[str, Any], why: str | None) -> None:
+    """Not a promise of one, and no bytes that are no JSON."""
+    text = json.dumps({"custom_id": "a", "url": url, "body": {"input": "x", **fields}}).encode()
+    if why is None:
+        assert read_line(text, [url]).url == url
+        return
+    with pytest.raises(BadLine, match=why) as refused:
+        read_line(text, [url])
+    assert (refused.value.code, refused.value.custom_id) == ("invalid_request", "a")
 
 
 def test_a_file_without_lines_and_one_with_too_many(tokenizer: Tokenizer, says: Any, folder: Path) -> None:
@@ -362,6 +382,7 @@ def test_the_usage_of_every_dialect() -> None:
     vectors = {"prompt_tokens": 3, "completion_tokens": 0, "total_tokens": 3}
     bodies = [{"usage": each} for each in (openai, responses, anthropic, vectors)] + [{}]
     lines = [answered("i", "c", 200, "r", json.dumps(body).encode()) for body in bodies]
+    lines.append(answered("i", "c", 200, "r", b"\x00\xff numbers"))  # what says nothing ends nothing
     assert usage_of(lines) == {
         "input_tokens": 45,
         "input_tokens_details": {"cached_tokens": 25},

@@ -264,20 +264,96 @@ def test_a_form_reaches_the_engine(server: LiveServer, says: Any) -> None:
     assert server.engine.adds[-1].spec.grammar is not None
 
 
+def test_logprobs_are_those_of_texts(server: LiveServer, says: Any) -> None:
+    """Not of thoughts, marks and calls; and a token without text ends no call that is being written."""
+    then(says, server, CALLS + "\n<b> It is.")
+    fields: dict[str, Any] = {"model": MODEL, "input": "hi", "tools": FUNCTIONS}
+    included: Any = ["message.output_text.logprobs"]
+    with server.client() as client:
+        whole = client.responses.create(**fields, include=included)
+        with client.responses.stream(**fields, include=included) as stream:
+            deltas = [event for event in stream if event.type == "response.output_text.delta"]
+            streamed = stream.get_final_response()
+    for made in (whole, streamed):
+        kinds = ["reasoning", "message", "function_call", "function_call", "message"]
+        assert [item.type for item in made.output] == kinds
+        texts: list[Any] = [item.content[0] for item in made.output if item.type == "message"]
+        assert [text.text for text in texts] == ["I look.", "\n<b> It is."]
+        assert all("".join(each.token for each in text.logprobs) == text.text for text in texts)
+    assert all("".join(each.token for each in delta.logprobs) == delta.delta for delta in deltas)
+
+
 def test_bad_tools_are_refused_in_the_dialects_shape(server: LiveServer) -> None:
     twice = {"model": MODEL, "max_tokens": 9, "messages": HI, "tools": [TOOLS[0], TOOLS[0]]}
     refused = server.post("/v1/messages", twice)
     assert (refused.status, refused.json["type"]) == (400, "error")
+    assert refused.json["error"]["message"].startswith("tools[1].name ")
     body = {"model": MODEL, "input": "hi", "tools": [{**FUNCTIONS[0], "name": "no spaces"}]}
     refused = server.post("/v1/responses", body)
-    assert (refused.status, refused.json["error"]["param"]) == (400, "tools[0].function.name")
+    assert (refused.status, refused.json["error"]["param"]) == (400, "tools[0].name")
+
+
+UNIQUE = {"type": "object", "properties": {"a": {"type": "array", "uniqueItems": True}}}
+
+
+def test_what_cannot_be_enforced_has_the_dialects_name(server: LiveServer) -> None:
+    """Refused where it is strict, and named where it is not."""
+    form = {"type": "json_schema", "name": "x", "schema": UNIQUE, "strict": True}
+    body: dict[str, Any] = {"model": MODEL, "input": "hi", "text": {"format": form}}
+    refused = server.post("/v1/responses", body).json["error"]
+    assert refused["param"] == "text.format.schema.properties.a.uniqueItems"
+    form["strict"] = False
+    named = server.post("/v1/responses", body).headers["x-penstock-ignored"]
+    assert named == "text.format.schema.properties.a.uniqueItems"
+    tool = {"type": "function", "name": "f", "parameters": UNIQUE}
+    body = {"model": MODEL, "input": "hi", "tools": [tool], "tool_choice": "required"}
+    named = server.post("/v1/responses", body).headers["x-penstock-ignored"]
+    assert named == "tools[0].parameters.properties.a.uniqueItems"
+    told = {"model": MODEL, "max_tokens": 99, "messages": HI}
+    tool = {"name": "f", "input_schema": UNIQUE}
+    body = {**told, "tools": [TOOLS[0], tool], "tool_choice": {"type": "tool", "name": "f"}}
+    named = server.post("/v1/messages", body).headers["x-penstock-ignored"]
+    assert named == "tools[1].input_schema.properties.a.uniqueItems"
+    for field in ("output_format", "output_config"):
+        form = {"type": "json_schema", "schema": UNIQUE}
+        asked = {field: form if field == "output_format" else {"format": form}}
+        refused = server.post("/v1/messages", {**told, **asked}).json["error"]
+        assert refused["message"].startswith("output_config.format.schema.properties.a.uniqueItems ")
+
+
+def test_a_schema_that_is_none_is_said_of_the_tools(server: LiveServer) -> None:
+    wrong = {"type": "object", "properties": {"a": {"type": "bad"}}}
+    body = {"model": MODEL, "input": "hi", "tools": [{"type": "function", "name": "f", "parameters": wrong}]}
+    refused = server.post("/v1/responses", {**body, "tool_choice": "required"}).json["error"]
+    assert refused["param"] == "tools"
+    assert refused["message"].startswith("a grammar for calls of the tools cannot be compiled: ")
+
+
+@pytest.mark.parametrize(
+    ("path", "fields", "name"),
+    [
+        ("/v1/responses", {"tools": [{**FUNCTIONS[0], "paramters": {}}]}, "tools[].paramters"),
+        ("/v1/responses", {"text": {"format": {"type": "text", "stict": 1}}}, "text.format.stict"),
+        ("/v1/messages", {"thinking": {"type": "disabled", "budget_token": 1}}, "thinking.budget_token"),
+        ("/v1/messages", {"tools": TOOLS, "tool_choice": {"type": "auto", "nane": 1}}, "tool_choice.nane"),
+    ],
+)
+def test_typing_errors_within_are_found(
+    server: LiveServer, path: str, fields: dict[str, Any], name: str
+) -> None:
+    asked = {"input": "hi"} if path.endswith("responses") else {"messages": HI, "max_tokens": 9}
+    refused = server.post(path, {"model": MODEL, **asked, **fields})
+    assert (refused.status, name in refused.json["error"]["message"]) == (400, True), refused.body
 
 
 def test_calls_of_the_past_have_arguments_that_are_json(server: LiveServer) -> None:
-    items = [{"type": "function_call", "call_id": "c", "name": "now", "arguments": "{"}]
-    refused = server.post("/v1/responses", {"model": MODEL, "input": items})
-    assert refused.status == 400
-    assert "not valid JSON" in refused.json["error"]["message"]
+    for arguments, why in (("{", "is not valid JSON"), ("[1]", "must be a JSON object")):
+        items = [{"type": "function_call", "call_id": "c", "name": "now", "arguments": arguments}]
+        refused = server.post("/v1/responses", {"model": MODEL, "input": items})
+        assert (refused.status, refused.json["error"]["param"]) == (400, "input[0].arguments")
+        assert why in refused.json["error"]["message"]
+    items[0]["arguments"] = ""
+    assert server.post("/v1/responses", {"model": MODEL, "input": items}).status == 200
 
 
 def allowed(mode: Any, *tools: Any) -> dict[str, Any]:

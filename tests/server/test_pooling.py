@@ -214,7 +214,7 @@ def test_messages_are_written_by_the_template(embeds: LiveServer) -> None:
         ({"input": "a", "truncate_prompt_tokens": 0}, "truncate_prompt_tokens", "-1 or at least 1"),
         ({"input": "a", "truncate_prompt_tokens": 1}, "truncate_prompt_tokens", "at least 2"),
         ({"input": "a", "truncate_prompt_tokens": 257}, "truncate_prompt_tokens", "at most 256"),
-        ({"input": "a", "normalize": True}, "normalize", "not supported"),
+        ({"input": "a", "normalize": True}, "normalize", "Use use_activation"),
         ({"input": "a", "padding": "max_length"}, "padding", "not supported"),
         ({"input": "a", "dimension": 3}, "dimension", "Did you mean dimensions"),
         ({"input": "a", "priority": 1}, "priority", "must be 0"),

@@ -194,7 +194,12 @@ def test_a_response_is_read_and_deleted(client: openai.OpenAI) -> None:
     made = client.responses.create(model=MODEL, input=[{"role": "user", "content": "Hi"}])
     assert client.responses.retrieve(made.id) == made
     (item,) = client.responses.input_items.list(made.id).data
-    assert (item.type, item.role, item.content) == ("message", "user", "Hi")
+    assert (item.type, item.role, item.content[0].type, item.content[0].text) == (
+        "message",
+        "user",
+        "input_text",
+        "Hi",
+    )
     client.responses.delete(made.id)
     with pytest.raises(openai.NotFoundError):
         client.responses.retrieve(made.id)
@@ -204,6 +209,21 @@ def test_a_response_is_read_and_deleted(client: openai.OpenAI) -> None:
         client.responses.retrieve(unkept.id)
     with pytest.raises(openai.BadRequestError, match="Previous response"):
         client.responses.create(model=MODEL, input="Hi", previous_response_id=unkept.id)
+
+
+def test_input_items_are_told_as_openai_does(client: openai.OpenAI) -> None:
+    """Whatever was sent in short: texts are parts, and ids say what they are of."""
+    items: list[Any] = [
+        {"role": "user", "content": "Hi"},
+        {"role": "assistant", "content": "Hello"},
+        {"type": "function_call", "call_id": "c", "name": "f", "arguments": "{}"},
+        {"type": "function_call_output", "call_id": "c", "output": "5"},
+    ]
+    made = client.responses.create(model=MODEL, input=items)
+    kept = client.responses.input_items.list(made.id, order="asc").data
+    assert [str(item.id).split("_")[0] for item in kept] == ["msg", "msg", "fc", "fco"]
+    told: list[Any] = [part for item in kept[:2] for part in item.content]  # type: ignore[union-attr]
+    assert [(part.type, part.text) for part in told] == [("input_text", "Hi"), ("output_text", "Hello")]
 
 
 def test_input_is_counted_as_it_would_be_read(client: openai.OpenAI, server: LiveServer) -> None:
@@ -230,7 +250,7 @@ def test_input_items_come_in_pages(server: LiveServer) -> None:
     after = ""
     for _ in range(5):
         page = server.get(f"{RESPONSES}/{id}/input_items?order=asc&limit=2{after}").json
-        seen += [item["content"] for item in page["data"]]
+        seen += [item["content"][0]["text"] for item in page["data"]]
         after = f"&after={page['last_id']}"
         if not page["has_more"]:
             break
@@ -513,7 +533,7 @@ def test_the_store_stays_within_its_bounds(steps: list[tuple[str, int, int, int]
         ({"tool_choice": {"type": "mcp"}}, "tool_choice.type"),
         ({"text": {"format": {"type": "yaml"}}}, "text.format.type"),
         ({"text": {"format": {"type": "json_schema", "name": "x"}}}, "text.format.schema"),
-        ({"reasoning": {"effort": "huge"}}, "reasoning_effort"),
+        ({"reasoning": {"effort": "huge"}}, "reasoning.effort"),
         ({"truncation": "middle"}, "truncation"),
         ({"temperature": -1}, "temperature"),
         ({"top_logprobs": 99, "include": ["message.output_text.logprobs"]}, "top_logprobs"),

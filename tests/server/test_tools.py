@@ -325,6 +325,20 @@ def test_special_tokens_that_mark_calls_are_seen_and_others_are_not(tooled: Live
         assert choice["message"]["content"] == "Onenow{}"
 
 
+@pytest.mark.parametrize(("stop", "reason"), [("aris", "stop"), ("now", "tool_calls")])
+def test_a_call_that_a_stop_string_cuts_off_is_not_to_be_run(
+    tooled: LiveServer, stop: str, reason: str
+) -> None:
+    """Of calls under a grammar, which are told as they are written."""
+    pytest.importorskip("llguidance")
+    asked = body(tool_choice="required", stop=[stop])
+    (choice,) = tooled.post(CHAT, asked).json["choices"]
+    assert (choice["finish_reason"], choice["stop_reason"]) == (reason, stop)
+    (call,) = choice["message"]["tool_calls"]
+    assert call["function"]["arguments"].endswith('"P' if reason == "stop" else "}")
+    assert tooled.events(CHAT, asked)[-1]["choices"][0]["finish_reason"] == reason
+
+
 def tooled_tokenizer(marks: list[str]) -> Tokenizer:
     tokenizer = make_tokenizer()
     tokenizer._rust.add_special_tokens([AddedToken(mark, special=True) for mark in marks])

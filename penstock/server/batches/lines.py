@@ -9,6 +9,7 @@ It knows the shape of lines, and neither files nor engines.
 
 from __future__ import annotations
 
+from codecs import BOM_UTF8
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from typing import IO, Any
@@ -56,13 +57,16 @@ class _Line(msgspec.Struct):
 
 
 def numbered(file: IO[bytes]) -> Iterator[tuple[int, bytes]]:
-    """(number from 1, line) of a file; empty lines count, and are left out. What is too long is cut."""
+    """(number from 1, line) of a file; empty lines count, and are left out. What is too long is cut. A byte
+    order mark is skipped, as in a body."""
     number = 0
     while text := file.readline(MOST_LINE + 2):
         number += 1
         whole = text
         while not whole.endswith(b"\n") and (whole := file.readline(MOST_LINE)):
             pass
+        if number == 1:
+            text = text.removeprefix(BOM_UTF8)
         if text.strip():
             yield number, text.rstrip(b"\r\n")
 

@@ -22,6 +22,7 @@ from penstock.server.limits import check_messages
 from penstock.server.parsing import with_budget
 from penstock.server.pipeline import Ask, decoded, generate, whole_body
 from penstock.server.protocol import ChatRequest, decode
+from penstock.server.renamed import Renamed
 from penstock.server.state import State
 from penstock.server.tools import read_tools
 
@@ -31,6 +32,13 @@ from .shapes import CountTokensRequest, MessagesRequest, TokenCount
 
 _OLDEST = "2023-06-01"
 """Version of the dialect; the one before it had other events. Later ones have more fields."""
+_NAMES = Renamed(
+    (
+        (r"\btools\[(\d*)\]\.function\.parameters\b", r"tools[\1].input_schema"),
+        (r"\btools\[(\d*)\]\.function\b", r"tools[\1]"),
+        (r"\bresponse_format\.json_schema\.schema\b", "output_config.format.schema"),
+    )
+)
 _DATE = re.compile(r"20[0-9]{2}-[01][0-9]-[0-3][0-9]", re.ASCII)
 
 
@@ -49,6 +57,7 @@ class MessagesFormat:
 
     async def ask(self, state: State, request: MessagesRequest, ignored: Ignored) -> Ask:
         """See Format."""
+        ignored.renamed = _NAMES.text
         fields = chat_fields(request, ignored)
         if "thinking_token_budget" in fields and not _holds_budgets(state):
             if ignored.strict:
@@ -63,7 +72,7 @@ class MessagesFormat:
 
     def error(self, error: PenstockError) -> bytes:
         """See Format."""
-        return messages_error(error)
+        return messages_error(_NAMES.error(error))
 
     def writer(
         self, state: State, request: MessagesRequest, id: str, generation: Generation
@@ -85,7 +94,9 @@ async def count_tokens(state: State, scope: Scope, receive: Receive, send: Send)
     """`{"input_tokens"}` of what POST /v1/messages would have the model read."""
     _check_version(scope)
     body = await whole_body(state, scope, receive)
+    scope["error_body"] = _FORMAT.error
     request, ignored = await decoded(state, body, lambda _: CountTokensRequest)
+    ignored.renamed = _NAMES.text
     state.check_model(request.model)
     chat = decode(_given(chat_fields(request, ignored)), ChatRequest, ignored)
     check_messages(chat.messages, state.config)

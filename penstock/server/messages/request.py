@@ -54,6 +54,8 @@ _TOOL = Names(
     }
 )
 _OUTPUT = Names({"effort", "format"})
+_THOUGHT = Names({"type", "budget_tokens", "display"})
+_CHOICE = Names({"type", "name", "disable_parallel_tool_use"})
 
 
 def chat_fields(request: MessagesRequest | CountTokensRequest, ignored: Ignored) -> dict[str, Any]:
@@ -68,7 +70,7 @@ def chat_fields(request: MessagesRequest | CountTokensRequest, ignored: Ignored)
         "model": request.model,
         "messages": messages,
         "chat_template_kwargs": request.chat_template_kwargs,
-        **reader.output(request.output_config),
+        **reader.output(request.output_config, request.output_format),
     }
     if messages and messages[-1]["role"] == "assistant":
         if "tool_calls" in messages[-1]:
@@ -215,6 +217,11 @@ class _Reader:
         if value.get("ttl") is not None:  # blocks stay as long as nobody else needs them
             self._ignored.add("cache_control.ttl")
 
+    def _others(self, given: Mapping[str, Any], names: Names, where: str) -> None:
+        for name, value in given.items():
+            if value is not None and name not in names.known:
+                self._ignored.unknown(name, names, where)
+
     def _said(self, text: Any, where: str) -> str:
         if typed(text, str, where).startswith(_ATTRIBUTION):
             self._ignored.add(_ATTRIBUTION)
@@ -249,6 +256,7 @@ class _Reader:
 
     def tool_choice(self, given: Mapping[str, Any]) -> dict[str, Any]:
         """Fields of the chat that say the same."""
+        self._others(given, _CHOICE, "tool_choice")
         kind = chosen(given.get("type"), (*_CHOICES, "tool"), "tool_choice.type")
         fields: dict[str, Any] = {}
         if given.get("disable_parallel_tool_use") is not None:
@@ -259,17 +267,19 @@ class _Reader:
             return {"tool_choice": {"type": "function", "function": function}, **fields}
         return {"tool_choice": _CHOICES[kind], **fields}
 
-    def output(self, given: Mapping[str, Any]) -> dict[str, Any]:
-        """output_config: how much effort, and in which form."""
+    def output(self, given: Mapping[str, Any], older: Mapping[str, Any] | None) -> dict[str, Any]:
+        """output_config: how much effort, and in which form; `older` is output_format."""
         fields: dict[str, Any] = {}
-        for name in given.keys() - _OUTPUT.known:
-            self._ignored.unknown(name, _OUTPUT, "output_config")
+        self._others(given, _OUTPUT, "output_config")
         if given.get("effort") is not None:
             fields["reasoning_effort"] = chosen(given["effort"], _EFFORTS, "output_config.effort")
-        if given.get("format") is not None:
-            form = typed(given["format"], dict, "output_config.format")
-            chosen(form.get("type"), ("json_schema",), "output_config.format.type")
-            schema = field(form, "schema", dict, "output_config.format")
+        where = "output_format" if older is not None else "output_config.format"
+        form = given.get("format") if older is None else older
+        if older is not None and given.get("format") is not None:
+            raise InvalidRequest("output_format and output_config.format say the same.", param=where)
+        if form is not None:
+            chosen(typed(form, dict, where).get("type"), ("json_schema",), f"{where}.type")
+            schema = field(form, "schema", dict, where)
             fields["response_format"] = {
                 "type": "json_schema",
                 "json_schema": {"name": "output", "schema": schema, "strict": True},
@@ -278,6 +288,7 @@ class _Reader:
 
     def thinking(self, given: Mapping[str, Any], max_tokens: int | None, fields: dict[str, Any]) -> None:
         """Whether the template lets the model think."""
+        self._others(given, _THOUGHT, "thinking")
         kind = chosen(given.get("type"), _THINKING, "thinking.type")
         if given.get("display") is not None:
             chosen(given["display"], _DISPLAYS, "thinking.display")

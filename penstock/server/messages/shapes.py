@@ -26,6 +26,8 @@ class _Conversation(Request, frozen=True, kw_only=True):
     cache_control: dict[str, Any] | None = None
     thinking: dict[str, Any] | None = None
     output_config: dict[str, Any] = msgspec.field(default_factory=dict)
+    output_format: dict[str, Any] | None = None
+    """output_config.format, as clients wrote it before there was output_config."""
     chat_template_kwargs: dict[str, Any] = msgspec.field(default_factory=dict)
 
 

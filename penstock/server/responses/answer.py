@@ -18,13 +18,15 @@ from penstock.http.dialects import responses_error_event
 from penstock.http.sse import event
 from penstock.server.generation import Choice, Generation
 from penstock.server.logprobs import chat_logprobs
-from penstock.server.pieces import Piece, pieces
+from penstock.server.pieces import pieces
 from penstock.server.state import State
+from penstock.text.output import DecodedLogprob
 
 from .items import Items, said
 from .request import LOGPROBS, kept_items
 from .shapes import ResponsesRequest
 from .store import Entry, ResponseStore
+from .told import Told
 
 _BILL = ("device_seconds", "queue_ms", "prefill_ms", "ttft_ms", "decode_ms")
 
@@ -55,7 +57,8 @@ class ResponsesWriter:
         self._conversation = conversation
         self._number = 0
         self._thinks = request.include_reasoning is not False
-        self._items = Items(logprobs=LOGPROBS in request.include)
+        self._items = Items()
+        self._told = Told() if LOGPROBS in request.include else None
         self.response = _response(state, request, id, stored=store is not None)
 
     @property
@@ -105,18 +108,23 @@ class ResponsesWriter:
         )
 
     def _grow(self, choice: Choice) -> Iterator[tuple[str, dict[str, Any]]]:
-        parts = [part for part in pieces(choice) if part.kind != "thought" or self._thinks]
-        told: list[dict[str, Any]] = []
-        if choice.pending.logprobs and LOGPROBS in self._request.include:
-            as_ids = bool(self._state.config.return_tokens_as_token_ids)
-            found = chat_logprobs(choice.pending.logprobs, self._request.top_logprobs, as_ids=as_ids)
-            told = msgspec.json.decode(found["content"])
-            if not any(part.kind == "text" for part in parts):
-                parts.append(Piece("text", ""))
-        for part in parts:
-            yield from self._items.add(part, told if part.kind == "text" else ())
-            if part.kind == "text":
-                told = []
+        if self._told is None:
+            for piece in pieces(choice):
+                if piece.kind != "thought" or self._thinks:
+                    yield from self._items.add(piece)
+            return
+        for piece, logprobs in self._told.pieces(choice):
+            if piece.kind != "thought" or self._thinks:
+                yield from self._items.add(piece, self._logprobs(logprobs))
+
+    def _logprobs(self, entries: list[DecodedLogprob]) -> list[dict[str, Any]]:
+        """In the shape of a chat, which is that of this dialect, too."""
+        if not entries:
+            return []
+        as_ids = bool(self._state.config.return_tokens_as_token_ids)
+        told = chat_logprobs(entries, self._request.top_logprobs, as_ids=as_ids)
+        found: list[dict[str, Any]] = msgspec.json.decode(told["content"])
+        return found
 
     def _end(self, generation: Generation) -> Iterator[tuple[str, dict[str, Any]]]:
         """The last events of items; the response is whole then, and kept."""

@@ -28,6 +28,7 @@ from penstock.server.generation import Generation
 from penstock.server.ignored import Ignored
 from penstock.server.pipeline import Ask, decoded, generate, whole_body
 from penstock.server.protocol import ChatRequest, decode
+from penstock.server.renamed import Renamed
 from penstock.server.render import render
 from penstock.server.state import State
 
@@ -38,6 +39,14 @@ from .shapes import DeletedResponse, InputTokens, ResponsesRequest
 from .store import ResponseNotFound, ResponseStore
 
 _NUMBER = re.compile(r"-1|[0-9]{1,9}", re.ASCII)
+_NAMES = Renamed(
+    (
+        (r"\btools\[(\d*)\]\.function\b", r"tools[\1]"),
+        (r"\bresponse_format\.json_schema\b", "text.format"),
+        (r"\bresponse_format\b", "text.format"),
+        (r"\breasoning_effort\b", "reasoning.effort"),
+    )
+)
 _OFF = "Start the server with --max-stored-responses, and with one API process."
 
 
@@ -60,6 +69,7 @@ class ResponsesFormat:
 
     async def ask(self, state: State, request: ResponsesRequest, ignored: Ignored) -> Ask:
         """See Format."""
+        ignored.renamed = _NAMES.text
         store = state.responses
         history: tuple[Mapping[str, Any], ...] = ()
         if request.previous_response_id is not None:
@@ -81,7 +91,7 @@ class ResponsesFormat:
 
     def error(self, error: PenstockError) -> bytes:
         """See Format."""
-        return error_bytes(error)
+        return error_bytes(_NAMES.error(error))
 
     def writer(
         self, state: State, request: ResponsesRequest, id: str, generation: Generation
@@ -145,11 +155,13 @@ async def render_response(state: State, scope: Scope, receive: Receive, send: Se
 
 async def count_tokens(state: State, scope: Scope, receive: Receive, send: Send) -> None:
     """How many tokens of input a response would have, what it goes on with included."""
+    format = ResponsesFormat(owner_of(scope))
+    scope["error_body"] = format.error
     body = await whole_body(state, scope, receive)
     request, ignored = await decoded(state, body, lambda _: ResponsesRequest)
     state.check_model(request.model)
     state.check_runner(False)
-    ask = await ResponsesFormat(owner_of(scope)).ask(state, request, ignored)
+    ask = await format.ask(state, request, ignored)
     ignored.tell(scope, state.ignored_log)
     (text,) = ask.inputs
     assert isinstance(text, str)  # as the chat template has written it

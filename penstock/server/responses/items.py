@@ -28,10 +28,8 @@ _PREFIXES = {"text": "msg", "thought": "rs", "call": "fc"}
 class Items:
     """The output of one response."""
 
-    def __init__(self, *, logprobs: bool) -> None:
-        """logprobs: whether texts tell those of their tokens."""
+    def __init__(self) -> None:
         self.done: list[dict[str, Any]] = []
-        self._tells = logprobs
         self._open: tuple[str, int] | None = None
         """Kind and number of the item that more may be added to."""
         self._item: dict[str, Any] = {}
@@ -39,7 +37,7 @@ class Items:
         self._logprobs: list[dict[str, Any]] = []
 
     def add(self, piece: Piece, logprobs: Sequence[dict[str, Any]] = ()) -> Iterator[Event]:
-        """Take in some more."""
+        """Take in some more; logprobs: of the tokens of a text."""
         if self._open != (piece.kind, piece.call):
             yield from self.close()
             yield from self._begin(piece)
@@ -98,13 +96,7 @@ class Items:
     def _part(self, text: str) -> dict[str, Any]:
         if self._item["type"] == "reasoning":
             return {"type": "reasoning_text", "text": text}
-        told = self._logprobs if text or self._logprobs else []
-        return {
-            "type": "output_text",
-            "text": text,
-            "annotations": [],
-            "logprobs": list(told) if self._tells else [],
-        }
+        return {"type": "output_text", "text": text, "annotations": [], "logprobs": list(self._logprobs)}
 
     def _place(self, content_index: int | None = None) -> dict[str, Any]:
         place = {"item_id": self._item["id"], "output_index": len(self.done)}

@@ -6,8 +6,8 @@
                                  function_call_output ─▶ a message of the role tool
     tools, tool_choice, text.format, reasoning.effort ─▶ the chat's
 
-What a chat cannot do is refused by the chat, under the chat's name for it. It knows both dialects' requests
-and no answers.
+What a chat cannot do is refused by the chat; `format` puts this dialect's names into what it says. It knows
+both dialects' requests and no answers.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from typing import Any
 from uuid import uuid4
 
 from penstock.core.errors import InvalidRequest, UnsupportedParameter, quote
+from penstock.http.body import NotJson, parse_json
 from penstock.server.ignored import Ignored
 from penstock.server.items import chosen, field, objects, typed, wrong_type
 from penstock.server.near import Names
@@ -37,9 +38,15 @@ _INCLUDES = (
 _ROLES = ("user", "assistant", "system", "developer")
 _PARTS = {"input_text": "text", "output_text": "text", "text": "text", "refusal": "refusal"}
 _REASONING = {"summary_text": "text", "reasoning_text": "text", "text": "text"}
+_KEPT = {"function_call": "fc", "function_call_output": "fco", "reasoning": "rs"}
+"""What ids of items that had none begin with."""
 _MOST_METADATA = 16
 _LONGEST_KEY, _LONGEST_VALUE = 64, 512
 _TEXT = Names({"format", "verbosity"})
+_FORMAT = Names({"type", "name", "schema", "strict", "description"})
+_TOOL = Names({"type", "name", "description", "parameters", "strict"})
+_HINTS = frozenset({"allowed_callers", "async", "defer_loading", "output_schema"})
+"""Of tools: for servers that search among them, or run code that calls them."""
 _EFFORT = Names({"effort", "summary", "generate_summary"})
 _SAME = (
     "temperature",
@@ -91,7 +98,7 @@ def chat_fields(
     elif request.top_logprobs:
         ignored.add("top_logprobs")
     if request.tools:
-        fields["tools"] = [_tool(tool, where) for where, tool in objects(request.tools, "tools")]
+        fields["tools"] = [_tool(tool, where, ignored) for where, tool in objects(request.tools, "tools")]
         fields["parallel_tool_calls"] = request.parallel_tool_calls
     names = [tool["function"]["name"] for tool in fields.get("tools", ())]
     if (choice := _tool_choice(request.tool_choice, names)) != "auto":
@@ -165,10 +172,7 @@ def _item(item: Mapping[str, Any], where: str, ignored: Ignored) -> dict[str, An
         role = chosen(item.get("role"), _ROLES, f"{where}.role")
         return {"role": role, "content": _content(item.get("content"), f"{where}.content")}
     if kind == "function_call":
-        function = {
-            "name": field(item, "name", str, where),
-            "arguments": field(item, "arguments", str, where),
-        }
+        function = {"name": field(item, "name", str, where), "arguments": _arguments(item, where)}
         call = {"id": field(item, "call_id", str, where), "type": "function", "function": function}
         return {"role": "assistant", "tool_calls": [call]}
     if kind == "function_call_output":
@@ -187,6 +191,18 @@ def _item(item: Mapping[str, Any], where: str, ignored: Ignored) -> dict[str, An
         param=f"{where}.type",
         advice="Items are message, function_call, function_call_output, reasoning and item_reference.",
     )
+
+
+def _arguments(item: Mapping[str, Any], where: str) -> dict[str, Any]:
+    """Of a call: JSON of an object; nothing at all is none."""
+    place = f"{where}.arguments"
+    try:
+        arguments = parse_json(field(item, "arguments", str, where).encode() or b"{}")
+    except NotJson as why:
+        raise InvalidRequest(f"{place} is not valid JSON: {why}.", param=place) from None
+    if not isinstance(arguments, dict):
+        raise wrong_type(place, "a JSON object", arguments)
+    return arguments
 
 
 def referenced(
@@ -236,24 +252,32 @@ def _joined(parts: Any, where: str, kinds: Mapping[str, str]) -> str:
 
 
 def kept_items(given: str | list[dict[str, Any]]) -> Iterator[dict[str, Any]]:
-    """The input as it is kept: items with ids."""
-    if isinstance(given, str):
-        given = [{"type": "message", "role": "user", "content": [{"type": "input_text", "text": given}]}]
-    for item in given:
+    """The input as it is kept: items with ids, whose texts are parts, as OpenAI tells them."""
+    for item in [{"role": "user", "content": given}] if isinstance(given, str) else given:
         own = {name: value for name, value in item.items() if value is not None}
-        yield {"id": f"msg_{uuid4().hex}", "type": "message", **own}
+        kind = own.setdefault("type", "message")
+        if kind == "message" and isinstance(content := own.get("content"), str):
+            said = own.get("role") == "assistant"
+            part = {"type": "output_text", "text": content, "annotations": []}
+            own["content"] = [part if said else {"type": "input_text", "text": content}]
+        yield {"id": f"{_KEPT.get(kind, 'msg')}_{uuid4().hex}", **own}
 
 
 # ---- how to answer ----
 
 
-def _tool(tool: Mapping[str, Any], where: str) -> dict[str, Any]:
+def _tool(tool: Mapping[str, Any], where: str, ignored: Ignored) -> dict[str, Any]:
     if tool.get("type") != "function":
         raise UnsupportedParameter(
             f"{where}.type {quote(tool.get('type'))} is not supported: this server runs no tools of its own.",
             param=f"{where}.type",
             advice="Tools are functions.",
         )
+    for name, value in tool.items():
+        if name in _HINTS and value:
+            ignored.add(f"tools[].{name}")
+        elif value is not None and name not in _HINTS and name not in _TOOL.known:
+            ignored.unknown(name, _TOOL, "tools[]")
     function: dict[str, Any] = {"name": field(tool, "name", str, where)}
     for name, kind in (("description", str), ("parameters", dict), ("strict", bool)):
         if tool.get(name) is not None:
@@ -311,6 +335,9 @@ def _form(text: Mapping[str, Any], ignored: Ignored) -> dict[str, Any]:
     if text.get("format") is None:
         return {}
     form = typed(text["format"], dict, "text.format")
+    for name, value in form.items():
+        if value is not None and name not in _FORMAT.known:
+            ignored.unknown(name, _FORMAT, "text.format")
     kind = chosen(form.get("type"), ("text", "json_object", "json_schema"), "text.format.type")
     if kind == "text":
         return {}

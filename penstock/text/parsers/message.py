@@ -40,6 +40,11 @@ class MessageParser:
         return 0 if self._tools is None else self._tools.calls
 
     @property
+    def cut(self) -> bool:
+        """Whether the last call is not whole."""
+        return self._tools is not None and self._tools.cut
+
+    @property
     def satisfied(self) -> bool:
         """Nothing that follows will be given out: the rest need not be generated."""
         return self._tools is not None and self._tools.satisfied

@@ -78,6 +78,7 @@ class ToolParser(Machine):
         self.calls = 0
         """How many have begun."""
         self._whole = 0
+        self._closed = 0
         self._tools = {tool.name: tool for tool in tools}
         self._trusted = trusted
         self._single = single
@@ -103,6 +104,11 @@ class ToolParser(Machine):
     def satisfied(self) -> bool:
         """Nothing that follows will be given out."""
         return self._single and self._whole == 1
+
+    @property
+    def cut(self) -> bool:
+        """Whether a call has begun and not ended."""
+        return self.calls > self._closed
 
     def push(self, text: str) -> list[Piece]:
         """See Machine."""
@@ -143,6 +149,7 @@ class ToolParser(Machine):
     def _end(self, taken: int) -> None:
         self._take(taken)
         self._out.append(CallEnd(self.calls - 1))
+        self._closed += 1
 
     def _whole_call(self, name: str, arguments: str, taken: int) -> None:
         """A call that is all there, in so many characters."""

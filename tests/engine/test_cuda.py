@@ -21,10 +21,12 @@ from penstock.engine.executor.cuda import CudaCapture, CudaStream
 from penstock.engine.executor.graphs import DecodeGraphs
 from penstock.engine.executor.offload import HostCache
 from penstock.engine.executor.torch_executor import TorchExecutor
-from penstock.kernels.attention import KVCache, KVCacheSpec
+from penstock.kernels.attention import AttentionBackend, KVCache, KVCacheSpec
 from penstock.kernels.create import create_operations
 from penstock.kernels.operations import Draw
+from penstock.model.causal_lm import CausalLM
 from penstock.model.config import load_config
+from penstock.model.graph_sizes import graph_bytes
 from penstock.model.loader import load_model
 from penstock.model.staging import Staging
 from tests.engine.build import checkpoint, torch_executor
@@ -46,14 +48,19 @@ def cuda(monkeypatch: pytest.MonkeyPatch) -> Played:
     return play_cuda(monkeypatch)
 
 
-def test_graphs_of_tritons_kernels_change_no_token(cuda: Played) -> None:
-    """Two steps in flight: every step of decode is a replay of recorded operators and kernels, without a line
-    of the model's Python; few numbers go to the device, and one answer comes back."""
+def on_triton() -> tuple[CausalLM, KVCache, AttentionBackend]:
+    """A tiny model whose kernels are all Triton's, and a cache of 33 blocks of 4."""
     path = checkpoint()
     operations = create_operations(CPU, torch.float32, attention="triton")
     model = load_model(path, load_config(path), operations)
-    cache_spec = model.cache_spec(4)
-    cache, attention = KVCache(cache_spec, 33, CPU), operations.attention(cache_spec)
+    spec = model.cache_spec(4)
+    return model, KVCache(spec, 33, CPU), operations.attention(spec)
+
+
+def test_graphs_of_tritons_kernels_change_no_token(cuda: Played) -> None:
+    """Two steps in flight: every step of decode is a replay of recorded operators and kernels, without a line
+    of the model's Python; few numbers go to the device, and one answer comes back."""
+    model, cache, attention = on_triton()
     executor = TorchExecutor(model, cache, attention, CPU, Coefficients(), stream=CudaStream(CPU))
     graphs = DecodeGraphs(model, cache, attention, CudaCapture(CPU), (2,), (2,), 8, 32)
     graphs.prepare()
@@ -84,7 +91,8 @@ def test_graphs_of_tritons_kernels_change_no_token(cuda: Played) -> None:
 
 def test_the_hosts_blocks_are_pinned_until_they_are_closed(cuda: Played) -> None:
     cache = KVCache(KVCacheSpec(2, 1, 8, 4, torch.float32), 6, CPU)
-    host = HostCache(cache, 8, CudaStream(CPU), pinned=True)
+    stream = CudaStream(CPU)
+    host = HostCache(cache, 8, stream, pinned=True)
     assert len(cuda.runtime.registered) == 4
     for layer in cache.layers:
         for part in layer:
@@ -98,7 +106,10 @@ def test_the_hosts_blocks_are_pinned_until_they_are_closed(cuda: Played) -> None
     for part, old in zip((part for layer in cache.layers for part in layer), before, strict=True):
         assert torch.equal(part[[0, 5]], old[[0, 5]])
         assert not part[1:5].any()
+    waited: list[object] = []
+    stream.wait = waited.append  # type: ignore[method-assign]
     host.close()
+    assert len(waited) == 1, "copies may be under way"
     assert not cuda.runtime.registered
 
 
@@ -121,8 +132,53 @@ def test_a_graph_is_what_was_recorded_and_runs_no_python(cuda: Played) -> None:
 
 
 def test_what_waits_for_the_device_cannot_be_recorded(cuda: Played) -> None:
-    with pytest.raises(RuntimeError, match="not permitted when stream is capturing"):
+    """It is the end of the capture that fails then, and leaves its own stream."""
+    before = cuda.current
+    with pytest.raises(RuntimeError, match="previous error during capture") as caught:
         CudaCapture(CPU)(lambda: torch.ones(3).nonzero())
+    assert "not permitted when stream is capturing" in str(caught.value.__context__)
+    assert cuda.current is before
+
+
+def test_a_model_that_cannot_be_recorded_is_computed_call_by_call(
+    cuda: Played, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The device is as it was: the engine goes on without graphs, and says what has broken the capture."""
+    model, cache, attention = on_triton()
+    plain = model.logits
+    model.logits = lambda hidden: plain(hidden).mul_(hidden.sum().item() * 0 + 1)  # type: ignore[method-assign]
+    graphs = DecodeGraphs(model, cache, attention, CudaCapture(CPU), (1, 2), (1, 2), 8, 32)
+    with caplog.at_level(logging.WARNING):
+        graphs.prepare()
+    assert (graphs.sizes, graphs.missing) == ((), 0)
+    assert "no graph of 2 decoding requests" in caplog.text
+    assert "not permitted when stream is capturing" in caplog.text
+
+
+def test_the_plan_has_what_every_graph_keeps(cuda: Played) -> None:
+    """Graphs share memory that one of them has left; what they give out, and are filled with, they keep."""
+    model, cache, attention = on_triton()
+    sizes = (1, 2, 4, 8)
+    graphs = DecodeGraphs(model, cache, attention, CudaCapture(CPU), sizes, sizes, 8, 32)
+    graphs.prepare()
+    kept = {
+        part.untyped_storage().data_ptr(): part.untyped_storage().nbytes()
+        for graph in graphs._graphs.values()
+        for part in (graph.recorded.output, graph.step._tables)  # type: ignore[attr-defined]
+    }
+    assert len(kept) == 2 * len(sizes)
+    own = 4 * model.config.vocab_size + 4 * 8
+    assert sum(kept.values()) <= graph_bytes(sizes, 0, own)
+    assert sum(kept.values()) >= sum(sizes) * own
+
+
+def test_memory_that_is_not_pinned_harms_nobody_later(cuda: Played) -> None:
+    """CUDA remembers that it has refused, and would say so of the next kernel."""
+    cuda.runtime.refuses = True
+    cache = KVCache(KVCacheSpec(1, 1, 8, 4, torch.float32), 6, CPU)
+    host = HostCache(cache, 8, CudaStream(CPU), pinned=True)
+    assert torch.ones(1).item() == 1.0
+    host.close()
 
 
 @pytest.mark.parametrize("by_itself", [True, False])

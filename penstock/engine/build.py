@@ -13,6 +13,7 @@ import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, fields, replace
+from functools import partial
 from pathlib import Path
 from typing import TextIO
 
@@ -61,9 +62,10 @@ from .executor.create import (
     create_host,
     forget_measurements,
     stream_of,
+    warm_head,
+    warm_prompts,
     warm_sampler,
 )
-from .executor.encoder_executor import EncoderExecutor
 from .executor.torch_executor import TorchExecutor
 from .hardware import Hardware, choose_device, inspect_hardware, prior, roofline
 from .heartbeat import Heartbeat
@@ -181,8 +183,12 @@ def build_engine(config: EngineConfig, heartbeat: Heartbeat | None = None) -> En
         pooler=pooler,
     )
     timer.lap("cache")
-    _warm_up(executor, path, "Lower --kv-cache-memory-bytes or --gpu-memory-utilization.")
+    advice = "Lower --kv-cache-memory-bytes or --gpu-memory-utilization."
+    _warm_up(executor.probe, path, advice)
+    for count in warm_prompts(device, tokens, plan.max_model_len):
+        _warm_up(partial(executor.probe, count), path, advice)
     if pooling is None:
+        warm_head(model, seqs)
         warm_sampler(model)
     timer.lap("warm up")
     graphs = create_graphs(model, cache, attention, plan)
@@ -248,7 +254,7 @@ def _build_encoder(
     clock, cost = MonotonicClock(), StepCost(coefficients)
     executor = make_executor(model, pooler, plan, coefficients, clock, _progress(heartbeat, clock, cost))
     timer.lap("cache")
-    _warm_up(executor, path, "Lower --max-num-batched-tokens.")
+    _warm_up(executor.probe, path, "Lower --max-num-batched-tokens.")
     timer.lap("warm up")
     limits = resolve(
         config,
@@ -277,10 +283,10 @@ def _progress(heartbeat: Heartbeat | None, clock: MonotonicClock, cost: StepCost
     return progress
 
 
-def _warm_up(executor: TorchExecutor | EncoderExecutor, path: Path, advice: str) -> None:
+def _warm_up(probe: Callable[[], None], path: Path, advice: str) -> None:
     """The first use of every kernel is slower than the rest."""
     try:
-        executor.probe()
+        probe()
     except RequestFailed as error:
         raise ModelLoadError(f"{path}: {error}") from error
     except DeviceOutOfMemory as error:

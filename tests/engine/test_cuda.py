@@ -16,14 +16,24 @@ from benchmarks.gpu import timing
 from penstock.core.cost import Coefficients
 from penstock.core.executor import Ticket
 from penstock.core.plan import Plan
-from penstock.engine.executor.create import check_memory, forget_measurements, stream_of, warm_sampler
+from penstock.engine import build
+from penstock.engine.executor.create import (
+    check_memory,
+    forget_measurements,
+    stream_of,
+    warm_head,
+    warm_prompts,
+    warm_sampler,
+)
 from penstock.engine.executor.cuda import CudaCapture, CudaStream
 from penstock.engine.executor.graphs import DecodeGraphs
 from penstock.engine.executor.offload import HostCache
 from penstock.engine.executor.torch_executor import TorchExecutor
-from penstock.kernels.attention import AttentionBackend, KVCache, KVCacheSpec
+from penstock.kernels.attention import AttentionBackend, KVCache, KVCacheSpec, Span, StepLayout
 from penstock.kernels.create import create_operations
 from penstock.kernels.operations import Draw
+from penstock.kernels.triton import quantized
+from penstock.kernels.triton.schedule import Shape, Spans, task_map
 from penstock.model.causal_lm import CausalLM
 from penstock.model.config import load_config
 from penstock.model.graph_sizes import graph_bytes
@@ -33,6 +43,7 @@ from tests.engine.build import checkpoint, torch_executor
 from tests.engine.cuda import Event, Played, play_cuda
 from tests.engine.test_executor_contract import drive, spec
 from tests.engine.test_offload import plan
+from tests.engine.test_wiring import built
 from tests.kernels.triton import needs_triton, quiet
 
 pytestmark = [
@@ -197,6 +208,65 @@ def test_samplers_kernels_are_compiled_before_the_first_request(by_itself: bool)
     model.operations = replace(plain.operations, choose=choose if by_itself else None)
     warm_sampler(model)
     assert drawn == [(torch.float32, ["greedy", "id", "order"])] * (2 if by_itself else 0)
+
+
+@pytest.mark.parametrize("where", list(quantized.SHARED_MEMORY))
+@pytest.mark.parametrize("bits", [8, 4])
+def test_no_product_is_compiled_for_a_request(where: str, bits: int) -> None:
+    """Whatever a step's rows, the probe and the prompts after it have started the kernel: layers of Qwen3 8B
+    and their head."""
+    prompts = warm_prompts(torch.device("cuda"), 8192, 40_960)
+
+    def started(rows: int, outs: int, groups: int) -> tuple[object, ...]:
+        tile = quantized.choose(rows, outs, groups, bits, where, 132)
+        return tile.outs, tile.rows, tile.warps, tile.stages, tile.parts > 1
+
+    for outs, groups in ((6144, 32), (4096, 32), (24_576, 32), (4096, 96)):
+        met = {started(rows, outs, groups) for rows in (1, 8, *prompts)}
+        assert {started(rows, outs, groups) for rows in range(1, 8193)} <= met
+    model = copy(torch_executor(4, 4).model)
+    heads: list[int] = []
+    model.device = torch.device("cuda")
+    model.logits = lambda hidden: heads.append(len(hidden)) or hidden  # type: ignore[method-assign]
+    zeros = torch.zeros
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(torch, "zeros", lambda size, dtype, device: zeros(size, dtype=dtype))
+        warm_head(model, 256)
+    met = {started(rows, 151_936, 32) for rows in (1, *heads)}
+    assert {started(rows, 151_936, 32) for rows in range(1, 257)} <= met
+
+
+def test_warming_stays_within_what_a_step_may_have() -> None:
+    gpu = torch.device("cuda")
+    assert warm_prompts(CPU, 8192, 4096) == ()
+    assert warm_prompts(gpu, 20, 4096) == (17, 20)
+    assert warm_prompts(gpu, 8192, 10) == (9,)
+    assert warm_prompts(gpu, 8192, 1) == ()
+    longest = warm_prompts(gpu, 8192, 4096)[-1]
+    shape = Shape(kv_heads=8, group=4, dim=128, decode_queries=16, chunk_queries=128, keys=64, programs=264)
+    spans = Spans.of(StepLayout([Span(longest, 1, range(64))], 16))
+    assert len(task_map(spans, None, shape).merges), "the context of the token after it is merged"
+    executor = torch_executor(4, 4)
+    for layer in executor._cache.layers:
+        for part in layer:
+            part.fill_(3.0)
+    executor.probe(longest)
+    for layer in executor._cache.layers:
+        assert all(bool((part[:4] == 3.0).all()) for part in layer), "a plan's block was written to"
+
+
+def test_an_engine_starts_every_kernel_before_it_is_ready(monkeypatch: pytest.MonkeyPatch) -> None:
+    computed: list[int] = []
+    probe = TorchExecutor.probe
+
+    def noted(self: TorchExecutor, tokens: int = 8) -> None:
+        computed.append(tokens)
+        probe(self, tokens)
+
+    monkeypatch.setattr(TorchExecutor, "probe", noted)
+    monkeypatch.setattr(build, "warm_prompts", lambda device, *most: most)
+    with built(max_num_seqs=2, max_num_batched_tokens=24, max_model_len=40):
+        assert computed == [8, 24, 40]
 
 
 def test_weights_go_through_pinned_memory(cuda: Played) -> None:

@@ -118,6 +118,8 @@ def build_engine(config: EngineConfig, heartbeat: Heartbeat | None = None) -> En
         batch_invariant=config.batch_invariant,
     )
     scheme = _quantization(config, operations, known)
+    if model_config.fp8 is not None:
+        logger.info("%s", _restored(operations, scheme))
     hardware = inspect_hardware(device, dtype)
     forget_measurements(device)
     logger.info("%s", hardware.describe())
@@ -333,6 +335,18 @@ def _quantization(config: EngineConfig, operations: Operations, known: Device) -
             scheme,
         )
     return scheme
+
+
+def _restored(operations: Operations, scheme: str | None) -> str:
+    """What becomes of weights that are stored in fp8, in words for the log."""
+    dtype = str(operations.dtype).removeprefix("torch.")
+    if scheme is not None:
+        return f"the checkpoint's fp8 weights are restored to {dtype}, and rounded to {scheme} anew"
+    advice = ""
+    if operations.schemes:
+        smaller = "fp8" if "fp8" in operations.schemes else "int8"
+        advice = f", twice as large as they are stored; --quantization {smaller} keeps them small"
+    return f"the checkpoint's fp8 weights are restored to {dtype}{advice}"
 
 
 def _info(

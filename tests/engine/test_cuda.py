@@ -7,6 +7,7 @@ import logging
 from collections.abc import Sequence
 from copy import copy
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
@@ -133,7 +134,10 @@ def test_a_graph_is_what_was_recorded_and_runs_no_python(cuda: Played) -> None:
         halves.add_(1.0)
         return halves.sum(1)
 
-    graph = CudaCapture(CPU)(work)
+    capture = CudaCapture(CPU)
+    graph = capture(work)
+    own: Any = capture._stream
+    assert (own.waited, cuda.current.waited) == (1, 1), "either stream may have work for the other"
     output = graph.output
     given.copy_(torch.tensor([5.0, 6.0, 7.0]))
     graph.replay()

@@ -47,6 +47,9 @@ runs the engine, and prints its figures beside the targets, in under ten minutes
   product, a scale for each token; torch's scaled product multiplies them. The output layer has int8 weights.
 - **int8, int4**: as on a CPU (`penstock/kernels/quantization.py`); activations stay in 16 bits.
 - `w8a8` is for CPUs.
+- Checkpoints that are stored in fp8 (`quant_method` fp8 with blocks or one scale, compressed-tensors with a
+  scale for each tensor, channel or block) are restored to 16 bits while they are read, on every device;
+  `--quantization` then makes them small again, fp8 with a scale for each output channel.
 - A driver that is too old for this torch's CUDA, and a torch without code for the device, are refused with
   the versions.
 

@@ -13,6 +13,7 @@ import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, fields, replace
+from functools import partial
 from pathlib import Path
 from typing import TextIO
 
@@ -61,9 +62,10 @@ from .executor.create import (
     create_host,
     forget_measurements,
     stream_of,
+    warm_head,
+    warm_prompts,
     warm_sampler,
 )
-from .executor.encoder_executor import EncoderExecutor
 from .executor.torch_executor import TorchExecutor
 from .hardware import Hardware, choose_device, inspect_hardware, prior, roofline
 from .heartbeat import Heartbeat
@@ -116,6 +118,8 @@ def build_engine(config: EngineConfig, heartbeat: Heartbeat | None = None) -> En
         batch_invariant=config.batch_invariant,
     )
     scheme = _quantization(config, operations, known)
+    if model_config.fp8 is not None:
+        logger.info("%s", _restored(operations, scheme))
     hardware = inspect_hardware(device, dtype)
     forget_measurements(device)
     logger.info("%s", hardware.describe())
@@ -181,8 +185,12 @@ def build_engine(config: EngineConfig, heartbeat: Heartbeat | None = None) -> En
         pooler=pooler,
     )
     timer.lap("cache")
-    _warm_up(executor, path, "Lower --kv-cache-memory-bytes or --gpu-memory-utilization.")
+    advice = "Lower --kv-cache-memory-bytes or --gpu-memory-utilization."
+    _warm_up(executor.probe, path, advice)
+    for count in warm_prompts(device, tokens, plan.max_model_len):
+        _warm_up(partial(executor.probe, count), path, advice)
     if pooling is None:
+        warm_head(model, seqs)
         warm_sampler(model)
     timer.lap("warm up")
     graphs = create_graphs(model, cache, attention, plan)
@@ -248,7 +256,7 @@ def _build_encoder(
     clock, cost = MonotonicClock(), StepCost(coefficients)
     executor = make_executor(model, pooler, plan, coefficients, clock, _progress(heartbeat, clock, cost))
     timer.lap("cache")
-    _warm_up(executor, path, "Lower --max-num-batched-tokens.")
+    _warm_up(executor.probe, path, "Lower --max-num-batched-tokens.")
     timer.lap("warm up")
     limits = resolve(
         config,
@@ -277,10 +285,10 @@ def _progress(heartbeat: Heartbeat | None, clock: MonotonicClock, cost: StepCost
     return progress
 
 
-def _warm_up(executor: TorchExecutor | EncoderExecutor, path: Path, advice: str) -> None:
+def _warm_up(probe: Callable[[], None], path: Path, advice: str) -> None:
     """The first use of every kernel is slower than the rest."""
     try:
-        executor.probe()
+        probe()
     except RequestFailed as error:
         raise ModelLoadError(f"{path}: {error}") from error
     except DeviceOutOfMemory as error:
@@ -327,6 +335,18 @@ def _quantization(config: EngineConfig, operations: Operations, known: Device) -
             scheme,
         )
     return scheme
+
+
+def _restored(operations: Operations, scheme: str | None) -> str:
+    """What becomes of weights that are stored in fp8, in words for the log."""
+    dtype = str(operations.dtype).removeprefix("torch.")
+    if scheme is not None:
+        return f"the checkpoint's fp8 weights are restored to {dtype}, and rounded to {scheme} anew"
+    advice = ""
+    if operations.schemes:
+        smaller = "fp8" if "fp8" in operations.schemes else "int8"
+        advice = f", twice as large as they are stored; --quantization {smaller} keeps them small"
+    return f"the checkpoint's fp8 weights are restored to {dtype}{advice}"
 
 
 def _info(

@@ -14,6 +14,7 @@ from penstock.model.pooler import Pooler
 
 from .clock import Clock
 from .encoder_budget import BLOCK_SIZE, EncoderBudget, blocks_needed
+from .executor.create import stream_of
 from .executor.encoder_executor import EncoderExecutor
 
 
@@ -27,7 +28,8 @@ def make_executor(
 ) -> EncoderExecutor:
     """The executor, and the cache that it works in."""
     spec = model.cache_spec(BLOCK_SIZE)
-    cache = KVCache(spec, blocks_needed(plan.tokens, plan.max_num_seqs), torch.device(plan.device))
+    device = torch.device(plan.device)
+    cache = KVCache(spec, blocks_needed(plan.tokens, plan.max_num_seqs), device)
     return EncoderExecutor(
         model,
         pooler,
@@ -38,4 +40,5 @@ def make_executor(
         prior=prior,
         clock=clock,
         progress=progress,
+        stream=stream_of(device),
     )

@@ -7,6 +7,7 @@ rate of matrix products (the limit of prefill). They are the prior of the cost m
 from __future__ import annotations
 
 import logging
+import os
 import platform
 import time
 from dataclasses import dataclass
@@ -15,6 +16,7 @@ from pathlib import Path
 import torch
 
 from penstock.core.cost import Coefficients
+from penstock.files import shown
 from penstock.kernels.capability import check_driver
 from penstock.kernels.create import known_device
 
@@ -71,8 +73,10 @@ def choose_device(wanted: str) -> torch.device:
     if wanted == "cuda":
         _check_driver()
     if wanted == "cuda" and not torch.cuda.is_available():
+        seen = os.environ.get("CUDA_VISIBLE_DEVICES")
         raise StartupError(
-            "--device cuda: torch sees no CUDA device.",
+            "--device cuda: torch sees no CUDA device"
+            + ("." if seen is None else f": CUDA_VISIBLE_DEVICES is {shown(seen)}."),
             param="--device",
             advice="Check nvidia-smi and that this torch is a CUDA build, or use --device cpu.",
         )

@@ -143,13 +143,20 @@ def unserved(engine: str, name: str, native: str | None, device: Device) -> str 
         return f"{engine} computes so on a CPU only"
     if native is None:
         return None
+    if engine == "penstock" and _restores(native):
+        return None
     if engine == "penstock" and native != "none":
-        return f"{engine} reads no weights that come quantised, and these do ({native})"
+        return f"{engine} reads no weights that come quantised, but in fp8, and these do ({native})"
     if native != "none" and scheme.partition("-")[0] != native.partition("-")[0]:
         return f"these weights come in {native}"
     if plain not in _AT_LOAD and (needed := missing(engine, scheme, native)) is not None:
         return f"{engine} does not quantise so at load; it takes {needed}, and these weights are none"
     return None
+
+
+def _restores(native: str) -> bool:
+    """Whether our engine reads weights that come so: as 16 bits, which it may quantise at load."""
+    return native.partition("-")[0] == "fp8"
 
 
 def _offered(engine: str) -> list[str]:
@@ -170,6 +177,8 @@ def missing(engine: str, scheme: str, native: str) -> str | None:
 
 def why_not(engine: str, scheme: str, native: str, device: Device) -> str | None:
     """Why an engine cannot serve a scheme on a device; None if it can."""
+    if engine == "penstock" and _restores(native):
+        return f"it restores weights that come in {native} to 16 bits, which is not planned for"
     if engine == "penstock" and native != "none":
         return f"it reads no weights that come quantised ({native})"
     found = served(engine, scheme)

@@ -132,7 +132,13 @@ def room(
         device="cpu" if cpu else "cuda",
     )
     if engine == "penstock" and not cpu:
-        runtime += graphs_bytes(Shard.of(facts, tp), decode_sizes(max_num_seqs), machine.width)
+        runtime += graphs_bytes(
+            Shard.of(facts, tp),
+            decode_sizes(max_num_seqs),
+            machine.width,
+            max_model_len=max_model_len,
+            block_size=BLOCK,
+        )
     limit = int(device.memory * utilization)
     per_token = facts.kv_bytes_per_token(machine.kv_width, tp)
     return Room(

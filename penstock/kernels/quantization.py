@@ -104,6 +104,43 @@ def quantize_fp8(rows: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     return (wide / scales[:, None]).to(FP8), scales
 
 
+def restore_fp8(
+    values: torch.Tensor, scales: torch.Tensor, block: tuple[int, int] | None, dtype: torch.dtype
+) -> torch.Tensor:
+    """The weight [N, K] of a checkpoint that stores it in fp8: value times scale in float32, rounded once.
+
+    Args:
+        values: float8_e4m3fn [N, K].
+        scales: one number, [N] or [N, 1]; or with blocks [ceil(N / rows), ceil(K / columns)].
+        block: (rows, columns) that share a scale.
+
+    Raises:
+        ValueError: scales of another shape.
+    """
+    rows, depth = values.shape
+    blocks = None if block is None else (-(-rows // block[0]), -(-depth // block[1]))
+    scales = scales.float()
+    if block is not None and scales.shape == blocks:
+        columns = scales.repeat_interleave(block[1], 1)[:, :depth]
+        number = torch.arange(rows, device=values.device) // block[0]
+    elif scales.numel() == 1 or scales.shape in ((rows,), (rows, 1)):
+        columns = scales.reshape(-1, 1).expand(rows, 1)
+        number = torch.arange(rows, device=values.device)
+    else:
+        also = f", or {list(blocks)}" if blocks else ""
+        raise ValueError(f"scales of shape {list(scales.shape)}; need [], [{rows}] or [{rows}, 1]{also}")
+    out = torch.empty((rows, depth), dtype=dtype, device=values.device)
+    step = max(1, _CHUNK // max(1, depth))
+    for first in range(0, rows, step):
+        some = slice(first, first + step)
+        out[some] = values[some].float().mul_(columns[number[some]])
+    return out
+
+
+_CHUNK = 1 << 24
+"""Elements that are restored at a time: the temporary memory is some 8 bytes for each."""
+
+
 def _quantize_int8(weight: torch.Tensor) -> Quantized:
     scales = weight.abs().amax(1) / 127.0
     scales[scales == 0] = 1.0

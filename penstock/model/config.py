@@ -18,6 +18,7 @@ from . import encoders
 from .decoders import DECODERS
 from .model_config import DTYPES, Head, ModelConfig
 from .reader import Reader
+from .stored_fp8 import stored_fp8
 
 #: Families of encoders → whether positions begin behind the padding token's id.
 _ENCODERS: Mapping[str, bool] = {"Bert": False, "Roberta": True, "XLMRoberta": True}
@@ -76,7 +77,7 @@ def load_config(directory: Path, overrides: Mapping[str, Any] | None = None) -> 
     overrides: values in place of those in the file (--hf-overrides).
 
     Raises ModelLoadError, naming file and key, for a missing or malformed file, an architecture or rope type
-    that is not supported, and quantised checkpoints.
+    that is not supported, and checkpoints that are quantised otherwise than to fp8.
     """
     path = directory / "config.json"
     raw = {**read_json(path), **(overrides or {})}
@@ -88,21 +89,22 @@ def load_config(directory: Path, overrides: Mapping[str, Any] | None = None) -> 
     if known is None:
         text = ", ".join(map(shown, names[:3]))
         raise ModelLoadError(f"{shown(path)}: architecture {text} is not supported.", advice=advice)
-    if raw.get("quantization_config") is not None:
-        quantization = raw["quantization_config"]
-        method = quantization.get("quant_method") if isinstance(quantization, dict) else quantization
-        raise ModelLoadError(
-            f"{shown(path)}: quantization_config: quantised checkpoints (here {shown(method)}) are not "
-            "supported.",
-            advice=f"Use the original checkpoint, in one of {', '.join(DTYPES)}.",
-        )
+    fp8 = None
+    if (given := raw.get("quantization_config")) is not None:
+        try:
+            fp8 = stored_fp8(given)
+        except ValueError as error:
+            raise ModelLoadError(
+                f"{shown(path)}: quantization_config: {error}.",
+                advice=f"Use the original checkpoint, in one of {', '.join(DTYPES)}.",
+            ) from None
     family, head = _known(known) or ("", "generate")
     reader = Reader(path, raw, known)
     if family in _ENCODERS:
         made = encoders.roberta(reader) if _ENCODERS[family] else encoders.bert(reader)
     else:
         made = DECODERS[f"{family}ForCausalLM"][2](reader)
-    return replace(made, head=head)
+    return replace(made, head=head, fp8=fp8)
 
 
 def _summary() -> str:

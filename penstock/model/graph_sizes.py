@@ -9,8 +9,8 @@ from collections.abc import Sequence
 MOST_ROWS = 512
 #: Graphs that are captured before the engine is ready: of what a server sees first, and is in a hurry for.
 READY_ROWS = 16
-#: Bytes of one graph beside its tensors: the driver's record of a thousand calls, attention's own buffers. An
-#: assumption, to be measured; vLLM's take about as much each.
+#: Bytes of one graph beside its tensors: the driver's record of a thousand calls, attention's map of tasks.
+#: An assumption, to be measured; vLLM's take about as much each.
 BYTES_EACH = 16 << 20
 
 
@@ -40,16 +40,18 @@ def ready_sizes(sizes: Sequence[int]) -> tuple[int, ...]:
     return tuple(size for size in sizes if size <= READY_ROWS)
 
 
-def graph_bytes(sizes: Sequence[int], row_bytes: int) -> int:
+def graph_bytes(sizes: Sequence[int], row_bytes: int, own_bytes: int) -> int:
     """Upper bound of what graphs of these sizes take.
 
     They share one pool of memory, and are captured from the largest down: a smaller one finds room in what
-    the larger one has left. But those that are wanted at once come before the largest of all.
+    the larger one has left. But those that are wanted at once come before the largest of all; and what a
+    graph gives out, and what is filled in for it before a replay, stays its own.
 
     Args:
-        row_bytes: activations and logits of one decoding request.
+        row_bytes: activations of one decoding request.
+        own_bytes: its logits and block table.
     """
     if not sizes:
         return 0
     rows = max(sizes) + max(ready_sizes(sizes), default=0)
-    return rows * row_bytes + len(sizes) * BYTES_EACH
+    return rows * row_bytes + sum(sizes) * own_bytes + len(sizes) * BYTES_EACH

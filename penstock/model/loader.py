@@ -44,7 +44,7 @@ def load_model(
         ModelLoadError: naming the file and the tensor, when weights are missing, left over, of another shape
             than the configuration says, truncated or corrupt.
     """
-    model = _build(config, _weights(path, operations, load_format, quantization, progress))
+    model = _build(config, _weights(path, config, operations, load_format, quantization, progress))
     assert isinstance(model, CausalLM)  # the caller asks no encoder to generate
     return model
 
@@ -66,7 +66,7 @@ def load_pooling_model(
         plan: how it pools; see penstock.model.pooling.
         token_ids: of the plan's tokens.
     """
-    weights = _weights(path, operations, load_format, quantization, progress)
+    weights = _weights(path, config, operations, load_format, quantization, progress)
     weights.headless = True
     made: list[Pooler] = []
     model = _build(config, weights, lambda: made.append(Pooler(plan, config, weights, path, token_ids)))
@@ -75,6 +75,7 @@ def load_pooling_model(
 
 def _weights(
     path: Path,
+    config: ModelConfig,
     operations: Operations,
     load_format: LoadFormat,
     quantization: str | None,
@@ -84,7 +85,7 @@ def _weights(
     if load_format == "dummy":
         weights = DummyWeights(operations, quantization)
     elif load_format in ("auto", "safetensors"):
-        weights = SafetensorsWeights(path, operations, progress, quantization)
+        weights = SafetensorsWeights(path, operations, progress, quantization, config.fp8)
     else:
         raise StartupError(
             f"Unknown load format {load_format!r}.",

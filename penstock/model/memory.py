@@ -194,10 +194,13 @@ def encoder_bytes(config: Sizes, *, tokens: int, width: int) -> int:
     return tokens * (width * (8 * hidden + 2 * middle) + 4 * 2 * hidden)
 
 
-def graphs_bytes(config: Sizes, rows: Sequence[int], dtype_bytes: int) -> int:
+def graphs_bytes(
+    config: Sizes, rows: Sequence[int], dtype_bytes: int, *, max_model_len: int, block_size: int
+) -> int:
     """Upper bound of what the graphs of steps with so many decoding requests keep for themselves."""
-    each = _token_bytes(config, dtype_bytes) + config.vocab_size * dtype_bytes
-    return graph_bytes(rows, each)
+    table = 4 * math.ceil(max_model_len / block_size)
+    own = config.vocab_size * dtype_bytes + table
+    return graph_bytes(rows, _token_bytes(config, dtype_bytes), own)
 
 
 def _token_bytes(config: Sizes, dtype_bytes: int) -> int:
@@ -256,7 +259,7 @@ def plan_memory(
         )
     per_token = kv_bytes_per_token(config, dtype_bytes)
     block_bytes = per_token * block_size
-    graphs = graphs_bytes(config, graph_rows, dtype_bytes)
+    graphs = graphs_bytes(config, graph_rows, dtype_bytes, max_model_len=wanted, block_size=block_size)
     offload = offload_bytes // block_bytes * block_bytes
     if offload_bytes and not offload:
         raise MemoryBudgetError(

@@ -31,6 +31,14 @@ class RopeConfig:
 
 
 @dataclass(frozen=True, slots=True)
+class StoredFp8:
+    """The checkpoint's linear layers are in float8_e4m3fn, with scales; see penstock.model.stored_fp8."""
+
+    block: tuple[int, int] | None = None
+    """Outputs and inputs that share a scale; None where all of a layer do, or those of one output."""
+
+
+@dataclass(frozen=True, slots=True)
 class ModelConfig:
     """A decoder-only language model or an encoder, whatever its architecture calls things."""
 
@@ -70,6 +78,8 @@ class ModelConfig:
     """Whether a position sees only those before it; an encoder's sees all, and keeps no keys and values."""
     position_offset: int = 0
     """Of learnt positions, the row of the first one."""
+    fp8: StoredFp8 | None = None
+    """How weights are stored where they are not in one of DTYPES."""
 
     @property
     def context_length(self) -> int:

@@ -24,11 +24,13 @@ from safetensors import SafetensorError, safe_open
 from penstock.core.errors import ModelLoadError
 from penstock.files import shown
 from penstock.kernels.operations import Operations
+from penstock.kernels.quantization import FP8, restore_fp8
 
 from .checkpoint import find_safetensors
 from .layers import Embedding, LayerNorm, Linear, RMSNorm
-from .model_config import ModelConfig
+from .model_config import ModelConfig, StoredFp8
 from .staging import Staging
+from .stored_fp8 import SCALES, UNUSED
 
 #: Tensors of old checkpoints that are computed, not learnt.
 _COMPUTED = re.compile(r"rotary_emb\.inv_freq$|\.attention\.(masked_)?bias$|embeddings\.position_ids$")
@@ -97,8 +99,8 @@ class Weights(ABC):
         return tensor
 
     def _sent(self, tensor: torch.Tensor) -> torch.Tensor:
-        """The tensor on the device; on a CPU it is there."""
-        if self.device.type == "cpu":
+        """The tensor on the device; on a CPU it is there, and so is what was restored on a GPU."""
+        if tensor.device.type == self.device.type:
             return tensor
         staging: Staging | None = getattr(self._local, "staging", None)
         if staging is None:
@@ -274,12 +276,15 @@ class SafetensorsWeights(Weights):
         operations: Operations,
         progress: Callable[[int, int], None] | None = None,
         scheme: str | None = None,
+        fp8: StoredFp8 | None = None,
     ) -> None:
         """Open all files. Raises ModelLoadError for missing, truncated or corrupt files, and what is none.
 
-        progress is called with (bytes done, bytes in all) after each tensor, by one thread at a time.
+        progress: called with (bytes done, bytes in all) after each tensor, by one thread at a time.
+        fp8: how weights are stored that are in it.
         """
         super().__init__(operations, scheme)
+        self._fp8 = fp8
         self._progress = progress
         self._stack = ExitStack()
         self._files: dict[Path, Any] = {}
@@ -332,10 +337,24 @@ class SafetensorsWeights(Weights):
 
     def _read(self, name: str, shape: tuple[int, ...]) -> torch.Tensor:
         name = self._spelt(name)
+        tensor = self._opened(name, f" of shape {list(shape)}")
+        if tensor.shape != shape:
+            raise ModelLoadError(
+                f"{self._where[name]}: tensor {name!r} has shape {list(tensor.shape)}, "
+                f"but config.json calls for {list(shape)}.",
+            )
+        if tensor.dtype == FP8 and self._fp8 is not None and tensor.ndim == 2:
+            return self._restored(name, tensor, self._fp8.block)
+        if tensor.dtype not in _DTYPES:
+            raise self._unsupported(name, tensor)
+        return tensor
+
+    def _opened(self, name: str, what: str = "") -> torch.Tensor:
+        """A tensor of these files by its name there; what: said of one that is missing."""
         file = self._where.get(name)
         if file is None:
             raise ModelLoadError(
-                f"{self.index}: tensor {name!r} of shape {list(shape)} is missing.",
+                f"{self.index}: tensor {name!r}{what} is missing.",
                 advice="The checkpoint is incomplete, or config.json belongs to another one.",
             )
         try:
@@ -345,23 +364,32 @@ class SafetensorsWeights(Weights):
                 f"{shown(file)}: tensor {name!r} cannot be read: {shown(str(error))}.",
                 advice="Download it again.",
             ) from error
-        if tensor.shape != shape:
-            raise ModelLoadError(
-                f"{file}: tensor {name!r} has shape {list(tensor.shape)}, "
-                f"but config.json calls for {list(shape)}.",
-            )
-        if tensor.dtype not in _DTYPES:
-            raise ModelLoadError(
-                f"{file}: tensor {name!r} has dtype {str(tensor.dtype).removeprefix('torch.')}, "
-                "which is not supported.",
-                advice="Supported: float32, float16, bfloat16.",
-            )
         with self._lock:
             self._asked.add(name)
             self._done += tensor.nbytes
             if self._progress is not None:
                 self._progress(self._done, self._total)
         return tensor
+
+    def _restored(self, name: str, values: torch.Tensor, block: tuple[int, int] | None) -> torch.Tensor:
+        """A weight that is stored in fp8, on the device: there it is restored fastest, and half as long on
+        its way."""
+        names = [name.removesuffix("weight") + scale for scale in SCALES]
+        found = next((each for each in names if each in self._where), names[-1])
+        scales = self._opened(found, f", the scale of {name!r},")
+        if scales.dtype not in _DTYPES:
+            raise self._unsupported(found, scales)
+        try:
+            return restore_fp8(self._sent(values), self._sent(scales), block, self.dtype)
+        except ValueError as error:
+            raise ModelLoadError(f"{self._where[found]}: tensor {found!r}: {error}.") from None
+
+    def _unsupported(self, name: str, tensor: torch.Tensor) -> ModelLoadError:
+        return ModelLoadError(
+            f"{self._where[name]}: tensor {name!r} has dtype {str(tensor.dtype).removeprefix('torch.')}, "
+            "which is not supported.",
+            advice="Supported: float32, float16, bfloat16.",
+        )
 
     def finish(self, tied: bool) -> None:
         """Refuse tensors that nothing asked for, and close the files."""
@@ -372,6 +400,7 @@ class SafetensorsWeights(Weights):
             if name not in self._asked | ignored
             and not _COMPUTED.search(name)
             and not (self.headless and _HEADS.search(name))
+            and not (self._fp8 is not None and UNUSED.search(name))
         ]
         self.close()
         if extra:

@@ -110,9 +110,15 @@ class Runtime:
 
     def __init__(self) -> None:
         self.registered: set[int] = set()
+        self.refuses = False
+        self.error: str | None = None
+        """What a call that was refused leaves behind, for the next kernel."""
 
     def cudaHostRegister(self, pointer: int, size: int, flags: int) -> int:
         assert size > 0
+        if self.refuses:
+            self.error = "CUDA error: out of memory"
+            return 2
         self.registered.add(pointer)
         return 0
 
@@ -128,6 +134,8 @@ class Played:
     runtime: Runtime = field(default_factory=Runtime)
     graphs: list[Graph] = field(default_factory=list)
     pinned: int = 0
+    current: Stream = field(default_factory=Stream)
+    """The stream that work is queued on."""
 
 
 def play_cuda(monkeypatch: pytest.MonkeyPatch) -> Played:
@@ -137,30 +145,52 @@ def play_cuda(monkeypatch: pytest.MonkeyPatch) -> Played:
     @contextmanager
     def graph(into: Graph, pool: object = None, stream: Stream | None = None) -> Iterator[None]:
         assert pool is not None, "graphs that run one after the other share their memory"
+        assert stream is not None
         played.graphs.append(into)
         _recording.append(into)
+        before, played.current = played.current, stream
         try:
             with _Recorder(into):
                 yield
+        except RuntimeError as error:
+            if "stream is capturing" in str(error):  # then the capture cannot be ended, nor the stream left
+                ended = torch.AcceleratorError(
+                    "CUDA error: operation failed due to a previous error during capture\nCUDA kernel …"
+                )
+                ended.error_code = 901  # type: ignore[attr-defined]
+                raise ended  # noqa: B904
+            played.current = before
+            raise
         finally:
             _recording.pop()
+        played.current = before
 
     @contextmanager
-    def stream(current: Stream) -> Iterator[None]:
+    def stream(chosen: Stream) -> Iterator[None]:
+        before, played.current = played.current, chosen
         yield
+        played.current = before
+
+    def set_stream(chosen: Stream) -> None:
+        played.current = chosen
 
     def pin(tensor: torch.Tensor) -> torch.Tensor:
         assert not _recording, "memory is pinned while a graph records"
         played.pinned += 1
         return tensor.clone()
 
-    empty = torch.empty
+    empty, ones = torch.empty, torch.ones
+
+    def launched(*size: Any, **more: Any) -> torch.Tensor:
+        error, played.runtime.error = played.runtime.error, None
+        if error is not None:
+            raise torch.AcceleratorError(error)
+        return ones(*size, **more)
 
     def empty_pinned(*size: Any, pin_memory: bool = False, **more: Any) -> torch.Tensor:
         played.pinned += pin_memory
         return empty(*size, **more)
 
-    current = Stream()
     for name, value in {
         "Event": Event,
         "Stream": Stream,
@@ -168,13 +198,15 @@ def play_cuda(monkeypatch: pytest.MonkeyPatch) -> Played:
         "graph": graph,
         "stream": stream,
         "graph_pool_handle": lambda: (0, 1),
-        "current_stream": lambda device=None: current,
+        "current_stream": lambda device=None: played.current,
+        "set_stream": set_stream,
         "synchronize": lambda device=None: None,
         "cudart": lambda: played.runtime,
     }.items():
         monkeypatch.setattr(torch.cuda, name, value)
     monkeypatch.setattr(torch.Tensor, "pin_memory", pin)
     monkeypatch.setattr(torch, "empty", empty_pinned)
+    monkeypatch.setattr(torch, "ones", launched)
     _record_kernels(monkeypatch)
     return played
 

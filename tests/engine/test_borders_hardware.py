@@ -143,6 +143,9 @@ def test_a_device_is_what_was_asked_for_or_what_there_is(monkeypatch: pytest.Mon
         choose_device("cuda")
     assert caught.value.param == "--device"
     assert "use --device cpu" in caught.value.advice
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "7")
+    with pytest.raises(StartupError, match="torch sees no CUDA device: CUDA_VISIBLE_DEVICES is '7'"):
+        choose_device("cuda")
 
 
 def test_a_machine_in_one_line() -> None:

@@ -22,6 +22,7 @@ from penstock.core.simulated import SimulatedExecutor, echo
 from penstock.engine import build
 from penstock.engine.build import Engine, build_engine
 from penstock.engine.config import EngineConfig
+from penstock.engine.executor.stream import HostStream
 from penstock.engine.messages import Add
 from penstock.engine.preview import preview
 from penstock.model.together import share
@@ -123,6 +124,28 @@ def test_a_prompt_without_numbers_fails_alone(engine: Engine, monkeypatch: pytes
     failure = events["r:1"].failure
     assert failure is not None
     assert "not finite" in failure.cause
+
+
+def test_a_step_is_billed_by_the_devices_clock(engine: Engine) -> None:
+    class Stream(HostStream):
+        """A mark every two seconds, whatever the host's clock says."""
+
+        def __init__(self) -> None:
+            self.marks: list[float] = []
+            self.waited: list[float] = []
+
+        def mark(self) -> float:
+            self.marks.append(2.0 * len(self.marks))
+            return self.marks[-1]
+
+        def wait(self, mark: float) -> None:
+            self.waited.append(mark)
+
+    stream = engine.loop.executor._stream = Stream()  # type: ignore[attr-defined]
+    events = run(engine)
+    steps = len(stream.marks) // 2
+    assert stream.waited == stream.marks[1::2]
+    assert sum(event.device_seconds for event in events.values()) == pytest.approx(2.0 * steps)
 
 
 def test_memory_is_reckoned_without_a_cache(tmp_path: Path) -> None:

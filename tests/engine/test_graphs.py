@@ -209,7 +209,7 @@ def test_sizes_are_few_and_never_over_what_is_asked_for(
     elif largest:
         assert sizes[-1] == largest
         assert len(sizes) <= 20
-        assert 0 < graph_bytes(sizes[:-1], 1000) < graph_bytes(sizes, 1000) or len(sizes) == 1
+        assert 0 < graph_bytes(sizes[:-1], 1000, 9) < graph_bytes(sizes, 1000, 9) or len(sizes) == 1
         # padding is at most as much as the step itself
         assert all(size <= 2 * (below + 1) for below, size in zip((0, *sizes), sizes, strict=False))
 

@@ -84,6 +84,9 @@ def test_what_vllm_reads_from_weights_and_makes_at_load() -> None:
     """MXFP4: gpt-oss comes so, and 0.32 makes it of 16-bit weights."""
     assert schemes.told("vllm", "mxfp4", "mxfp4") is None
     assert schemes.told("vllm", "mxfp4", "none") == "mxfp4"
+    assert schemes.unserved("penstock", "fp8", "fp8-block", H100) is None, "restored, and rounded anew"
+    assert "but in fp8" in str(schemes.unserved("penstock", "fp8", "awq", H100))
+    assert "to 16 bits" in str(schemes.why_not("penstock", "fp8-block", "fp8-block", H100))
     assert schemes.unserved("vllm", "mxfp4", "none", H100) is None
     assert "vllm-bnb-plugin" in str(schemes.unserved("vllm", "bitsandbytes", "none", H100))
     assert schemes.told("vllm", "bitsandbytes", "none") == "bitsandbytes"  # of an image that has it

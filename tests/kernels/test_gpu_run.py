@@ -40,6 +40,7 @@ def test_the_whole_script_on_a_cpu(tmp_path: Path) -> None:
         assert row["tokens_per_second"] > 0
         assert 0 <= row["host_ms"] <= row["step_ms"] + row["device_ms"]
         assert row["bandwidth_share"] > 0
+        assert row["host_busy_ms"] > 0, "a processor that computes when it is called never waits"
     assert made["prefill"][0]["flop_share"] > 0
     assert result["left_out"] == []
     assert "share of the copy rate" in said.stdout

@@ -76,6 +76,14 @@ def test_the_image_is_small_and_nobody_in_it_is_root(dockerfile: str) -> None:
     assert re.fullmatch(r"python:\d+\.\d+\.\d+-slim-\w+(@sha256:[0-9a-f]{64})?", base[1])
 
 
+@pytest.mark.parametrize("path", FILES, ids=lambda path: path.suffix[1:])
+def test_tritons_kernels_can_be_started_where_there_are_gpus(path: Path) -> None:
+    """Triton compiles their launcher from C when it is first used; gcc only recommends the headers."""
+    *_, last = stages(path.read_text())
+    installed = {word for line in last if "apt-get install" in line for word in line.split()}
+    assert ({"gcc", "libc6-dev"} <= installed) is (path.suffix == ".cuda")
+
+
 def test_what_is_copied_is_there(dockerfile: str) -> None:
     copied = [
         source

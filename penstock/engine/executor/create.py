@@ -72,6 +72,26 @@ def create_graphs(
     )
 
 
+def warm_prompts(device: torch.device, most_tokens: int, max_model_len: int) -> tuple[int, ...]:
+    """Tokens of prompts that start every kernel which a GPU may need, beside the usual probe: they are
+    compiled, or brought to the device, when they are first started, and no request is to wait for that.
+
+    Products with quantised weights have a tile for up to 16, 32 and 64 rows, and for more; a context of
+    over two parts of attention's (256 positions) is merged.
+    """
+    if device.type != "cuda":
+        return ()
+    return tuple(sorted({min(size, most_tokens, max_model_len - 1) for size in (17, 33, 600)} - {0}))
+
+
+def warm_head(model: CausalLM, most_rows: int) -> None:
+    """The same for the output layer, which computes one row for each request."""
+    if model.device.type == "cuda":
+        for rows in (17, 33, 65):
+            hidden = (min(rows, most_rows), model.config.hidden_size)
+            model.logits(torch.zeros(hidden, dtype=model.dtype, device=model.device))
+
+
 def warm_sampler(model: CausalLM) -> None:
     """Draw once in each way, where the device does it by itself: its kernels are compiled when they are first
     started, which is not to be in the first request with a top_p."""

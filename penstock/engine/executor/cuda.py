@@ -73,7 +73,10 @@ class CudaCapture:
         self._stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
 
     def __call__(self, work: Callable[[], torch.Tensor]) -> CudaGraph:
-        """See graphs.Capture. The first call finds kernels and workspaces, which cannot be recorded."""
+        """See graphs.Capture. The first call finds kernels and workspaces, which cannot be recorded.
+
+        Raises what the work raises, or the end of the capture that it has broken.
+        """
         current = torch.cuda.current_stream(self._device)
         self._stream.wait_stream(current)
         with torch.cuda.stream(self._stream):
@@ -81,18 +84,25 @@ class CudaCapture:
         current.wait_stream(self._stream)
         torch.cuda.synchronize(self._device)
         graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph, pool=self._pool, stream=self._stream):
-            output = work()
+        try:
+            with torch.cuda.graph(graph, pool=self._pool, stream=self._stream):
+                output = work()
+        finally:
+            torch.cuda.set_stream(current)  # a capture that cannot be ended leaves its own
         return CudaGraph(graph, output)
 
 
-def pin(tensor: torch.Tensor) -> bool:
-    """Let GPUs copy to and from a host's tensor by themselves, until `unpin`; False if the driver refuses."""
+def pin(tensor: torch.Tensor, device: torch.device) -> bool:
+    """Let a GPU copy to and from a host's tensor by itself, until `unpin`; False if the driver refuses."""
     try:
         cuda = torch.cuda.cudart()  # type: ignore[no-untyped-call]
-        return int(cuda.cudaHostRegister(tensor.data_ptr(), tensor.nbytes, 0)) == 0
+        if int(cuda.cudaHostRegister(tensor.data_ptr(), tensor.nbytes, 0)) == 0:
+            return True
+        # CUDA remembers the refusal, and the next kernel, whoever's it is, would be said to have failed of it
+        torch.ones(1, device=device)
     except RuntimeError:  # also AcceleratorError: no memory that may be pinned
-        return False
+        pass
+    return False
 
 
 def unpin(tensor: torch.Tensor) -> None:

@@ -9,7 +9,6 @@ memory is computed in parts, down to single prompts.
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -34,6 +33,7 @@ from penstock.model.pooler import Pooler
 from .faults import computed
 from .memory_limits import StepLimits
 from .recovery import Recovery
+from .stream import HostStream, Stream
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,7 +54,7 @@ class EncoderExecutor:
         seats: most requests in a step.
         max_model_len: longest prompt.
         prior: what steps cost, roughly.
-        clock, progress: as TorchExecutor's.
+        clock, progress, stream: as TorchExecutor's.
     """
 
     def __init__(
@@ -69,6 +69,7 @@ class EncoderExecutor:
         prior: Coefficients,
         clock: Clock | None = None,
         progress: Callable[[Items], None] | None = None,
+        stream: Stream | None = None,
     ) -> None:
         self._model = model
         self._pooler = pooler
@@ -81,6 +82,7 @@ class EncoderExecutor:
             prior=prior,
             features=frozenset({"pooling"}),
         )
+        self._stream = stream or HostStream()
         self._kept: dict[str, _Kept] = {}
         self._failures = Failures()
         self.recovery = Recovery(self._compute, clock or MonotonicClock(), self.probe, progress)
@@ -99,9 +101,12 @@ class EncoderExecutor:
             spec = admission.spec
             assert spec.pooling is not None  # the scheduler admits nothing else here
             self._kept[admission.request] = _Kept(admission.prompt, spec.pooling)
-        started = time.perf_counter()
+        stream = self._stream
+        begin = stream.mark()
         outcomes, whole = self._failures.run(plan.items, partial(self.recovery.run, plan.step))
-        seconds = time.perf_counter() - started
+        end = stream.mark()
+        stream.wait(end)
+        seconds = stream.seconds(begin, end)
         return Ticket(plan.step, StepResult(plan.step, seconds, outcomes, regular=whole))
 
     def collect(self, ticket: Ticket) -> StepResult:

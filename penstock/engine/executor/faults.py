@@ -21,8 +21,9 @@ _OUT_OF_MEMORY = ("can't allocate memory", "out of memory", "bad_alloc", "_ALLOC
 _ONEDNN_OUT_OF_MEMORY = ("could not create a primitive", "could not create a memory object")
 
 #: CUDA's errors that say no to one call and leave the device as it was (CUDA Runtime API, cudaError_t):
-#: invalid value, invalid configuration, invalid device function, no kernel image, launch out of resources.
-_OF_ONE_CALL = frozenset({1, 9, 98, 209, 701})
+#: invalid value, invalid configuration, invalid device function, no kernel image, launch out of resources,
+#: not supported; and from 900 on, what a stream that is being captured does not take.
+_OF_ONE_CALL = frozenset({1, 9, 98, 209, 701, 801, *range(900, 909)})
 #: The same where there is no code to look at.
 _OF_ONE_CALL_WORDS = (
     "invalid argument",
@@ -30,6 +31,10 @@ _OF_ONE_CALL_WORDS = (
     "invalid device function",
     "no kernel image",
     "too many resources requested",
+    "operation not supported",
+    "captur",
+    "CUBLAS_STATUS_NOT_SUPPORTED",
+    "CUBLAS_STATUS_INVALID_VALUE",
 )
 
 
@@ -58,7 +63,8 @@ def is_lost(error: BaseException) -> bool:
             return code not in _OF_ONE_CALL
     elif "CUDA error:" not in text and "HIP error:" not in text:
         return False
-    return not any(words in text for words in _OF_ONE_CALL_WORDS)
+    first = text.partition("\n")[0]  # torch's advice follows
+    return not any(words in first for words in _OF_ONE_CALL_WORDS)
 
 
 def lost(error: BaseException) -> DeviceLost:

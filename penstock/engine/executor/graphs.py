@@ -141,7 +141,7 @@ class DecodeGraphs:
             logger.warning(
                 "no graph of %d decoding requests: %s; steps of more than %s are computed call by call",
                 size,
-                cause(error).splitlines()[0],
+                cause(_first(error)).splitlines()[0],
                 max(self._sizes, default=0),
             )
             return False
@@ -198,6 +198,14 @@ class DecodeGraphs:
             return model.logits(model.forward(ids, positions, step, cache))
 
         return _Graph(step, self._capture(work))
+
+
+def _first(error: Exception) -> Exception:
+    """What has broken a capture, of which its end says only that something has."""
+    before = error.__context__
+    return (
+        before if "previous error during capture" in str(error) and isinstance(before, Exception) else error
+    )
 
 
 def blocks_of(max_model_len: int, block_size: int) -> int:

@@ -9,6 +9,7 @@ that are next to each other are copied at once.
 
 from __future__ import annotations
 
+import contextlib
 import logging
 from collections.abc import Iterator, Sequence
 
@@ -44,7 +45,8 @@ class HostCache:
             for layer in cache.layers
         ]
         # not by torch's allocator of pinned memory: that takes powers of two, up to twice what was planned
-        self._pinned = [part for layer in self._layers for part in layer if pinned and pin(part)]
+        device = cache.layers[0][0].device
+        self._pinned = [part for layer in self._layers for part in layer if pinned and pin(part, device)]
         if pinned and len(self._pinned) < 2 * len(self._layers):
             logger.warning(
                 "the host's memory for preempted requests could not be pinned: the host waits for copies"
@@ -88,7 +90,10 @@ class HostCache:
             yield from zip(kept, layer, strict=True)
 
     def close(self) -> None:
-        """Free the memory."""
+        """Free the memory, when the device is done with it."""
+        if self._pinned:
+            with contextlib.suppress(RuntimeError):  # one that is lost copies nothing any more
+                self._stream.wait(self._stream.mark())
         for part in self._pinned:
             unpin(part)
         self._pinned.clear()

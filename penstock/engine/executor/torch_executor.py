@@ -296,15 +296,18 @@ class TorchExecutor:
             return None
         return next((kept.state for kept in self._kept.values() if kept.spec is spec), None)
 
-    def probe(self) -> None:
+    def probe(self, tokens: int = 8) -> None:
         """One step of a prompt and one of decode (of a model that pools, one prompt), in the block that no
         plan has.
+
+        tokens: of the prompt. Of those that do not fit into the block, some lie in the place of others: what
+        is computed means nothing then, but is computed.
 
         Raises whatever the device raises, or RequestFailed where the model computes no numbers: a broken one
         is told from a request that it cannot compute.
         """
         capacity = self.capacity()
-        count = min(8, max(1, capacity.block_size - 1))
+        count = tokens if tokens > 8 else min(tokens, max(1, capacity.block_size - 1))
         ids = tuple(index % capacity.vocab_size for index in range(count))
         spec = RequestSpec(id=_PROBE, prompts=(Prompt(ids, 2),), sampling=Sampling(temperature=0.0))
         steps: Items = (PlanItem(_PROBE, 0, 0, count, samples=1), PlanItem(_PROBE, 0, count, 1, samples=1))
@@ -313,7 +316,7 @@ class TorchExecutor:
             spec = RequestSpec(id=_PROBE, prompts=(Prompt(ids, 0),), pooling=pooling)
             steps = (PlanItem(_PROBE, 0, 0, count, pools=True),)
         self._kept[_PROBE] = kept = keep(Admission(_PROBE, 0, spec, 0))
-        kept.blocks.extend((capacity.num_blocks,) * 2)
+        kept.blocks.extend((capacity.num_blocks,) * (count // capacity.block_size + 1))
         try:
             for item in steps:
                 (outcome,) = self._compute((item,))

@@ -11,6 +11,7 @@ from typing import TypeVar
 import torch
 
 from penstock.core.errors import DeviceLost, DeviceOutOfMemory, cause
+from penstock.kernels.launches import OF_THE_KERNEL, TRITON_ERROR
 
 A = TypeVar("A")
 R = TypeVar("R")
@@ -26,11 +27,8 @@ _ONEDNN_OUT_OF_MEMORY = ("could not create a primitive", "could not create a mem
 _OF_ONE_CALL = frozenset({1, 9, 98, 209, 701, 801, *range(900, 909)})
 #: The same where there is no code to look at.
 _OF_ONE_CALL_WORDS = (
-    "invalid argument",
+    *OF_THE_KERNEL,
     "invalid configuration",
-    "invalid device function",
-    "no kernel image",
-    "too many resources requested",
     "operation not supported",
     "captur",
     "CUBLAS_STATUS_NOT_SUPPORTED",
@@ -61,7 +59,7 @@ def is_lost(error: BaseException) -> bool:
         code = getattr(error, "error_code", None)
         if code is not None:
             return code not in _OF_ONE_CALL
-    elif "CUDA error:" not in text and "HIP error:" not in text:
+    elif not any(begin in text for begin in ("CUDA error:", "HIP error:", TRITON_ERROR)):
         return False
     first = text.partition("\n")[0]  # torch's advice follows
     return not any(words in first for words in _OF_ONE_CALL_WORDS)

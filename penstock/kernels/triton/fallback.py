@@ -15,6 +15,7 @@ from torch import Tensor
 
 from penstock.core.errors import cause
 from penstock.kernels.attention import AttentionBackend, AttentionStep, ReservedStep, StepLayout
+from penstock.kernels.launches import OF_THE_KERNEL, TRITON_ERROR
 
 from .attention import TritonAttention, TritonStep
 
@@ -60,8 +61,13 @@ def is_compile_failure(error: Exception) -> bool:
     """
     if isinstance(error, (torch.OutOfMemoryError, MemoryError)):
         return False
-    if isinstance(error, RuntimeError) and "CUDA error" in str(error):
+    text = str(error)
+    if isinstance(error, RuntimeError) and "CUDA error" in text:
         return False
+    if isinstance(error, RuntimeError) and TRITON_ERROR in text:
+        return any(words in text for words in OF_THE_KERNEL)
+    if isinstance(error, AssertionError):
+        return "libcuda" in text  # the driver's library is not where Triton looks for it
     modules = {kind.__module__.split(".")[0] for kind in type(error).__mro__}
     # Triton's own errors; a RuntimeError of its passes, or of a C compiler that is missing; one that failed
     return (

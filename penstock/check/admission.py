@@ -55,13 +55,6 @@ TMP = Rule(
     "It writes caches and sockets there, and ends at its start: Read-only file system.",
     "Mount an emptyDir at /tmp.",
 )
-TLS = Rule(
-    "entry-tls",
-    Severity.WARNING,
-    "an Ingress whose TLS is not for the hosts that it serves",
-    "Clients get the controller's own certificate, and refuse it; or keys and prompts go in plain text.",
-    "Write the same host under spec.tls[].hosts and spec.rules[].host.",
-)
 TRIGGER = Rule(
     "scaler-trigger",
     Severity.ERROR,
@@ -69,7 +62,7 @@ TRIGGER = Rule(
     "The ScaledObject is not ready (ScaledObjectCheckFailed), and nothing is ever scaled.",
     "type: prometheus wants serverAddress, query and threshold under metadata.",
 )
-RULES = (REFUSED, TWICE, IMAGE, DEADLINE, TMP, TLS, TRIGGER)
+RULES = (REFUSED, TWICE, IMAGE, DEADLINE, TMP, TRIGGER)
 
 _IMAGE = re.compile(
     r"(?:(?:[A-Za-z0-9-]+(?:\.[A-Za-z0-9-]+)+(?::\d{1,5})?|[A-Za-z0-9-]+:\d{1,5})/)?[a-z0-9]+(?:[._/-]+[a-z0-9]+)*(?::[\w][\w.-]{0,127})?"
@@ -111,8 +104,6 @@ def examine(objects: Objects) -> Iterator[Finding]:
     for thing in objects.of("ScaledObject", "ScaledJob"):
         yield from _behavior(thing, ("spec", "advanced", "horizontalPodAutoscalerConfig", "behavior"))
         yield from _triggers(thing)
-    for thing in objects.of("Ingress"):
-        yield from _tls(thing)
 
 
 def _repeated(entries: Sequence[Any], key: str) -> Iterator[tuple[int, str]]:
@@ -225,19 +216,3 @@ def _triggers(thing: Thing) -> Iterator[Finding]:
             for name in ("serverAddress", "query", "threshold"):
                 if not metadata.get(name) and f"{name}FromEnv" not in metadata:
                     yield thing.finding(TRIGGER, f"The trigger has no {name}.", *at, "metadata")
-
-
-def _tls(thing: Thing) -> Iterator[Finding]:
-    tls = items(thing.get("spec", "tls"))
-    covered = {str(host) for each in tls for host in items(mapping(each).get("hosts"))}
-    if not covered:
-        return
-    for index, rule in enumerate(items(thing.get("spec", "rules"))):
-        host = mapping(rule).get("host")
-        if isinstance(host, str) and not is_unknown(host) and not _covers(covered, host):
-            what = f"{host} is served; TLS is for {', '.join(sorted(covered))}."
-            yield thing.finding(TLS, what, "spec", "rules", index, "host")
-
-
-def _covers(hosts: set[str], host: str) -> bool:
-    return host in hosts or f"*.{host.partition('.')[2]}" in hosts

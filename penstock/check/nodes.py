@@ -56,16 +56,14 @@ _MODEL = re.compile(r"[A-Z]{1,2}\d{1,4}[A-Z]?|\d{4}", re.IGNORECASE)
 _WHOLE = frozenset("P100 V100 A100 H100 GH200".split())
 """Models whose driver's name always says more: the form, the memory."""
 _NVIDIA = (
-    "cuda.driver-version.full cuda.driver-version.major cuda.driver-version.minor cuda.driver- "
-    "version.revision cuda.driver.major cuda.driver.minor cuda.driver.rev cuda.runtime-version.full "
-    "cuda.runtime-version.major cuda.runtime-version.minor cuda.runtime.major cuda.runtime.minor "
-    "gfd.timestamp gpu.clique gpu.compute.major gpu.compute.minor gpu.count gpu.family gpu.imex-domain "
-    "gpu.machine gpu.memory gpu.mode gpu.present gpu.product gpu.replicas gpu.sharing-strategy "
-    "gpu.workload.config gpu.deploy.driver gpu.deploy.device-plugin gpu.deploy.dcgm gpu.deploy.dcgm- "
-    "exporter gpu.deploy.gpu-feature-discovery gpu.deploy.mig-manager gpu.deploy.node-status-exporter "
-    "gpu.deploy.operator-validator gpu.deploy.operands gpu.deploy.container-toolkit gpu.deploy.vgpu- "
-    "manager mig.capable mig.config mig.config.state mig.strategy mps.capable vgpu.present vgpu.host- "
-    "driver-version vgpu.host-driver-branch vgpu.config vgpu.config.state"
+    "cuda.driver-version.full cuda.driver-version.major cuda.driver-version.minor "
+    "cuda.driver-version.revision cuda.driver.major cuda.driver.minor cuda.driver.rev "
+    "cuda.runtime-version.full cuda.runtime-version.major cuda.runtime-version.minor cuda.runtime.major "
+    "cuda.runtime.minor gfd.timestamp gpu.clique gpu.compute.major gpu.compute.minor gpu.count gpu.family "
+    "gpu.imex-domain gpu.machine gpu.memory gpu.mode gpu.present gpu.product gpu.replicas "
+    "gpu.sharing-strategy gpu.workload.config mig.capable mig.config mig.config.state mig.strategy "
+    "mps.capable vgpu.present vgpu.host-driver-version vgpu.host-driver-branch vgpu.config "
+    "vgpu.config.state"
 )
 _LABELS = {
     "kubernetes.io": "arch hostname os",
@@ -124,6 +122,8 @@ def _terms(pod: Pod) -> Iterator[tuple[Keys, Mapping[str, Any]]]:
 def _slip(key: str) -> str | None:
     """The label that somebody meant; None where it is one, or may be one of somebody's own."""
     domain, _, name = key.rpartition("/")
+    if name.startswith("gpu.deploy."):  # one for each part of the operator
+        return None
     if domain in _LABELS:
         known = _LABELS[domain].split()
         near = None if name in known else nearest(name, known, _NEAR)

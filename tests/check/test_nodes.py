@@ -125,6 +125,8 @@ def test_a_slip_in_a_label_is_found(where: tuple[str | int, ...], label: str, me
         "topology.disk.csi.azure.com/zone",
         "failure-domain.beta.kubernetes.io/zone",
         "node.kubernetes.io/instance-types-of-ours",
+        "nvidia.com/gpu.deploy.dcgm-dra",
+        "nvidia.com/vgpu.config",
         "example.com/zone",
         "zones",
     ],

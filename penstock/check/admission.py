@@ -51,9 +51,9 @@ DEADLINE = Rule(
 TMP = Rule(
     "tmp-missing",
     Severity.WARNING,
-    "an engine whose root file system is read-only, without a /tmp",
+    "an engine whose root file system is read-only, without a /tmp or a HOME to write to",
     "It writes caches and sockets there, and ends at its start: Read-only file system.",
-    "Mount an emptyDir at /tmp.",
+    "Mount an emptyDir at each.",
 )
 TRIGGER = Rule(
     "scaler-trigger",
@@ -74,6 +74,8 @@ _RESTARTS = {
     "ReplicaSet": ("Always",), "Job": ("OnFailure", "Never"), "CronJob": ("OnFailure", "Never"),
 }  # fmt: skip
 """Kind → the restart policies that its pods may have. The default is Always."""
+_CACHES = frozenset(("XDG_CACHE_HOME", "VLLM_CACHE_ROOT", "PENSTOCK_CACHE"))
+"""Variables that say where an engine's caches are, in place of its HOME."""
 _WINDOW, _PERIOD = 3600, 1800
 """Seconds: the most of stabilizationWindowSeconds and of a policy's periodSeconds."""
 _TRIGGERS = (
@@ -159,9 +161,15 @@ def _container(container: Container) -> Iterator[Finding]:
 def _tmp(container: Container) -> Iterator[Finding]:
     mounts = [str(mapping(each).get("mountPath")) for each in items(container.data.get("volumeMounts"))]
     closed = container.get("securityContext", "readOnlyRootFilesystem") is True
+    at = ("securityContext", "readOnlyRootFilesystem")
     if closed and not any(each.rstrip("/") == "/tmp" for each in mounts):
-        what = f"{container.name} has nothing at /tmp."
-        yield container.finding(TMP, what, "securityContext", "readOnlyRootFilesystem")
+        yield container.finding(TMP, f"{container.name} has nothing at /tmp.", *at)
+    env = {mapping(each).get("name"): mapping(each).get("value") for each in items(container.data.get("env"))}
+    home = env.get("HOME")
+    if not closed or not isinstance(home, str) or not home.startswith("/") or env.keys() & _CACHES:
+        return
+    if not any(f"{home}/".startswith(f"{each.rstrip('/')}/") for each in mounts):
+        yield container.finding(TMP, f"{container.name} has nothing at its HOME, {home}.", *at)
 
 
 def _rollout(thing: Thing) -> Iterator[Finding]:

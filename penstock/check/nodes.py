@@ -40,8 +40,9 @@ UNLISTED = Rule(
 LABEL = Rule(
     "node-label",
     Severity.WARNING,
-    "a label of nodes with a slip in its name",
-    "No node has it: a pod that must have it waits in Pending for ever, and a spread over it has no effect.",
+    "a label or a taint of nodes with a slip in its name",
+    "No node has it: a pod that must have it, or tolerates it in place of another, waits in Pending for "
+    "ever; a spread over it has no effect.",
     "Write the label as `kubectl get nodes --show-labels` shows it.",
 )
 RULES = (PRODUCT, UNLISTED, LABEL)
@@ -72,6 +73,8 @@ _LABELS = {
     "nvidia.com": _NVIDIA,
 }
 """Domain → the labels that Kubernetes, the cloud's controller or NVIDIA's operator writes."""
+_TAINT = "nvidia.com/gpu"
+"""Of nodes with GPUs: GKE's, and what NVIDIA's operator tolerates."""
 _NEAR = 0.85
 _REQUIRED = "requiredDuringSchedulingIgnoredDuringExecution"
 _PREFERRED = "preferredDuringSchedulingIgnoredDuringExecution"
@@ -80,22 +83,23 @@ _PREFERRED = "preferredDuringSchedulingIgnoredDuringExecution"
 def examine(objects: Objects) -> Iterator[Finding]:
     """Labels that no node has."""
     for pod in objects.pods:
-        for key, values, keys in _chosen(pod):
+        for key, values, keys in chosen(pod):
             if (meant := _slip(key)) is not None:
                 yield pod.finding(LABEL, f"No node has {key}.", *keys, fix=f"Write {meant}.")
             for value in values if key == _KEY else ():
                 yield from _product(pod, value, keys)
+        yield from _tolerated(pod)
 
 
-def _chosen(pod: Pod) -> Iterator[tuple[str, Sequence[str], Keys]]:
+def chosen(pod: Pod) -> Iterator[tuple[str, Sequence[str], Keys]]:
     """(label, the values that are asked for, its path) of all by which a pod chooses nodes."""
     for key, value in mapping(pod.spec.get("nodeSelector")).items():
         yield key, (str(value),), ("spec", "nodeSelector", key)
     for keys, term in _terms(pod):
         for index, each in enumerate(items(term.get("matchExpressions"))):
             entry = mapping(each)
-            named = entry.get("operator") in ("In", "NotIn")
-            values = [str(value) for value in items(entry.get("values"))] if named else ()
+            named = items(entry.get("values")) if entry.get("operator") == "In" else ()
+            values = [str(value) for value in named]
             yield str(entry.get("key")), values, (*keys, "matchExpressions", index)
     for index, each in enumerate(items(pod.spec.get("topologySpreadConstraints"))):
         at = ("spec", "topologySpreadConstraints", index, "topologyKey")
@@ -132,6 +136,18 @@ def _slip(key: str) -> str | None:
         return f"{domain}/{near}" if same and _digits(name) == _digits(str(near)) else None
     near = nearest(domain, _LABELS, 0.94) if domain else None
     return f"{near}/{name}" if near is not None and name in _LABELS[near].split() else None
+
+
+def _tolerated(pod: Pod) -> Iterator[Finding]:
+    """A toleration whose key is nearly that of nodes with GPUs, beside none for it."""
+    keys = [mapping(each).get("key") for each in items(pod.spec.get("tolerations"))]
+    if None in keys or _TAINT in keys:
+        return
+    for index, key in enumerate(keys):
+        near = difflib.SequenceMatcher(None, str(key), _TAINT).ratio() >= 0.92
+        if near and _digits(str(key)) == [] and any(each.devices() for each in pod.containers):
+            what = f"No node is tainted with {key}."
+            yield pod.finding(LABEL, what, "spec", "tolerations", index, "key", fix=f"key: {_TAINT}")
 
 
 def _digits(text: str) -> list[str]:

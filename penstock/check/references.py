@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping, Sequence
 
 from .cluster import Container, Objects, Pod, Thing, integer, items, listed, mapping, port_number, selects
 from .finding import Finding, Rule, Severity
-from .serving import is_serving, undefined
+from .serving import engine_of, is_serving, undefined
 from .words import is_unknown
 
 DUPLICATE = Rule(
@@ -65,9 +65,10 @@ MONITOR_PORT = Rule(
 MONITOR_PATH = Rule(
     "monitor-path",
     Severity.ERROR,
-    "a monitor of an engine or a gateway at a path without metrics",
-    "Prometheus gets 404 and scrapes nothing, alerts stay silent, and scalers see no load (T10).",
-    "path: /metrics, which is the default.",
+    "a monitor of engines or gateways at a path, or with a scheme, that they do not serve",
+    "Prometheus gets 404, or no connection, and scrapes nothing: alerts stay silent, and scalers see no load "
+    "(T10).",
+    "path: /metrics, which is the default; scheme: https only for engines with --ssl-certfile.",
 )
 VARIABLE = Rule(
     "variable-undefined",
@@ -332,6 +333,12 @@ def _monitor(objects: Objects, monitor: Thing) -> Iterator[Finding]:
         if isinstance(path, str) and _are_ours(scraped) and path.rstrip("/") not in ("/metrics", ""):
             what = f"{scraped[0].owner.title} has no {path}."
             yield monitor.finding(MONITOR_PATH, what, "spec", endpoints, index, "path", fix="path: /metrics")
+        if str(mapping(endpoint).get("scheme")).lower() == "https" and _are_ours(scraped):
+            engines = [engine_of(each, objects) for pod in scraped for each in pod.containers]
+            plain = [each for each in engines if each is not None and each.is_secured is False]
+            if len(plain) == len(engines):
+                what = f"{scraped[0].owner.title} serves HTTP."
+                yield monitor.finding(MONITOR_PATH, what, "spec", endpoints, index, "scheme")
 
 
 def _watches(monitor: Thing, thing: Thing) -> bool:

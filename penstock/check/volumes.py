@@ -42,7 +42,14 @@ WRITABLE = Rule(
     "A fault of one engine, or whoever gets into it, changes the weights of all.",
     "readOnly: true in its volumeMounts.",
 )
-RULES = (SMALL, WRITABLE)
+NEVER = Rule(
+    "volume-never-written",
+    Severity.WARNING,
+    "an emptyDir that all containers mount read-only",
+    "It is empty for ever, and whoever writes there fails: Read-only file system.",
+    "Drop readOnly where something is written.",
+)
+RULES = (SMALL, WRITABLE, NEVER)
 
 _ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
 _SLACK = 0.95
@@ -86,6 +93,8 @@ def examine(objects: Objects) -> Iterator[Finding]:
     }
     for engine in engines_of(objects):
         yield from _writable(engine, filled)
+    for pod in objects.pods:
+        yield from _never(pod)
 
 
 def mounts_of(container: Container) -> dict[str, Mapping[str, Any]]:
@@ -246,3 +255,22 @@ def _writable(engine: Engine, filled: Collection[tuple[str, str]]) -> Iterator[F
         if mount.get("name") == volume.get("name") and mount.get("readOnly") is not True:
             what = f"{container.name} may write to {mount.get('mountPath')}, which a Job fills."
             yield container.finding(WRITABLE, what, "volumeMounts", index)
+
+
+def _never(pod: Pod) -> Iterator[Finding]:
+    for name, (index, volume) in pod.volumes.items():
+        mounts = [
+            (container, number, mapping(each))
+            for container in pod.all_containers
+            for number, each in enumerate(items(container.data.get("volumeMounts")))
+            if mapping(each).get("name") == name
+        ]
+        if (
+            index >= 0
+            and "emptyDir" in volume
+            and mounts
+            and all(each.get("readOnly") is True for *_, each in mounts)
+        ):
+            container, number, _ = mounts[0]
+            what = f"No container may write to {name}."
+            yield container.finding(NEVER, what, "volumeMounts", number, "readOnly")

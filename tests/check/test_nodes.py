@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 
 from penstock.check.nodes import products
@@ -9,7 +11,7 @@ from penstock.deploy.providers import PRODUCTS
 
 from .bundle import new_findings
 from .finding import of
-from .test_mutations import in_pod, put
+from .test_mutations import in_container, in_pod, put
 
 _NODES = (
     "affinity",
@@ -115,6 +117,35 @@ def test_a_slip_in_a_label_is_found(where: tuple[str | int, ...], label: str, me
     new = list(new_findings("hub", in_pod("vision", put(label, *where))))
     assert "node-label" in {each.rule.id for each in new}
     assert any(each.fix.endswith(f"/{meant}.") for each in new)
+
+
+@pytest.mark.parametrize(("key", "found"), [("nvidia.com/gpus", True), ("nvidia.com/gpu-dev", False)])
+def test_a_slip_in_a_taint_is_found(key: str, found: bool) -> None:
+    new = {each.rule.id for each in new_findings("hub", in_pod("vision", put(key, "tolerations", 0, "key")))}
+    assert new == ({"node-label"} if found else set())
+
+
+def _without_device(container: Any) -> None:
+    for field in ("limits", "requests"):
+        del container["resources"][field]["nvidia.com/gpu"]
+
+
+def test_an_engine_that_asks_for_no_device_is_found() -> None:
+    (finding,) = new_findings("hub", in_container("vision", _without_device))
+    assert finding.rule.id == "device-missing"
+
+
+def test_a_device_may_be_claimed_or_have_another_name() -> None:
+    def claimed(pod: Any) -> None:
+        _without_device(pod["containers"][0])
+        pod["resourceClaims"] = [{"name": "gpu", "resourceClaimTemplateName": "gpu"}]
+
+    def other(container: Any) -> None:
+        _without_device(container)
+        container["resources"]["limits"]["example.com/share-of-a-gpu"] = "1"
+
+    for mutate in (in_pod("vision", claimed), in_container("vision", other)):
+        assert "device-missing" not in {each.rule.id for each in new_findings("hub", mutate)}
 
 
 @pytest.mark.parametrize(

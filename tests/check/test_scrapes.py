@@ -64,6 +64,16 @@ def test_a_path_without_metrics_is_found() -> None:
     assert finding.rule.id == "monitor-path"
 
 
+def test_https_of_an_engine_that_serves_http_is_found() -> None:
+    mutate = on("ServiceMonitor", "engines", put("https", *ENDPOINT, "scheme"))
+    (finding,) = new_findings("hub", mutate)
+    assert (finding.rule.id, finding.what) == ("monitor-path", "Deployment chat serves HTTP.")
+
+
+def test_https_of_a_gateway_is_not_known() -> None:
+    assert not list(new_findings("hub", on("ServiceMonitor", "gateway", put("https", *ENDPOINT, "scheme"))))
+
+
 def test_a_path_of_a_sidecar_is_left_alone() -> None:
     def change(bundle: Bundle) -> None:
         for name in ("chat", "chat-burst", "vision"):

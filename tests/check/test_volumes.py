@@ -115,6 +115,16 @@ def test_a_claim_that_is_read_only_keeps_its_mounts_so() -> None:
     assert not list(new_findings("hub", in_container("vision", _mount_writable)))
 
 
+def test_a_folder_that_nobody_may_write_to_is_found() -> None:
+    def change(container: Any) -> None:
+        for mount in container["volumeMounts"]:
+            if mount["name"] == "state":
+                mount["readOnly"] = True
+
+    (finding,) = new_findings("hub", in_container("gateway", change))
+    assert finding.rule.id == "volume-never-written"
+
+
 def _config_at(path: str | None) -> Any:
     def change(container: Any) -> None:
         mounts = container["volumeMounts"]

@@ -164,7 +164,10 @@ def _tmp(container: Container) -> Iterator[Finding]:
     at = ("securityContext", "readOnlyRootFilesystem")
     if closed and not any(each.rstrip("/") == "/tmp" for each in mounts):
         yield container.finding(TMP, f"{container.name} has nothing at /tmp.", *at)
-    env = {mapping(each).get("name"): mapping(each).get("value") for each in items(container.data.get("env"))}
+    env = {
+        str(mapping(each).get("name")): mapping(each).get("value")
+        for each in items(container.data.get("env"))
+    }
     home = env.get("HOME")
     if not closed or not isinstance(home, str) or not home.startswith("/") or env.keys() & _CACHES:
         return

@@ -212,8 +212,8 @@ def _gateways(objects: Objects) -> Iterator[_File]:
             texts = {text for path, text in mounted(pod, container, objects) if path in given}
             for config in objects.of("ConfigMap"):
                 for key, text in mapping(config.get("data")).items():
-                    if text in texts and config.near(pod.owner):
-                        documents, _ = documents_of(str(text), "")
+                    if isinstance(text, str) and text in texts and config.near(pod.owner):
+                        documents, _ = documents_of(text, "")
                         if documents and isinstance(documents[0].data, dict):
                             yield _File(container, config, key, documents[0])
 

@@ -94,7 +94,7 @@ def examine(objects: Objects) -> Iterator[Finding]:
 def chosen(pod: Pod) -> Iterator[tuple[str, Sequence[str], Keys]]:
     """(label, the values that are asked for, its path) of all by which a pod chooses nodes."""
     for key, value in mapping(pod.spec.get("nodeSelector")).items():
-        yield key, (str(value),), ("spec", "nodeSelector", key)
+        yield str(key), (str(value),), ("spec", "nodeSelector", key)
     for keys, term in _terms(pod):
         for index, each in enumerate(items(term.get("matchExpressions"))):
             entry = mapping(each)

@@ -248,7 +248,11 @@ def _writable(engine: Engine, filled: Collection[tuple[str, str]]) -> Iterator[F
     volume, _ = volume_at(container, model) if model.startswith("/") else (None, "")
     claim = mapping(mapping(volume).get("persistentVolumeClaim"))
     namespace = container.pod.owner.namespace
-    if volume is None or (claim.get("claimName"), namespace) not in filled or claim.get("readOnly") is True:
+    if (
+        volume is None
+        or (str(claim.get("claimName")), namespace) not in filled
+        or claim.get("readOnly") is True
+    ):
         return
     for index, each in enumerate(items(container.data.get("volumeMounts"))):
         mount = mapping(each)

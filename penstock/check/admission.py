@@ -51,16 +51,9 @@ DEADLINE = Rule(
 TMP = Rule(
     "tmp-missing",
     Severity.WARNING,
-    "an engine whose root file system is read-only, without a /tmp",
+    "an engine whose root file system is read-only, without a /tmp or a HOME to write to",
     "It writes caches and sockets there, and ends at its start: Read-only file system.",
-    "Mount an emptyDir at /tmp.",
-)
-TLS = Rule(
-    "entry-tls",
-    Severity.WARNING,
-    "an Ingress whose TLS is not for the hosts that it serves",
-    "Clients get the controller's own certificate, and refuse it; or keys and prompts go in plain text.",
-    "Write the same host under spec.tls[].hosts and spec.rules[].host.",
+    "Mount an emptyDir at each.",
 )
 TRIGGER = Rule(
     "scaler-trigger",
@@ -69,7 +62,7 @@ TRIGGER = Rule(
     "The ScaledObject is not ready (ScaledObjectCheckFailed), and nothing is ever scaled.",
     "type: prometheus wants serverAddress, query and threshold under metadata.",
 )
-RULES = (REFUSED, TWICE, IMAGE, DEADLINE, TMP, TLS, TRIGGER)
+RULES = (REFUSED, TWICE, IMAGE, DEADLINE, TMP, TRIGGER)
 
 _IMAGE = re.compile(
     r"(?:(?:[A-Za-z0-9-]+(?:\.[A-Za-z0-9-]+)+(?::\d{1,5})?|[A-Za-z0-9-]+:\d{1,5})/)?[a-z0-9]+(?:[._/-]+[a-z0-9]+)*(?::[\w][\w.-]{0,127})?"
@@ -81,6 +74,8 @@ _RESTARTS = {
     "ReplicaSet": ("Always",), "Job": ("OnFailure", "Never"), "CronJob": ("OnFailure", "Never"),
 }  # fmt: skip
 """Kind → the restart policies that its pods may have. The default is Always."""
+_CACHES = frozenset(("XDG_CACHE_HOME", "VLLM_CACHE_ROOT", "PENSTOCK_CACHE"))
+"""Variables that say where an engine's caches are, in place of its HOME."""
 _WINDOW, _PERIOD = 3600, 1800
 """Seconds: the most of stabilizationWindowSeconds and of a policy's periodSeconds."""
 _TRIGGERS = (
@@ -111,8 +106,6 @@ def examine(objects: Objects) -> Iterator[Finding]:
     for thing in objects.of("ScaledObject", "ScaledJob"):
         yield from _behavior(thing, ("spec", "advanced", "horizontalPodAutoscalerConfig", "behavior"))
         yield from _triggers(thing)
-    for thing in objects.of("Ingress"):
-        yield from _tls(thing)
 
 
 def _repeated(entries: Sequence[Any], key: str) -> Iterator[tuple[int, str]]:
@@ -168,9 +161,18 @@ def _container(container: Container) -> Iterator[Finding]:
 def _tmp(container: Container) -> Iterator[Finding]:
     mounts = [str(mapping(each).get("mountPath")) for each in items(container.data.get("volumeMounts"))]
     closed = container.get("securityContext", "readOnlyRootFilesystem") is True
+    at = ("securityContext", "readOnlyRootFilesystem")
     if closed and not any(each.rstrip("/") == "/tmp" for each in mounts):
-        what = f"{container.name} has nothing at /tmp."
-        yield container.finding(TMP, what, "securityContext", "readOnlyRootFilesystem")
+        yield container.finding(TMP, f"{container.name} has nothing at /tmp.", *at)
+    env = {
+        str(mapping(each).get("name")): mapping(each).get("value")
+        for each in items(container.data.get("env"))
+    }
+    home = env.get("HOME")
+    if not closed or not isinstance(home, str) or not home.startswith("/") or env.keys() & _CACHES:
+        return
+    if not any(f"{home}/".startswith(f"{each.rstrip('/')}/") for each in mounts):
+        yield container.finding(TMP, f"{container.name} has nothing at its HOME, {home}.", *at)
 
 
 def _rollout(thing: Thing) -> Iterator[Finding]:
@@ -225,19 +227,3 @@ def _triggers(thing: Thing) -> Iterator[Finding]:
             for name in ("serverAddress", "query", "threshold"):
                 if not metadata.get(name) and f"{name}FromEnv" not in metadata:
                     yield thing.finding(TRIGGER, f"The trigger has no {name}.", *at, "metadata")
-
-
-def _tls(thing: Thing) -> Iterator[Finding]:
-    tls = items(thing.get("spec", "tls"))
-    covered = {str(host) for each in tls for host in items(mapping(each).get("hosts"))}
-    if not covered:
-        return
-    for index, rule in enumerate(items(thing.get("spec", "rules"))):
-        host = mapping(rule).get("host")
-        if isinstance(host, str) and not is_unknown(host) and not _covers(covered, host):
-            what = f"{host} is served; TLS is for {', '.join(sorted(covered))}."
-            yield thing.finding(TLS, what, "spec", "rules", index, "host")
-
-
-def _covers(hosts: set[str], host: str) -> bool:
-    return host in hosts or f"*.{host.partition('.')[2]}" in hosts

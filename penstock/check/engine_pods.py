@@ -11,6 +11,7 @@ from penstock.fleet import catalogue
 from .cluster import Container, Objects, Pod, integer, items, mapping, quantity, selects
 from .containers import SHM
 from .finding import Finding, Rule, Severity
+from .nodes import chosen
 from .scalers import least, most
 from .serving import Engine, containers_of_others, engine_of, engines_of
 
@@ -21,6 +22,14 @@ TENSOR_PARALLEL = Rule(
     "With too few the engine does not start (invalid device ordinal); with too many, GPUs are paid for "
     "and idle.",
     "--tensor-parallel-size × --pipeline-parallel-size = GPUs of the replica.",
+)
+NO_DEVICE = Rule(
+    "device-missing",
+    Severity.WARNING,
+    "an engine that chooses nodes with GPUs, and asks for none",
+    "It gets none, and ends at its start; or, where the runtime shows it all of them, it takes memory that "
+    "the scheduler has given to others.",
+    "limits: {nvidia.com/gpu: 1}",
 )
 MIG_COUNT = Rule(
     "mig-parallel",
@@ -113,13 +122,14 @@ SHARED = Rule(
     "Whole GPUs, or MIG slices.",
 )
 RULES = (
-    TENSOR_PARALLEL, MIG_COUNT, MIG, DEVICES, REQUESTS, RESOURCES, MEMORY, SHM_LIMIT, WEIGHTS, SINGLE, SPREAD,
-    SPREAD_LABELS, SHARED,
+    TENSOR_PARALLEL, NO_DEVICE, MIG_COUNT, MIG, DEVICES, REQUESTS, RESOURCES, MEMORY, SHM_LIMIT, WEIGHTS,
+    SINGLE, SPREAD, SPREAD_LABELS, SHARED,
 )  # fmt: skip
 
 _SHM = 128 * 2**20
 """Bytes of /dev/shm below which even an engine on one device runs out: Docker's default is half of it."""
 _CACHES = ("/root/.cache/huggingface", "/huggingface", "/.cache/huggingface")
+_GPU_NODES = frozenset(("nvidia.com/gpu.product", "cloud.google.com/gke-accelerator"))
 _PROFILE = re.compile(r"nvidia\.com/mig-(.+)")
 _EXTENDED = re.compile(r"(?!kubernetes\.io/|.*\.kubernetes\.io/)[a-z0-9.-]+/.+")
 
@@ -133,6 +143,7 @@ def examine(objects: Objects) -> Iterator[Finding]:
     engines = engines_of(objects)
     for engine in engines:
         yield from _parallel(engine)
+        yield from _device(engine)
         yield from _mig(engine)
         yield from _memory(engine)
         yield from _weights(engine, objects)
@@ -226,6 +237,23 @@ def _parallel(engine: Engine) -> Iterator[Finding]:
             kind,
             name,
         )
+
+
+def _device(engine: Engine) -> Iterator[Finding]:
+    pod = engine.container.pod
+    asked = [
+        name
+        for each in pod.all_containers
+        for field in ("limits", "requests")
+        for name in mapping(each.get("resources", field))
+    ]
+    # a claim of dynamic resource allocation, or any device by any name
+    if pod.spec.get("resourceClaims") or any(map(_EXTENDED.fullmatch, asked)):
+        return
+    label = next((key for key, values, _ in chosen(pod) if values and key in _GPU_NODES), None)
+    if label is not None:
+        what = f"{engine.container.name} asks for no device; the pod chooses nodes by {label}."
+        yield engine.container.finding(NO_DEVICE, what, "resources")
 
 
 def _mig(engine: Engine) -> Iterator[Finding]:

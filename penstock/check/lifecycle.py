@@ -107,6 +107,13 @@ PROBE_KEY = Rule(
     "It gets 401: the pod is never ready, or is ended again and again.",
     "Probe /health, which wants none.",
 )
+PROBE_SCHEME = Rule(
+    "probe-scheme",
+    Severity.ERROR,
+    "a probe with HTTPS of an engine that serves HTTP, or with HTTP of one that serves HTTPS",
+    "The probe fails for ever: the pod is never ready, or is restarted again and again.",
+    "httpGet.scheme: HTTPS with --ssl-certfile and --ssl-keyfile; HTTP, the default, without.",
+)
 PROBE_BLIND = Rule(
     "probe-blind",
     Severity.WARNING,
@@ -153,7 +160,7 @@ DELAY = Rule(
 )
 RULES = (
     PDB, PDB_NOTHING, PDB_TWICE, PDB_MISSING, ROLLOUT, OUTAGE, GRACE, UNDRAINED, PRESTOP, KILL, HEALTH, PATH,
-    PROBE_KEY, PROBE_BLIND, READINESS, LIVENESS, STARTUP, SHORT, DELAY,
+    PROBE_KEY, PROBE_SCHEME, PROBE_BLIND, READINESS, LIVENESS, STARTUP, SHORT, DELAY,
 )  # fmt: skip
 
 _PATHS = {
@@ -223,6 +230,12 @@ def _probes(engine: Engine, objects: Objects, alert: bool) -> Iterator[Finding]:
             yield container.finding(PATH, f"{engine.kind} has no {path}.", name, "httpGet", "path")
         elif isinstance(path, str):
             yield from _probe_path(engine, objects, name, path.partition("?")[0])
+        scheme = container.get(name, "httpGet", "scheme", default="HTTP")
+        wanted = {True: "HTTPS", False: "HTTP", None: scheme}[engine.is_secured]
+        if isinstance(path, str) and scheme in ("HTTP", "HTTPS") and scheme != wanted:
+            at = (name, "httpGet", *(("scheme",) if "scheme" in container.data[name]["httpGet"] else ()))
+            what = f"{container.name} serves {wanted}, and is asked with {scheme}."
+            yield container.finding(PROBE_SCHEME, what, *at, fix=f"scheme: {wanted}")
     if ready is None:
         if objects.services_of(container.pod):
             yield container.finding(READINESS, f"{container.name} has no readinessProbe.")

@@ -13,18 +13,19 @@ from __future__ import annotations
 import difflib
 import posixpath
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 from urllib.parse import urlsplit
 
 from penstock.core.near import nearest
 
-from .cluster import Container, Objects, Thing, integer, items, listed, mapping
+from .cluster import Container, Objects, Thing, integer, listed, mapping
 from .finding import Finding, Rule, Severity, Word
 from .references import VARIABLE
 from .serving import command_of, engine_of, is_complete, mounted, variables_of
 from .sources import Document, documents_of
+from .volumes import Store, is_under, mounts_of, stores_of, volume_at
 from .words import is_unknown
 
 PORT = Rule(
@@ -62,7 +63,14 @@ WEIGHTS = Rule(
     "The engine waits for its weights for ever, or ends at its start.",
     "`penstock models pull ID NAME --store=DIR` writes DIR/NAME/current.",
 )
-RULES = (PORT, SERVED, FILE, PATH, WEIGHTS)
+SPEC = Rule(
+    "spec-unmounted",
+    Severity.ERROR,
+    "a gateway whose penstock.yaml is among the objects, and is not mounted where it looks for it",
+    "It ends at its start, there is no such file, and the pod restarts for ever (CrashLoopBackOff).",
+    "Mount the ConfigMap (or Secret) as a volume at the folder of that path.",
+)
+RULES = (PORT, SERVED, FILE, PATH, WEIGHTS, SPEC)
 
 _PATH = re.compile(r"(?<![\w.:/$}-])/[A-Za-z0-9_.-]+(?:/[A-Za-z0-9_.-]+)*")
 _STORED = ("current", "versions", "snapshots")
@@ -71,12 +79,14 @@ _STORED = ("current", "versions", "snapshots")
 
 def examine(objects: Objects) -> Iterator[Finding]:
     """What command lines and files say that is not so."""
-    stores = list(_stores(objects))
+    stores = [each for each in stores_of(objects) if each.claim is not None]
     for pod in objects.pods:
         for container in pod.all_containers:
             yield from _paths(container, objects)
             yield from _weights(container, stores)
             yield from _listens(container, objects)
+        for container in pod.containers:
+            yield from _spec(container, objects)
     for file in _gateways(objects):
         yield from _upstreams(file, objects)
         yield from _variables(file, objects)
@@ -99,17 +109,6 @@ def _at(container: Container, rule: Rule, what: str, word: Word | None, fix: str
     return Finding(rule, container.pod.owner.document.path, word.line, word.column, what, fix)
 
 
-def _mounts(container: Container) -> dict[str, Mapping[str, Any]]:
-    """Path → volume."""
-    volumes = container.pod.volumes
-    found = {}
-    for each in items(container.data.get("volumeMounts")):
-        path = mapping(each).get("mountPath")
-        if isinstance(path, str) and path.startswith("/"):
-            found[path.rstrip("/") or "/"] = volumes.get(str(mapping(each).get("name")), (0, {}))[1]
-    return found
-
-
 def _named(container: Container) -> Iterator[tuple[str, Word]]:
     """Absolute paths in a container's command line."""
     for word in command_of(container):
@@ -117,20 +116,16 @@ def _named(container: Container) -> Iterator[tuple[str, Word]]:
             yield match[0], word
 
 
-def _is_under(path: str, folder: str) -> bool:
-    return path == folder or path.startswith(folder.rstrip("/") + "/")
-
-
 def _paths(container: Container, objects: Objects) -> Iterator[Finding]:
-    mounts = _mounts(container)
+    mounts = mounts_of(container)
     if not mounts:
         return
     files = {path for path, _ in mounted(container.pod, container, objects)}
     named = list(_named(container))
-    idle = [each for each in mounts if not any(_is_under(path, each) for path, _ in named)]
+    idle = [each for each in mounts if not any(is_under(path, each) for path, _ in named)]
     seen: set[str] = set()
     for path, word in named:
-        over = max((each for each in mounts if _is_under(path, each)), key=len, default=None)
+        over = max((each for each in mounts if is_under(path, each)), key=len, default=None)
         if path in seen:
             continue
         if over is not None:
@@ -149,50 +144,15 @@ def _paths(container: Container, objects: Objects) -> Iterator[Finding]:
                 yield _at(container, PATH, f"{path} is under no mount; there is {mount}.", word, fix)
 
 
-@dataclass(frozen=True, slots=True)
-class _Store:
-    """What a Job pulls into a claim."""
-
-    owner: Thing
-    claim: str
-    name: str
-    folder: str
-    """Within the claim."""
-
-
-def _stores(objects: Objects) -> Iterator[_Store]:
-    for pod in objects.pods:
-        for container in pod.containers:
-            words = [each.text for each in command_of(container)]
-            if words[:3] != ["penstock", "models", "pull"] or any(map(is_unknown, words)):
-                continue
-            plain = [each for each in words[3:] if not each.startswith("-")]
-            store = next((each[8:] for each in words if each.startswith("--store=")), None)
-            if store is None or len(plain) != 2:
-                continue
-            claim, folder = _claim(container, store)
-            if claim is not None:
-                yield _Store(pod.owner, claim, plain[1], folder)
-
-
-def _claim(container: Container, path: str) -> tuple[str | None, str]:
-    """The claim that a path is on, and the path within it."""
-    mounts = _mounts(container)
-    over = max((each for each in mounts if _is_under(path, each)), key=len, default=None)
-    if over is None:
-        return None, ""
-    name = mapping(mounts[over].get("persistentVolumeClaim")).get("claimName")
-    return (name if isinstance(name, str) else None), path.removeprefix(over).strip("/")
-
-
-def _weights(container: Container, stores: list[_Store]) -> Iterator[Finding]:
+def _weights(container: Container, stores: list[Store]) -> Iterator[Finding]:
     seen: set[str] = set()
     for path, word in _named(container) if stores else ():
-        claim, inside = _claim(container, path)
+        volume, inside = volume_at(container, path)
+        claim = mapping(mapping(volume).get("persistentVolumeClaim")).get("claimName")
         near = container.pod.owner
         here = [each for each in stores if each.claim == claim and each.owner.near(near)]
         for folder in {each.folder for each in here}:
-            if path in seen or (folder and not _is_under(inside, folder)):
+            if path in seen or (folder and not is_under(inside, folder)):
                 continue
             name, _, rest = inside.removeprefix(folder).strip("/").partition("/")
             names = sorted({each.name for each in here if each.folder == folder})
@@ -205,6 +165,23 @@ def _weights(container: Container, stores: list[_Store]) -> Iterator[Finding]:
                 seen.add(path)
                 what = f"{path}: {here[0].owner.kind}s pull {listed(names)}, and no {name}."
                 yield _at(container, WEIGHTS, what, word, f"Write {path.replace(name, close, 1)}.")
+
+
+def _spec(container: Container, objects: Objects) -> Iterator[Finding]:
+    words = command_of(container)
+    texts = [each.text for each in words]
+    if texts[:2] not in (["penstock", "gateway"], ["penstock", "up"]) and texts[:1] != ["gateway"]:
+        return
+    word = next((each for each in words if re.fullmatch(r"/[^\s$]*\.ya?ml", each.text)), None)
+    if word is None or any(is_under(word.text, each) for each in mounts_of(container)):
+        return
+    name = posixpath.basename(word.text)
+    for thing in objects.of("ConfigMap", "Secret"):
+        entries = {key for field in ("data", "stringData") for key in mapping(thing.get(field))}
+        if name in entries and thing.near(container.pod.owner):
+            what = f"Nothing is mounted at {word.text}; {thing.title} has {name}."
+            yield _at(container, SPEC, what, word)
+            return
 
 
 @dataclass(frozen=True, slots=True)
@@ -235,8 +212,8 @@ def _gateways(objects: Objects) -> Iterator[_File]:
             texts = {text for path, text in mounted(pod, container, objects) if path in given}
             for config in objects.of("ConfigMap"):
                 for key, text in mapping(config.get("data")).items():
-                    if text in texts and config.near(pod.owner):
-                        documents, _ = documents_of(str(text), "")
+                    if isinstance(text, str) and text in texts and config.near(pod.owner):
+                        documents, _ = documents_of(text, "")
                         if documents and isinstance(documents[0].data, dict):
                             yield _File(container, config, key, documents[0])
 

@@ -1,8 +1,8 @@
-"""What pods call by its name: ConfigMaps, Secrets, claims, accounts; and their entries.
+"""What pods call by its name: ConfigMaps, Secrets, claims, accounts, priorities; and their entries.
 
-What is not among the objects may be in the cluster. Secrets and claims are often made by hand: each is one
-note, with the entries that it needs, unless another has nearly the same name. Others are a warning where
-there are some of their kind.
+What is not among the objects may be in the cluster. Secrets, claims and priorities are often made by hand:
+each is one note, with the entries that it needs, unless another has nearly the same name. Others are a
+warning where there are some of their kind.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ EXTERNAL = Rule(
     "object-external",
     Severity.NOTE,
     "an object that must be there before these are applied",
-    "Pods wait for it, in CreateContainerConfigError or Pending.",
+    "Pods wait for it, in CreateContainerConfigError or Pending; without their PriorityClass, none is made.",
     "Make it beforehand; a Secret: kubectl create secret generic NAME --from-literal=KEY=…",
 )
 KEY = Rule(
@@ -66,7 +66,7 @@ def _names(objects: Objects) -> Iterator[Finding]:
                 continue
             there = [each.name for each in objects.of(kind) if each.near(thing)]
             near = nearest(name, there, 0.92)
-            if near or (there and kind not in ("Secret", "PersistentVolumeClaim")):
+            if near or (there and kind not in ("Secret", "PersistentVolumeClaim", "PriorityClass")):
                 fix = f"name: {near}" if near else ""
                 yield thing.finding(MISSING, f"There is no {kind} {name} among the objects.", *keys, fix=fix)
                 continue
@@ -102,6 +102,9 @@ def _references(objects: Objects) -> Iterator[_Reference]:
         account = pod.spec.get("serviceAccountName")
         if isinstance(account, str) and account:
             yield owner, (*top, "serviceAccountName"), "ServiceAccount", account, None, False
+        urgency = pod.spec.get("priorityClassName")
+        if isinstance(urgency, str) and urgency and not urgency.startswith("system-"):
+            yield owner, (*top, "priorityClassName"), "PriorityClass", urgency, None, False
         for index, each in enumerate(items(pod.spec.get("imagePullSecrets"))):
             yield (
                 owner,

@@ -6,11 +6,11 @@ others of its kind.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 
 from .cluster import Container, Objects, Pod, Thing, integer, items, listed, mapping, port_number, selects
 from .finding import Finding, Rule, Severity
-from .serving import is_serving, undefined
+from .serving import engine_of, is_serving, undefined
 from .words import is_unknown
 
 DUPLICATE = Rule(
@@ -62,6 +62,14 @@ MONITOR_PORT = Rule(
     "Prometheus drops the target in silence and scrapes nothing (T10).",
     "Give the Service's port that name: `name: http`.",
 )
+MONITOR_PATH = Rule(
+    "monitor-path",
+    Severity.ERROR,
+    "a monitor of engines or gateways at a path, or with a scheme, that they do not serve",
+    "Prometheus gets 404, or no connection, and scrapes nothing: alerts stay silent, and scalers see no load "
+    "(T10).",
+    "path: /metrics, which is the default; scheme: https only for engines with --ssl-certfile.",
+)
 VARIABLE = Rule(
     "variable-undefined",
     Severity.ERROR,
@@ -98,8 +106,8 @@ PROBE = Rule(
     "Name one of the container's ports.",
 )
 RULES = (
-    DUPLICATE, VARIANT, LABELS, SERVICE, SERVICE_PORT, MONITOR, MONITOR_PORT, VARIABLE, VOLUME, MOUNT, UNUSED,
-    PROBE,
+    DUPLICATE, VARIANT, LABELS, SERVICE, SERVICE_PORT, MONITOR, MONITOR_PORT, MONITOR_PATH, VARIABLE, VOLUME,
+    MOUNT, UNUSED, PROBE,
 )  # fmt: skip
 
 _INJECTED = frozenset(("gke-gcsfuse-buffer", "gke-gcsfuse-cache", "gke-gcsfuse-tmp"))
@@ -268,6 +276,11 @@ def _ours(pod: Pod) -> bool:
     return any(is_serving(each) for each in pod.containers)
 
 
+def _are_ours(pods: Sequence[Pod]) -> bool:
+    """Whether pods are nothing but engines and gateways: a sidecar may have metrics at any path."""
+    return bool(pods) and all(pod.containers and all(map(is_serving, pod.containers)) for pod in pods)
+
+
 def _nearest_labels(objects: Objects, thing: Thing, selector: Mapping[str, object]) -> str:
     best = max(
         objects.pods_near(thing),
@@ -311,6 +324,21 @@ def _monitor(objects: Objects, monitor: Thing) -> Iterator[Finding]:
         if isinstance(port, str) and port not in ports:
             what = f"What it selects has no port named {port}; it has {listed(sorted(ports))}."
             yield monitor.finding(MONITOR_PORT, what, "spec", endpoints, index, "port")
+        path = mapping(endpoint).get("path")
+        scraped = (
+            chosen
+            if monitor.kind == "PodMonitor"
+            else [each for one in found for each in objects.behind(one)]
+        )
+        if isinstance(path, str) and _are_ours(scraped) and path.rstrip("/") not in ("/metrics", ""):
+            what = f"{scraped[0].owner.title} has no {path}."
+            yield monitor.finding(MONITOR_PATH, what, "spec", endpoints, index, "path", fix="path: /metrics")
+        if str(mapping(endpoint).get("scheme")).lower() == "https" and _are_ours(scraped):
+            engines = [engine_of(each, objects) for pod in scraped for each in pod.containers]
+            plain = [each for each in engines if each is not None and each.is_secured is False]
+            if len(plain) == len(engines):
+                what = f"{scraped[0].owner.title} serves HTTP."
+                yield monitor.finding(MONITOR_PATH, what, "spec", endpoints, index, "scheme")
 
 
 def _watches(monitor: Thing, thing: Thing) -> bool:

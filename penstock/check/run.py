@@ -34,19 +34,20 @@ class Options:
 
 
 _OBJECTS = (
-    "schemas admission references scalers named matching engine_pods lifecycle security network pod_commands"
+    "schemas admission references scalers named matching engine_pods volumes nodes lifecycle security "
+    "network entries pod_commands"
 )
 """Modules with `examine(objects) -> Iterator[Finding]`; schemas and lifecycle take an option more."""
-_DOCUMENTS = "agents compose kinds metrics spec"
+_DOCUMENTS = "agents compose kinds metrics scrapes spec"
 """Modules with `rules_of(document, all) -> Iterator[Finding]`."""
 _SUBJECTS = (
     ("Texts and comments", "sources kinds suppress"),
     ("Objects and their names", "schemas admission references named matching"),
-    ("Pods that serve models", "engine_pods"),
+    ("Pods that serve models", "engine_pods volumes nodes"),
     ("Beginning, end, rollout, eviction", "lifecycle"),
     ("Security and spot nodes", "security"),
-    ("The way of a request", "network"),
-    ("Scaling and metrics", "scalers metrics"),
+    ("The way of a request", "network entries"),
+    ("Scaling and metrics", "scalers metrics scrapes"),
     ("Command lines and containers", "commands pod_commands compose"),
     ("Calls in code and configurations", "code agents"),
     ("penstock.yaml", "spec"),

@@ -85,6 +85,13 @@ class Engine:
         return re.fullmatch(r"[A-Za-z0-9][\w.-]*/[\w.-]+", model) is not None
 
     @property
+    def is_secured(self) -> bool | None:
+        """Whether it serves HTTPS; None where a file says so that is not among the objects."""
+        if self.flag("--ssl-certfile", "--ssl-keyfile") is not None:
+            return True
+        return None if self.flag("--config") is not None and not self.config else False
+
+    @property
     def billions(self) -> float | None:
         """Parameters in its model's name, in billions (`8B`); None if there are none."""
         match = _SIZE.search((self.model or "").replace("-", " ").replace("_", " "))

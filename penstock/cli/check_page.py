@@ -95,6 +95,12 @@ note; one that names a rule that is not there, a warning.
 - `listen-port`, `model-not-served`, `file-missing`, `path-unmounted`, `weights-path`: what command lines and
   the gateway's file say, against ports, engines, mounts and Jobs among the objects. What is nowhere among
   them may be in an image, and is no finding; a path beside a mount is one only where the names are alike.
+- `gpu-product`: the names that NVIDIA's drivers write, in `penstock/check/tables/gpu-products.txt`, less what
+  MIG and sharing add. A name with a slip, or a part of a name, is a warning; another model, which may be
+  newer than the table, a note.
+- `volume-small`: bytes of the catalogue's models as they are published, of all that Jobs, init containers and
+  engines fetch onto one volume. Claims of storage whose volumes have no size (EFS, NFS, local paths) and of
+  volumes made by hand do not count.
 - `probe-progress`: vLLM's `/health` answers 200 when the engine hangs (vllm#39863). It is right beside an
   alert on tokens or steps that do not grow.
 

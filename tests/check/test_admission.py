@@ -110,6 +110,24 @@ MUTATIONS: list[tuple[str, str, Callable[[Bundle], object], str]] = [
     ("hub", "an engine without /tmp", in_pod("vision", _without_tmp), "tmp-missing"),
     (
         "hub",
+        "an engine whose HOME is not mounted",
+        in_container("vision", _appended("env", value={"name": "HOME", "value": "/home/other"})),
+        "tmp-missing",
+    ),
+    (
+        "hub",
+        "a probe with HTTPS",
+        in_container("vision", put("HTTPS", "livenessProbe", "httpGet", "scheme")),
+        "probe-scheme",
+    ),
+    (
+        "hub",
+        "a certificate, and probes with HTTP",
+        in_container("vision", lambda each: each["args"].extend(["--ssl-certfile=/a", "--ssl-keyfile=/b"])),
+        "probe-scheme",
+    ),
+    (
+        "hub",
         "a headless NodePort",
         on("Service", "gateway", lambda each: each["spec"].update(clusterIP="None", type="NodePort")),
         "object-refused",

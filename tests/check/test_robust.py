@@ -14,7 +14,7 @@ import yaml
 from penstock.check import Options, check_sources, check_text, schemas
 from penstock.check.sources import read_text
 
-from .bundle import options
+from .bundle import Bundle, found, options
 from .test_traps import RIGHT
 
 _OBJECTS = list(yaml.safe_load_all(RIGHT))
@@ -158,3 +158,10 @@ def test_patches_of_a_kustomization_are_parts() -> None:
     assert "schema" in {each.rule.id for each in alone}
     texts = [read_text(kustomization, "o/kustomization.yaml"), read_text(patch, "o/more.yaml")]
     assert not check_sources(texts)
+
+
+@pytest.mark.parametrize("value", [["a"], {"a": "b"}, 1])
+def test_an_entry_of_a_configmap_that_is_no_text_is_told(value: object) -> None:
+    bundle = Bundle("hub")  # with a gateway, whose file is looked for among the entries of all
+    bundle.get("ConfigMap", "chat-arguments")["data"]["ENGINE_DEVICE"] = value
+    assert "schema" in {each.rule.id for each in found(bundle.text())}

@@ -211,7 +211,8 @@ def test_batches_that_amx_computes_faster_are_left_to_it(
 ) -> None:
     if not _reads_onednn():
         pytest.skip("oneDNN's panels are not read here")
-    monkeypatch.setattr("penstock.kernels.cpu.linear.has_amx", lambda: True)
+    for module in ("linear", "matrix"):  # the second: whether a batch-invariant form is free
+        monkeypatch.setattr(f"penstock.kernels.cpu.{module}.has_amx", lambda: True)
     directory = make_checkpoint(tmp_path, "llama", hidden_size=128, intermediate_size=192)
     model = load(directory, torch.bfloat16)
     _, fused = hidden_states(model, [[(0, rows, range(1, 10))]])

@@ -50,7 +50,7 @@ constexpr int GROUP = 128;
 constexpr int PANEL_VECTORS = PANEL / W;
 // Vectors of columns that are computed together, and rows of so many parts: their sums stay in registers.
 constexpr int TOGETHER = PENSTOCK_WORDS ? 2 : 4;
-constexpr int integer_rows(int parts) { return PENSTOCK_WORDS ? 4 : parts == 2 ? 3 : 7; }
+constexpr int integer_rows(int parts) { return PENSTOCK_WORDS ? 4 : parts == 2 ? 3 : 6; }
 constexpr int MOST = 127;                  // the greatest integer of an activation of one byte
 constexpr int MOST_OF_TWO = 127 * 128;     // of two
 
@@ -119,16 +119,18 @@ struct Activations {
         int8_t* high = (int8_t*)(quads + (int64_t)2 * row * (depth / 4)) + first;
         int32_t* sum_high = sums + (int64_t)2 * row * (depth / 64) + first / 64;
         vf values[G * GROUP / W];
-        vf most{}, broken{};  // broken: zeros, or NaN
+        vi bits{};  // of the greatest: those of positive floats are ordered as they are, then come inf and NaN
         for (int i = 0; i < G * GROUP / W; i++) {
             const int left = in - first - i * W;
             values[i] = left > 0 ? load(x + first + i * W, left) : vf{};
-            most = max(most, values[i] < 0.0f ? -values[i] : values[i]);
-            broken += values[i] * 0.0f;
+            bits = max(bits, (vi)values[i] & 0x7fffffff);
         }
-        const float greatest = max(most);
-        factors[row * spans + first / span_of(P)] = greatest / limit + sum(broken);
-        const vf inverse = splat(greatest >= least && greatest < INF ? limit / greatest : 0.0f);
+        const int32_t most = max(bits);
+        float greatest;
+        std::memcpy(&greatest, &most, sizeof greatest);
+        const bool fine = greatest < INF;
+        factors[row * spans + first / span_of(P)] = fine ? greatest / limit : std::numeric_limits<float>::quiet_NaN();
+        const vf inverse = splat(greatest >= least && fine ? limit / greatest : 0.0f);
         for (int part = 0; part < G * GROUP / 64; part++) {
             vi all_high{}, all_low{};
             for (int i = part * (64 / W); i < (part + 1) * (64 / W); i++) {
@@ -143,9 +145,8 @@ struct Activations {
                 if (P == 2) narrow(high + depth + i * W, l);
                 all_high += h, all_low += l;
             }
-            int32_t a = 0, b = 0;
-            for (int i = 0; i < W; i++) a += all_high[i], b += all_low[i];
-            sum_high[part] = a, sum_high[depth / 64 + part] = b;
+            sum_high[part] = sum(all_high);
+            if (P == 2) sum_high[depth / 64 + part] = sum(all_low);
         }
     }
 
@@ -219,7 +220,14 @@ struct IntegerPanel {
         for (int begin = first; begin < last; begin += SPAN) {
             const int count = P == 1 ? SPAN : std::min(SPAN, last - begin);
             for (int v = 0; v < PANEL_VECTORS; v += TOGETHER) {
-                vi acc[SUMS][TOGETHER]{};
+                vi acc[SUMS][TOGETHER];
+                float factor[R];
+#pragma GCC unroll 8
+                for (int r = 0; r < R; r++) {
+                    factor[r] = factors[r * stride_factors + begin / SPAN];
+                    // weights are stored as q + 128
+                    start(acc, r, -128 * total(r, begin / 64, count / 64));
+                }
                 const uint8_t* w = weight + (int64_t)begin * PANEL + v * W * 4;
                 const uint32_t* x = quads + begin / (PENSTOCK_WORDS ? 2 : 4);
                 for (int k = 0; k < count / 4; k++, w += 4 * PANEL) {
@@ -228,14 +236,14 @@ struct IntegerPanel {
                     for (int i = 0; i < TOGETHER; i++) columns[i] = load((const uint32_t*)w + i * W);
                     add(acc, columns, x, k);
                 }
-                for (int r = 0; r < R; r++) {
-                    const int32_t excess = 128 * total(r, begin / 64, count / 64);  // weights are stored as q + 128
-                    const float factor = factors[r * stride_factors + begin / SPAN];
+                forget();
+#pragma GCC unroll 8
+                for (int r = 0; r < R; r++)
+#pragma GCC unroll 8
                     for (int i = 0; i < TOGETHER; i++) {
                         float* to = c + r * PANEL + (v + i) * W;
-                        store(to, load(to) + __builtin_convertvector(whole(acc, r, i) - excess, vf) * factor);
+                        store(to, fma(__builtin_convertvector(whole(acc, r, i), vf), splat(factor[r]), load(to)));
                     }
-                }
             }
         }
     }
@@ -297,6 +305,18 @@ struct IntegerPanel {
 
     // The row of bytes that sum r belongs to.
     static constexpr int at(int r) { return P == 1 ? 2 * r : r; }
+
+    // What is in memory is read from there: GCC would keep a second copy of c on the stack, since registers are full.
+    static INLINE void forget() { asm volatile("" : : : "memory"); }
+
+    // Sums of a row begin with this instead of zero.
+    static INLINE void start(vi (*acc)[TOGETHER], int r, int32_t value) {
+#pragma GCC unroll 8
+        for (int i = 0; i < TOGETHER; i++) {
+            if (SUMS != R) acc[P * r][i] = vi{};
+            acc[SUMS == R ? r : P * r + P - 1][i] = vi{} + value;
+        }
+    }
 
     static INLINE vi whole(const vi (*acc)[TOGETHER], int r, int i) {
         return P == 1 || PENSTOCK_WORDS ? acc[r][i] : (acc[P * r][i] << 7) + acc[P * r + P - 1][i];

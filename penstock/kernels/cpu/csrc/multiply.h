@@ -15,7 +15,7 @@ constexpr int CHUNK = 4096;
 constexpr int LOTS = 4;
 
 // Rows of a block: as many as leave their sums, and a row of the panel, in registers.
-constexpr int BLOCK_ROWS = 7;
+constexpr int BLOCK_ROWS = 6;
 INLINE bool is_integer(const Linear& a) { return a.kind == INT8 || a.kind == INT4; }
 INLINE int block_rows(const Linear& a) {
     if (a.kind == FLOAT || a.kind == WIDE) return ROWS;
@@ -145,16 +145,19 @@ struct Target {
     // Ends the sums of some rows: scale, bias, activation, what is added to.
     void write(const Linear& a, int panel, int count, const float* c) const {
         const int column = panel * PANEL, columns = std::min(PANEL, a.columns - column);
-        for (int r = 0; r < count; r++)
-            for (int i = 0; i < columns; i += W) {
-                const int n = columns - i;
+        for (int i = 0; i < columns; i += W) {
+            const int n = columns - i;
+            const vf scale = a.kind == INT8 ? load(a.scales + column + i, n) : splat(1.0f);
+            const vf bias = a.bias ? load((const T*)a.bias + column + i, n) : vf{};
+            for (int r = 0; r < count; r++) {
                 vf value = load(c + r * PANEL + i);
-                if (a.kind == INT8) value *= load(a.scales + column + i, n);
-                if (a.bias) value += load((const T*)a.bias + column + i, n);
+                if (a.kind == INT8) value *= scale;
+                if (a.bias) value += bias;
                 T* out = at + r * row + i;
                 if (gates) value = rounded(out, activated<SILU>(load(gates + r * PANEL + i))) * rounded(out, value);
                 store(out, a.adds ? load(out, n) + rounded(out, value) : value, n);
             }
+        }
     }
 };
 
@@ -170,7 +173,7 @@ void multiply_panel(const Linear& a, const Activations& activations, int panel, 
     const int blocks = (a.rows + most - 1) / most;
     const int depth = is_integer(a) ? activations.depth : a.depth;
     const bool whole = a.depth <= CHUNK;
-    float own[BLOCK_ROWS * PANEL];
+    alignas(64) float own[BLOCK_ROWS * PANEL];
     char* const scratch = own_scratch(a, thread);
     float* const sums = (float*)scratch;
     T* const gates = (T*)(scratch + sum_bytes(a.rows, a.depth));

@@ -65,9 +65,8 @@ struct Linear {
     void* out;      // [rows][columns], of the same type
     const void* bias;
     const uint8_t* weight;
-    const float* scales;        // int8: [N]
-    const bf16* group_scales;   // int4: [N / 64][K / group][64]
-    const uint8_t* zeros;       // int4: likewise, 0 … 15
+    const bf16* scales;    // int8, int4: [N / 64][K / group][64]
+    const uint8_t* zeros;  // int4: likewise, 0 … 15
     char* scratch;              // penstock_linear_scratch bytes
     int64_t x_row, out_row;
     int32_t rows, columns, depth, kind, group, is_bf16, threads;
@@ -216,21 +215,17 @@ struct IntegerPanel {
           stride_sums(a.depth / 64),
           c(c) {}
 
-    INLINE void int8(const uint8_t* weight, int first, int last, Fetch fetch) const {
-        for (int begin = first; begin < last; begin += SPAN) {
-            const int count = P == 1 ? SPAN : std::min(SPAN, last - begin);
+    // group: 64 or 128, of the weights. Per column: scale · Σ q a
+    INLINE void int8(const uint8_t* weight, const bf16* scales, int group, int first, int last, Fetch fetch) const {
+        for (int g = first / group; g < last / group; g++)
             for (int v = 0; v < PANEL_VECTORS; v += TOGETHER) {
                 vi acc[SUMS][TOGETHER];
-                float factor[R];
 #pragma GCC unroll 8
-                for (int r = 0; r < R; r++) {
-                    factor[r] = factors[r * stride_factors + begin / SPAN];
-                    // weights are stored as q + 128
-                    start(acc, r, -128 * total(r, begin / 64, count / 64));
-                }
-                const uint8_t* w = weight + (int64_t)begin * PANEL + v * W * 4;
-                const uint32_t* x = quads + begin / (PENSTOCK_WORDS ? 2 : 4);
-                for (int k = 0; k < count / 4; k++, w += 4 * PANEL) {
+                for (int r = 0; r < R; r++)  // weights are stored as q + 128
+                    start(acc, r, -128 * total(r, g * group / 64, group / 64));
+                const uint8_t* w = weight + (int64_t)g * group * PANEL + v * W * 4;
+                const uint32_t* x = quads + g * (group / (PENSTOCK_WORDS ? 2 : 4));
+                for (int k = 0; k < group / 4; k++, w += 4 * PANEL) {
                     fetch.step();
                     vu columns[TOGETHER];
                     for (int i = 0; i < TOGETHER; i++) columns[i] = load((const uint32_t*)w + i * W);
@@ -238,17 +233,19 @@ struct IntegerPanel {
                 }
                 forget();
 #pragma GCC unroll 8
-                for (int r = 0; r < R; r++)
+                for (int i = 0; i < TOGETHER; i++) {
+                    const vf scale = load(scales + (int64_t)g * PANEL + (v + i) * W);
 #pragma GCC unroll 8
-                    for (int i = 0; i < TOGETHER; i++) {
+                    for (int r = 0; r < R; r++) {
                         float* to = c + r * PANEL + (v + i) * W;
-                        store(to, fma(__builtin_convertvector(whole(acc, r, i), vf), splat(factor[r]), load(to)));
+                        const vf factor = scale * factors[r * stride_factors + g * group / SPAN];
+                        store(to, fma(__builtin_convertvector(whole(acc, r, i), vf), factor, load(to)));
                     }
+                }
             }
-        }
     }
 
-    // group: 64 or 128, of the weights. Per column: scale · (Σ q a − zero Σ a)
+    // Likewise. Per column: scale · (Σ q a − zero Σ a)
     INLINE void int4(const uint8_t* weight, const bf16* scales, const uint8_t* zeros, int group, int first,
                      int last) const {
         for (int g = first / group; g < last / group; g++)

@@ -48,9 +48,9 @@ struct Block {
 template <int R, int P>
 void integers(const Linear& a, const Activations& activations, const Block& b, const uint8_t* weight) {
     const IntegerPanel<R, P> panel_of(activations, b.row, b.c);
-    if (a.kind == INT8) return panel_of.int8(weight, b.first, b.last, b.fetch);
     const int64_t at = (int64_t)b.panel * (round_up(a.depth, GROUP) / a.group) * PANEL;
-    panel_of.int4(weight, a.group_scales + at, a.zeros + at, a.group, b.first, b.last);
+    if (a.kind == INT8) return panel_of.int8(weight, a.scales + at, a.group, b.first, b.last, b.fetch);
+    panel_of.int4(weight, a.scales + at, a.zeros + at, a.group, b.first, b.last);
 }
 
 template <typename T, int R>
@@ -142,16 +142,14 @@ struct Target {
             for (int i = 0; i < PANEL; i += 64 / (int)sizeof(T)) __builtin_prefetch(at + r * row + i, 1, 3);
     }
 
-    // Ends the sums of some rows: scale, bias, activation, what is added to.
+    // Ends the sums of some rows: bias, activation, what is added to.
     void write(const Linear& a, int panel, int count, const float* c) const {
         const int column = panel * PANEL, columns = std::min(PANEL, a.columns - column);
         for (int i = 0; i < columns; i += W) {
             const int n = columns - i;
-            const vf scale = a.kind == INT8 ? load(a.scales + column + i, n) : splat(1.0f);
             const vf bias = a.bias ? load((const T*)a.bias + column + i, n) : vf{};
             for (int r = 0; r < count; r++) {
                 vf value = load(c + r * PANEL + i);
-                if (a.kind == INT8) value *= scale;
                 if (a.bias) value += bias;
                 T* out = at + r * row + i;
                 if (gates) value = rounded(out, activated<SILU>(load(gates + r * PANEL + i))) * rounded(out, value);

@@ -1,8 +1,8 @@
 """Quantisation of weights: what the integers of a matrix mean. The specification that fast kernels follow.
 
-    int8    w ≈ scale · q                    q in [-127, 127]; on a CPU one bfloat16 scale per output channel
-                                             and group of 128 inputs (64 where asked), on a GPU, whose products
-                                             would have to end their sums for it, one float32 per channel
+    int8    w ≈ scale · q                    q in [-127, 127]; on a CPU one bfloat16 scale per output
+                                             channel and group of 128 inputs (64 where asked); on a GPU one
+                                             float32 per channel: products would have to end sums for more
     w8a8    the same weights                 and activations x ≈ scale · q, one scale per token and group of
                                              128 inputs: as llama.cpp's Q8_0 has it for groups of 32
     int4    w ≈ scale · (q - zero)           q and zero in [0, 15], one bfloat16 scale and one zero per output

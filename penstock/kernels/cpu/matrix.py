@@ -1,7 +1,8 @@
 """Weights of linear layers on a CPU, each in the layout that the fastest product of it reads.
 
     None, bfloat16 on AVX512-BF16      oneDNN's panels, read by our own kernels
-    None, on AVX2; batch-invariant     our own panels, faster there than oneDNN's (docs/performance.md)
+    None, on AVX2; float32 beside it;
+    batch-invariant                    our own panels, as fast as oneDNN's or faster (docs/performance.md)
     None, elsewhere on x86             oneDNN's panels
     None, elsewhere                    plain rows, torch's table
     int8, w8a8, int4                   our own panels
@@ -50,13 +51,14 @@ def matrix(
     return _Own(FloatPanels(library, weight))
 
 
-def is_free(library: Library, dtype: torch.dtype) -> bool:
-    """Whether nothing is known to be faster than the invariant form of a weight of this dtype.
+def is_free(library: Library) -> bool:
+    """Whether nothing is known to be faster than the invariant form of a weight of either dtype.
 
-    Measured on AVX2, where ours are faster than oneDNN's for both dtypes (docs/performance.md); with
-    AVX512-BF16 they are used anyway, unless there is AMX. Other processors have not been measured.
+    Measured on AVX2 (Zen 3), where ours are faster than oneDNN's for both, and with AVX512-BF16 (Zen 5)
+    for float32 (docs/performance.md); bfloat16 is multiplied by ours there anyway. Processors with AMX,
+    and others, have not been measured.
     """
-    if dtype == torch.bfloat16 and library.multiplies_bf16:
+    if library.multiplies_bf16:
         return not has_amx()
     return library.isa == "AVX2"
 

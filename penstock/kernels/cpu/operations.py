@@ -26,7 +26,7 @@ def cpu_operations(library: Library, plain: Operations, batch_invariant: bool | 
     """
     elementwise = Elementwise(library, plain.dtype)
     sampling = Sampling(library, plain)
-    batch_invariant = batch_invariant or is_free(library, plain.dtype)
+    batch_invariant = batch_invariant or is_free(library)
 
     def gate(kind: Activation) -> Callable[[Tensor], Tensor]:
         return functools.partial(elementwise.gate, kind) if kind in KINDS else plain.gate(kind)

@@ -8,25 +8,24 @@
 //
 // K of the integer kinds is rounded up to GROUP, N of all to 64; what is added is zero.
 //
-// Integers are multiplied with integers (AVX512-VNNI, Arm's i8mm: four products of unsigned and signed bytes per lane
+// Integers are multiplied with integers (AVX512-VNNI, AVX-VNNI, Arm's i8mm: four products of unsigned and signed bytes per lane
 // and instruction), so x is made one: for every row and span of k, a float factor and 15-bit integers in two bytes,
 //
 //     x ≈ factor · (128 high + low)      |128 high + low| ≤ 16256
 //
 // or, where activations may be rounded to eight bits as well (parts = 1), to one byte: x ≈ factor · high. The error of
 // two bytes, 3e-5 of the span's greatest, is below the rounding of bfloat16 itself for all but elements that are 128
-// times smaller than it. AVX2 has no such instruction, but one that multiplies pairs of 16-bit integers and adds them:
-// there x stays one integer of 16 bits, in quads (k, k + 2, k + 1, k + 3) beside the even and the odd bytes of the
-// weights, and two bytes cost what one does. Sums of integers are exact and spans are added in order, as floats, so a row's bits do not
-// depend on the rows beside it, nor on threads. Two bytes have a factor for two groups: to end a span's sums takes a
-// tenth of the time of a group's products.
+// times smaller than it. AVX2 alone has no such instruction, but one that multiplies pairs of 16-bit integers and adds
+// them: there x stays one integer of 16 bits, in quads (k, k + 2, k + 1, k + 3) beside the even and the odd bytes of the
+// weights, and two bytes cost what one does. Sums of integers are exact, and groups are added in order, as floats, so a
+// row's bits do not depend on the rows beside it, nor on threads. To end a group's sums takes a tenth of its time.
 
 #pragma once
 
 #include "gemm.h"
 #include "team.h"
 
-#if defined(__AVX512F__) && defined(__AVX512VNNI__)
+#if defined(__AVX512F__) ? defined(__AVX512VNNI__) : defined(__AVXVNNI__)
 #define PENSTOCK_VNNI 1
 #else
 #define PENSTOCK_VNNI 0
@@ -39,7 +38,7 @@
 #define PENSTOCK_USDOT 0
 #endif
 
-#if defined(__AVX2__) && !defined(__AVX512F__)
+#if defined(__AVX2__) && !defined(__AVX512F__) && !PENSTOCK_VNNI
 #define PENSTOCK_WORDS 1
 #else
 #define PENSTOCK_WORDS 0
@@ -49,7 +48,7 @@ constexpr int PANEL = 64;
 constexpr int GROUP = 128;
 constexpr int PANEL_VECTORS = PANEL / W;
 // Vectors of columns that are computed together, and rows of so many parts: their sums stay in registers.
-constexpr int TOGETHER = PENSTOCK_WORDS ? 2 : 4;
+constexpr int TOGETHER = VECTORS;
 constexpr int integer_rows(int parts) { return PENSTOCK_WORDS ? 4 : parts == 2 ? 3 : 6; }
 constexpr int MOST = 127;                  // the greatest integer of an activation of one byte
 constexpr int MOST_OF_TWO = 127 * 128;     // of two
@@ -153,7 +152,7 @@ struct Activations {
     static INLINE vi nearest(vf v) {
 #if defined(__AVX512F__)
         return (vi)_mm512_cvtps_epi32((__m512)v);
-#elif PENSTOCK_WORDS
+#elif defined(__AVX2__)
         return (vi)_mm256_cvtps_epi32((__m256)v);
 #else
         vi whole;
@@ -174,6 +173,10 @@ struct Activations {
     static INLINE void narrow(int8_t* to, vi v) {
 #if defined(__AVX512F__)
         _mm_storeu_si128((__m128i*)to, _mm512_cvtepi32_epi8((__m512i)v));
+#elif defined(__AVX2__)
+        const __m256i pairs = _mm256_packs_epi32((__m256i)v, (__m256i)v), bytes = _mm256_packs_epi16(pairs, pairs);
+        _mm_storeu_si32(to, _mm256_castsi256_si128(bytes));
+        _mm_storeu_si32(to + 4, _mm256_extracti128_si256(bytes, 1));
 #else
         for (int i = 0; i < W; i++) to[i] = (int8_t)v[i];
 #endif
@@ -184,8 +187,10 @@ struct Activations {
 
 // acc[i] += Σ_j w[i].byte[j] · a.byte[j] of unsigned and signed bytes
 INLINE vi dot4(vi acc, vu w, uint32_t a) {
-#if PENSTOCK_VNNI
+#if PENSTOCK_VNNI && defined(__AVX512F__)
     return (vi)_mm512_dpbusd_epi32((__m512i)acc, (__m512i)w, _mm512_set1_epi32((int)a));
+#elif PENSTOCK_VNNI
+    return (vi)_mm256_dpbusd_avx_epi32((__m256i)acc, (__m256i)w, _mm256_set1_epi32((int)a));
 #elif PENSTOCK_USDOT
     return (vi)vusdotq_s32((int32x4_t)acc, (uint8x16_t)w, vreinterpretq_s8_u32(vdupq_n_u32(a)));
 #else
@@ -219,6 +224,7 @@ struct IntegerPanel {
     INLINE void int8(const uint8_t* weight, const bf16* scales, int group, int first, int last, Fetch fetch) const {
         for (int g = first / group; g < last / group; g++)
             for (int v = 0; v < PANEL_VECTORS; v += TOGETHER) {
+                prefetch(scales + (g + 1) * PANEL), prefetch(scales + (g + 1) * PANEL + PANEL / 2);
                 vi acc[SUMS][TOGETHER];
 #pragma GCC unroll 8
                 for (int r = 0; r < R; r++)  // weights are stored as q + 128
@@ -254,13 +260,12 @@ struct IntegerPanel {
                 const uint8_t* w = weight + (int64_t)g * group * (PANEL / 2) + v * W * 4;
                 const uint32_t* x = quads + g * (group / (PENSTOCK_WORDS ? 2 : 4));
                 for (int k = 0; k < group / 4; k += 2, w += 4 * PANEL) {
-                    vu low[TOGETHER], high[TOGETHER];
-                    for (int i = 0; i < TOGETHER; i++) {
-                        const vu both = load((const uint32_t*)w + i * W);
-                        low[i] = both & 0x0f0f0f0fu, high[i] = (both >> 4) & 0x0f0f0f0fu;
+                    for (int half = 0; half < 2; half++) {
+                        vu columns[TOGETHER];
+                        for (int i = 0; i < TOGETHER; i++)
+                            columns[i] = (load((const uint32_t*)w + i * W) >> (4 * half)) & 0x0f0f0f0fu;
+                        add(acc, columns, x, k + half);
                     }
-                    add(acc, low, x, k);
-                    add(acc, high, x, k + 1);
                 }
                 float excess[R];
                 for (int r = 0; r < R; r++) excess[r] = (float)total(r, g * group / 64, group / 64);
@@ -295,8 +300,8 @@ struct IntegerPanel {
             }
         }
 #else
-        for (int i = 0; i < TOGETHER; i++)
-            for (int r = 0; r < P * R; r++) acc[r][i] = dot4(acc[r][i], columns[i], x[at(r) * stride_quads + k]);
+        for (int r = 0; r < P * R; r++)
+            for (int i = 0; i < TOGETHER; i++) acc[r][i] = dot4(acc[r][i], columns[i], x[at(r) * stride_quads + k]);
 #endif
     }
 

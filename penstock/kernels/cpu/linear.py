@@ -158,9 +158,11 @@ class IntegerPanels(Panels):
         self.rounds = scheme == "w8a8"
         a.parts = 1 if self.rounds else 2
         four = scheme == "int4"
-        self._values = torch.empty(panels * PANEL * padded // (1 + four), dtype=torch.uint8)
-        self._scales = torch.empty((panels, padded // group, PANEL), dtype=torch.bfloat16)
-        self._zeros = torch.empty(self._scales.shape if four else 0, dtype=torch.uint8)
+        scales = panels * padded // group * PANEL
+        sizes = panels * PANEL * padded // (1 + four), 2 * scales, scales * four
+        # in one piece, so that scales lie in the weight's large pages, too
+        self._values, packed, self._zeros = torch.empty(sum(sizes), dtype=torch.uint8).split(sizes)
+        self._scales = packed.view(torch.bfloat16)
         shape = weight.data_ptr(), is_bf16, columns, depth, group
         made = self._values.data_ptr(), self._scales.data_ptr()
         if four:

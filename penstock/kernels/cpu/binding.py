@@ -103,7 +103,7 @@ class Library:
         self.linear_scratch = self._function("penstock_linear_scratch", size, [count] * 4)
         self.restore = self._function("penstock_restore", None, [linear, address])
         self.pack_int8 = self._allocating(
-            "penstock_pack_int8", [address, count, count, count, count, address, address]
+            "penstock_pack_int8", [address, count, count, count, count, address]
         )
         self.pack_int4 = self._allocating(
             "penstock_pack_int4", [address, count, count, count, count, address, address, address]

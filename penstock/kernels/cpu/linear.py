@@ -160,7 +160,7 @@ class IntegerPanels(Panels):
         four = scheme == "int4"
         scales = panels * padded // group * PANEL
         sizes = panels * PANEL * padded // (1 + four), 2 * scales, scales * four
-        # in one piece, so that scales lie in the weight's large pages, too
+        # in one piece: scales lie in the weight's large pages, too, and those of int8 between its values
         self._values, packed, self._zeros = torch.empty(sum(sizes), dtype=torch.uint8).split(sizes)
         self._scales = packed.view(torch.bfloat16)
         shape = weight.data_ptr(), is_bf16, columns, depth, group
@@ -168,7 +168,7 @@ class IntegerPanels(Panels):
         if four:
             library.pack_int4(*shape, *made, self._zeros.data_ptr())
         else:
-            library.pack_int8(*shape, *made)
+            library.pack_int8(*shape, made[0])
         a.scales, a.zeros, a.group = self._scales.data_ptr(), self._zeros.data_ptr(), group
         a.weight = self._values.data_ptr()
         self.nbytes = self._values.nbytes + self._scales.nbytes + self._zeros.nbytes

@@ -3,7 +3,7 @@
 // The input's dimension k runs inside a panel, so that a panel is read from its first byte to its last:
 //
 //     bfloat16   [N / 64][K / 2 ][64 columns][2]     pairs of k: what oneDNN packs to, read in place
-//     int8       [N / 64][K / 4 ][64 columns][4]     quads of k, each weight + 128
+//     int8       [N / 64][K / group]: [group / 4][64 columns][4] quads of k, each weight + 128, then [64] scales
 //     int4       [N / 64][K / 8 ][64 columns][4]     low half bytes are k … k + 3, high ones k + 4 … k + 7
 //
 // K of the integer kinds is rounded up to GROUP, N of all to 64; what is added is zero.
@@ -56,6 +56,9 @@ constexpr int MOST_OF_TWO = 127 * 128;     // of two
 // Of k that share a factor of an activation.
 constexpr int span_of(int parts) { return parts == 2 ? 2 * GROUP : GROUP; }
 
+// Of a group of a panel of int8, with its scales.
+constexpr int64_t int8_bytes(int group) { return (group + 2) * PANEL; }
+
 enum Kind { BF16 = 0, INT8 = 1, INT4 = 2, FLOAT = 3, WIDE = 4 };  // the last two: floats.h
 
 // What Python hands over; see LinearArguments in library.py. Strides count elements.
@@ -64,7 +67,7 @@ struct Linear {
     void* out;      // [rows][columns], of the same type
     const void* bias;
     const uint8_t* weight;
-    const bf16* scales;    // int8, int4: [N / 64][K / group][64]
+    const bf16* scales;    // int4: [N / 64][K / group][64]; those of int8 lie behind their groups: one way from memory
     const uint8_t* zeros;  // int4: likewise, 0 … 15
     char* scratch;              // penstock_linear_scratch bytes
     int64_t x_row, out_row;
@@ -221,15 +224,15 @@ struct IntegerPanel {
           c(c) {}
 
     // group: 64 or 128, of the weights. Per column: scale · Σ q a
-    INLINE void int8(const uint8_t* weight, const bf16* scales, int group, int first, int last, Fetch fetch) const {
+    INLINE void int8(const uint8_t* weight, int group, int first, int last, Fetch fetch) const {
         for (int g = first / group; g < last / group; g++)
             for (int v = 0; v < PANEL_VECTORS; v += TOGETHER) {
-                prefetch(scales + (g + 1) * PANEL), prefetch(scales + (g + 1) * PANEL + PANEL / 2);
                 vi acc[SUMS][TOGETHER];
 #pragma GCC unroll 8
                 for (int r = 0; r < R; r++)  // weights are stored as q + 128
                     start(acc, r, -128 * total(r, g * group / 64, group / 64));
-                const uint8_t* w = weight + (int64_t)g * group * PANEL + v * W * 4;
+                const uint8_t* w = weight + g * int8_bytes(group) + v * W * 4;
+                const bf16* scales = (const bf16*)(weight + g * int8_bytes(group) + group * PANEL);
                 const uint32_t* x = quads + g * (group / (PENSTOCK_WORDS ? 2 : 4));
                 for (int k = 0; k < group / 4; k++, w += 4 * PANEL) {
                     fetch.step();
@@ -240,7 +243,7 @@ struct IntegerPanel {
                 forget();
 #pragma GCC unroll 8
                 for (int i = 0; i < TOGETHER; i++) {
-                    const vf scale = load(scales + (int64_t)g * PANEL + (v + i) * W);
+                    const vf scale = load(scales + (v + i) * W);
 #pragma GCC unroll 8
                     for (int r = 0; r < R; r++) {
                         float* to = c + r * PANEL + (v + i) * W;

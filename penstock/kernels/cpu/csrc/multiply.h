@@ -27,7 +27,7 @@ inline int64_t panel_bytes(const Linear& a) {
         case BF16: return (int64_t)a.depth * PANEL * 2;
         case FLOAT: return (int64_t)a.depth * PANEL * 4;
         case WIDE: return (int64_t)round_up(a.depth, 2) * PANEL * 2;
-        case INT8: return (int64_t)round_up(a.depth, GROUP) * PANEL;
+        case INT8: return round_up(a.depth, GROUP) / a.group * int8_bytes(a.group);
         default: return (int64_t)round_up(a.depth, GROUP) * PANEL / 2;
     }
 }
@@ -48,8 +48,8 @@ struct Block {
 template <int R, int P>
 void integers(const Linear& a, const Activations& activations, const Block& b, const uint8_t* weight) {
     const IntegerPanel<R, P> panel_of(activations, b.row, b.c);
+    if (a.kind == INT8) return panel_of.int8(weight, a.group, b.first, b.last, b.fetch);
     const int64_t at = (int64_t)b.panel * (round_up(a.depth, GROUP) / a.group) * PANEL;
-    if (a.kind == INT8) return panel_of.int8(weight, a.scales + at, a.group, b.first, b.last, b.fetch);
     panel_of.int4(weight, a.scales + at, a.zeros + at, a.group, b.first, b.last);
 }
 

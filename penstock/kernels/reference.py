@@ -15,7 +15,7 @@ from torch import Tensor
 
 from .attention import KVCacheSpec, StepLayout, check_window
 from .operations import Activation, Draw, Likelihood, Operations, Rotation
-from .quantization import SCHEMES, dequantize, quantize, rounded_activations
+from .quantization import GROUP, SCHEMES, dequantize, quantize, rounded_activations
 
 
 def reference_operations(device: torch.device, dtype: torch.dtype) -> Operations:
@@ -95,13 +95,13 @@ def gate(kind: Activation) -> Callable[[Tensor], Tensor]:
 class ReferenceMatrix:
     """x Wᵀ + b, with the weight that a quantised one stands for, and the activations that a scheme sees."""
 
-    def __init__(self, weight: Tensor, scheme: str | None = None) -> None:
-        """weight: [out, in]. Raises ValueError for an unknown scheme."""
+    def __init__(self, weight: Tensor, scheme: str | None = None, group: int | None = GROUP) -> None:
+        """weight: [out, in]. group: see quantize. Raises ValueError for an unknown scheme."""
         self.copied = scheme is not None
         self._weight = weight
         self._scheme = scheme
         if scheme is not None:
-            self._weight = dequantize(quantize(weight, scheme), torch.float32)
+            self._weight = dequantize(quantize(weight, scheme, group), torch.float32)
         self.nbytes = self._weight.nbytes
 
     def __call__(self, x: Tensor, bias: Tensor | None) -> Tensor:

@@ -7,7 +7,7 @@ import math
 from collections.abc import Iterable
 
 _GROUP = 128
-"""Inputs are padded to a multiple of it where weights are quantised; int4 has a scale for each group."""
+"""Inputs are padded to a multiple of it where weights are quantised; each group has a scale."""
 _PANEL = 64
 """Outputs are padded to a multiple of it; layers that are fused are padded once, and take less than this."""
 
@@ -37,17 +37,17 @@ def loaded_bytes(
         if len(shape) != 2:
             total += copies * math.prod(shape) * width
         elif shape[0] != vocab_size:
-            total += copies * linear_bytes(*shape, scheme, width)
+            total += copies * linear_bytes(*shape, scheme, width, device)
         elif "head" not in name or "embed" in name:  # looked up, not multiplied
             total += math.prod(shape) * width
         elif not tied:
-            total += linear_bytes(*shape, head_scheme, width)
+            total += linear_bytes(*shape, head_scheme, width, device)
     if tied and device == "cpu":
-        total += linear_bytes(vocab_size, hidden_size, head_scheme, width)
+        total += linear_bytes(vocab_size, hidden_size, head_scheme, width, device)
     return total
 
 
-def linear_bytes(outs: int, ins: int, scheme: str, width: int) -> int:
+def linear_bytes(outs: int, ins: int, scheme: str, width: int, device: str) -> int:
     """Bytes of a linear layer's weight. On GPUs outputs are not padded, nor inputs of fp8 to more than 16:
     for layers of published models it makes no difference."""
     padded = -(-ins // _GROUP) * _GROUP
@@ -56,4 +56,6 @@ def linear_bytes(outs: int, ins: int, scheme: str, width: int) -> int:
         return outs * ins * width
     if scheme == "int4":
         return outs * (padded // 2 + 3 * padded // _GROUP)  # scale and zero of each group
-    return outs * (padded + 4)
+    if device == "cpu":
+        return outs * (padded + 2 * padded // _GROUP)
+    return outs * (padded + 4)  # one scale

@@ -185,9 +185,12 @@ def test_eight_bits_number_by_number() -> None:
     for scheme in ("int8", "w8a8"):
         found = quantize(weight, scheme)
         assert found.values.tolist() == [[127, -127, 1, -2, 0], [0] * 5, [127, 0, 2, -2, 1]]
-        assert found.scales.tolist() == [1.0, 1.0, 2.0]
-        assert found.zeros is None
+        assert found.scales.tolist() == [[1.0], [1.0], [2.0]]
+        assert (found.zeros, found.group) == (None, GROUP)
         assert dequantize(found, torch.float32)[2].tolist() == [254.0, 0.0, 4.0, -4.0, 2.0]
+        whole = quantize(weight, scheme, None)
+        assert (whole.scales.tolist(), whole.group) == ([1.0, 1.0, 2.0], None)
+        assert torch.equal(whole.values, found.values)
 
 
 def test_four_bits_number_by_number() -> None:

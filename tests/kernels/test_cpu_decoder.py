@@ -211,7 +211,7 @@ def test_batches_that_amx_computes_faster_are_left_to_it(
 ) -> None:
     if not _reads_onednn():
         pytest.skip("oneDNN's panels are not read here")
-    for module in ("linear", "matrix"):
+    for module in ("linear", "matrix"):  # the second: whether a batch-invariant form is free
         monkeypatch.setattr(f"penstock.kernels.cpu.{module}.has_amx", lambda: True)
     directory = make_checkpoint(tmp_path, "llama", hidden_size=128, intermediate_size=192)
     model = load(directory, torch.bfloat16)

@@ -227,7 +227,7 @@ def test_draws_and_likelihoods(dtype: torch.dtype, threads: int) -> None:
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_it_is_kept_when_asked_for_and_where_it_is_free(dtype: torch.dtype) -> None:
     assert LIBRARY is not None
-    free = is_free(LIBRARY, dtype)
+    free = is_free(LIBRARY)
     assert create_operations(CPU, dtype, batch_invariant=True).batch_invariant
     assert create_operations(CPU, dtype).batch_invariant == free
     assert create_operations(CPU, dtype, batch_invariant=False).batch_invariant == free
@@ -268,4 +268,4 @@ def test_with_amx_ours_are_used_for_all_rows(
     x = torch.randn(100, 192).to(dtype)
     assert torch.equal(product(x, None), torch.cat([product(row[None], None) for row in x]))
     if LIBRARY.multiplies_bf16:
-        assert not is_free(LIBRARY, torch.bfloat16)
+        assert not is_free(LIBRARY)

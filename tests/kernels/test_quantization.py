@@ -15,15 +15,19 @@ WEIGHTS = arrays(
 )
 
 
-@given(WEIGHTS)
-def test_int8_is_off_by_half_a_step_at_most(array: object) -> None:
+@given(WEIGHTS, st.sampled_from([64, 128, None]))
+def test_int8_is_off_by_half_a_step_at_most(array: object, group: int | None) -> None:
     weight = torch.tensor(array)
-    quantized = quantize(weight, "int8")
+    quantized = quantize(weight, "int8", group)
     assert quantized.values.dtype == torch.int8
     assert quantized.values.abs().max() <= 127
     error = (dequantize(quantized, torch.float32) - weight).abs()
-    assert (error <= quantized.scales[:, None] * 0.5001).all()
-    assert torch.equal(quantize(-weight, "int8").values, -quantized.values)
+    step = quantized.scales[:, None]
+    if group is not None:
+        step = quantized.scales.float().repeat_interleave(group, 1)[:, : weight.shape[1]]
+    smallest = torch.finfo().tiny  # below, a bfloat16 has fewer bits
+    assert (error <= (step * 0.5001).clamp(min=smallest)).all()
+    assert torch.equal(quantize(-weight, "int8", group).values, -quantized.values)
 
 
 @given(WEIGHTS, st.sampled_from([64, 128]))
@@ -41,11 +45,12 @@ def test_int4_is_off_by_a_step_at_most_and_keeps_zero(array: object, group: int)
     assert (restored[weight == 0] == 0).all()
 
 
-def test_groups_do_not_see_each_other() -> None:
+@pytest.mark.parametrize("scheme", ["int8", "int4"])
+def test_groups_do_not_see_each_other(scheme: str) -> None:
     weight = torch.randn(3, 256, generator=torch.Generator().manual_seed(0))
     outlier = weight.clone()
     outlier[:, 200] = 1000.0
-    first, second = (dequantize(quantize(each, "int4"), torch.float32) for each in (weight, outlier))
+    first, second = (dequantize(quantize(each, scheme), torch.float32) for each in (weight, outlier))
     assert torch.equal(first[:, :128], second[:, :128])
     assert not torch.equal(first[:, 128:], second[:, 128:])
 

@@ -28,6 +28,7 @@ ISA = {
     "avx512-bf16": "AVX512-BF16",
     "avx512-vnni": "AVX512",
     "avx512": "AVX512",
+    "avx2-vnni": "AVX2",
     "avx2": "AVX2",
     "neon-i8mm": "NEON",
     "neon": "NEON",
@@ -104,8 +105,8 @@ def test_libraries_for_another_architecture(machine: str, tmp_path: Path) -> Non
     emulator = shutil.which(f"qemu-{machine}")
     if emulator is None:
         pytest.skip(f"qemu-{machine} is not installed (Debian: qemu-user)")
-    # of avx512 it knows nothing
-    names = [v.name for v in prebuilt.variants(machine) if not v.name.startswith("avx512")]
+    # of AVX-512 and AVX-VNNI it knows nothing
+    names = [v.name for v in prebuilt.variants(machine) if "avx512" not in v.name and "vnni" not in v.name]
     wheel = build_wheel(machine, names, tmp_path / "dist")
     naive = compile_self_test(f"{machine}-linux-gnu-g++", tmp_path / "self_test")
     libraries = libraries_of(wheel, tmp_path / "wheel")

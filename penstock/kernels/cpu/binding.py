@@ -36,7 +36,7 @@ class LinearArguments(ctypes.Structure):
     """struct Linear of csrc/linear.h, field by field."""
 
     _fields_ = [
-        *((name, c_void_p) for name in "x out bias weight scales group_scales zeros scratch".split()),
+        *((name, c_void_p) for name in "x out bias weight scales zeros scratch".split()),
         *((name, c_int64) for name in "x_row out_row".split()),
         *((name, c_int32) for name in "rows columns depth kind group is_bf16 threads".split()),
         *((name, c_int32) for name in "adds parts gated".split()),
@@ -103,7 +103,7 @@ class Library:
         self.linear_scratch = self._function("penstock_linear_scratch", size, [count] * 4)
         self.restore = self._function("penstock_restore", None, [linear, address])
         self.pack_int8 = self._allocating(
-            "penstock_pack_int8", [address, count, count, count, address, address]
+            "penstock_pack_int8", [address, count, count, count, count, address]
         )
         self.pack_int4 = self._allocating(
             "penstock_pack_int4", [address, count, count, count, count, address, address, address]

@@ -157,29 +157,19 @@ class IntegerPanels(Panels):
         a = self.arguments
         self.rounds = scheme == "w8a8"
         a.parts = 1 if self.rounds else 2
-        if scheme != "int4":
-            self._values = torch.empty(panels * PANEL * padded, dtype=torch.uint8)
-            self._scales = torch.empty(columns)
-            self._zeros = torch.empty(0, dtype=torch.uint8)
-            library.pack_int8(
-                weight.data_ptr(), is_bf16, columns, depth, self._values.data_ptr(), self._scales.data_ptr()
-            )
-            a.scales = self._scales.data_ptr()
+        four = scheme == "int4"
+        scales = panels * padded // group * PANEL
+        sizes = [panels * PANEL * padded // (1 + four), 2 * scales, scales * four]
+        # in one piece: scales lie in the weight's large pages, too, and those of int8 between its values
+        self._values, packed, self._zeros = torch.split(torch.empty(sum(sizes), dtype=torch.uint8), sizes)
+        self._scales = packed.view(torch.bfloat16)
+        shape = weight.data_ptr(), is_bf16, columns, depth, group
+        made = self._values.data_ptr(), self._scales.data_ptr()
+        if four:
+            library.pack_int4(*shape, *made, self._zeros.data_ptr())
         else:
-            self._values = torch.empty(panels * PANEL * padded // 2, dtype=torch.uint8)
-            self._scales = torch.empty((panels, padded // group, PANEL), dtype=torch.bfloat16)
-            self._zeros = torch.empty((panels, padded // group, PANEL), dtype=torch.uint8)
-            library.pack_int4(
-                weight.data_ptr(),
-                is_bf16,
-                columns,
-                depth,
-                group,
-                self._values.data_ptr(),
-                self._scales.data_ptr(),
-                self._zeros.data_ptr(),
-            )
-            a.group_scales, a.zeros, a.group = self._scales.data_ptr(), self._zeros.data_ptr(), group
+            library.pack_int8(*shape, made[0])
+        a.scales, a.zeros, a.group = self._scales.data_ptr(), self._zeros.data_ptr(), group
         a.weight = self._values.data_ptr()
         self.nbytes = self._values.nbytes + self._scales.nbytes + self._zeros.nbytes
 

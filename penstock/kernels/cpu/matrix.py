@@ -1,7 +1,8 @@
 """Weights of linear layers on a CPU, each in the layout that the fastest product of it reads.
 
     None, bfloat16 on AVX512-BF16      oneDNN's panels, read by our own kernels
-    None, on AVX2; batch-invariant     our own panels, faster there than oneDNN's (docs/performance.md)
+    None, on AVX2; float32 beside it;
+    batch-invariant                    our own panels, as fast as oneDNN's or faster (docs/performance.md)
     None, elsewhere on x86             oneDNN's panels
     None, elsewhere                    plain rows, torch's table
     int8, w8a8, int4                   our own panels
@@ -53,10 +54,10 @@ def matrix(
 def is_free(library: Library, dtype: torch.dtype) -> bool:
     """Whether nothing is known to be faster than the invariant form of a weight of this dtype.
 
-    Measured (docs/performance.md): on AVX2 ours are faster than what there is otherwise, for both dtypes; on
-    AVX-512 they are as fast in float32 as oneDNN's, which cannot be refused memory either: its primitives
-    are copied to a null pointer then. With AVX512-BF16 ours are used for bfloat16 anyway, unless there is
-    AMX. Other processors have not been measured.
+    Measured (docs/performance.md): on AVX2 (Zen 3) ours are faster than what there is otherwise, for both
+    dtypes; on AVX-512 (Zen 5) they are as fast in float32 as oneDNN's, whose primitives are copied to a null
+    pointer where memory is refused. With AVX512-BF16 ours are used for bfloat16 anyway, unless there is AMX.
+    Other processors have not been measured.
     """
     if dtype == torch.bfloat16 and library.multiplies_bf16:
         return not has_amx()

@@ -3,9 +3,10 @@
     csrc ── make wheel ──▶ prebuilt/<variant>.so in a wheel ── fitting() ──▶ library.py loads and checks it
 
 There is a variant for every set of instructions for which csrc has code of its own, in one table, the best
-first. AMX has no entry, since csrc has no code for it: such a processor takes avx512-bf16, and oneDNN has its
-tiles. One below AVX2 has none either, and compiles. Nor have a checkout and a source distribution any files
-here: they compile as ever, so that a changed source never meets a library of the one before it.
+first (no processor has AVX-VNNI, and AVX-512 without VNNI). AMX has no entry, since csrc has no code for it:
+such a processor takes avx512-bf16, and oneDNN has its tiles. One below AVX2 has none either, and compiles.
+Nor have a checkout and a source distribution any files here: they compile as ever, so that a changed source
+never meets a library of the one before it.
 
 Knows names of features and files, and nothing of torch. It loads nothing: what a processor cannot run is not
 even named.
@@ -70,6 +71,7 @@ VARIANTS = (
     _x86("avx512-bf16", 4, "avx512_vnni", "avx512_bf16"),
     _x86("avx512-vnni", 4, "avx512_vnni"),
     _x86("avx512", 4),
+    _x86("avx2-vnni", 3, "avx_vnni"),
     _x86("avx2", 3),
     _arm("neon-i8mm", "armv8.2-a+i8mm", "atomics crc32 asimdrdm i8mm"),
     _arm("neon", "armv8-a"),

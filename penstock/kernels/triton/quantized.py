@@ -214,7 +214,7 @@ class QuantizedMatrix:
 def _pack(weight: Tensor, scheme: str) -> tuple[Tensor, Tensor, Tensor]:
     """(values [groups, N, bytes of a group], scales, zeros) of [N, K], as quantized_kernels reads them."""
     rows, ins = weight.shape
-    made = quantize(weight, scheme)
+    made = quantize(weight, scheme, None if scheme == "int8" else GROUP)
     groups = math.ceil(ins / GROUP)
     values = torch.nn.functional.pad(made.values, (0, groups * GROUP - ins)).view(rows, groups, GROUP)
     values = values.transpose(0, 1)

@@ -40,23 +40,25 @@ struct Packer {
         return row.data();
     }
 
-    void int8(uint8_t* to, float* scales) {
-        const int padded = round_up(depth, GROUP);
+    void int8(uint8_t* to, int group) {
+        const int groups = round_up(depth, GROUP) / group;
         for (int n = 0; n < round_up(columns, PANEL); n++) {
-            uint8_t* panel = to + (int64_t)(n / PANEL) * padded * PANEL + n % PANEL * 4;
-            if (n >= columns) {
-                for (int k = 0; k < padded; k++) panel[k / 4 * 4 * PANEL + k % 4] = 128;
-                continue;
-            }
-            const float* w = column(n);
-            float most = 0.0f;
-            for (int k = 0; k < depth; k++)
-                if (most == most && !(std::fabs(w[k]) <= most)) most = std::fabs(w[k]);  // a NaN stays
-            // a channel with a NaN or inf gives nothing but such numbers: they must not be hidden
-            const float scale = scales[n] = most == 0.0f ? 1.0f : most / 127.0f;
-            for (int k = 0; k < padded; k++) {
-                const float q = std::nearbyintf(w[k] / scale);
-                panel[k / 4 * 4 * PANEL + k % 4] = (uint8_t)(128 + (q >= -127.0f && q <= 127.0f ? (int)q : 0));
+            const float* w = n < columns ? column(n) : nullptr;
+            for (int g = 0; g < groups; g++) {
+                uint8_t* at = to + ((int64_t)(n / PANEL) * groups + g) * int8_bytes(group);
+                float most = 0.0f, broken = 0.0f;
+                for (int k = g * group; w && k < (g + 1) * group; k++)
+                    most = std::max(most, std::fabs(w[k])), broken += w[k] * 0.0f;
+                bf16 scale = nearest((broken == 0.0f ? most : 0.0f) / 127.0f);
+                if (scale.bits == 0) scale.bits = 0x3f80;  // 1
+                const float step = value(scale);
+                // a group with a NaN or inf gives nothing but such numbers: they must not be hidden
+                if (broken != 0.0f) scale.bits = 0x7fc0;
+                ((bf16*)(at + group * PANEL))[n % PANEL] = scale;
+                for (int k = 0; k < group; k++) {
+                    const float q = w && broken == 0.0f ? std::nearbyintf(w[g * group + k] / step) : 0.0f;
+                    at[k / 4 * 4 * PANEL + n % PANEL * 4 + k % 4] = (uint8_t)(128 + (int)std::max(-127.0f, std::min(127.0f, q)));
+                }
             }
         }
     }
@@ -122,18 +124,20 @@ void restore_panel(const Linear& a, int panel, bf16* to) {
         for (int v = 0; v < PANEL; v += W) {
             vf pair[2];
             for (int j = 0; j < 2; j++) {
-                const int i = k + j;
+                const int i = k + j, g = i / a.group, inside = i % a.group;
                 float whole[W];
                 if (a.kind == INT8) {
-                    for (int n = 0; n < W; n++) whole[n] = (float)weight[i / 4 * 4 * PANEL + (v + n) * 4 + i % 4] - 128;
-                    pair[j] = load(whole) * load(a.scales + panel * PANEL + v, std::max(0, a.columns - panel * PANEL - v));
+                    const uint8_t* at = weight + g * int8_bytes(a.group);
+                    for (int n = 0; n < W; n++)
+                        whole[n] = (float)at[inside / 4 * 4 * PANEL + (v + n) * 4 + inside % 4] - 128;
+                    pair[j] = load(whole) * load((const bf16*)(at + a.group * PANEL) + v);
                 } else {
-                    const int64_t at = ((int64_t)panel * (padded / a.group) + i / a.group) * PANEL + v;
+                    const int64_t at = ((int64_t)panel * (padded / a.group) + g) * PANEL + v;
                     for (int n = 0; n < W; n++) {
                         const uint8_t both = weight[i / 8 * 4 * PANEL + (v + n) * 4 + i % 4];
                         whole[n] = (float)(i % 8 < 4 ? both & 15 : both >> 4) - (float)a.zeros[at + n];
                     }
-                    pair[j] = load(whole) * load(a.group_scales + at);
+                    pair[j] = load(whole) * load(a.scales + at);
                 }
             }
             bf16 even[W], odd[W];
@@ -160,12 +164,12 @@ int penstock_multiplies_bf16() { return PENSTOCK_DOT; }
 // Whether the processor multiplies integers of eight bits; without, they are many times slower than floats.
 int penstock_multiplies_integers() { return PENSTOCK_VNNI || PENSTOCK_USDOT; }
 
-int penstock_pack_int8(const void* weight, int is_bf16, int columns, int depth, uint8_t* to, float* scales) {
+int penstock_pack_int8(const void* weight, int is_bf16, int columns, int depth, int group, uint8_t* to) {
     return guarded([=] {
         if (is_bf16)
-            Packer<bf16>{(const bf16*)weight, columns, depth, {}}.int8(to, scales);
+            Packer<bf16>{(const bf16*)weight, columns, depth, {}}.int8(to, group);
         else
-            Packer<float>{(const float*)weight, columns, depth, {}}.int8(to, scales);
+            Packer<float>{(const float*)weight, columns, depth, {}}.int8(to, group);
     });
 }
 

@@ -15,7 +15,7 @@ constexpr int CHUNK = 4096;
 constexpr int LOTS = 4;
 
 // Rows of a block: as many as leave their sums, and a row of the panel, in registers.
-constexpr int BLOCK_ROWS = 7;
+constexpr int BLOCK_ROWS = 6;
 INLINE bool is_integer(const Linear& a) { return a.kind == INT8 || a.kind == INT4; }
 INLINE int block_rows(const Linear& a) {
     if (a.kind == FLOAT || a.kind == WIDE) return ROWS;
@@ -27,7 +27,7 @@ inline int64_t panel_bytes(const Linear& a) {
         case BF16: return (int64_t)a.depth * PANEL * 2;
         case FLOAT: return (int64_t)a.depth * PANEL * 4;
         case WIDE: return (int64_t)round_up(a.depth, 2) * PANEL * 2;
-        case INT8: return (int64_t)round_up(a.depth, GROUP) * PANEL;
+        case INT8: return round_up(a.depth, GROUP) / a.group * int8_bytes(a.group);
         default: return (int64_t)round_up(a.depth, GROUP) * PANEL / 2;
     }
 }
@@ -48,9 +48,9 @@ struct Block {
 template <int R, int P>
 void integers(const Linear& a, const Activations& activations, const Block& b, const uint8_t* weight) {
     const IntegerPanel<R, P> panel_of(activations, b.row, b.c);
-    if (a.kind == INT8) return panel_of.int8(weight, b.first, b.last, b.fetch);
+    if (a.kind == INT8) return panel_of.int8(weight, a.group, b.first, b.last, b.fetch);
     const int64_t at = (int64_t)b.panel * (round_up(a.depth, GROUP) / a.group) * PANEL;
-    panel_of.int4(weight, a.group_scales + at, a.zeros + at, a.group, b.first, b.last);
+    panel_of.int4(weight, a.scales + at, a.zeros + at, a.group, b.first, b.last);
 }
 
 template <typename T, int R>
@@ -142,19 +142,20 @@ struct Target {
             for (int i = 0; i < PANEL; i += 64 / (int)sizeof(T)) __builtin_prefetch(at + r * row + i, 1, 3);
     }
 
-    // Ends the sums of some rows: scale, bias, activation, what is added to.
+    // Ends the sums of some rows: bias, activation, what is added to.
     void write(const Linear& a, int panel, int count, const float* c) const {
         const int column = panel * PANEL, columns = std::min(PANEL, a.columns - column);
-        for (int r = 0; r < count; r++)
-            for (int i = 0; i < columns; i += W) {
-                const int n = columns - i;
+        for (int i = 0; i < columns; i += W) {
+            const int n = columns - i;
+            const vf bias = a.bias ? load((const T*)a.bias + column + i, n) : vf{};
+            for (int r = 0; r < count; r++) {
                 vf value = load(c + r * PANEL + i);
-                if (a.kind == INT8) value *= load(a.scales + column + i, n);
-                if (a.bias) value += load((const T*)a.bias + column + i, n);
+                if (a.bias) value += bias;
                 T* out = at + r * row + i;
                 if (gates) value = rounded(out, activated<SILU>(load(gates + r * PANEL + i))) * rounded(out, value);
                 store(out, a.adds ? load(out, n) + rounded(out, value) : value, n);
             }
+        }
     }
 };
 
@@ -170,7 +171,7 @@ void multiply_panel(const Linear& a, const Activations& activations, int panel, 
     const int blocks = (a.rows + most - 1) / most;
     const int depth = is_integer(a) ? activations.depth : a.depth;
     const bool whole = a.depth <= CHUNK;
-    float own[BLOCK_ROWS * PANEL];
+    alignas(64) float own[BLOCK_ROWS * PANEL];
     char* const scratch = own_scratch(a, thread);
     float* const sums = (float*)scratch;
     T* const gates = (T*)(scratch + sum_bytes(a.rows, a.depth));

@@ -158,6 +158,28 @@ INLINE float max(vf v) {
 #endif
 }
 
+INLINE vi max(vi a, vi b) { return a > b ? a : b; }
+
+INLINE int32_t max(vi v) {
+#if defined(__AVX512F__)
+    return _mm512_reduce_max_epi32((__m512i)v);
+#else
+    int32_t most = v[0];
+    for (int i = 1; i < W; i++) most = v[i] > most ? v[i] : most;
+    return most;
+#endif
+}
+
+INLINE int32_t sum(vi v) {
+#if defined(__AVX512F__)
+    return _mm512_reduce_add_epi32((__m512i)v);
+#else
+    int32_t all = 0;
+    for (int i = 0; i < W; i++) all += v[i];
+    return all;
+#endif
+}
+
 // 2^x, relative error below 3e-7; 0 where that would be below the smallest normal number or a little later,
 // infinity where it would be above the greatest or a little earlier (from 2^127.5 on), NaN for NaN. The polynomial
 // has the least greatest relative error on [-1/2, 1/2] among those with p(0) = 1: 1.1e-7.

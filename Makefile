@@ -7,8 +7,9 @@ PORT   ?= 8000
 ARGS   ?=
 # the demo model calls tools (docs/tools.md)
 DEMO_FLAGS := $(if $(filter demo,$(MODEL)),--enable-auto-tool-choice --tool-call-parser hermes)
-# pytest workers; the engine tests use two threads each
-JOBS   ?= 2
+# pytest workers: one more than two cores have, as tests wait for time limits and for other processes; the engine
+# tests use two threads each
+JOBS   ?= 3
 
 ROOM   ?= core
 

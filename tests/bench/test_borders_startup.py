@@ -52,7 +52,7 @@ def test_between_two_looks_it_sleeps(monkeypatch: pytest.MonkeyPatch) -> None:
     async def ready() -> bool:
         return next(looks)
 
-    monkeypatch.setattr(startup.asyncio, "sleep", sleep)
+    monkeypatch.setattr(startup, "asyncio", SimpleNamespace(**{**vars(asyncio), "sleep": sleep}))
     asyncio.run(watch()._until(ready, "to listen"))
     assert naps == [startup.POLL_S] * 2
 

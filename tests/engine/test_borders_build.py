@@ -141,7 +141,7 @@ def test_progress_is_a_bar_on_a_terminal_and_a_line_in_a_log(
 
 def test_parts_of_a_start_are_timed_one_after_the_other(monkeypatch: pytest.MonkeyPatch) -> None:
     times = iter([10.0, 10.25, 12.2504])
-    monkeypatch.setattr(module.time, "monotonic", lambda: next(times))
+    monkeypatch.setattr(module, "time", SimpleNamespace(monotonic=lambda: next(times)))
     timer = _Timer()
     timer.lap("inspect")
     timer.lap("load")

@@ -189,7 +189,7 @@ def test_a_processor_is_described_by_the_kernel(files: dict[str, str], monkeypat
 def test_rates_are_of_the_fastest_run(monkeypatch: pytest.MonkeyPatch) -> None:
     """The first run warms up; a slow one in between says nothing of the machine."""
     times = iter([0.0, 9.0, 10.0, 10.5, 11.0, 13.0, 14.0, 15.0])
-    monkeypatch.setattr(hardware.time, "perf_counter", lambda: next(times))
+    monkeypatch.setattr(hardware, "time", SimpleNamespace(perf_counter=lambda: next(times)))
     runs: list[int] = []
     assert hardware._fastest(lambda: runs.append(1), torch.device("cpu")) == 0.5
     assert len(runs) == 4

@@ -9,6 +9,7 @@ import signal
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import msgspec
@@ -102,7 +103,7 @@ def test_messages_are_taken_in_and_an_end_is_a_deadline(
     assert received(process, loop, 3) == []
     assert sorted(loop.scheduler.unfinished) == ["a", "b:0", "b:1"]
     assert process._deadline is None
-    monkeypatch.setattr(module.time, "monotonic", lambda: 1000.0)
+    monkeypatch.setattr(module, "time", SimpleNamespace(monotonic=lambda: 1000.0))
     world.send(Abort(("a",)), Drain(5.0))
     [event] = received(process, loop, 3)
     assert (event.request, event.finish) == ("a", FinishReason.ABORT)

@@ -205,8 +205,9 @@ def test_a_rest_that_fails_as_well(make: Make, monkeypatch: pytest.MonkeyPatch, 
     assert gateway.stations.all()[1].health.in_a_row == (name != "refused")
 
 
-def test_a_rest_is_asked_for_until_somebody_has_it(make: Make) -> None:
+def test_a_rest_is_asked_for_until_somebody_has_it(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
     """A replica that fails before it has said a token is none that the answer came from."""
+    monkeypatch.setattr(bills, "PATIENCE", 0.01)
     gateway = make(cut, status(500), answer, retries=2, replace=TRUSTS)
     for index, station in enumerate(gateway.stations.all()):
         station.in_flight = index

@@ -184,7 +184,7 @@ def test_a_dead_worker_leaves_a_moment_for_its_last_words(
             if len(slept) == 3:
                 worker.failure = Unavailable("gone")
 
-        monkeypatch.setattr(module.asyncio, "sleep", sleep)
+        monkeypatch.setattr(module, "asyncio", SimpleNamespace(**{**vars(asyncio), "sleep": sleep}))
         await lifecycle.watch()
         assert (server.should_exit, lifecycle.exit_status) == (True, 1)
 

@@ -77,8 +77,11 @@ def reusable(port: int) -> socket.socket:
 
 
 @pytest.mark.parametrize("uvloop", [True, False])
-def test_of_two_servers_on_one_port_the_second_is_refused(uvloop: bool) -> None:
+def test_of_two_servers_on_one_port_the_second_is_refused(
+    uvloop: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Sockets that others have made may both be bound, and only one can listen. uvloop does not tell."""
+    monkeypatch.setattr("penstock.http.serve._LAST_WORDS", 0.05)
     first = HttpConfig(host="127.0.0.1", port=0)
     factory = None
     if uvloop:
@@ -136,7 +139,10 @@ class Upstreams:
         self.closed = True
 
 
-def test_a_server_without_an_engine(caplog: pytest.LogCaptureFixture) -> None:
+def test_a_server_without_an_engine(
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("penstock.http.serve._LAST_WORDS", 0.05)
     config = HttpConfig(host="127.0.0.1", port=0, api_key=("k",))
     upstreams = Upstreams()
     sock = bind(config)

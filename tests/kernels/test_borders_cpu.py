@@ -6,6 +6,7 @@ import os
 import tempfile
 from concurrent import futures
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -222,7 +223,7 @@ def test_the_command_says_how_long_it_took(
     compiler: Compiler, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     times = iter([100.0, 102.5])
-    monkeypatch.setattr(build.time, "perf_counter", lambda: next(times))
+    monkeypatch.setattr(build, "time", SimpleNamespace(perf_counter=lambda: next(times)))
     monkeypatch.setattr(build, "build", lambda: Path("/there/é.so"))
     assert build.main() == 0
     assert capsys.readouterr().out == "CPU kernels: /there/é.so (compiled in 2.5 s)\n"

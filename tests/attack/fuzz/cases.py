@@ -25,6 +25,7 @@ from penstock.server.fields import IGNORED
 
 from .requests import (
     CHAT,
+    CHAT_BATCH,
     EMBEDDINGS,
     FILES,
     INVOCATIONS,
@@ -111,7 +112,7 @@ class World:
         return random.choices(paths, [self.weights.get(path, 1) for path in paths])[0]
 
 
-_OFTEN = {CHAT: 4, TEXT: 5, TOKENIZE: 2, INVOCATIONS: 2, RESPONSES: 3, MESSAGES: 3}
+_OFTEN = {CHAT: 4, CHAT_BATCH: 2, TEXT: 5, TOKENIZE: 2, INVOCATIONS: 2, RESPONSES: 3, MESSAGES: 3}
 GENERATING = World(SHAPES, VALID, _OFTEN, uploads=0.05)
 POOLING = World(POOLING_SHAPES, POOLING_VALID, {EMBEDDINGS: 4, POOL: 2})
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import json
+import re
 import signal
 import socket
 import ssl
@@ -82,12 +83,19 @@ class Rig:
 
 
 def rest(connection: socket.socket) -> bytes:
-    """All until it is closed."""
+    """All until it is closed, or until as much as was announced is here: Envoy closes only a second later."""
     found = b""
     with contextlib.suppress(ConnectionError, ssl.SSLError):  # closed without a last word
-        while piece := connection.recv(65536):
+        while not whole(found) and (piece := connection.recv(65536)):
             found += piece
     return found
+
+
+def whole(data: bytes) -> bool:
+    """Whether this is an answer with a length, and all of it."""
+    head, end, body = data.partition(b"\r\n\r\n")
+    length = re.search(rb"(?i)^content-length: *(\d+)\r?$", head, re.MULTILINE)
+    return bool(end and length and len(body) >= int(length[1]))
 
 
 def parts(data: bytes) -> tuple[int, str, str]:

@@ -1,7 +1,7 @@
 """…/render of chats, completions, Messages and Responses: the way of a request up to the engine.
 
-Their answers and errors have vLLM's shape, whatever the dialect: token ids and sampling parameters, of
-completions a list with an entry for each prompt.
+Their answers have vLLM's shape, whatever the dialect: token ids and sampling parameters, of completions a
+list with an entry for each prompt. Errors have the dialect's own.
 """
 
 from __future__ import annotations

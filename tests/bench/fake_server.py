@@ -74,7 +74,7 @@ class FakeServer:
 
         def serve() -> None:
             self._loop.run_until_complete(self._start(runner))
-            ready.set()
+            self._loop.call_soon(ready.set)  # a stop that comes before run_forever would be lost
             self._loop.run_forever()
             self._loop.run_until_complete(runner.cleanup())
             self._loop.close()

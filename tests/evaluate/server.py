@@ -60,7 +60,7 @@ class AnsweringServer:
                 self.url = f"http://127.0.0.1:{runner.addresses[0][1]}"
 
             self._loop.run_until_complete(start())
-            ready.set()
+            self._loop.call_soon(ready.set)  # a stop that comes before run_forever would be lost
             self._loop.run_forever()
             self._loop.run_until_complete(runner.cleanup())
             self._loop.close()

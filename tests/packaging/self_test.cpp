@@ -110,15 +110,16 @@ void check_integers(Kind kind, int parts, double tolerance) {
     const int rows = 5, columns = 70, depth = 200, group = 64;  // nothing is whole
     const int panels = (columns + PANEL - 1) / PANEL, padded = round_up(depth, GROUP);
     const auto x = random_numbers<T>(rows * depth), weight = random_numbers<T>(columns * depth);
-    std::vector<uint8_t> packed((size_t)panels * padded * PANEL), zeros((size_t)panels * padded / group * PANEL);
-    std::vector<float> scales(panels * PANEL);
-    std::vector<bf16> group_scales(zeros.size());
+    const int groups = padded / group;
+    std::vector<uint8_t> zeros((size_t)panels * groups * PANEL);
+    std::vector<uint8_t> packed(kind == INT8 ? panels * groups * int8_bytes(group) : (size_t)panels * padded * PANEL / 2);
+    std::vector<bf16> scales(zeros.size());
     if (kind == INT8)
-        function<int(const void*, int, int, int, uint8_t*, float*)>("penstock_pack_int8")(
-            weight.data(), is_bf16<T>, columns, depth, packed.data(), scales.data());
+        function<int(const void*, int, int, int, int, uint8_t*)>("penstock_pack_int8")(
+            weight.data(), is_bf16<T>, columns, depth, group, packed.data());
     else
         function<int(const void*, int, int, int, int, uint8_t*, bf16*, uint8_t*)>("penstock_pack_int4")(
-            weight.data(), is_bf16<T>, columns, depth, group, packed.data(), group_scales.data(), zeros.data());
+            weight.data(), is_bf16<T>, columns, depth, group, packed.data(), scales.data(), zeros.data());
 
     std::vector<double> want;
     for (int r = 0; r < rows; r++)
@@ -126,13 +127,15 @@ void check_integers(Kind kind, int parts, double tolerance) {
             double sum = 0;
             for (int k = 0; k < depth; k++) {
                 const int lane = n % PANEL * 4 + k % 4;
+                const size_t of = (size_t)n / PANEL * groups + k / group, at = of * PANEL + n % PANEL;
                 double w;
                 if (kind == INT8) {
-                    w = (packed[(size_t)n / PANEL * padded * PANEL + k / 4 * 4 * PANEL + lane] - 128.0) * scales[n];
+                    const uint8_t* there = packed.data() + of * int8_bytes(group);
+                    const bf16* scale = (const bf16*)(there + group * PANEL) + n % PANEL;
+                    w = (there[k % group / 4 * 4 * PANEL + lane] - 128.0) * (double)to_float(*scale);
                 } else {
                     const int byte = packed[(size_t)n / PANEL * padded * PANEL / 2 + k / 8 * 4 * PANEL + lane];
-                    const size_t at = ((size_t)n / PANEL * (padded / group) + k / group) * PANEL + n % PANEL;
-                    w = ((k % 8 < 4 ? byte & 15 : byte >> 4) - zeros[at]) * (double)to_float(group_scales[at]);
+                    w = ((k % 8 < 4 ? byte & 15 : byte >> 4) - zeros[at]) * (double)to_float(scales[at]);
                 }
                 sum += w * to_float(x[r * depth + k]);
             }
@@ -143,7 +146,7 @@ void check_integers(Kind kind, int parts, double tolerance) {
     std::vector<char> scratch(function<int64_t(int, int, int, int)>("penstock_linear_scratch")(kind, rows, depth, 1));
     Linear a{};
     a.x = x.data(), a.out = out.data(), a.weight = packed.data(), a.scratch = scratch.data();
-    a.scales = scales.data(), a.group_scales = group_scales.data(), a.zeros = zeros.data();
+    a.scales = scales.data(), a.zeros = zeros.data();
     a.x_row = depth, a.out_row = columns, a.rows = rows, a.columns = columns, a.depth = depth;
     a.kind = kind, a.group = group, a.is_bf16 = is_bf16<T>, a.threads = 1, a.parts = parts;
     function<void(const Linear*)>("penstock_linear")(&a);

@@ -51,10 +51,10 @@ def served(app: web.Application) -> Iterator[str]:
         await runner.setup()
         await web.TCPSite(runner, "127.0.0.1", 0).start()
         urls.append(f"http://127.0.0.1:{runner.addresses[0][1]}")
-        ready.set()
 
     def serve() -> None:
         loop.run_until_complete(start())
+        loop.call_soon(ready.set)  # within run_forever: a stop that came before would be lost
         loop.run_forever()
         loop.run_until_complete(runner.cleanup())
         loop.close()

@@ -90,8 +90,8 @@ class ResponsesFormat:
         return replace(ask, limit="max_output_tokens")
 
     def error(self, error: PenstockError) -> bytes:
-        """See Format."""
-        return error_bytes(_NAMES.error(error))
+        """See Format. What is refused before a chat is made of it has the client's own names."""
+        return error_bytes(error if self._asked is None else _NAMES.error(error))
 
     def writer(
         self, state: State, request: ResponsesRequest, id: str, generation: Generation

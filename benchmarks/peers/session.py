@@ -142,7 +142,7 @@ def _stop(process: subprocess.Popen[bytes]) -> None:
             with contextlib.suppress(BrokenPipeError):
                 pipe.close()
     if process.returncode is None:
-        process.terminate()
+        os.kill(process.pid, signal.SIGTERM)  # Popen's own would look first, and reap what has ended
         deadline = time.perf_counter() + STOP_S
         # WNOWAIT leaves it unreaped: until then its id is that of the group that was started here.
         ended = os.WEXITED | os.WNOWAIT | os.WNOHANG

@@ -5,9 +5,11 @@ from __future__ import annotations
 import asyncio
 import http.client
 import json
+import re
 import textwrap
 import time
 from collections.abc import Callable, Coroutine, Iterator
+from itertools import chain
 from typing import Any
 
 import pytest
@@ -22,7 +24,7 @@ from penstock.spec.model import Spec
 from tests.http.live import PATIENCE, Live, Response, exchange
 
 from .memory import MemoryKeys, MemoryMeter
-from .upstream import Behaviour, Upstream, answer
+from .upstream import Behaviour, Upstream, answer, hang, hang_after_headers, stall
 
 KEY = "sk-ps-test"
 CHAT = "/v1/chat/completions"
@@ -138,6 +140,9 @@ limits:
 """
 
 Make = Callable[..., Gateway]
+_WAITING = {hang, hang_after_headers, stall}
+"""Behaviours that a gateway waits for in vain."""
+_BRIEF = re.compile(r"\b(timeout_(?:connect|headers|idle)): 0\.[34]\b")
 
 
 @pytest.fixture
@@ -163,6 +168,8 @@ def make() -> Iterator[Make]:
         for old, new in (replace or {}).items():
             assert old in text
             text = text.replace(old, new)
+        if _WAITING.isdisjoint((*behaviours, *chain(*(scripts or ())))):
+            text = _BRIEF.sub(r"\1: 10", text)  # nobody is late but by the machine's fault
         principal = Principal(key_id="k1", key_name="test", team="")
         gateway = Gateway(loads(textwrap.dedent(text)), upstreams, keys or {KEY: principal})
         gateway.live.start()

@@ -16,6 +16,8 @@ from typing import Any
 
 from aiohttp import web
 
+from tests.in_thread import served
+
 
 @dataclass(frozen=True)
 class Reply:
@@ -69,31 +71,11 @@ class FakeServer:
         app.router.add_post("/tokenize", self._tokenize)
         app.router.add_post("/v1/completions", self._generate)
         app.router.add_post("/v1/chat/completions", self._generate)
-        runner = web.AppRunner(app, access_log=None)
-        ready = threading.Event()
-
-        def serve() -> None:
-            self._loop.run_until_complete(self._start(runner))
-            self._loop.call_soon(ready.set)  # a stop that comes before run_forever would be lost
-            self._loop.run_forever()
-            self._loop.run_until_complete(runner.cleanup())
-            self._loop.close()
-
-        thread = threading.Thread(target=serve, name="fake-openai")
-        thread.start()
-        ready.wait()
-        try:
-            yield self
-        finally:
-            self.release()
-            self._loop.call_soon_threadsafe(self._loop.stop)
-            thread.join()
-
-    async def _start(self, runner: web.AppRunner) -> None:
-        await runner.setup()
-        site = web.TCPSite(runner, "127.0.0.1", 0)
-        await site.start()
-        self.url = f"http://127.0.0.1:{runner.addresses[0][1]}"
+        with served(app, self._loop) as self.url:
+            try:
+                yield self
+            finally:
+                self.release()
 
     def _refused(self, request: web.Request) -> web.Response | None:
         if self.key is None or request.headers.get("Authorization") == f"Bearer {self.key}":

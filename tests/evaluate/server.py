@@ -13,6 +13,8 @@ from typing import Any
 
 from aiohttp import web
 
+from tests.in_thread import served
+
 Reply = str | tuple[int, Any] | None
 """A text, (status, JSON), or None: the connection is closed."""
 
@@ -36,7 +38,6 @@ class AnsweringServer:
         self.gate: threading.Event | None = None
         """Answers wait for it."""
         self._loop = asyncio.new_event_loop()
-        self._port = 0
 
     @property
     def asked(self) -> list[str]:
@@ -50,29 +51,8 @@ class AnsweringServer:
         app.router.add_get("/v1/models", self._models)
         app.router.add_get("/version", self._version)
         app.router.add_post("/v1/{path:.*}", self._generate)
-        runner = web.AppRunner(app, access_log=None)
-        ready = threading.Event()
-
-        def serve() -> None:
-            async def start() -> None:
-                await runner.setup()
-                await web.TCPSite(runner, "127.0.0.1", 0).start()
-                self.url = f"http://127.0.0.1:{runner.addresses[0][1]}"
-
-            self._loop.run_until_complete(start())
-            self._loop.call_soon(ready.set)  # a stop that comes before run_forever would be lost
-            self._loop.run_forever()
-            self._loop.run_until_complete(runner.cleanup())
-            self._loop.close()
-
-        thread = threading.Thread(target=serve)
-        thread.start()
-        ready.wait()
-        try:
+        with served(app, self._loop) as self.url:
             yield self
-        finally:
-            self._loop.call_soon_threadsafe(self._loop.stop)
-            thread.join()
 
     async def _models(self, request: web.Request) -> web.Response:
         self._check(request)

@@ -2,11 +2,7 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
-import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -23,6 +19,7 @@ from penstock.core.errors import StartupError
 from penstock.engine.config import EngineConfig, step_limits
 from penstock.tune.diagnosis import Pressure
 from penstock.tune.engines import SEQS, TOKENS, known
+from tests.in_thread import served
 from tests.tune.engine import application
 
 LOAD = [
@@ -39,36 +36,6 @@ LOAD = [
 ]
 
 
-@contextmanager
-def served(app: web.Application) -> Iterator[str]:
-    """The application on a free port, in a thread; its URL."""
-    loop = asyncio.new_event_loop()
-    runner = web.AppRunner(app, access_log=None, shutdown_timeout=0.1)
-    ready = threading.Event()
-    urls: list[str] = []
-
-    async def start() -> None:
-        await runner.setup()
-        await web.TCPSite(runner, "127.0.0.1", 0).start()
-        urls.append(f"http://127.0.0.1:{runner.addresses[0][1]}")
-
-    def serve() -> None:
-        loop.run_until_complete(start())
-        loop.call_soon(ready.set)  # within run_forever: a stop that came before would be lost
-        loop.run_forever()
-        loop.run_until_complete(runner.cleanup())
-        loop.close()
-
-    thread = threading.Thread(target=serve)
-    thread.start()
-    ready.wait()
-    try:
-        yield urls[0]
-    finally:
-        loop.call_soon_threadsafe(loop.stop)
-        thread.join()
-
-
 @pytest.fixture(autouse=True)
 def _nobody_elses_sockets(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("XDG_RUNTIME_DIR", str(tmp_path))
@@ -77,7 +44,7 @@ def _nobody_elses_sockets(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
 
 def test_it_is_measured_and_nothing_is_changed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     file = tmp_path / "result.json"
-    with served(application(64)) as url:
+    with served(application(64), shutdown_timeout=0.1) as url:
         # targets that nobody misses and that nobody keeps, however busy this machine is
         status = main(["tune", "--live", url, *LOAD, "--tpot-p95", "60s", "--output-json", str(file)])
         out = capsys.readouterr().out
@@ -107,7 +74,7 @@ def test_prompts_of_a_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -
     file.write_text('{"prompt": "one", "max_tokens": 2}\n{"prompt": "two", "max_tokens": 3}\n')
     app = application(64)
     app.middlewares.append(listen)
-    with served(app) as url:
+    with served(app, shutdown_timeout=0.1) as url:
         status = main(
             ["tune", "--live", url, *LOAD, "--e2e-p95", "1s", "--dataset-path", str(file), "--json"]
         )
@@ -135,7 +102,7 @@ def test_prompts_of_a_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -
 def test_what_cannot_be_done_is_one_line(
     arguments: list[str], words: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    with served(application(4)) as url:
+    with served(application(4), shutdown_timeout=0.1) as url:
         assert main(["tune", "--live", url, *LOAD, *arguments]) == 1
     err = capsys.readouterr().err
     assert words in err
